@@ -1,0 +1,34 @@
+"""What every job's command line does: --config, --set, --dry-run, exit codes, one clear line for bad input."""
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable
+from typing import TypeVar
+
+from pipeline import config as configuration
+from pipeline.errors import InputError
+
+ConfigT = TypeVar("ConfigT", bound=configuration.JobConfig)
+
+
+def main(kind: type[ConfigT], run: Callable[[ConfigT, bool], None], description: str, argv: list[str] | None = None) -> int:
+    """Parse, check, run. Returns 0 done, 1 failed, 2 bad input (one line on stderr, no traceback, nothing written)."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, metavar="YAML", help="the job's configuration, such as those in jobs/configs/")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", dest="overrides", help="override one key; may be repeated")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print what would be done, write nothing")
+    arguments = parser.parse_args(argv)
+    try:
+        run(configuration.load(kind, arguments.config, arguments.overrides), arguments.dry_run)
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        traceback.print_exc()
+        print(f"failed: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
