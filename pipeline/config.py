@@ -31,7 +31,14 @@ class Encoder(Section):
 
 
 class Prepare(Section):
+    size: int = Field(256, ge=1, description="height and width of the lake's images")
+    channels: Literal[1, 3] = 3
     shard_rows: int = Field(4096, ge=1, description="rows of one Parquet shard")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of an image."""
+        return self.size, self.size, self.channels
 
 
 class Model(Section):
@@ -63,7 +70,10 @@ class Method(Section):
 
 
 class Partition(Section):
-    lanes: int = Field(8, ge=1, description="equal streams the retain side is cut into; any worker count that divides it sees the same batches")
+    lanes: int = Field(
+        8, ge=1, description="equal streams the retain side is cut into; any worker count that divides it sees the same batches"
+    )
+    segment_steps: int | None = Field(None, ge=1, description="steps of one file of a lane; absent: what makes a file about 16 MB")
 
 
 class Optim(Section):
@@ -188,7 +198,8 @@ class UnlearnConfig(JobConfig):
             raise ValueError(f"train.workers: got {workers}, expected a divisor of partition.lanes ({lanes})")
         if self.optim.micro_batch and (batch // workers) % self.optim.micro_batch:
             raise ValueError(
-                f"optim.micro_batch: got {self.optim.micro_batch}, expected a divisor of a worker's share of the batch ({batch} / {workers} = {batch // workers})"
+                f"optim.micro_batch: got {self.optim.micro_batch}, expected a divisor of a worker's share of the batch "
+                f"({batch} / {workers} = {batch // workers})"
             )
         return self
 

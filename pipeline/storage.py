@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import uuid
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,7 @@ def write_bytes(uri: str, data: bytes) -> None:
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
         try:
             temporary.write_bytes(data)
-            os.replace(temporary, target)
+            temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
     else:
@@ -105,7 +104,8 @@ def require_writable(uri: str) -> None:
         fs.rm_file(path)
     except Exception as error:
         raise InputError(
-            f"storage {uri!r} cannot be written ({type(error).__name__}: {error}); expected a writable folder or bucket: pass --set storage=<uri>"
+            f"storage {uri!r} cannot be written ({type(error).__name__}: {error}); "
+            "expected a writable folder or bucket: pass --set storage=<uri>"
         ) from error
     finally:
         for parent in made:

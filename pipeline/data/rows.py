@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
+
+from pipeline.data.shards import Kind, tensor_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,3 +49,16 @@ def pixels_to_unit(image: np.ndarray) -> Tensor:
 def unit_to_pixels(x: Tensor) -> np.ndarray:
     """float (N, C, H, W) in [-1, 1] (clipped) -> uint8 (N, H, W, C)."""
     return ((x.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def batch_of(table: pa.Table, kind: Kind, scale: float = 1.0) -> Batch:
+    """Rows of a lake or a partition as a batch; stored latents are multiplied by `scale`, the encoder's factor."""
+    draw = table["draw"].to_pylist() if "draw" in table.column_names else [0] * table.num_rows
+    std = None
+    if kind == "image":
+        mean = pixels_to_unit(tensor_values(table["image"]))
+    else:
+        mean = torch.from_numpy(tensor_values(table["latent_mean"]).astype(np.float32)).mul_(scale)
+        std = torch.from_numpy(tensor_values(table["latent_std"]).astype(np.float32)).mul_(scale)
+    y = torch.from_numpy(table["label"].to_numpy().astype(np.int64))
+    return Batch(sample_id=tuple(table["sample_id"].to_pylist()), draw=tuple(draw), y=y, mean=mean, std=std)

@@ -1,0 +1,30 @@
+"""Raw images -> lake.
+
+python jobs/prepare_data.py --config jobs/configs/prepare_digits.yaml [--set source.uri=s3://bucket/images ...]
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pipeline import cli
+from pipeline.config import PrepareConfig
+
+
+def run(config: PrepareConfig, dry_run: bool) -> None:
+    from pipeline.data import prepare_ray
+
+    if dry_run:
+        print(prepare_ray.describe(config))
+        return
+    prepared = prepare_ray.prepare(config)
+    manifest = prepared.lake.manifest
+    train, heldout = (sum(shard.rows for shard in prepared.lake.shards(split=split)) for split in ("train", "heldout"))
+    print(f"lake {manifest.name}: {train} training rows, {heldout} held out, {len(manifest.classes)} classes, {manifest.rejected} rejected")
+    print(f"  {prepared.lake.uri}  digest {prepared.lake.digest[:16]}")
+    print("  complete already, used as it is" if prepared.reused else f"  made in {prepared.seconds:.1f} s")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(PrepareConfig, run, __doc__))

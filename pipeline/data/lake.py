@@ -1,0 +1,116 @@
+"""The lake: a data set as Parquet shards in one folder per class, and the manifest that names them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+from pydantic import ValidationError
+
+from pipeline import storage
+from pipeline.data import shards
+from pipeline.data.rows import Batch, batch_of
+from pipeline.data.shards import Kind, Shard, Stored
+from pipeline.errors import InputError
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+class Class(Stored):
+    label: int
+    name: str
+    train_rows: int
+    heldout_rows: int
+
+
+class Encoding(Stored):
+    """The encoder of a latent lake: stored latents times `scale` are what the model sees."""
+
+    kind: str = "identity"
+    digest: str | None = None
+    scale: float = 1.0
+
+
+class Manifest(Stored):
+    name: str
+    schema_version: int
+    kind: Kind
+    shape: list[int]  # (H, W, C) of image, (C, H, W) of latent
+    classes: list[Class]
+    shards: list[Shard]
+    rejected: int = 0
+    source: dict[str, Any]
+    preprocessing: dict[str, Any]
+    encoder: Encoding
+
+    @property
+    def digest(self) -> str:
+        """What the lake holds, wherever it came from and whatever it is called: two lakes of the same rows share it."""
+        return storage.digest_of(self.model_dump(mode="json", exclude={"name", "source"}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lake:
+    uri: str
+    manifest: Manifest
+
+    @property
+    def digest(self) -> str:
+        return self.manifest.digest
+
+    def shards(self, labels: Sequence[int] | None = None, split: Literal["train", "heldout"] = "train") -> list[Shard]:
+        """The shards of `labels` (all when None), by label and part. Raises `InputError` for a label the lake lacks."""
+        known = {item.label for item in self.manifest.classes}
+        for label in labels or []:
+            if label not in known:
+                raise InputError(f"class {label} is not in the lake {self.manifest.name!r}, expected one of {_ranges(sorted(known))}")
+        wanted = known if labels is None else set(labels)
+        found = [shard for shard in self.manifest.shards if shard.split == split and shard.label in wanted]
+        return sorted(found, key=lambda shard: (shard.label, shard.path))
+
+    def read(self, labels: Sequence[int] | None = None, split: Literal["train", "heldout"] = "train") -> Batch:
+        """Every row of `labels` in memory, by class and within a class by sample id."""
+        kind, shape = self.manifest.kind, self.manifest.shape
+        tables = [shards.read(storage.join(self.uri, shard.path), shard.rows) for shard in self.shards(labels, split)]
+        table = pa.concat_tables([shards.schema(kind, shape).empty_table(), *tables])
+        return batch_of(table, kind, self.manifest.encoder.scale)
+
+
+def lake_uri(storage_root: str, name_or_uri: str) -> str:
+    """`name` under the storage root; anything with a slash is a URI already."""
+    if "/" in name_or_uri:
+        return storage.absolute(name_or_uri)
+    return storage.join(storage_root, "lakes", name_or_uri)
+
+
+def find_lake(uri: str) -> Lake | None:
+    """The complete lake at `uri`, None when there is none. Raises `InputError` for one of another schema version."""
+    path = storage.join(uri, MANIFEST)
+    if not storage.exists(path):
+        return None
+    found = storage.read_json(path)
+    version = found.get("schema_version") if isinstance(found, dict) else None
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"the lake {uri} has schema version {version}, expected {SCHEMA_VERSION}: remove it and make it again with "
+            "`python jobs/prepare_data.py --config jobs/configs/<the one it was made with>.yaml`"
+        )
+    try:
+        return Lake(uri=uri, manifest=Manifest.model_validate(found))
+    except ValidationError as error:
+        raise InputError(f"the lake {uri} has a damaged manifest ({error.errors()[0]['msg']}): remove it and make it again") from error
+
+
+def read_lake(uri: str) -> Lake:
+    """The lake at `uri`; `InputError` says how to make a missing or outdated one."""
+    lake = find_lake(uri)
+    if lake is None:
+        raise InputError(f"no lake at {uri}: make it with `python jobs/prepare_data.py --config jobs/configs/prepare_<lake>.yaml`")
+    return lake
+
+
+def _ranges(labels: Sequence[int]) -> str:
+    if labels and list(labels) == list(range(labels[0], labels[-1] + 1)):
+        return f"{labels[0]}..{labels[-1]}"
+    return ", ".join(map(str, labels[:20])) + (", ..." if len(labels) > 20 else "")

@@ -1,0 +1,115 @@
+"""Parquet shards: their columns, deterministic writing, counted reading. Plain pyarrow, no torch."""
+
+import hashlib
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from pipeline import storage
+
+Kind = Literal["image", "latent"]
+ROW_GROUP_BYTES = 4 << 20  # what a reader holds at once
+
+
+class Stored(BaseModel):
+    """Base of what is written as JSON."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Shard(Stored):
+    """One Parquet file. `path` is relative to the folder of the manifest that names it."""
+
+    path: str
+    label: int
+    split: Literal["train", "heldout"]
+    rows: int
+    bytes: int
+    sha256: str
+
+
+def row_bytes(kind: Kind, shape: Sequence[int]) -> int:
+    """Bytes of one row's tensors: uint8 pixels, or mean and std in fp16."""
+    return int(np.prod(shape)) * (1 if kind == "image" else 4)
+
+
+def tensor_columns(kind: Kind) -> list[str]:
+    return ["image"] if kind == "image" else ["latent_mean", "latent_std"]
+
+
+def schema(kind: Kind, shape: Sequence[int], *, streamed: bool = False) -> pa.Schema:
+    """sample_id, label and the tensors: uint8 (H, W, C), or fp16 (C, H, W) twice. `streamed` rows also have their place."""
+    tensor = pa.fixed_shape_tensor(pa.uint8() if kind == "image" else pa.float16(), list(shape))
+    fields = [pa.field("sample_id", pa.string()), pa.field("label", pa.int32())]
+    if streamed:
+        fields += [pa.field("position", pa.int64()), pa.field("draw", pa.int32())]
+    return pa.schema(fields + [pa.field(name, tensor) for name in tensor_columns(kind)])
+
+
+def tensor_array(values: np.ndarray, kind: Kind) -> pa.Array:
+    """(N, ...) numpy -> a fixed-shape tensor column."""
+    values = np.ascontiguousarray(values, dtype=np.uint8 if kind == "image" else np.float16)
+    return pa.FixedShapeTensorArray.from_numpy_ndarray(values)
+
+
+def tensor_values(column: pa.ChunkedArray) -> np.ndarray:
+    """A fixed-shape tensor column -> (N, ...) numpy; a view where the column is one chunk, so read-only."""
+    chunks = [chunk.to_numpy_ndarray() for chunk in column.chunks if len(chunk)]
+    if not chunks:
+        return np.empty((0, *column.type.shape), column.type.value_type.to_pandas_dtype())
+    return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
+
+
+def encode(tables: Iterable[pa.Table], columns: pa.Schema, group_rows: int) -> bytes:
+    """The bytes of a Parquet file with row groups of `group_rows`; the same rows always give the same bytes."""
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, columns, compression="none", use_dictionary=["label"], write_statistics=["label", "sample_id"]) as writer:
+        for table in tables:
+            writer.write_table(table.cast(columns), row_group_size=group_rows)
+    return sink.getvalue()
+
+
+def group_rows(kind: Kind, shape: Sequence[int]) -> int:
+    return max(16, ROW_GROUP_BYTES // row_bytes(kind, shape))
+
+
+def write(root: str, path: str, tables: Iterable[pa.Table], kind: Kind, shape: Sequence[int], **place: Any) -> Shard:
+    """Write one shard under `root` and describe it. `place` is its label and split."""
+    data = encode(tables, schema(kind, shape), group_rows(kind, shape))
+    storage.write_bytes(storage.join(root, path), data)
+    rows = pq.read_metadata(io.BytesIO(data)).num_rows
+    return Shard(path=path, rows=rows, bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), **place)
+
+
+def read(uri: str, expected_rows: int, columns: list[str] | None = None) -> pa.Table:
+    """A whole Parquet file. Raises `RuntimeError` when its row count is not the manifest's."""
+    fs, path = storage.filesystem(uri)
+    with fs.open(path, "rb") as file:
+        table = pq.ParquetFile(file).read(columns=columns)
+    require_rows(uri, table.num_rows, expected_rows)
+    return table
+
+
+def read_rows(uri: str, rows: np.ndarray, expected_rows: int) -> tuple[pa.Table, int]:
+    """The rows at the increasing indices `rows` and the number of row groups that were read for them, no others."""
+    fs, path = storage.filesystem(uri)
+    with fs.open(path, "rb") as file:
+        parquet = pq.ParquetFile(file)
+        require_rows(uri, parquet.metadata.num_rows, expected_rows)
+        sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+        starts = np.concatenate([[0], np.cumsum(sizes)])
+        groups = np.unique(np.searchsorted(starts, rows, side="right") - 1)
+        table = parquet.read_row_groups(groups.tolist())
+    kept = np.concatenate([np.arange(starts[g], starts[g + 1]) for g in groups]) if len(groups) else np.empty(0, np.int64)
+    return table.take(pa.array(np.searchsorted(kept, rows))), len(groups)
+
+
+def require_rows(what: str, found: int, expected: int) -> None:
+    """Rows are counted at every hand-over: a silent loss would change what a run learns."""
+    if found != expected:
+        raise RuntimeError(f"{what}: found {found} rows where its manifest says {expected}; the file is damaged or was changed, remake it")
