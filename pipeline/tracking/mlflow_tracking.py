@@ -30,31 +30,39 @@ def tracking_uri(tracking: Tracking, storage_root: str) -> str:
         return tracking.uri
     if not storage.is_local(storage_root):
         raise InputError(
-            f"tracking.uri: got none with storage {storage_root!r}, expected an MLflow server or database: a database file cannot live in a "
-            "bucket; pass --set tracking.uri=http://host:5000 or --set tracking.uri=sqlite:////absolute/path/mlflow.db"
+            f"tracking.uri: got none with storage {storage_root!r}, expected an MLflow server or database, since no database file lives "
+            "in a bucket; pass --set tracking.uri=http://host:5000 or --set tracking.uri=sqlite:////absolute/path/mlflow.db"
         )
     return f"sqlite:///{storage.join(storage_root, 'mlflow.db')}"
 
 
 def artifact_location(tracking: Tracking, storage_root: str) -> str | None:
-    """Where a new experiment keeps its artifacts: under the storage root, or where a tracking server with local storage puts them (None)."""
+    """Where a new experiment keeps its artifacts: under the storage root, or (None, for a server beside local storage) where it likes."""
     if tracking.uri and tracking.uri.startswith(("http://", "https://", "databricks")) and storage.is_local(storage_root):
         return None
     return storage.join(storage_root, "mlartifacts")
 
 
-def client(tracking: Tracking, storage_root: str) -> "MlflowClient":
+def client(tracking: Tracking, storage_root: str, *, create: bool = True) -> "MlflowClient":
     """A client bound to the store of `tracking`; raises `InputError` when the store does not answer.
+
+    `create=False`: a database file that does not exist yet is an `InputError` too, and none is made.
 
     Nothing global is set, apart from keeping MLflow off the terminal and off the network (no usage reports).
     """
     uri = tracking_uri(tracking, storage_root)
+    database = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+    if database is not None and not database.is_file():
+        if not create:
+            raise InputError(
+                f"nothing is registered yet: {database} does not exist; run jobs/unlearn_imagenet.py first, or check storage "
+                "and tracking.uri"
+            )
+        database.parent.mkdir(parents=True, exist_ok=True)
     quiet()
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     try:
         made = MlflowClient(tracking_uri=uri, registry_uri=uri)
         made.search_experiments(max_results=1)

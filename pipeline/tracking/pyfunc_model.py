@@ -1,0 +1,64 @@
+"""The registered model as MLflow loads it: (label, seed) rows in, uint8 images out.
+
+This file is saved inside the model (models-from-code) and runs without this project: it may import nothing but torch,
+safetensors, numpy, pandas, MLflow and the `models` package that is saved beside it.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow.pyfunc import PythonModel, PythonModelContext
+
+
+class Sampler(PythonModel):
+    """Draws images from the weights and config.json in the model's folder."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        import safetensors.torch
+        import torch
+
+        from models import generative
+
+        self.config: dict[str, Any] = json.loads(Path(context.artifacts["config"]).read_text())
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = generative.build(self.config)
+        self.model.net.load_state_dict(safetensors.torch.load_file(context.artifacts["weights"]))
+        self.model.net.to(self.device).eval()
+
+    def predict(self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> np.ndarray:
+        """`model_input`: DataFrame with `label` (a class) and `seed` (int >= 0). Returns uint8 (N, H, W, C).
+
+        `params`: cfg_scale and steps of the sampler (absent: those of config.json), batch: images drawn at once. Every batch
+        is filled up to that size, since the last bit of a matrix product may depend on how many rows it has: so an image
+        depends on its label and seed alone, whatever else is asked for.
+        """
+        import torch
+
+        options = {**self.config["sampler"], **{key: value for key, value in (params or {}).items() if value is not None}}
+        labels, seeds = [int(label) for label in model_input["label"]], [int(seed) for seed in model_input["seed"]]
+        classes = int(self.model.num_classes)
+        for name, values, bound in (("label", labels, classes), ("seed", seeds, 2**63)):
+            wrong = [value for value in values if not 0 <= value < bound]
+            if wrong:
+                raise ValueError(f"{name}: got {wrong[0]}, expected 0 to {bound - 1}")
+        batch = int(options.get("batch", 8))
+        images = []
+        for start in range(0, len(labels), batch):
+            label, seed = labels[start : start + batch], seeds[start : start + batch]
+            filled = batch - len(label)
+            with torch.no_grad():
+                x = self.model.sample(
+                    labels=torch.tensor(label + label[:1] * filled, device=self.device),
+                    seeds=seed + seed[:1] * filled,
+                    cfg_scale=float(options["cfg_scale"]),
+                    steps=int(options["steps"]),
+                )[: len(label)]  # (n, C, H, W) float32 in [-1, 1]
+            images.append(((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
+        return np.concatenate(images)  # (N, H, W, C)
+
+
+mlflow.models.set_model(Sampler())

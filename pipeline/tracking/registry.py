@@ -1,0 +1,168 @@
+"""Registered versions of a model: made once per run, found by alias or number, loadable anywhere MLflow is."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import models
+from pipeline import storage
+from pipeline.config import Tracking
+from pipeline.errors import InputError
+from pipeline.tracking import aliases
+from pipeline.tracking.mlflow_tracking import Tracker, client, tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.pyfunc import PyFuncModel
+
+CANDIDATE, CHAMPION = "candidate", "champion"
+RUN_ID_TAG = "run_id"
+FILES = {"config": "config.json", "weights": "model.safetensors"}
+
+
+def register(tracker: Tracker, *, folder: str, image_shape: tuple[int, int, int], result: Mapping[str, Any]) -> int:
+    """Register `config.json` and `model.safetensors` of the URI `folder` as a version of `tracking.model_name`; its number.
+
+    `image_shape` is (H, W, C) of an image drawn from it. `result` (as in result.json) gives the version's tags. The alias
+    `candidate` moves to the version unless it is already at a newer one. A second call for the same run registers nothing
+    new; a call after an interrupted one completes it.
+    """
+    made, name = tracker.client, tracker.tracking.model_name
+    _require_model(made, name)
+    version = _version_of_run(made, name, tracker.run_id)
+    if version is None:
+        with tempfile.TemporaryDirectory() as temporary:
+            save_pyfunc(folder, Path(temporary) / "model", image_shape=image_shape)
+            made.log_artifacts(tracker.mlflow_run_id, str(Path(temporary) / "model"), artifact_path="model")
+        source = f"{made.get_run(tracker.mlflow_run_id).info.artifact_uri}/model"
+        tags = {RUN_ID_TAG: tracker.run_id, **version_tags(result)}
+        version = int(made.create_model_version(name, source, run_id=tracker.mlflow_run_id, tags=tags).version)
+    entries = aliases.follow_log(made, tracker.storage_root, name)
+    newest = max((entry.version for entry in entries if entry.alias == CANDIDATE), default=0)
+    if version > newest:
+        aliases.change(made, tracker.storage_root, name, entries, action="register", alias=CANDIDATE, version=version)
+    return version
+
+
+def version_tags(result: Mapping[str, Any]) -> dict[str, str]:
+    """What a version is searched by: the request, the method, every digest, the gate's outcome."""
+    request, gate = result.get("request") or {}, result.get("gate") or {}
+    passed = gate.get("passed")
+    values = {
+        "request_id": request.get("id"),
+        "request_classes": request.get("classes"),
+        "request_exchange": request.get("exchange"),
+        "gate": "passed" if passed is True else "failed" if passed is False else "not measured",
+        **{
+            key: result.get(key)
+            for key in ("method", "base_digest", "weights_digest", "lake_digest", "partition_digest", "code_version", "seed")
+        },
+    }
+    return {key: str(value)[:5000] for key, value in values.items() if value is not None}
+
+
+def save_pyfunc(folder: str, target: Path, *, image_shape: tuple[int, int, int]) -> None:
+    """Write the MLflow model folder `target`: both files of `folder` at its top, the code to draw from them, signature, example."""
+    import mlflow.pyfunc
+    import numpy as np
+    import pandas as pd
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+
+    sampler = storage.read_json(storage.join(folder, FILES["config"]))["sampler"]
+    signature = ModelSignature(
+        inputs=Schema([ColSpec("long", "label"), ColSpec("long", "seed")]),
+        outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *image_shape))]),
+        params=ParamSchema(
+            [
+                ParamSpec("cfg_scale", DataType.double, float(sampler["cfg_scale"])),
+                ParamSpec("steps", DataType.long, int(sampler["steps"])),
+                ParamSpec("batch", DataType.long, 8),
+            ]
+        ),
+    )
+    mlflow.pyfunc.save_model(
+        path=str(target),
+        python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+        code_paths=[str(Path(models.__file__).parent)],
+        signature=signature,
+        input_example=pd.DataFrame({"label": [0, 1], "seed": [0, 1]}),
+        pip_requirements=[f"{package}=={_installed(package)}" for package in ("mlflow", "torch", "safetensors", "numpy", "pandas")],
+    )
+    description = Model.load(str(target))
+    for file in FILES.values():
+        fs, path = storage.filesystem(storage.join(folder, file))
+        fs.get_file(path, str(target / file))
+    flavor = description.flavors["python_function"]
+    # at the top and not in artifacts/, so that the model's folder is itself a folder of weights
+    flavor["artifacts"] = {key: {"path": file, "uri": file} for key, file in FILES.items()}
+    flavor["model_code_path"] = Path(flavor["model_code_path"]).name  # all that loading looks at; without a path of this machine
+    description.save(str(target / "MLmodel"))
+
+
+def load_version(tracking: Tracking, storage_root: str, which: str) -> tuple["PyFuncModel", "ModelVersion"]:
+    """The version of `tracking.model_name` with the alias or number `which`, loaded; raises `InputError` when there is none."""
+    made = client(tracking, storage_root, create=False)
+    version = find_version(made, tracking.model_name, which, where=tracking_uri(tracking, storage_root))
+    import mlflow.artifacts
+    import mlflow.pyfunc
+
+    source = made.get_model_version_download_uri(tracking.model_name, version.version)
+    local = mlflow.artifacts.download_artifacts(artifact_uri=source, tracking_uri=tracking_uri(tracking, storage_root))
+    return mlflow.pyfunc.load_model(local), version
+
+
+def find_version(made: "MlflowClient", name: str, which: str, *, where: str) -> "ModelVersion":
+    """The version with the alias or number `which`; the `InputError` otherwise says what there is."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        model = made.get_registered_model(name)
+    except MlflowException as error:
+        raise InputError(
+            f"tracking.model_name: no model {name!r} is registered at {where}; jobs/unlearn_imagenet.py registers one"
+        ) from error
+    try:
+        return made.get_model_version(name, which) if which.isdigit() else made.get_model_version_by_alias(name, which)
+    except MlflowException as error:
+        numbers = sorted(int(version.version) for version in versions(made, name))
+        there = [*sorted(model.aliases), *map(str, numbers)]
+        hint = "; jobs/registry.py promote makes a champion" if which == CHAMPION else ""
+        raise InputError(
+            f"version: got {which!r}, expected an alias or a number of {name}: {', '.join(there) or 'none yet'}{hint}"
+        ) from error
+
+
+def versions(made: "MlflowClient", name: str) -> list["ModelVersion"]:
+    """All versions of `name`, newest first, with their aliases."""
+    found: list[ModelVersion] = []
+    token = None
+    while True:
+        page = made.search_model_versions(f"name = '{name}'", max_results=1000, page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return sorted(found, key=lambda version: -int(version.version))
+
+
+def _version_of_run(made: "MlflowClient", name: str, run_id: str) -> int | None:
+    found = made.search_model_versions(f"name = '{name}' and tags.{RUN_ID_TAG} = '{run_id}'")
+    return min((int(version.version) for version in found), default=None)
+
+
+def _require_model(made: "MlflowClient", name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        made.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _installed(package: str) -> str:
+    from importlib.metadata import version
+
+    return version(package).split("+")[0]
