@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline import storage
 from pipeline.errors import InputError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Version = Annotated[str, BeforeValidator(str), Field(min_length=1, description="alias or number of a registered version")]
 
 
 class Section(BaseModel):
@@ -206,11 +207,20 @@ class UnlearnConfig(JobConfig):
 
 class GenerateConfig(JobConfig):
     tracking: Tracking = Tracking()
-    version: str = Field("candidate", description="alias or version number of the registered model")
+    version: Version = "candidate"
     labels: list[int] = Field([1], min_length=1)
-    seeds: list[int] = Field([0, 1, 2, 3, 4, 5, 6, 7], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field([0, 1, 2, 3, 4, 5, 6, 7], min_length=1)
     cfg_scale: float | None = Field(None, ge=0, description="absent: the scale the model was registered with")
+    steps: int | None = Field(None, ge=1, description="sampler steps; absent: those the model was registered with")
     output: str | None = Field(None, description="PNG to write; absent: <storage>/generated/<model>-v<version>.png")
+
+
+class RegistryConfig(JobConfig):
+    tracking: Tracking = Tracking()
+    version: Version = "candidate"
+    override: str | None = Field(None, min_length=10, description="promote although the gate did not pass: the reason, which is recorded")
+    key: str | None = Field(None, description="Ed25519 private key (PEM file) that signs the certificate of a promoted version")
+    public_key: str | None = Field(None, description="Ed25519 public key (PEM file) that verify holds the signature against")
 
 
 ConfigT = TypeVar("ConfigT", bound=JobConfig)

@@ -102,16 +102,21 @@ def save_pyfunc(folder: str, target: Path, *, image_shape: tuple[int, int, int])
     description.save(str(target / "MLmodel"))
 
 
-def load_version(tracking: Tracking, storage_root: str, which: str) -> tuple["PyFuncModel", "ModelVersion"]:
-    """The version of `tracking.model_name` with the alias or number `which`, loaded; raises `InputError` when there is none."""
+def resolve(tracking: Tracking, storage_root: str, which: str) -> "ModelVersion":
+    """The version of `tracking.model_name` with the alias or number `which`; raises `InputError` when there is none."""
     made = client(tracking, storage_root, create=False)
-    version = find_version(made, tracking.model_name, which, where=tracking_uri(tracking, storage_root))
+    return find_version(made, tracking.model_name, which, where=tracking_uri(tracking, storage_root))
+
+
+def load_version(tracking: Tracking, storage_root: str, version: "ModelVersion") -> "PyFuncModel":
+    """`version` as MLflow loads it: `predict(DataFrame[label, seed])` gives uint8 (N, H, W, C)."""
     import mlflow.artifacts
     import mlflow.pyfunc
 
-    source = made.get_model_version_download_uri(tracking.model_name, version.version)
-    local = mlflow.artifacts.download_artifacts(artifact_uri=source, tracking_uri=tracking_uri(tracking, storage_root))
-    return mlflow.pyfunc.load_model(local), version
+    source = client(tracking, storage_root, create=False).get_model_version_download_uri(version.name, version.version)
+    return mlflow.pyfunc.load_model(
+        mlflow.artifacts.download_artifacts(artifact_uri=source, tracking_uri=tracking_uri(tracking, storage_root))
+    )
 
 
 def find_version(made: "MlflowClient", name: str, which: str, *, where: str) -> "ModelVersion":
