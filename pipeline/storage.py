@@ -111,3 +111,11 @@ def require_writable(uri: str) -> None:
         for parent in made:
             if parent.is_dir() and not any(parent.iterdir()):
                 parent.rmdir()
+
+
+def arrow_filesystem(uri: str) -> Any:
+    """The filesystem of `uri` for libraries that want pyarrow's interface."""
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    fs, _ = filesystem(uri)
+    return PyFileSystem(FSSpecHandler(fs))

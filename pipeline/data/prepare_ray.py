@@ -3,7 +3,7 @@
 import pickle
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,8 +41,11 @@ class Task:
     shape: tuple[int, int, int]
 
 
-def prepare(config: PrepareConfig) -> Prepared:
-    """Make the lake that `config` describes. A complete one made with the same settings is used as it is, without starting Ray."""
+def prepare(config: PrepareConfig, run: Callable[[Sequence[Task]], Iterable[Shard]] | None = None) -> Prepared:
+    """Make the lake that `config` describes. A complete one made with the same settings is used as it is, without starting Ray.
+
+    `run` makes the shards, on Ray Data when None; `lambda tasks: map(make_shard, tasks)` makes them in this process.
+    """
     start = time.monotonic()
     uri = lake_uri(config.storage, config.lake)
     settings = settings_of(config)
@@ -54,7 +57,7 @@ def prepare(config: PrepareConfig) -> Prepared:
     items = source.list()
     require_unique(items)
     storage.require_writable(uri)
-    made = [shard for shard in _run(plan(items, source, uri, config)) if shard.rows]
+    made = [shard for shard in (run or run_on_ray)(plan(items, source, uri, config)) if shard.rows]
     require_all(items, made)
     manifest = Manifest(
         name=config.lake,
@@ -140,7 +143,7 @@ def make_shard(task: Task) -> Shard:
     return shards.write(task.root, task.path, [table], "image", task.shape, label=task.label, split=task.split)
 
 
-def _run(tasks: list[Task]) -> Iterator[Shard]:
+def run_on_ray(tasks: Sequence[Task]) -> Iterator[Shard]:
     """The shards as they are finished, in any order."""
     import ray
     from tqdm import tqdm

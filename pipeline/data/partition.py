@@ -1,0 +1,230 @@
+"""The partition of one request: which rows are forgotten, which are retained, and the exact order they will be streamed in."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import storage
+from pipeline.config import Request, UnlearnConfig
+from pipeline.data import shards
+from pipeline.data.lake import MANIFEST, Lake
+from pipeline.data.rows import Batch, batch_of
+from pipeline.data.shards import Kind, Shard, Stored
+from pipeline.errors import InputError
+from pipeline.seeding import seed_of
+
+SCHEMA_VERSION = 1
+LANE_FILE_BYTES = 16 << 20
+
+
+class LaneFile(Stored):
+    """One lane's rows of one segment's steps, in step order."""
+
+    path: str
+    segment: int
+    lane: int
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class Manifest(Stored):
+    schema_version: int
+    digest: str
+    key: dict[str, Any]  # what the digest is made of
+    kind: Kind
+    shape: list[int]
+    scale: float
+    lanes: int
+    batch_size: int
+    steps: int
+    segment_steps: int
+    retain_labels: list[int]
+    retain_rows: int  # distinct rows the stream is made of
+    retain: list[LaneFile]
+    forget: list[Shard]
+    exchange: list[Shard]
+    opened: dict[str, dict[str, int]]  # per side: the lake's shards that were opened, and how many row groups were read of each
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partition:
+    """`reused`: it was complete before it was asked for."""
+
+    uri: str
+    manifest: Manifest
+    reused: bool = False
+
+    @property
+    def digest(self) -> str:
+        return self.manifest.digest
+
+    @property
+    def lane_batch(self) -> int:
+        """Rows one lane gives to one step."""
+        return self.manifest.batch_size // self.manifest.lanes
+
+    def forget(self) -> Batch:
+        """Every row to forget, by class and sample id."""
+        return self._read(self.manifest.forget)
+
+    def exchange(self) -> Batch:
+        """Every training row of the exchange classes, by class and sample id; empty when the request has none."""
+        return self._read(self.manifest.exchange)
+
+    def _read(self, files: Sequence[Shard]) -> Batch:
+        kind, shape = self.manifest.kind, self.manifest.shape
+        tables = [shards.read(storage.join(self.uri, file.path), file.rows) for file in files]
+        return batch_of(pa.concat_tables([shards.schema(kind, shape).empty_table(), *tables]), kind, self.manifest.scale)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Rows of one shard of the lake: all of them (`rows` None), or those at the increasing indices `rows`."""
+
+    shard: Shard
+    rows: np.ndarray | None = None
+
+    @property
+    def count(self) -> int:
+        return self.shard.rows if self.rows is None else len(self.rows)
+
+
+def partition_key(config: UnlearnConfig, lake: Lake, sample_ids: Sequence[str] | None, neighbours: Sequence[int] | None) -> dict[str, Any]:
+    """All that decides what a partition holds; two requests that ask the same share it, whatever they are called."""
+    request = config.request
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "classes": sorted(set(request.classes)),
+        "sample_ids": None if sample_ids is None else storage.digest_of(sorted(set(sample_ids))),
+        "exchange": {str(label): request.exchange[label] for label in sorted(request.exchange)},
+        "retain": request.retain,
+        "neighbours": sorted(set(neighbours or [])) if request.retain == "neighbours" else None,
+        "lake": lake.digest,
+        "seed": config.seed,
+        "lanes": config.partition.lanes,
+        "batch_size": config.optim.batch_size,
+        "steps": config.optim.max_steps + config.optim.prime_steps,
+        "segment_steps": segment_steps(config, lake),
+    }
+
+
+def segment_steps(config: UnlearnConfig, lake: Lake) -> int:
+    """Steps of one lane file."""
+    if config.partition.segment_steps is not None:
+        return config.partition.segment_steps
+    step_bytes = config.optim.batch_size // config.partition.lanes * shards.row_bytes(lake.manifest.kind, lake.manifest.shape)
+    return max(1, LANE_FILE_BYTES // step_bytes)
+
+
+def read_sample_ids(request: Request) -> list[str] | None:
+    """The ids that the request's file names, one a line; None when it names no file."""
+    if request.sample_ids is None:
+        return None
+    uri = storage.absolute(request.sample_ids)
+    if not storage.exists(uri):
+        raise InputError(
+            f"request.sample_ids: got {request.sample_ids!r}, which is missing; expected a text file with one sample id a line"
+        )
+    ids = [line.strip() for line in storage.read_bytes(uri).decode().splitlines() if line.strip()]
+    if not ids:
+        raise InputError(f"request.sample_ids: {request.sample_ids!r} is empty, expected one sample id a line")
+    return ids
+
+
+def forget_selection(request: Request, lake: Lake, sample_ids: Sequence[str] | None) -> list[Selection]:
+    """The training rows to forget. Whole classes are a matter of naming files; only named ids make it look inside them."""
+    if sample_ids is None:
+        if not request.classes:
+            raise InputError("request: got neither classes nor sample_ids, expected at least one: --set request.classes=[1]")
+        return [Selection(shard=shard) for shard in lake.shards(sorted(set(request.classes)))]
+    found = find_ids(lake, lake.shards(sorted(set(request.classes)) or None), sample_ids)
+    missing = set(sample_ids) - {name for names in found.values() for name in names[1]}
+    if missing:
+        where = f"classes {sorted(set(request.classes))}" if request.classes else "the lake"
+        raise InputError(
+            f"request.sample_ids: {len(missing)} of {len(set(sample_ids))} ids are no training rows of {where} "
+            f"{lake.manifest.name!r}, the first is {min(missing)!r}; expected ids of the lake's sample_id column"
+        )
+    by_path = {shard.path: shard for shard in lake.shards()}
+    return [Selection(shard=by_path[path], rows=rows) for path, (rows, _) in found.items() if len(rows)]
+
+
+def find_ids(lake: Lake, among: Sequence[Shard], sample_ids: Sequence[str]) -> dict[str, tuple[np.ndarray, list[str]]]:
+    """Per shard path: the row indices of `sample_ids` and those ids. Only the sample_id column is read."""
+    wanted, found = set(sample_ids), {}
+    for shard in among:
+        names = shards.read(storage.join(lake.uri, shard.path), shard.rows, ["sample_id"])["sample_id"].to_pylist()
+        rows = [i for i, name in enumerate(names) if name in wanted]
+        found[shard.path] = (np.array(rows, np.int64), [names[i] for i in rows])
+    return found
+
+
+def without(selected: Sequence[Shard], forgotten: Sequence[Selection]) -> list[Selection]:
+    """All rows of `selected` that are not forgotten."""
+    gone = {item.shard.path: item for item in forgotten}
+    kept = []
+    for shard in selected:
+        match = gone.get(shard.path)
+        if match is None:
+            kept.append(Selection(shard=shard))
+        elif match.rows is not None:
+            kept.append(Selection(shard=shard, rows=np.setdiff1d(np.arange(shard.rows), match.rows)))
+    return [item for item in kept if item.count]
+
+
+def exchange_labels(request: Request) -> list[int]:
+    return sorted(set(request.exchange.values()))
+
+
+def retain_labels(request: Request, lake: Lake, whole_classes: bool, neighbours: Sequence[int] | None) -> list[int]:
+    """The classes that the retain policy draws from. `whole_classes`: the forgotten classes go as a whole, not row by row."""
+    forgotten = set(request.classes) if whole_classes else set()
+    if request.retain == "all":
+        labels = {item.label for item in lake.manifest.classes} - forgotten
+    elif request.retain == "exchange":
+        labels = set(exchange_labels(request))
+    else:
+        labels = set(neighbours or [])
+    if not labels:
+        raise InputError(
+            f"request.retain: got {request.retain!r}, which leaves no class to retain; expected "
+            + {"exchange": "request.exchange to name one", "neighbours": "neighbours to be known", "all": "fewer classes forgotten"}[
+                request.retain
+            ]
+        )
+    if labels & forgotten:
+        raise InputError(f"request: class {min(labels & forgotten)} is both forgotten and retained, expected another exchange class")
+    return sorted(labels)
+
+
+def stream_order(labels: np.ndarray, total: int, seed: int) -> np.ndarray:
+    """(total,) indices into the candidate rows whose classes are `labels` (grouped by class): position p holds row order[p].
+
+    The rows go by in passes of len(labels). Each pass is its own permutation, in which every class is spread
+    evenly: the i-th of its m rows falls at a random place in the i-th of m equal stretches of the pass, so a cut-off
+    pass is still balanced.
+    """
+    n = len(labels)
+    starts = np.flatnonzero(np.r_[True, labels[1:] != labels[:-1]])
+    ends = np.r_[starts[1:], n]
+    passes = []
+    for number in range(-(-total // n)):
+        random = np.random.default_rng(seed_of(seed, "retain", number))
+        place = np.empty(n)
+        for start, end in zip(starts, ends):
+            m = end - start
+            place[start:end] = (random.permutation(m) + random.random(m)) / m
+        passes.append(np.argsort(place, kind="stable"))
+    return np.concatenate(passes)[:total]
+
+
+def find_partition(uri: str) -> Partition | None:
+    """The complete partition at `uri`, None when there is none."""
+    path = storage.join(uri, MANIFEST)
+    if not storage.exists(path):
+        return None
+    return Partition(uri=uri, manifest=Manifest.model_validate(storage.read_json(path)), reused=True)

@@ -1,0 +1,258 @@
+"""Lake -> partition, as Ray tasks: gather the wanted rows shard by shard, deal them out by position, write the lanes.
+
+A partition smaller than one task's worth is made in this process by the same functions: starting workers would cost more than the work.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import storage
+from pipeline.config import UnlearnConfig
+from pipeline.data import shards
+from pipeline.data.lake import MANIFEST, Lake
+from pipeline.data.partition import (
+    SCHEMA_VERSION,
+    LaneFile,
+    Manifest,
+    Partition,
+    Selection,
+    exchange_labels,
+    find_partition,
+    forget_selection,
+    partition_key,
+    read_sample_ids,
+    retain_labels,
+    stream_order,
+    without,
+)
+from pipeline.data.shards import Kind, Shard
+from pipeline.errors import InputError
+
+TASK_BYTES = 128 << 20  # rows one task gathers or writes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How the stream is cut: what a task needs to name and fill the lane files."""
+
+    root: str
+    kind: Kind
+    shape: tuple[int, ...]
+    lanes: int
+    batch_size: int
+    steps: int
+    segment_steps: int
+
+    @property
+    def segment_rows(self) -> int:
+        return self.segment_steps * self.batch_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """From one shard: its rows at `rows` (they repeat when the stream has several passes) go to `positions`."""
+
+    uri: str
+    path: str
+    shard_rows: int
+    rows: np.ndarray
+    positions: np.ndarray
+
+
+def build_partition(
+    config: UnlearnConfig, lake: Lake, neighbours: Sequence[int] | None = None, *, task_bytes: int = TASK_BYTES
+) -> Partition:
+    """The partition of `config.request` from `lake`; a complete one with the same content is returned as it is.
+
+    `neighbours`: the classes that retain policy `neighbours` keeps. Raises `InputError` for a request the lake cannot serve.
+    """
+    request = config.request
+    sample_ids = read_sample_ids(request)
+    key = partition_key(config, lake, sample_ids, neighbours)
+    digest = storage.digest_of(key)
+    uri = storage.join(config.storage, "partitions", digest[:32])
+    found = find_partition(uri)
+    if found is not None:
+        return found
+
+    forget = forget_selection(request, lake, sample_ids)
+    labels = retain_labels(request, lake, sample_ids is None, neighbours)
+    retain = without(lake.shards(labels), forget)
+    retain_rows = sum(item.count for item in retain)
+    batch_size, lanes = config.optim.batch_size, config.partition.lanes
+    if retain_rows < batch_size:
+        raise InputError(
+            f"optim.batch_size: got {batch_size}, but retain policy {request.retain!r} leaves {retain_rows} rows; "
+            "expected a batch no larger than that, or a wider policy"
+        )
+    layout = Layout(
+        root=uri,
+        kind=lake.manifest.kind,
+        shape=tuple(lake.manifest.shape),
+        lanes=lanes,
+        batch_size=batch_size,
+        steps=key["steps"],
+        segment_steps=key["segment_steps"],
+    )
+    lane_files, retain_opened = write_retain(lake, retain, layout, config.seed, task_bytes)
+    forget_files, forget_opened = write_side(lake, forget, "forget", layout)
+    exchange = without(lake.shards(exchange_labels(request)), forget) if request.exchange else []
+    exchange_files, exchange_opened = write_side(lake, exchange, "exchange", layout)
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        digest=digest,
+        key=key,
+        kind=layout.kind,
+        shape=list(layout.shape),
+        scale=lake.manifest.encoder.scale,
+        lanes=lanes,
+        batch_size=batch_size,
+        steps=layout.steps,
+        segment_steps=layout.segment_steps,
+        retain_labels=labels,
+        retain_rows=retain_rows,
+        retain=lane_files,
+        forget=forget_files,
+        exchange=exchange_files,
+        opened={"retain": retain_opened, "forget": forget_opened, "exchange": exchange_opened},
+    )
+    storage.write_json(storage.join(uri, MANIFEST), manifest.model_dump(mode="json"))
+    return Partition(uri=uri, manifest=manifest)
+
+
+def write_retain(
+    lake: Lake, retain: Sequence[Selection], layout: Layout, seed: int, task_bytes: int
+) -> tuple[list[LaneFile], dict[str, int]]:
+    """Shuffle the retained rows into lane files: gather tasks split their rows by bucket, write tasks join one bucket each."""
+    total = layout.steps * layout.batch_size
+    labels = np.repeat([item.shard.label for item in retain], [item.count for item in retain])
+    wanted = placed(lake, retain, stream_order(labels, total, seed))
+    row_bytes = shards.row_bytes(layout.kind, layout.shape)
+    bucket_segments = max(1, task_bytes // (layout.segment_rows * row_bytes))
+    edges = [*range(0, total, bucket_segments * layout.segment_rows), total]
+    tasks = chunked(wanted, [len(item.rows) * row_bytes for item in wanted], task_bytes)
+    if len(tasks) == 1 and len(edges) == 2:
+        *buckets, opened = gather(tasks[0], edges)
+        written, counts = [write_lanes(layout, edges[0], edges[1], *buckets)], [opened]
+    else:
+        written, counts = _shuffle_on_ray(tasks, edges, layout)
+    files = sorted((file for part in written for file in part), key=lambda file: (file.segment, file.lane))
+    shards.require_rows(storage.join(layout.root, "retain"), sum(file.rows for file in files), total)
+    return files, {path: groups for part in counts for path, groups in part.items()}
+
+
+def placed(lake: Lake, retain: Sequence[Selection], order: np.ndarray) -> list[Wanted]:
+    """Per shard, which of its rows go where; shards that give no row are left out."""
+    positions = np.argsort(order, kind="stable")
+    candidates = order[positions]
+    result, first = [], 0
+    for item in retain:
+        low, high = np.searchsorted(candidates, [first, first + item.count])
+        rows = candidates[low:high] - first
+        if item.rows is not None:
+            rows = item.rows[rows]
+        if len(rows):
+            uri = storage.join(lake.uri, item.shard.path)
+            place = positions[low:high]
+            result.append(Wanted(uri=uri, path=item.shard.path, shard_rows=item.shard.rows, rows=rows, positions=place))
+        first += item.count
+    return result
+
+
+def gather(wanted: Sequence[Wanted], edges: Sequence[int]) -> list[Any]:
+    """One table per bucket between `edges`, then the row groups that were read of each shard."""
+    parts: list[list[pa.Table]] = [[] for _ in edges[1:]]
+    opened = {}
+    for item in wanted:
+        distinct, index = np.unique(item.rows, return_inverse=True)
+        table, opened[item.path] = shards.read_rows(item.uri, distinct, item.shard_rows)
+        draw = np.arange(len(index)) - np.searchsorted(item.rows, item.rows)  # rows increase, and equal rows go by position
+        for bucket, (low, high) in enumerate(pairwise(edges)):
+            here = np.flatnonzero((item.positions >= low) & (item.positions < high))
+            if len(here):
+                rows = table.take(pa.array(index[here]))
+                rows = rows.append_column("position", pa.array(item.positions[here], pa.int64()))
+                parts[bucket].append(rows.append_column("draw", pa.array(draw[here], pa.int32())))
+    return [*(pa.concat_tables(part) if part else None for part in parts), opened]
+
+
+def write_lanes(layout: Layout, low: int, high: int, *gathered: pa.Table | None) -> list[LaneFile]:
+    """Write the lane files of stream positions [low, high) from the tables gathered for them."""
+    tables = [table for table in gathered if table is not None]
+    positions = np.concatenate([table["position"].to_numpy() for table in tables])
+    order = np.argsort(positions)
+    if not np.array_equal(positions[order], np.arange(low, high)):
+        raise RuntimeError(f"{layout.root}: stream positions {low}..{high} were gathered incompletely; make the lake again")
+    rows = pa.concat_tables(tables).take(pa.array(order))
+    columns = shards.schema(layout.kind, layout.shape, streamed=True)
+    lane_batch = layout.batch_size // layout.lanes
+    group = max(lane_batch, shards.group_rows(layout.kind, layout.shape) // lane_batch * lane_batch)
+    files = []
+    for start in range(low, high, layout.segment_rows):
+        here = np.arange(start, min(start + layout.segment_rows, high)).reshape(-1, layout.lanes, lane_batch) - low
+        for lane in range(layout.lanes):
+            table = rows.take(pa.array(here[:, lane].ravel()))
+            data = shards.encode([table.select(columns.names)], columns, group)
+            segment = start // layout.segment_rows
+            path = f"retain/segment-{segment:05d}/lane-{lane:05d}.parquet"
+            storage.write_bytes(storage.join(layout.root, path), data)
+            files.append(LaneFile(path=path, segment=segment, lane=lane, rows=table.num_rows, bytes=len(data), sha256=storage.sha256(data)))
+    return files
+
+
+def write_side(lake: Lake, selected: Sequence[Selection], side: str, layout: Layout) -> tuple[list[Shard], dict[str, int]]:
+    """Copy the selected rows into `<side>/`, one file per shard of the lake; these sides are small enough for a worker's memory."""
+    files, opened = [], {}
+    for item in selected:
+        uri = storage.join(lake.uri, item.shard.path)
+        rows = np.arange(item.shard.rows) if item.rows is None else item.rows
+        table, opened[item.shard.path] = shards.read_rows(uri, rows, item.shard.rows)
+        path = f"{side}/{item.shard.path.removeprefix('data/').replace('/', '-')}"
+        file = shards.write(layout.root, path, [table], layout.kind, layout.shape, label=item.shard.label, split="train")
+        shards.require_rows(storage.join(layout.root, path), file.rows, item.count)
+        files.append(file)
+    return files, opened
+
+
+def chunked(items: Sequence[Any], sizes: Sequence[int], limit: int) -> list[list[Any]]:
+    """`items` in order, in groups of about `limit` bytes."""
+    groups: list[list[Any]] = []
+    room = 0
+    for item, size in zip(items, sizes):
+        if not groups or size > room:
+            groups.append([])
+            room = limit
+        groups[-1].append(item)
+        room -= size
+    return groups
+
+
+def _shuffle_on_ray(
+    tasks: Sequence[Sequence[Wanted]], edges: Sequence[int], layout: Layout
+) -> tuple[list[list[LaneFile]], list[dict[str, int]]]:
+    import ray
+    from tqdm import tqdm
+
+    from pipeline import cluster_ray
+
+    cluster_ray.connect()
+    gathering: Any = ray.remote(gather).options(num_returns=len(edges))
+    writing: Any = ray.remote(write_lanes)
+    gathered = [gathering.remote(task, edges) for task in tasks]
+    pending = [
+        writing.remote(layout, low, high, *(part[bucket] for part in gathered)) for bucket, (low, high) in enumerate(pairwise(edges))
+    ]
+    counts = [part[-1] for part in gathered]
+    del gathered  # a gathered table is freed once its bucket is written
+    written = []
+    with tqdm(total=len(pending), unit="file group", desc="partition", delay=2, mininterval=1) as progress:
+        while pending:
+            done, pending = ray.wait(pending, num_returns=1)
+            written += ray.get(done)
+            progress.update(len(done))
+    return written, ray.get(counts)

@@ -1,0 +1,208 @@
+"""Partitions and streams: the same global batches at every world size and from both readers."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import storage
+from pipeline.data import shards, stream_local, stream_ray
+from pipeline.data.cycle import Cycle
+from pipeline.data.lake import Lake
+from pipeline.data.partition import Partition, stream_order
+from pipeline.data.partition_ray import build_partition
+from pipeline.errors import InputError
+
+STEPS, BATCH, LANES = 44, 64, 4
+
+
+@pytest.fixture
+def partition(unlearn_config, digits_lake: Lake) -> Partition:
+    return build_partition(unlearn_config(), digits_lake)
+
+
+def global_batches(partition: Partition, world: int, start_step: int = 0) -> list[list[tuple[str, int]]]:
+    """Per step, the rows of all ranks, sorted."""
+    ranks = [list(stream_local.retain_stream(partition, rank, world, start_step)) for rank in range(world)]
+    assert len({len(rank) for rank in ranks}) == 1
+    return [sorted(pair for batch in step for pair in zip(batch.sample_id, batch.draw)) for step in zip(*ranks)]
+
+
+def test_every_world_size_sees_the_same_global_batches(partition: Partition) -> None:
+    one = global_batches(partition, 1)
+    assert len(one) == STEPS and all(len(step) == BATCH == len(set(step)) for step in one)
+    assert global_batches(partition, 2) == one and global_batches(partition, 4) == one
+
+
+def test_passes_take_every_retained_row_once_and_evenly(partition: Partition, digits_lake: Lake) -> None:
+    batches = list(stream_local.retain_stream(partition, 0, 1))
+    expected = set(digits_lake.read([0, 2, 3, 4, 5, 6, 7, 8, 9]).sample_id)
+    drawn = [pair for batch in batches for pair in zip(batch.sample_id, batch.draw)]
+    n = partition.manifest.retain_rows
+    assert n == len(expected) and len(drawn) == STEPS * BATCH == len(set(drawn))
+    counts = Counter(draw for _, draw in drawn)
+    assert counts[0] == counts[1] == n and counts[2] == STEPS * BATCH - 2 * n
+    assert {name for name, draw in drawn if draw == 0} == expected
+    for batch in batches:  # nine classes of nearly the same size: about 7 of each in 64
+        assert max(Counter(batch.y.tolist()).values()) <= 11 and len(set(batch.y.tolist())) == 9
+
+
+def test_rows_carry_their_own_pixels_and_labels(partition: Partition, digits_lake: Lake) -> None:
+    lake = digits_lake.read()
+    row_of = {name: i for i, name in enumerate(lake.sample_id)}
+    for batch in [*stream_local.retain_stream(partition, 1, 2, 40), partition.forget(), partition.exchange()]:
+        same = lake.take([row_of[name] for name in batch.sample_id])
+        assert torch.equal(same.mean, batch.mean) and torch.equal(same.y, batch.y)
+
+
+@pytest.mark.parametrize("start", [1, 8, 13, 43, 44])
+def test_resuming_gives_the_rest_of_the_stream(partition: Partition, start: int) -> None:
+    assert global_batches(partition, 2, start) == global_batches(partition, 2)[start:]
+
+
+@pytest.mark.ray
+def test_ray_and_local_readers_give_the_same_rows(partition: Partition, ray_session: None) -> None:
+    for rank, world, start in ((0, 2, 0), (1, 2, 11), (2, 4, 43)):
+        local = list(stream_local.retain_stream(partition, rank, world, start))
+        by_ray = list(stream_ray.retain_stream(partition, rank, world, start))
+        assert len(local) == len(by_ray) == STEPS - start
+        for a, b in zip(local, by_ray):
+            assert a.sample_id == b.sample_id and a.draw == b.draw and torch.equal(a.mean, b.mean) and torch.equal(a.y, b.y)
+
+
+@pytest.mark.ray
+def test_many_tasks_write_the_same_partition_as_one(partition: Partition, unlearn_config, digits_lake: Lake, ray_session, tmp_path) -> None:
+    config = unlearn_config(storage=str(tmp_path / "other"))
+    split = build_partition(config, digits_lake, task_bytes=30_000)  # several gather tasks, several buckets
+    assert split.uri != partition.uri and split.manifest == partition.manifest
+
+
+def test_repeat_is_free_and_any_change_is_another_partition(unlearn_config, digits_lake: Lake, partition: Partition) -> None:
+    again = build_partition(unlearn_config(request={"id": "other-id", "classes": [1], "exchange": {1: 7}, "reason": "x"}), digits_lake)
+    assert again.reused and again.uri == partition.uri
+    others = [
+        build_partition(unlearn_config(seed=1), digits_lake),
+        build_partition(unlearn_config(request={"classes": [2], "exchange": {2: 7}}), digits_lake),
+        build_partition(unlearn_config(request={"classes": [1], "exchange": {1: 8}}), digits_lake),
+        build_partition(unlearn_config(request={"classes": [1], "exchange": {1: 7}, "retain": "exchange"}), digits_lake),
+        build_partition(unlearn_config(optim={"batch_size": 64, "max_steps": 43, "prime_steps": 2}), digits_lake),
+    ]
+    shard = digits_lake.manifest.shards[0].model_copy(update={"sha256": "0" * 64})
+    changed = digits_lake.manifest.model_copy(update={"shards": [shard, *digits_lake.manifest.shards[1:]]})
+    others.append(build_partition(unlearn_config(), Lake(uri=digits_lake.uri, manifest=changed)))
+    assert not any(other.reused for other in others)
+    assert len({other.digest for other in [partition, *others]}) == 7
+
+
+def test_forget_side_opens_only_the_forgotten_classes_files(unlearn_config, digits_lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    fs, _ = storage.filesystem(digits_lake.uri)
+    original = type(fs).open
+
+    def counting(self, path, mode="rb", *args, **kwargs):
+        if "label=" in path and "/lakes/" in path:
+            opened.append(path.rsplit("/data/", 1)[1])
+        return original(self, path, mode, *args, **kwargs)
+
+    monkeypatch.setattr(type(fs), "open", counting)
+    config = unlearn_config(
+        request={"classes": [1, 4], "exchange": {1: 7, 4: 7}, "retain": "exchange"}, optim={"batch_size": 8, "max_steps": 2}
+    )
+    partition = build_partition(config, digits_lake)
+    sides = partition.manifest.opened
+    assert set(sides["forget"]) == {f"data/label={label:05d}/part-00000.parquet" for label in (1, 4)}
+    assert set(sides["retain"]) == set(sides["exchange"]) == {"data/label=00007/part-00000.parquet"}
+    assert Counter(opened) == Counter(path.removeprefix("data/") for side in sides.values() for path in side)
+    assert sorted(set(partition.forget().y.tolist())) == [1, 4] and set(partition.exchange().y.tolist()) == {7}
+
+
+def test_only_the_sampled_row_groups_are_read(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    values = np.arange(400, dtype=np.uint8).repeat(64).reshape(400, 8, 8, 1)
+    table = pa.table({"sample_id": [str(i) for i in range(400)], "label": [0] * 400, "image": shards.tensor_array(values, "image")})
+    storage.write_bytes(str(tmp_path / "x.parquet"), shards.encode([table], shards.schema("image", (8, 8, 1)), 100))
+    rows, groups = shards.read_rows(str(tmp_path / "x.parquet"), np.array([3, 99, 301]), 400)
+    assert groups == 2 and rows["sample_id"].to_pylist() == ["3", "99", "301"]
+    assert shards.tensor_values(rows["image"])[:, 0, 0, 0].tolist() == [3, 99, 301 - 256]
+
+
+def test_sample_ids_request(unlearn_config, digits_lake: Lake, tmp_path: Path) -> None:
+    ids = list(digits_lake.read([3]).sample_id[:5] + digits_lake.read([5]).sample_id[-2:])
+    (tmp_path / "ids.txt").write_text("\n".join(ids) + "\n\n")
+    partition = build_partition(unlearn_config(request={"sample_ids": str(tmp_path / "ids.txt"), "exchange": {3: 5}}), digits_lake)
+    assert sorted(partition.forget().sample_id) == sorted(ids)
+    assert len(partition.exchange()) == len(digits_lake.read([5])) - 2
+    assert partition.manifest.retain_rows == len(digits_lake.read()) - 7
+    streamed = {name for batch in stream_local.retain_stream(partition, 0, 1) for name in batch.sample_id}
+    assert not streamed & set(ids) and len(streamed) == partition.manifest.retain_rows
+    with pytest.raises(InputError, match=r"2 of 7 ids are no training rows of classes \[3\] 'digits'"):
+        build_partition(unlearn_config(request={"classes": [3], "sample_ids": str(tmp_path / "ids.txt")}), digits_lake)
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({}, "neither classes nor sample_ids"),
+        ({"classes": [12]}, "class 12 is not in the lake"),
+        ({"classes": [1], "exchange": {1: 1}, "retain": "exchange"}, "class 1 is both forgotten and retained"),
+        ({"classes": [1], "retain": "exchange"}, "leaves no class to retain; expected request.exchange"),
+        ({"classes": [1], "retain": "neighbours"}, "leaves no class to retain; expected neighbours"),
+        ({"sample_ids": "/nowhere/ids.txt"}, "which is missing; expected a text file"),
+    ],
+)
+def test_requests_the_lake_cannot_serve(unlearn_config, digits_lake: Lake, tmp_path: Path, request_: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build_partition(unlearn_config(request=request_), digits_lake)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_fewer_retain_rows_than_a_batch(unlearn_config, digits_lake: Lake) -> None:
+    config = unlearn_config(request={"classes": [1], "exchange": {1: 7}, "retain": "exchange"}, optim={"batch_size": 512, "max_steps": 2})
+    with pytest.raises(InputError, match=r"batch_size: got 512, but retain policy 'exchange' leaves 143 rows"):
+        build_partition(config, digits_lake)
+
+
+def test_neighbours_are_what_the_caller_says(unlearn_config, digits_lake: Lake) -> None:
+    config = unlearn_config(request={"classes": [1], "exchange": {1: 7}, "retain": "neighbours"})
+    partition = build_partition(config, digits_lake, neighbours=[7, 8])
+    assert {label for batch in stream_local.retain_stream(partition, 0, 1) for label in batch.y.tolist()} == {7, 8}
+
+
+def test_a_row_out_of_place_is_refused(partition: Partition) -> None:
+    file = partition.manifest.retain[5]
+    uri = storage.join(partition.uri, file.path)
+    table = shards.read(uri, file.rows)
+    swapped = table.take([1, 0, *range(2, file.rows)])
+    storage.write_bytes(uri, shards.encode([swapped], table.schema, 64))
+    with pytest.raises(RuntimeError, match="out of place"):
+        list(stream_local.retain_stream(partition, 0, 1))
+
+
+def test_stream_order_is_a_permutation_per_pass_and_stratified() -> None:
+    labels = np.repeat([0, 1, 2], [10, 100, 1000])
+    order = stream_order(labels, 3000, seed=5)
+    for number in range(2):
+        assert sorted(order[number * 1110 : (number + 1) * 1110]) == list(range(1110))
+    assert not np.array_equal(order[:1110], order[1110:2220])
+    for tenth in np.split(labels[order[:1110]], 10):
+        assert np.bincount(tenth, minlength=3).tolist()[0] in (0, 1, 2) and 7 <= np.bincount(tenth)[1] <= 13
+    assert np.array_equal(order, stream_order(labels, 3000, seed=5))
+    assert not np.array_equal(order, stream_order(labels, 3000, seed=6))
+
+
+def test_cycle_is_the_same_at_every_world_size(digits_lake: Lake) -> None:
+    cycle = Cycle(digits_lake.read([1]), seed=3, name="forget")
+    n, drawn = len(cycle.batch), []
+    for step in range(7):
+        one = cycle.take(step, BATCH, LANES, 0, 1)
+        for world in (2, 4):
+            parts = [cycle.take(step, BATCH, LANES, rank, world) for rank in range(world)]
+            assert sorted(zip(one.sample_id, one.draw)) == sorted(pair for part in parts for pair in zip(part.sample_id, part.draw))
+        drawn += list(zip(one.sample_id, one.draw))
+    assert len(set(drawn)) == len(drawn) == 7 * BATCH
+    assert {name for name, draw in drawn if draw == 0} == set(cycle.batch.sample_id) and Counter(d for _, d in drawn)[0] == n
+    assert cycle.take(2, BATCH, LANES, 1, 2).sample_id == Cycle(cycle.batch, seed=3, name="forget").take(2, BATCH, LANES, 1, 2).sample_id
+    assert cycle.take(0, BATCH, LANES, 0, 1).sample_id != Cycle(cycle.batch, seed=4, name="forget").take(0, BATCH, LANES, 0, 1).sample_id
