@@ -1,0 +1,354 @@
+"""result.json and the run's records as one page that needs nothing else: no network, no other file."""
+
+import base64
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.tracking.charts import Chart, layout, series_of
+from pipeline.tracking.png import grid_png
+
+Grids = Mapping[str, Mapping[int, np.ndarray]]
+NOT_MEASURED = "not measured"
+DIGESTS = ("base_digest", "weights_digest", "lake_digest", "partition_digest", "code_version")
+TITLES = {
+    "forget_fraction": "Forgotten class still drawn",
+    "exchange_fraction": "Exchange class drawn instead",
+    "retain_accuracy.mean": "Accuracy of retained classes, mean",
+    "retain_accuracy.min": "Accuracy of retained classes, lowest",
+    "retain_accuracy.neighbours": "Accuracy of the nearest neighbours",
+}
+TIMES = {
+    "seconds_to_first_batch": "To the first batch",
+    "seconds_per_step": "Per step",
+    "seconds_to_forget": "Until forgotten",
+    "gpu_seconds": "GPU time",
+    "total_seconds": "In all",
+}
+
+
+def render_report(
+    result: Mapping[str, Any],
+    records: Sequence[Mapping[str, Any]],
+    grids: Grids,
+    config_yaml: str,
+    *,
+    class_names: Sequence[str] | None = None,
+) -> str:
+    """The page for `result` (as in result.json), `records` (of metrics.jsonl) and sample `grids` (uint8 (n, H, W, C) by label,
+    before and after). What is null says so; every text from outside is escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(share=share, measured=_measured)
+    named = _namer(class_names)
+    request = result.get("request") or {}
+    return environment.get_template("report.html").render(
+        run_id=result.get("run_id") or "",
+        title=_title(request, named),
+        summary=summary(result, named),
+        verdict=_verdict(result),
+        tiles=_tiles(result),
+        request=_request_rows(request, named),
+        samples=_samples(grids, request, named),
+        charts=_charts(result, records),
+        measures=_measures(result),
+        classes=_classes(result, named),
+        gate=(result.get("gate") or {}).get("checks") or [],
+        timing=[(title, seconds((result.get("timing") or {}).get(key))) for key, title in TIMES.items()],
+        facts=_facts(result),
+        digests=[(key.replace("_", " "), result.get(key) or NOT_MEASURED) for key in DIGESTS],
+        method_config=[(key, "none" if value is None else value) for key, value in (result.get("method_config") or {}).items()],
+        config_yaml=config_yaml,
+    )
+
+
+def summary(result: Mapping[str, Any], named: Any) -> str:
+    """In plain words: what was asked, whether it is forgotten and stays so, what it cost the rest, the verdict."""
+    request, before, after = (result.get(key) or {} for key in ("request", "before", "after"))
+    target = _bound(result, "forget_fraction")
+    left, was = after.get("forget_fraction") or {}, before.get("forget_fraction") or {}
+    sentences = [f"The model was asked to {_asked(request, named)}."]
+    if _given(left.get("value")):
+        interval = (
+            f" (95\u00a0% interval {share(left.get('low'))} to {share(left.get('high'))})"
+            if _given(left.get("low"), left.get("high"))
+            else ""
+        )
+        drawn = f" of {left['n']} fresh images" if _given(left.get("n")) else ""
+        earlier = f", against {share(was['value'])} before" if _given(was.get("value")) else ""
+        sentences.append(f"Now {share(left['value'])}{drawn} still show it{interval}{earlier}.")
+    else:
+        sentences.append("Whether it still shows was not measured.")
+    settled, crossed = result.get("settled_step"), result.get("first_crossing_step")
+    under = f"under {share(target)}" if _given(target) else "under the target"
+    if _given(settled):
+        sentences.append(f"It stayed {under} at every check from step {settled} on.")
+    elif _given(crossed):
+        sentences.append(f"It first came {under} at step {crossed} but did not stay there: it has not settled.")
+    elif _given(left.get("value")):
+        sentences.append(f"It never came {under}.")
+    mean, mean_before = ((side.get("retain_accuracy") or {}).get("mean") for side in (after, before))
+    lowest = (after.get("retain_accuracy") or {}).get("min")
+    if _given(mean):
+        change = f"{share(mean_before)} before and {share(mean)} now" if _given(mean_before) else f"{share(mean)} now"
+        worst = f", {share(lowest)} for the lowest class" if _given(lowest) else ""
+        sentences.append(f"Every other class together: {change} drawn right{worst}.")
+    else:
+        sentences.append("What it cost the other classes was not measured.")
+    return " ".join([*sentences, _verdict(result)["sentence"]])
+
+
+def share(value: Any) -> str:
+    """A fraction as per cent with as many digits as it needs near 0 and 1."""
+    if not _given(value):
+        return NOT_MEASURED
+    percent = 100 * float(value)
+    digits = 0 if percent in (0, 100) or percent == round(percent) else 1
+    return f"{percent:.{digits}f}\u00a0%"
+
+
+def number(value: Any) -> str:
+    if value is None:
+        return NOT_MEASURED
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
+
+
+def seconds(value: Any) -> str:
+    if not _given(value):
+        return NOT_MEASURED
+    if value < 60:
+        return f"{value:.2f} s" if value < 10 else f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _given(*values: Any) -> bool:
+    """Whether every value was measured."""
+    return all(isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) for value in values)
+
+
+def _namer(class_names: Sequence[str] | None) -> Any:
+    def named(label: Any) -> str:
+        index = int(label)
+        name = class_names[index] if class_names and 0 <= index < len(class_names) else str(index)
+        return str(index) if name == str(index) else f"{index} ({name})"
+
+    return named
+
+
+def _exchange(request: Mapping[str, Any]) -> dict[int, int]:
+    return {int(key): int(value) for key, value in (request.get("exchange") or {}).items()}
+
+
+def _asked(request: Mapping[str, Any], named: Any) -> str:
+    classes, exchange = request.get("classes") or [], _exchange(request)
+    if not classes:
+        return "forget the named samples"
+    names = ", ".join(named(label) for label in classes)
+    pairs = [f"{named(exchange[int(label)])} in place of {named(label)}" for label in classes if int(label) in exchange]
+    return f"forget class{'es' if len(classes) > 1 else ''} {names}" + (f" and to draw {', '.join(pairs)}" if pairs else "")
+
+
+def _title(request: Mapping[str, Any], named: Any) -> str:
+    classes, exchange = request.get("classes") or [], _exchange(request)
+    if not classes:
+        return "Forgetting samples"
+    if len(classes) == 1 and int(classes[0]) in exchange:
+        return f"Forgetting {named(classes[0])}, drawing {named(exchange[int(classes[0])])} instead"
+    return f"Forgetting {', '.join(named(label) for label in classes[:4])}{' and more' if len(classes) > 4 else ''}"
+
+
+def _verdict(result: Mapping[str, Any]) -> dict[str, str]:
+    gate, model = result.get("gate") or {}, result.get("model") or {}
+    failed = [str(check["name"]) for check in gate.get("checks") or [] if check.get("passed") is not True]
+    version = f"{model.get('name')} version {model.get('version')}" if model.get("version") is not None else ""
+    at = f"{version} is registered{' as ' + str(model['alias']) if model.get('alias') else ''}" if version else "nothing is registered"
+    if gate.get("passed") is True:
+        return {"state": "good", "text": "Gate passed", "sentence": f"The gate passed it; {at}."}
+    if gate.get("passed") is False:
+        why = f" on {', '.join(failed)}" if failed else ""
+        return {"state": "bad", "text": "Gate refused", "sentence": f"The gate refused it{why}; {at}."}
+    return {"state": "open", "text": "Gate not decided", "sentence": f"The gate has not decided; {at}."}
+
+
+def _tiles(result: Mapping[str, Any]) -> list[dict[str, str]]:
+    before, after, timing = (result.get(key) or {} for key in ("before", "after", "timing"))
+
+    def pair(title: str, *path: str) -> dict[str, str]:
+        old, new = _at(before, path), _at(after, path)
+        return {"title": title, "value": share(new), "note": f"{share(old)} before"}
+
+    settled, steps = result.get("settled_step"), result.get("steps")
+    return [
+        pair("Forgotten class drawn", "forget_fraction", "value"),
+        pair("Other classes right", "retain_accuracy", "mean"),
+        pair("Lowest class right", "retain_accuracy", "min"),
+        {
+            "title": "Settled at step",
+            "value": number(settled) if settled is not None or steps is None else "not settled",
+            "note": f"of {number(steps)}" if steps is not None else "",
+        },
+        {
+            "title": "Time to forget",
+            "value": seconds(timing.get("seconds_to_forget")),
+            "note": f"{seconds(timing.get('total_seconds'))} in all",
+        },
+    ]
+
+
+def _request_rows(request: Mapping[str, Any], named: Any) -> list[tuple[str, str]]:
+    exchange = _exchange(request)
+    rows = [
+        ("Request", request.get("id") or "no id given"),
+        ("Forget", ", ".join(named(label) for label in request.get("classes") or []) or "no whole class"),
+        ("Samples", request.get("sample_ids") or "none by name"),
+        ("Exchange", ", ".join(f"{named(old)} becomes {named(new)}" for old, new in exchange.items()) or "none"),
+        ("Retain", request.get("retain") or NOT_MEASURED),
+        ("Reason", request.get("reason") or "none given"),
+    ]
+    return [(title, str(value)) for title, value in rows]
+
+
+def _role(label: int, request: Mapping[str, Any]) -> str:
+    if label in [int(one) for one in request.get("classes") or []]:
+        return "forgotten"
+    return "exchange target" if label in _exchange(request).values() else "retained"
+
+
+def _samples(grids: Grids, request: Mapping[str, Any], named: Any) -> list[dict[str, Any]]:
+    labels = {int(label) for side in grids.values() for label in side}
+    order = {"forgotten": 0, "exchange target": 1, "retained": 2}
+    cards = []
+    for label in sorted(labels, key=lambda one: (order[_role(one, request)], one)):
+        sides = {}
+        for side in ("before", "after"):
+            images = next((value for key, value in (grids.get(side) or {}).items() if int(key) == label), None)
+            sides[side] = None if images is None else "data:image/png;base64," + base64.b64encode(grid_png(images)).decode()
+        cards.append({"label": named(label), "role": _role(label, request), "sides": sides})
+    asked = [card for card in cards if card["role"] != "retained"]
+    return [{"kind": "asked", "cards": asked}, {"kind": "rest", "cards": [card for card in cards if card["role"] == "retained"]}]
+
+
+def _bound(result: Mapping[str, Any], name: str) -> float | None:
+    """The bound of the gate's first check on `name`, whether it is called that or max_ or min_ that."""
+    checks = (result.get("gate") or {}).get("checks") or []
+    return next((float(check["bound"]) for check in checks if name in str(check["name"]) and _given(check.get("bound"))), None)
+
+
+def _charts(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    target, floor = _bound(result, "forget_fraction"), _bound(result, "retain_accuracy")
+    crossed, settled = result.get("first_crossing_step"), result.get("settled_step")
+    marks = [(f"settled at {settled}", float(settled))] if settled is not None else []
+    if crossed is not None and crossed != settled:
+        marks.insert(0, (f"first under at {crossed}", float(crossed)))
+    mean = series_of(records, "evaluation", "retain_accuracy/mean", "mean of the retained classes", 1, dots=True)
+    lowest = series_of(records, "evaluation", "retain_accuracy/min", "lowest class", 2, dots=True)
+    floors = [y for one in (mean, lowest) for _, y in one.points] + [floor or 1.0]
+    charts = [
+        Chart(
+            title="Forgotten class still drawn",
+            note="Share of images under the forgotten label that still show it, with its 95 % interval.",
+            series=[
+                series_of(records, "evaluation", "forget_fraction", "forgotten class", 1, band=True, dots=True),
+                series_of(records, "evaluation", "exchange_fraction", "exchange class", 3, dots=True),
+            ],
+            y_range=(0.0, 1.0),
+            bounds=[(f"target {share(target)}", target)] if target is not None else [],
+            marks=marks,
+            percent=True,
+        ),
+        Chart(
+            title="Other classes drawn right",
+            note="Share of images under every other label that the judge takes for that class.",
+            series=[mean, lowest],
+            y_range=(max(0.0, math.floor(10 * (min(floors) - 0.02)) / 10), 1.0),
+            bounds=[(f"bound {share(floor)}", floor)] if floor is not None else [],
+            percent=True,
+        ),
+        Chart(
+            title="Losses",
+            note="Retain and exchange fall, forget rises when unlearning works.",
+            series=[series_of(records, "step", f"loss/{key}", key, color) for color, key in enumerate(("retain", "forget", "exchange"), 1)],
+        ),
+        Chart(
+            title="Angle between the gradients",
+            note="Cosine of the retain and forget gradients: at 0 neither step undoes the other.",
+            series=[series_of(records, "step", "cos", "cos", 1)],
+        ),
+    ]
+    last = max((float(record["step"]) for record in records), default=0.0)
+    return [drawn for chart in charts if (drawn := layout(chart, last_step=last)) is not None]
+
+
+def _at(values: Any, path: Sequence[str]) -> Any:
+    for key in path:
+        values = values.get(key) if isinstance(values, Mapping) else None
+    return values
+
+
+def _measures(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every figure of before and after but the per-class ones, those with an interval in one cell."""
+    before, after = result.get("before") or {}, result.get("after") or {}
+    paths: dict[tuple[str, ...], None] = {}
+    for side in ({"forget_fraction": {"value": None}, "exchange_fraction": {"value": None}}, before, after):
+        for key, value in side.items():
+            if isinstance(value, Mapping) and "value" not in value:
+                paths.update({(key, inner): None for inner in value if inner != "per_class"})
+            else:
+                paths[(key,)] = None
+    return [
+        {
+            "title": TITLES.get(".".join(path), " ".join(path).replace("_", " ").replace("fid ", "Frechet distance, ")),
+            "before": _cell(path, _at(before, path)),
+            "after": _cell(path, _at(after, path)),
+        }
+        for path in paths
+    ]
+
+
+def _cell(path: tuple[str, ...], value: Any) -> tuple[str, str]:
+    """A measure's value and, where it has one, its interval."""
+    text = share if path[0] in ("forget_fraction", "exchange_fraction", "retain_accuracy") else number
+    if not isinstance(value, Mapping):
+        return text(value), ""
+    if not _given(value.get("value"), value.get("low"), value.get("high")):
+        return text(value.get("value")), ""
+    return text(value["value"]), f"{text(value['low'])} to {text(value['high'])}" + (
+        f", n\u00a0=\u00a0{value['n']}" if _given(value.get("n")) else ""
+    )
+
+
+def _measured(check: Mapping[str, Any], key: str) -> str:
+    is_share = any(word in str(check["name"]) for word in ("fraction", "accuracy"))
+    return share(check.get(key)) if is_share else number(check.get(key))
+
+
+def _classes(result: Mapping[str, Any], named: Any) -> list[dict[str, Any]]:
+    request = result.get("request") or {}
+    before, after = (((result.get(side) or {}).get("retain_accuracy") or {}).get("per_class") or {} for side in ("before", "after"))
+    rows = []
+    for key in sorted({*map(str, before), *map(str, after)}, key=int):
+        old, new = before.get(key), after.get(key)
+        change = None if old is None or new is None else new - old
+        rows.append(
+            {"label": int(key), "name": named(key), "role": _role(int(key), request), "before": old, "after": new, "change": change}
+        )
+    return rows
+
+
+def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    keys = ("run_id", "method", "seed", "world_size", "steps", "first_crossing_step", "settled_step")
+    return [(key.replace("_", " "), number(result.get(key))) for key in keys]

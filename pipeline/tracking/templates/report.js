@@ -1,0 +1,62 @@
+"use strict";
+(() => {
+  // click an image to enlarge it
+  const dialog = document.querySelector("dialog");
+  for (const button of document.querySelectorAll(".sides button")) {
+    button.addEventListener("click", () => {
+      const image = button.querySelector("img");
+      dialog.querySelector("img").src = image.src;
+      dialog.querySelector("img").alt = image.alt;
+      dialog.querySelector("h3").textContent = image.alt;
+      dialog.showModal();
+    });
+  }
+  dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
+
+  // click a header to sort its table: numbers as numbers, what was not measured last
+  for (const button of document.querySelectorAll("th button")) {
+    button.addEventListener("click", () => {
+      const header = button.closest("th");
+      const body = header.closest("table").tBodies[0];
+      const descending = header.getAttribute("aria-sort") === "ascending";
+      const key = (row) => row.cells[header.cellIndex].dataset.value;
+      const rows = [...body.rows].sort((one, two) => {
+        const [a, b] = [key(one), key(two)];
+        if (a === "" || b === "") return (a === "") - (b === "");
+        const order = isNaN(a) || isNaN(b) ? a.localeCompare(b) : a - b;
+        return descending ? -order : order;
+      });
+      for (const other of header.parentElement.cells) other.removeAttribute("aria-sort");
+      header.setAttribute("aria-sort", descending ? "descending" : "ascending");
+      body.append(...rows);
+    });
+  }
+
+  // values at the pointer
+  const nearest = (points, step) => points.reduce((best, point) => Math.abs(point[0] - step) < Math.abs(best[0] - step) ? point : best);
+  for (const plot of document.querySelectorAll(".plot")) {
+    const data = JSON.parse(plot.dataset.chart);
+    const cursor = plot.querySelector(".cursor"), tip = plot.querySelector(".tip");
+    const text = (value) => data.percent ? `${+(100 * value).toFixed(1)} %` : `${+value.toPrecision(4)}`;
+    plot.addEventListener("pointermove", (event) => {
+      const box = plot.getBoundingClientRect();
+      const wanted = Math.min(Math.max((event.clientX - box.left) / box.width, 0), 1) * data.last;
+      const step = nearest(data.series.flatMap((series) => series.points), wanted)[0];
+      tip.replaceChildren(`step ${step}`);
+      for (const series of data.series) {
+        const point = series.points.find((candidate) => candidate[0] === step);
+        if (!point) continue;
+        const band = series.band.find((candidate) => candidate[0] === step);
+        const key = document.createElement("span"), line = document.createElement("div");
+        key.className = `key b${series.color}`;
+        line.append(key, `${series.name} ${text(point[1])}${band ? ` (${text(band[1])} to ${text(band[2])})` : ""}`);
+        tip.append(line);
+      }
+      const at = step / data.last;
+      cursor.style.display = tip.style.display = "block";
+      cursor.style.left = `${100 * at}%`;
+      tip.style.left = `${Math.min(Math.max(at * box.width + (at < 0.5 ? 12 : -12 - tip.offsetWidth), -40), box.width - tip.offsetWidth)}px`;
+    });
+    plot.addEventListener("pointerleave", () => { cursor.style.display = tip.style.display = "none"; });
+  }
+})();
