@@ -1,15 +1,38 @@
-"""Files by URI (fsspec): local paths, s3://, memory://. Writes are atomic; readers trust only what a manifest names."""
+"""Files by URI (fsspec): local paths, s3://, memory://. Writes are atomic; readers trust only what a manifest names.
+
+Every call on an object store is tried again, with growing pauses, while the store is busy or away (`PATIENCE_S`).
+S3 takes endpoint, region and credentials from AWS_ENDPOINT_URL, AWS_DEFAULT_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and
+AWS_SESSION_TOKEN, or from the usual AWS profile.
+"""
 
 import hashlib
 import json
+import logging
+import os
+import random
+import shutil
+import sys
+import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 from fsspec.core import url_to_fs
 
 from pipeline.errors import InputError
+
+PATIENCE_S = 120.0  # how long one call goes on trying; UNLEARN_STORAGE_PATIENCE_S in the environment replaces it
+LONGEST_PAUSE_S = 10.0
+CHECKSUMS = ("request_checksum_calculation", "response_checksum_validation")
+
+log = logging.getLogger(__name__)
+ResultT = TypeVar("ResultT")
+
+
+class StorageError(OSError):
+    """An object could not be read or written after all tries; the message names it."""
 
 
 def absolute(uri: str) -> str:
@@ -24,8 +47,13 @@ def join(uri: str, *parts: str) -> str:
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The filesystem of `uri` and the path inside it."""
-    fs, path = url_to_fs(uri)
+    """The filesystem of `uri` and the path inside it. Listings are not cached: other processes write there too."""
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if uri.startswith("s3://"):
+        # Servers other than AWS's answer a range with the whole object's checksum; lengths, and digests in manifests, are checked here.
+        wanted = {name: os.environ.get(f"AWS_{name.upper()}", "when_required") for name in CHECKSUMS}
+        options["config_kwargs"] = wanted
+    fs, path = url_to_fs(uri, **options)
     return fs, path
 
 
@@ -33,30 +61,96 @@ def is_local(uri: str) -> bool:
     return "://" not in uri or uri.startswith("file://")
 
 
+def retrying(uri: str, action: str, call: Callable[[], ResultT]) -> ResultT:
+    """`call()`, again while an object store is busy or away. On a local disk an error is final at once.
+
+    Raises `FileNotFoundError` as it comes, `InputError` for refused or missing credentials, `StorageError` when patience ends.
+    """
+    start, attempt = time.monotonic(), 0
+    patience = float(os.environ.get("UNLEARN_STORAGE_PATIENCE_S", PATIENCE_S))
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            if is_local(uri):
+                raise
+            refused = _refusal(error)
+            if refused:
+                raise InputError(f"storage {uri}: {refused}") from error
+            if not _is_passing(error):
+                raise
+            attempt += 1
+            pause = min(LONGEST_PAUSE_S, 0.25 * 2**attempt) * random.uniform(0.5, 1.0)
+            waited = time.monotonic() - start
+            if waited + pause > patience:
+                reason = f"{type(error).__name__}: {error}"
+                raise StorageError(f"could not {action} {uri}: gave up after {attempt} tries in {waited:.0f} s ({reason})") from error
+            if attempt > 1:
+                log.warning("storage: could not %s %s (%s), trying again in %.1f s", action, uri, type(error).__name__, pause)
+            time.sleep(pause)
+
+
 def exists(uri: str) -> bool:
     fs, path = filesystem(uri)
-    return bool(fs.exists(path))
+
+    def call() -> bool:
+        try:  # not fs.exists: it takes every failure of the store for absence
+            fs.info(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    return retrying(uri, "look for", call)
 
 
 def read_bytes(uri: str) -> bytes:
     fs, path = filesystem(uri)
-    return bytes(fs.cat_file(path))
+    return retrying(uri, "read", lambda: bytes(fs.cat_file(path)))
+
+
+def read_range(uri: str, start: int, end: int) -> bytes:
+    """Bytes [start, end). Raises `StorageError` when the file ends before."""
+    fs, path = filesystem(uri)
+    data = retrying(uri, "read", lambda: bytes(fs.cat_file(path, start=start, end=end)))
+    if len(data) != end - start:
+        raise StorageError(f"{uri} ends early: got {len(data)} bytes from {start}, expected {end - start}; fetch it again")
+    return data
+
+
+def size(uri: str) -> int:
+    fs, path = filesystem(uri)
+    return retrying(uri, "look for", lambda: int(fs.size(path)))
 
 
 def write_bytes(uri: str, data: bytes) -> None:
     """Write all of `data` or nothing. An object store's single put is atomic by itself; a local file is renamed into place."""
     fs, path = filesystem(uri)
     if is_local(uri):
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-        try:
-            temporary.write_bytes(data)
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        _place(Path(path), lambda temporary: temporary.write_bytes(data))
     else:
-        fs.pipe_file(path, data)
+        retrying(uri, "write", lambda: fs.pipe_file(path, data))
+
+
+def upload(source: Path, uri: str) -> None:
+    """Copy a local file to `uri`, all of it or nothing."""
+    fs, path = filesystem(uri)
+    if is_local(uri):
+        _place(Path(path), lambda temporary: shutil.copyfile(source, temporary))
+    else:
+        retrying(uri, "write", lambda: fs.put_file(str(source), path))
+
+
+def download(uri: str, target: Path) -> None:
+    """Copy the file at `uri` to a local path, all of it or nothing."""
+    fs, path = filesystem(uri)
+    _place(target, lambda temporary: retrying(uri, "read", lambda: fs.get_file(path, str(temporary))))
+
+
+def remove(uri: str) -> None:
+    """Remove a file, or a folder with all it holds. What is not there is no error."""
+    fs, path = filesystem(uri)
+    if exists(uri):
+        retrying(uri, "remove", lambda: fs.rm(path, recursive=True))
 
 
 def read_json(uri: str) -> Any:
@@ -73,11 +167,14 @@ def write_text(uri: str, text: str) -> None:
 
 def listing(uri: str) -> list[str]:
     """The names directly under `uri`, sorted; empty when there is nothing."""
-    fs, path = filesystem(uri)
-    fs.invalidate_cache()
-    if not fs.exists(path):
-        return []
-    return sorted(str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False))
+    return [entry.rsplit("/", 1)[-1] for entry in _list(uri, deep=False)]
+
+
+def walk(uri: str) -> list[str]:
+    """Every file under `uri`, as paths relative to it, sorted; empty when there is nothing."""
+    _, root = filesystem(uri)
+    prefix = root.rstrip("/") + "/"
+    return [entry.removeprefix(prefix) for entry in _list(uri, deep=True)]
 
 
 def sha256(data: bytes) -> str:
@@ -87,6 +184,14 @@ def sha256(data: bytes) -> str:
 def digest_of(value: Any) -> str:
     """SHA-256 of a JSON value in canonical form: what content addresses are made of."""
     return sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode())
+
+
+def arrow_filesystem(uri: str) -> Any:
+    """The filesystem of `uri` for libraries that want pyarrow's interface."""
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    fs, _ = filesystem(uri)
+    return PyFileSystem(FSSpecHandler(fs))
 
 
 def require_writable(uri: str) -> None:
@@ -102,6 +207,8 @@ def require_writable(uri: str) -> None:
         write_bytes(probe, b"")
         fs, path = filesystem(probe)
         fs.rm_file(path)
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(
             f"storage {uri!r} cannot be written ({type(error).__name__}: {error}); "
@@ -113,9 +220,53 @@ def require_writable(uri: str) -> None:
                 parent.rmdir()
 
 
-def arrow_filesystem(uri: str) -> Any:
-    """The filesystem of `uri` for libraries that want pyarrow's interface."""
-    from pyarrow.fs import FSSpecHandler, PyFileSystem
+def _place(target: Path, fill: Callable[[Path], Any]) -> None:
+    """Fill a temporary file beside `target` and rename it into place."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        fill(temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
-    fs, _ = filesystem(uri)
-    return PyFileSystem(FSSpecHandler(fs))
+
+def _list(uri: str, *, deep: bool) -> list[str]:
+    fs, path = filesystem(uri)
+
+    def call() -> list[str]:
+        try:
+            found = fs.find(path) if deep else fs.ls(path, detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        own = path.strip("/")  # some stores list a folder's own marker inside it
+        return sorted(str(entry).rstrip("/") for entry in found if str(entry).strip("/") != own)
+
+    return retrying(uri, "list", call)
+
+
+def _is_passing(error: BaseException) -> bool:
+    """Whether waiting may help: busy servers (5xx), time-outs, resets, truncated bodies."""
+    if isinstance(error, FileNotFoundError | PermissionError | FileExistsError | IsADirectoryError | NotADirectoryError | StorageError):
+        return False
+    if isinstance(error, OSError | TimeoutError | EOFError):  # s3fs reports server errors as OSError
+        return True
+    kinds = [("botocore.exceptions", "HTTPClientError"), ("aiohttp", "ClientError"), ("http.client", "HTTPException")]
+    known = tuple(getattr(sys.modules[module], name) for module, name in kinds if module in sys.modules)
+    return isinstance(error, known)
+
+
+def _refusal(error: BaseException) -> str | None:
+    """What to mend when the store does not know or trust us, None when the error is another."""
+    name, text = type(error).__name__, f"{error} {error.__cause__ or ''}"
+    if name in ("NoCredentialsError", "PartialCredentialsError"):
+        return "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    if "InvalidAccessKeyId" in text or "Access Key Id" in text:
+        return "the access key is unknown there; check AWS_ACCESS_KEY_ID (and AWS_ENDPOINT_URL)"
+    if "SignatureDoesNotMatch" in text or "signature we calculated" in text:
+        return "the signature was refused; check AWS_SECRET_ACCESS_KEY"
+    if "ExpiredToken" in text or "InvalidToken" in text:
+        return "the session token is refused or expired; renew AWS_SESSION_TOKEN"
+    if isinstance(error, PermissionError):
+        return "access denied; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy"
+    return None

@@ -72,7 +72,7 @@ class Lake:
     def read(self, labels: Sequence[int] | None = None, split: Literal["train", "heldout"] = "train") -> Batch:
         """Every row of `labels` in memory, by class and within a class by sample id."""
         kind, shape = self.manifest.kind, self.manifest.shape
-        tables = [shards.read(storage.join(self.uri, shard.path), shard.rows) for shard in self.shards(labels, split)]
+        tables = [shards.read(self.uri, shard) for shard in self.shards(labels, split)]
         table = pa.concat_tables([shards.schema(kind, shape).empty_table(), *tables])
         return batch_of(table, kind, self.manifest.encoder.scale)
 

@@ -12,7 +12,7 @@ from pipeline.config import Request, UnlearnConfig
 from pipeline.data import shards
 from pipeline.data.lake import MANIFEST, Lake
 from pipeline.data.rows import Batch, batch_of
-from pipeline.data.shards import Kind, Shard, Stored
+from pipeline.data.shards import File, Kind, Shard, Stored
 from pipeline.errors import InputError
 from pipeline.seeding import seed_of
 
@@ -20,15 +20,11 @@ SCHEMA_VERSION = 1
 LANE_FILE_BYTES = 16 << 20
 
 
-class LaneFile(Stored):
+class LaneFile(File):
     """One lane's rows of one segment's steps, in step order."""
 
-    path: str
     segment: int
     lane: int
-    rows: int
-    bytes: int
-    sha256: str
 
 
 class Manifest(Stored):
@@ -77,7 +73,7 @@ class Partition:
 
     def _read(self, files: Sequence[Shard]) -> Batch:
         kind, shape = self.manifest.kind, self.manifest.shape
-        tables = [shards.read(storage.join(self.uri, file.path), file.rows) for file in files]
+        tables = [shards.read(self.uri, file) for file in files]
         return batch_of(pa.concat_tables([shards.schema(kind, shape).empty_table(), *tables]), kind, self.manifest.scale)
 
 
@@ -157,7 +153,7 @@ def find_ids(lake: Lake, among: Sequence[Shard], sample_ids: Sequence[str]) -> d
     """Per shard path: the row indices of `sample_ids` and those ids. Only the sample_id column is read."""
     wanted, found = set(sample_ids), {}
     for shard in among:
-        names = shards.read(storage.join(lake.uri, shard.path), shard.rows, ["sample_id"])["sample_id"].to_pylist()
+        names = shards.read_column(lake.uri, shard, "sample_id")
         rows = [i for i, name in enumerate(names) if name in wanted]
         found[shard.path] = (np.array(rows, np.int64), [names[i] for i in rows])
     return found

@@ -57,9 +57,8 @@ class Layout:
 class Wanted:
     """From one shard: its rows at `rows` (they repeat when the stream has several passes) go to `positions`."""
 
-    uri: str
-    path: str
-    shard_rows: int
+    root: str
+    shard: Shard
     rows: np.ndarray
     positions: np.ndarray
 
@@ -157,9 +156,7 @@ def placed(lake: Lake, retain: Sequence[Selection], order: np.ndarray) -> list[W
         if item.rows is not None:
             rows = item.rows[rows]
         if len(rows):
-            uri = storage.join(lake.uri, item.shard.path)
-            place = positions[low:high]
-            result.append(Wanted(uri=uri, path=item.shard.path, shard_rows=item.shard.rows, rows=rows, positions=place))
+            result.append(Wanted(root=lake.uri, shard=item.shard, rows=rows, positions=positions[low:high]))
         first += item.count
     return result
 
@@ -170,7 +167,7 @@ def gather(wanted: Sequence[Wanted], edges: Sequence[int]) -> list[Any]:
     opened = {}
     for item in wanted:
         distinct, index = np.unique(item.rows, return_inverse=True)
-        table, opened[item.path] = shards.read_rows(item.uri, distinct, item.shard_rows)
+        table, opened[item.shard.path] = shards.read_rows(item.root, item.shard, distinct)
         draw = np.arange(len(index)) - np.searchsorted(item.rows, item.rows)  # rows increase, and equal rows go by position
         for bucket, (low, high) in enumerate(pairwise(edges)):
             here = np.flatnonzero((item.positions >= low) & (item.positions < high))
@@ -209,9 +206,8 @@ def write_side(lake: Lake, selected: Sequence[Selection], side: str, layout: Lay
     """Copy the selected rows into `<side>/`, one file per shard of the lake; these sides are small enough for a worker's memory."""
     files, opened = [], {}
     for item in selected:
-        uri = storage.join(lake.uri, item.shard.path)
         rows = np.arange(item.shard.rows) if item.rows is None else item.rows
-        table, opened[item.shard.path] = shards.read_rows(uri, rows, item.shard.rows)
+        table, opened[item.shard.path] = shards.read_rows(lake.uri, item.shard, rows)
         path = f"{side}/{item.shard.path.removeprefix('data/').replace('/', '-')}"
         file = shards.write(layout.root, path, [table], layout.kind, layout.shape, label=item.shard.label, split="train")
         shards.require_rows(storage.join(layout.root, path), file.rows, item.count)

@@ -2,8 +2,8 @@
 
 import hashlib
 import io
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from pipeline import storage
 
 Kind = Literal["image", "latent"]
+ResultT = TypeVar("ResultT")
 ROW_GROUP_BYTES = 4 << 20  # what a reader holds at once
 
 
@@ -22,15 +23,20 @@ class Stored(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Shard(Stored):
+class File(Stored):
     """One Parquet file. `path` is relative to the folder of the manifest that names it."""
 
     path: str
-    label: int
-    split: Literal["train", "heldout"]
     rows: int
     bytes: int
     sha256: str
+
+
+class Shard(File):
+    """One class's file in a lake."""
+
+    label: int
+    split: Literal["train", "heldout"]
 
 
 def row_bytes(kind: Kind, shape: Sequence[int]) -> int:
@@ -86,27 +92,53 @@ def write(root: str, path: str, tables: Iterable[pa.Table], kind: Kind, shape: S
     return Shard(path=path, rows=rows, bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), **place)
 
 
-def read(uri: str, expected_rows: int, columns: list[str] | None = None) -> pa.Table:
-    """A whole Parquet file. Raises `RuntimeError` when its row count is not the manifest's."""
-    fs, path = storage.filesystem(uri)
-    with fs.open(path, "rb") as file:
-        table = pq.ParquetFile(file).read(columns=columns)
-    require_rows(uri, table.num_rows, expected_rows)
+def read(root: str, file: File, *, check_digest: bool = True) -> pa.Table:
+    """The whole `file` under `root`. Raises `RuntimeError` when its size, rows or (if asked) digest are not the manifest's.
+
+    The digest costs about a second per gigabyte: made once per lake and partition, left out of the stream.
+    """
+    uri = storage.join(root, file.path)
+    data = storage.read_bytes(uri)
+    if len(data) != file.bytes or (check_digest and hashlib.sha256(data).hexdigest() != file.sha256):
+        raise RuntimeError(f"{uri}: its {len(data)} bytes are not the {file.bytes} its manifest describes; the file is damaged, remake it")
+    table = pq.ParquetFile(pa.BufferReader(data)).read()
+    require_rows(uri, table.num_rows, file.rows)
     return table
 
 
-def read_rows(uri: str, rows: np.ndarray, expected_rows: int) -> tuple[pa.Table, int]:
+def read_column(root: str, file: File, column: str) -> list[Any]:
+    """One column of `file`; on an object store the others are not fetched."""
+    values = _open(storage.join(root, file.path), lambda parquet: parquet.read(columns=[column]))[column].to_pylist()
+    require_rows(storage.join(root, file.path), len(values), file.rows)
+    return values
+
+
+def read_rows(root: str, file: File, rows: np.ndarray) -> tuple[pa.Table, int]:
     """The rows at the increasing indices `rows` and the number of row groups that were read for them, no others."""
-    fs, path = storage.filesystem(uri)
-    with fs.open(path, "rb") as file:
-        parquet = pq.ParquetFile(file)
-        require_rows(uri, parquet.metadata.num_rows, expected_rows)
+    uri = storage.join(root, file.path)
+
+    def call(parquet: pq.ParquetFile) -> tuple[pa.Table, np.ndarray, np.ndarray]:
+        require_rows(uri, parquet.metadata.num_rows, file.rows)
         sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
         starts = np.concatenate([[0], np.cumsum(sizes)])
         groups = np.unique(np.searchsorted(starts, rows, side="right") - 1)
-        table = parquet.read_row_groups(groups.tolist())
+        return parquet.read_row_groups(groups.tolist()), groups, starts
+
+    table, groups, starts = _open(uri, call)
     kept = np.concatenate([np.arange(starts[g], starts[g + 1]) for g in groups]) if len(groups) else np.empty(0, np.int64)
+    require_rows(uri, table.num_rows, len(kept))
     return table.take(pa.array(np.searchsorted(kept, rows))), len(groups)
+
+
+def _open(uri: str, call: Callable[[pq.ParquetFile], ResultT]) -> ResultT:
+    """`call` on the opened file; only what it asks for is fetched."""
+    fs, path = storage.filesystem(uri)
+
+    def attempt() -> ResultT:
+        with fs.open(path, "rb", cache_type="none") as file:
+            return call(pq.ParquetFile(file, pre_buffer=True))
+
+    return storage.retrying(uri, "read", attempt)
 
 
 def require_rows(what: str, found: int, expected: int) -> None:

@@ -6,7 +6,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pyarrow as pa
 
-from pipeline import storage
 from pipeline.data import shards
 from pipeline.data.partition import Partition
 from pipeline.data.rows import Batch
@@ -24,7 +23,7 @@ def retain_stream(partition: Partition, rank: int, world: int, start_step: int =
         with ThreadPoolExecutor(THREADS) as pool:
             reading: deque[Future[pa.Table]] = deque()
             for file in files:
-                reading.append(pool.submit(shards.read, storage.join(partition.uri, file.path), file.rows))
+                reading.append(pool.submit(shards.read, partition.uri, file, check_digest=False))
                 if len(reading) > ahead:
                     yield reading.popleft().result()
             while reading:

@@ -78,11 +78,23 @@ def test_a_class_the_lake_lacks(digits_lake: Lake) -> None:
 
 def test_a_lost_row_is_noticed(digits_lake: Lake, tmp_path: Path) -> None:
     shard = digits_lake.shards([3])[0]
-    source = shards.read(storage.join(digits_lake.uri, shard.path), shard.rows)
-    shards.write(str(tmp_path), shard.path, [source.slice(1)], "image", (8, 8, 1), label=3, split="train")
+    source = shards.read(digits_lake.uri, shard)
+    made = shards.write(str(tmp_path), shard.path, [source.slice(1)], "image", (8, 8, 1), label=3, split="train")
     lake = Lake(uri=str(tmp_path), manifest=digits_lake.manifest)
-    with pytest.raises(RuntimeError, match=rf"{shard.path}: found {shard.rows - 1} rows where its manifest says {shard.rows}"):
+    with pytest.raises(RuntimeError, match=rf"{shard.path}: its {made.bytes} bytes are not the {shard.bytes} its manifest describes"):
         lake.read([3])
+    lying = shard.model_copy(update={"bytes": made.bytes, "sha256": made.sha256})
+    with pytest.raises(RuntimeError, match=rf"{shard.path}: found {shard.rows - 1} rows where its manifest says {shard.rows}"):
+        shards.read(str(tmp_path), lying)
+
+
+def test_a_changed_pixel_is_noticed(digits_lake: Lake, tmp_path: Path) -> None:
+    shard = digits_lake.shards([3])[0]
+    data = bytearray(storage.read_bytes(storage.join(digits_lake.uri, shard.path)))
+    data[len(data) // 2] ^= 1
+    storage.write_bytes(storage.join(str(tmp_path), shard.path), bytes(data))
+    with pytest.raises(RuntimeError, match="the file is damaged"):
+        shards.read(str(tmp_path), shard)
 
 
 def test_digest_is_of_the_rows_not_of_the_name(digits_lake: Lake) -> None:

@@ -123,8 +123,9 @@ def test_only_the_sampled_row_groups_are_read(tmp_path: Path) -> None:
 
     values = np.arange(400, dtype=np.uint8).repeat(64).reshape(400, 8, 8, 1)
     table = pa.table({"sample_id": [str(i) for i in range(400)], "label": [0] * 400, "image": shards.tensor_array(values, "image")})
-    storage.write_bytes(str(tmp_path / "x.parquet"), shards.encode([table], shards.schema("image", (8, 8, 1)), 100))
-    rows, groups = shards.read_rows(str(tmp_path / "x.parquet"), np.array([3, 99, 301]), 400)
+    storage.write_bytes(str(tmp_path / "x"), shards.encode([table], shards.schema("image", (8, 8, 1)), 100))
+    file = shards.File(path="x", rows=400, bytes=0, sha256="")
+    rows, groups = shards.read_rows(str(tmp_path), file, np.array([3, 99, 301]))
     assert groups == 2 and rows["sample_id"].to_pylist() == ["3", "99", "301"]
     assert shards.tensor_values(rows["image"])[:, 0, 0, 0].tolist() == [3, 99, 301 - 256]
 
@@ -174,9 +175,12 @@ def test_neighbours_are_what_the_caller_says(unlearn_config, digits_lake: Lake) 
 def test_a_row_out_of_place_is_refused(partition: Partition) -> None:
     file = partition.manifest.retain[5]
     uri = storage.join(partition.uri, file.path)
-    table = shards.read(uri, file.rows)
-    swapped = table.take([1, 0, *range(2, file.rows)])
-    storage.write_bytes(uri, shards.encode([swapped], table.schema, 64))
+    table = shards.read(partition.uri, file)
+    data = shards.encode([table.take([1, 0, *range(2, file.rows)])], table.schema, 64)
+    storage.write_bytes(uri, data)
+    file = file.model_copy(update={"bytes": len(data)})
+    retain = [file if other.path == file.path else other for other in partition.manifest.retain]
+    partition = Partition(uri=partition.uri, manifest=partition.manifest.model_copy(update={"retain": retain}))
     with pytest.raises(RuntimeError, match="out of place"):
         list(stream_local.retain_stream(partition, 0, 1))
 

@@ -1,0 +1,157 @@
+"""Files by URI on local disk, in memory and on a real S3 server process, healthy and not."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+import s3_servers
+
+from pipeline import storage
+from pipeline.errors import InputError
+
+
+def forget_connections() -> None:
+    """fsspec keeps filesystems by their arguments, not by the environment they were made in."""
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_servers.Rclone]:
+    folder = tmp_path_factory.mktemp("s3")
+    (folder / "bucket").mkdir()
+    rclone = s3_servers.Rclone(folder)
+    rclone.start()
+    yield rclone
+    rclone.stop()
+
+
+@pytest.fixture
+def proxy(server: s3_servers.Rclone) -> Iterator[s3_servers.Proxy]:
+    proxy = s3_servers.Proxy(server.port)
+    forget_connections()
+    with s3_servers.environment(proxy.port):
+        yield proxy
+    forget_connections()
+    proxy.close()
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "local":
+        return str(tmp_path / "root")
+    if request.param == "memory":
+        return f"memory://{tmp_path.name}"
+    request.getfixturevalue("proxy")
+    return f"s3://bucket/{tmp_path.name}"
+
+
+def test_round_trip(root: str, tmp_path: Path) -> None:
+    uri = storage.join(root, "a/b.bin")
+    assert not storage.exists(uri) and not storage.exists(root) and storage.listing(root) == [] == storage.walk(root)
+    storage.write_bytes(uri, b"one")
+    storage.write_bytes(uri, b"0123456789")
+    storage.write_json(storage.join(root, "c.json"), {"x": [1, 2.5]})
+    assert storage.exists(uri) and storage.exists(storage.join(root, "a")) and storage.size(uri) == 10
+    assert storage.read_bytes(uri) == b"0123456789" and storage.read_range(uri, 3, 6) == b"345"
+    assert storage.read_json(storage.join(root, "c.json")) == {"x": [1, 2.5]}
+    assert storage.listing(root) == ["a", "c.json"] and storage.walk(root) == ["a/b.bin", "c.json"]
+    storage.download(uri, tmp_path / "got.bin")
+    storage.upload(tmp_path / "got.bin", storage.join(root, "up.bin"))
+    assert storage.read_bytes(storage.join(root, "up.bin")) == b"0123456789"
+    storage.require_writable(root)
+    assert storage.walk(root) == ["a/b.bin", "c.json", "up.bin"]
+    storage.remove(storage.join(root, "a"))
+    storage.remove(storage.join(root, "never-there"))
+    assert storage.walk(root) == ["c.json", "up.bin"]
+
+
+def test_a_missing_object_is_missing_at_once(root: str) -> None:
+    start = time.monotonic()
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(storage.join(root, "nothing"))
+    assert time.monotonic() - start < 5
+
+
+def test_a_file_that_ends_early_is_named(root: str) -> None:
+    uri = storage.join(root, "short")
+    storage.write_bytes(uri, b"abc")
+    with pytest.raises(storage.StorageError, match=r"short ends early: got 2 bytes from 1, expected 9"):
+        storage.read_range(uri, 1, 10)
+
+
+def test_a_failed_local_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.write_bytes(str(tmp_path / "x"), b"old")
+
+    def broken(self: Path, target: Path) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "replace", broken)
+    with pytest.raises(OSError, match="disk full"):
+        storage.write_bytes(str(tmp_path / "x"), b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"] and (tmp_path / "x").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(
+    ("fault", "operation"),
+    [("503", "read"), ("503", "write"), ("503", "exists"), ("503", "list"), ("reset", "read"), ("reset", "write"), ("truncate", "read")],
+)
+def test_passing_faults_are_waited_out(proxy: s3_servers.Proxy, fault: str, operation: str) -> None:
+    data = bytes(range(256)) * 400
+    uri = "s3://bucket/faulty/object"
+    storage.write_bytes(uri, data)
+    calls = {
+        "read": lambda: storage.read_bytes(uri),
+        "write": lambda: storage.write_bytes(uri, data[::-1]),
+        "exists": lambda: storage.exists(uri),
+        "list": lambda: storage.listing("s3://bucket/faulty"),
+    }
+    proxy.misbehave(fault, fault)
+    result = calls[operation]()
+    assert not proxy.faults and proxy.served.count(fault) == 2, "the faults were met"
+    assert result == {"read": data, "write": None, "exists": True, "list": ["object"]}[operation]
+    assert storage.read_bytes(uri) == (data[::-1] if operation == "write" else data)
+
+
+def test_a_server_that_comes_back(proxy: s3_servers.Proxy, server: s3_servers.Rclone) -> None:
+    storage.write_bytes("s3://bucket/kept", b"kept")
+    server.stop()
+    returning = threading.Timer(3, server.start)
+    returning.start()
+    assert storage.read_bytes("s3://bucket/kept") == b"kept"
+    returning.join()
+
+
+def test_patience_ends_with_the_objects_name(proxy: s3_servers.Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNLEARN_STORAGE_PATIENCE_S", "1")
+    proxy.misbehave(*["503"] * 500)
+    with pytest.raises(storage.StorageError, match=r"could not read s3://bucket/busy: gave up after \d+ tries"):
+        storage.read_bytes("s3://bucket/busy")
+    proxy.faults.clear()
+
+
+def test_refused_credentials_name_the_variable(server: s3_servers.Rclone) -> None:
+    forget_connections()
+    with s3_servers.environment(server.port, secret="wrong"), pytest.raises(InputError, match="AWS_SECRET_ACCESS_KEY"):
+        storage.write_bytes("s3://bucket/x", b"")
+    forget_connections()
+
+
+def test_no_credentials_name_the_variables(server: s3_servers.Rclone, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    forget_connections()
+    with s3_servers.environment(server.port):
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        with pytest.raises(InputError, match="no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
+            storage.write_bytes("s3://bucket/x", b"")
+    forget_connections()
+
+
+def test_unwritable_storage_is_bad_input(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot be written .*--set storage="):
+        storage.require_writable(str(tmp_path / "file" / "below"))
