@@ -3,7 +3,7 @@
 import argparse
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from pipeline import config as configuration
@@ -12,15 +12,24 @@ from pipeline.errors import InputError
 ConfigT = TypeVar("ConfigT", bound=configuration.JobConfig)
 
 
-def main(kind: type[ConfigT], run: Callable[[ConfigT, bool], None], description: str, argv: list[str] | None = None) -> int:
-    """Parse, check, run. Returns 0 done, 1 failed, 2 bad input (one line on stderr, no traceback, nothing written)."""
+Run = Callable[[ConfigT, bool], None]
+
+
+def main(kind: type[ConfigT], run: Run[ConfigT] | Mapping[str, Run[ConfigT]], description: str, argv: list[str] | None = None) -> int:
+    """Parse, check, run. Returns 0 done, 1 failed, 2 bad input (one line on stderr, no traceback, nothing written).
+
+    A job with verbs gives `run` as a mapping from verb to function; the verb is then the first argument.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if isinstance(run, Mapping):
+        parser.add_argument("verb", choices=list(run))
     parser.add_argument("--config", required=True, metavar="YAML", help="the job's configuration, such as those in jobs/configs/")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", dest="overrides", help="override one key; may be repeated")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print what would be done, write nothing")
     arguments = parser.parse_args(argv)
+    chosen = run[arguments.verb] if isinstance(run, Mapping) else run
     try:
-        run(configuration.load(kind, arguments.config, arguments.overrides), arguments.dry_run)
+        chosen(configuration.load(kind, arguments.config, arguments.overrides), arguments.dry_run)
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -217,7 +217,7 @@ class GenerateConfig(JobConfig):
 
 class RegistryConfig(JobConfig):
     tracking: Tracking = Tracking()
-    version: Version = "candidate"
+    version: Version | None = Field(None, description="absent: candidate for show and promote, champion for verify")
     override: str | None = Field(None, min_length=10, description="promote although the gate did not pass: the reason, which is recorded")
     key: str | None = Field(None, description="Ed25519 private key (PEM file) that signs the certificate of a promoted version")
     public_key: str | None = Field(None, description="Ed25519 public key (PEM file) that verify holds the signature against")

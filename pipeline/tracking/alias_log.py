@@ -107,7 +107,10 @@ def file_name(number: int) -> str:
 
 
 def _create(uri: str, data: bytes) -> bool:
-    """Create `uri` with all of `data`; False when it exists. Atomic against others and against being killed."""
+    """Create `uri` with all of `data`; False when it exists. Atomic against others and against being killed.
+
+    An object store has to honour conditional puts (AWS and most others do; where it does not, two at once may both succeed).
+    """
     fs, path = storage.filesystem(uri)
     if storage.is_local(uri):
         target = Path(path)
@@ -121,13 +124,12 @@ def _create(uri: str, data: bytes) -> bool:
         finally:
             temporary.unlink(missing_ok=True)
         return True
-    fs.invalidate_cache()
-    if fs.exists(path):
+    if storage.exists(uri):
         return False
     try:
-        fs.pipe_file(path, data, mode="create")  # S3: a conditional put, where the server honours it
+        storage.retrying(uri, "write", lambda: fs.pipe_file(path, data, mode="create"))
     except FileExistsError:
-        return False
+        return storage.read_bytes(uri) == data  # ours after all, when the answer to the first try was lost
     return True
 
 

@@ -132,7 +132,7 @@ class Tracker:
         self.name, self.tags, self.params = name or run_id, dict(tags or {}), dict(params or {})
         self.mlflow_run_id = ""
         self._continued = False
-        self._steps: dict[str, set[int]] = {}  # of a continued run: which steps of a metric are there already
+        self._steps: dict[str, set[int]] = {}  # the steps of each metric that MLflow has
 
     def __enter__(self) -> "Tracker":
         self.client = client(self.tracking, self.storage_root)
@@ -165,8 +165,8 @@ class Tracker:
     def log_records(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Log records of metrics.jsonl, both kinds: every number under its own name at the record's step; texts and nulls are left out.
 
-        An evaluation's `seconds` becomes `evaluation/seconds`, since a step has `seconds` too. A continued run may log the same
-        records again: what MLflow has already is not logged twice.
+        An evaluation's `seconds` becomes `evaluation/seconds`, since a step has `seconds` too. A run that was taken back to a
+        checkpoint, or continued, may hand in the same steps again: the first value stays, none is logged twice.
         """
         from mlflow.entities import Metric
 
@@ -184,10 +184,9 @@ class Tracker:
             self.client.log_artifacts(self.mlflow_run_id, folder)
 
     def _is_new(self, name: str, step: int) -> bool:
-        if not self._continued:
-            return True
         if name not in self._steps:
-            self._steps[name] = {metric.step for metric in self.client.get_metric_history(self.mlflow_run_id, name)}
+            there = self.client.get_metric_history(self.mlflow_run_id, name) if self._continued else []
+            self._steps[name] = {metric.step for metric in there}
         is_new = step not in self._steps[name]
         self._steps[name].add(step)
         return is_new

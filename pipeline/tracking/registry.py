@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import models
-from pipeline import storage
+from pipeline import model_store, storage
 from pipeline.config import Tracking
 from pipeline.errors import InputError
 from pipeline.tracking import aliases
@@ -14,12 +14,12 @@ from pipeline.tracking.mlflow_tracking import Tracker, client, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
     from mlflow.pyfunc import PyFuncModel
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 RUN_ID_TAG = "run_id"
-FILES = {"config": "config.json", "weights": "model.safetensors"}
+FILES = {"config": model_store.CONFIG, "weights": model_store.WEIGHTS}
 
 
 def register(tracker: Tracker, *, folder: str, image_shape: tuple[int, int, int], result: Mapping[str, Any]) -> int:
@@ -92,9 +92,9 @@ def save_pyfunc(folder: str, target: Path, *, image_shape: tuple[int, int, int])
         pip_requirements=[f"{package}=={_installed(package)}" for package in ("mlflow", "torch", "safetensors", "numpy", "pandas")],
     )
     description = Model.load(str(target))
-    for file in FILES.values():
-        fs, path = storage.filesystem(storage.join(folder, file))
-        fs.get_file(path, str(target / file))
+    for file in [*FILES.values(), model_store.MANIFEST]:
+        if file != model_store.MANIFEST or storage.exists(storage.join(folder, file)):
+            storage.download(storage.join(folder, file), target / file)
     flavor = description.flavors["python_function"]
     # at the top and not in artifacts/, so that the model's folder is itself a folder of weights
     flavor["artifacts"] = {key: {"path": file, "uri": file} for key, file in FILES.items()}
@@ -110,25 +110,36 @@ def resolve(tracking: Tracking, storage_root: str, which: str) -> "ModelVersion"
 
 def load_version(tracking: Tracking, storage_root: str, version: "ModelVersion") -> "PyFuncModel":
     """`version` as MLflow loads it: `predict(DataFrame[label, seed])` gives uint8 (N, H, W, C)."""
-    import mlflow.artifacts
     import mlflow.pyfunc
 
+    return mlflow.pyfunc.load_model(str(local_copy(tracking, storage_root, version)))
+
+
+def local_copy(tracking: Tracking, storage_root: str, version: "ModelVersion") -> Path:
+    """The folder of `version` on this machine: itself where it is local, a download otherwise."""
+    import mlflow.artifacts
+
     source = client(tracking, storage_root, create=False).get_model_version_download_uri(version.name, version.version)
-    return mlflow.pyfunc.load_model(
-        mlflow.artifacts.download_artifacts(artifact_uri=source, tracking_uri=tracking_uri(tracking, storage_root))
-    )
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri=source, tracking_uri=tracking_uri(tracking, storage_root)))
+
+
+def require_registered(made: "MlflowClient", name: str, *, where: str) -> "RegisteredModel":
+    """The registered model `name`; raises `InputError` when there is none."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return made.get_registered_model(name)
+    except MlflowException as error:
+        raise InputError(
+            f"tracking.model_name: no model {name!r} is registered at {where}; jobs/unlearn_imagenet.py registers one"
+        ) from error
 
 
 def find_version(made: "MlflowClient", name: str, which: str, *, where: str) -> "ModelVersion":
     """The version with the alias or number `which`; the `InputError` otherwise says what there is."""
     from mlflow.exceptions import MlflowException
 
-    try:
-        model = made.get_registered_model(name)
-    except MlflowException as error:
-        raise InputError(
-            f"tracking.model_name: no model {name!r} is registered at {where}; jobs/unlearn_imagenet.py registers one"
-        ) from error
+    model = require_registered(made, name, where=where)
     try:
         return made.get_model_version(name, which) if which.isdigit() else made.get_model_version_by_alias(name, which)
     except MlflowException as error:
@@ -140,8 +151,26 @@ def find_version(made: "MlflowClient", name: str, which: str, *, where: str) -> 
         ) from error
 
 
+def rows(tracking: Tracking, storage_root: str) -> list[tuple[str, ...]]:
+    """(version, aliases, gate, method, request, run) of every version, newest first."""
+    made, name = client(tracking, storage_root, create=False), tracking.model_name
+    model = require_registered(made, name, where=tracking_uri(tracking, storage_root))
+    names: dict[int, list[str]] = {}
+    for alias, at in model.aliases.items():
+        names.setdefault(int(at), []).append(alias)
+    table: list[tuple[str, ...]] = []
+    for version in versions(made, name):
+        tags = version.tags
+        request = tags.get("request_id") or f"forget {tags.get('request_classes', '?')}"
+        aliases_here = ", ".join(sorted(names.get(int(version.version), []))) or "-"
+        table.append(
+            (str(version.version), aliases_here, tags.get("gate", "?"), tags.get("method", "?"), request, tags.get(RUN_ID_TAG, "?"))
+        )
+    return table
+
+
 def versions(made: "MlflowClient", name: str) -> list["ModelVersion"]:
-    """All versions of `name`, newest first, with their aliases."""
+    """All versions of `name`, newest first."""
     found: list[ModelVersion] = []
     token = None
     while True:

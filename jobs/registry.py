@@ -1,0 +1,86 @@
+"""Registered versions: which there are, which one serves, and the way back.
+
+python jobs/registry.py list     --config jobs/configs/registry_digits.yaml
+python jobs/registry.py show     --config ... --set version=3         (absent: candidate)
+python jobs/registry.py promote  --config ... --set version=3         (absent: candidate; only what passed its gate)
+python jobs/registry.py rollback --config ...                         (champion goes back to the one before)
+python jobs/registry.py history  --config ...                         (every change of an alias, the chain verified)
+python jobs/registry.py verify   --config ... --set version=3         (absent: champion; certificate, log, result, weights)
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pipeline import cli
+from pipeline.config import RegistryConfig
+from pipeline.errors import InputError
+
+
+def list_(config: RegistryConfig, dry_run: bool) -> None:
+    from pipeline.tracking.registry import rows
+
+    table = [("version", "aliases", "gate", "method", "request", "run"), *rows(config.tracking, config.storage)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    for row in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def show(config: RegistryConfig, dry_run: bool) -> None:
+    from pipeline.tracking.registry import CANDIDATE, resolve
+
+    version = resolve(config.tracking, config.storage, config.version or CANDIDATE)
+    facts = {"aliases": ", ".join(version.aliases) or "none", "source": version.source, **dict(sorted(version.tags.items()))}
+    print(f"{version.name} version {version.version}")
+    for key, value in facts.items():
+        print(f"  {key:17} {value}")
+
+
+def promote(config: RegistryConfig, dry_run: bool) -> None:
+    from pipeline.tracking import promotion
+    from pipeline.tracking.aliases import certificate_uri
+
+    name = config.tracking.model_name
+    number, entry = promotion.promote(config, dry_run=dry_run)
+    if dry_run:
+        print(f"would make {name} version {number} champion")
+    elif entry is None:
+        print(f"{name} version {number} is champion already")
+    else:
+        overridden = " against its gate, the reason recorded" if entry.details["override"] else ""
+        print(f"{name} version {number} is champion now{overridden}; before: {entry.came_from or 'none'}")
+        print(f"certificate: {certificate_uri(config.storage, name, number)}")
+
+
+def rollback(config: RegistryConfig, dry_run: bool) -> None:
+    from pipeline.tracking import promotion
+
+    left, now = promotion.rollback(config, dry_run=dry_run)
+    print(f"{config.tracking.model_name}: champion {'would go' if dry_run else 'went'} back from version {left} to version {now}")
+
+
+def history(config: RegistryConfig, dry_run: bool) -> None:
+    from pipeline.tracking import promotion
+
+    entries, outside = promotion.history(config)
+    for entry in entries:
+        moved = f"{entry.alias}: {entry.came_from or 'none'} -> {entry.version}"
+        reason = f"  override: {entry.details['override']}" if entry.details.get("override") else ""
+        print(f"{entry.number:4}  {entry.time}  {entry.action:8}  {moved:24}  {entry.by}  {entry.digest[:12]}{reason}")
+    print(f"{len(entries)} entries, the chain is unbroken")
+    if outside:
+        raise InputError(f"moved outside this job: {'; '.join(outside)}; promote or roll back to bring log and MLflow together")
+
+
+def verify(config: RegistryConfig, dry_run: bool) -> None:
+    from pipeline.tracking import promotion
+
+    for line in promotion.verify(config):
+        print(line)
+
+
+VERBS = {"list": list_, "show": show, "promote": promote, "rollback": rollback, "history": history, "verify": verify}
+
+if __name__ == "__main__":
+    sys.exit(cli.main(RegistryConfig, VERBS, __doc__))

@@ -1,0 +1,89 @@
+"""One MLflow database for a module (its first use takes seconds) and a tiny model to register in it."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from pipeline import model_store, storage
+from pipeline.config import Tracking
+
+
+def result_json(run_id: str, digest: str, *, passed: bool = True, value: float = 0.004) -> dict[str, Any]:
+    """What a run leaves, as far as the registry and the report look at it."""
+    share = {"value": value, "n": 500, "low": 0.001, "high": 0.014}
+    measured = {
+        "forget_fraction": share,
+        "exchange_fraction": share,
+        "retain_accuracy": {"mean": 0.984, "min": 0.95, "neighbours": None, "per_class": {"0": 0.99, "7": 0.95}},
+        "fid": {"judge": 3.2},
+    }
+    return {
+        "run_id": run_id,
+        "request": {"id": "r-1", "classes": [1], "exchange": {"1": 7}, "sample_ids": None, "retain": "all", "reason": "consent withdrawn"},
+        "method": "uno_s",
+        "method_config": {"penalty": 0.01},
+        "model": {"name": "m", "version": 1, "alias": "candidate"},
+        "base_digest": "a" * 64,
+        "weights_digest": digest,
+        "lake_digest": "b" * 64,
+        "partition_digest": "c" * 64,
+        "code_version": "0.1.0",
+        "seed": 0,
+        "world_size": 2,
+        "steps": 40,
+        "first_crossing_step": 18,
+        "settled_step": 22,
+        "before": measured | {"forget_fraction": share | {"value": 0.99}},
+        "after": measured,
+        "gate": {"passed": passed, "checks": [{"name": "forget_fraction", "value": value, "bound": 0.05, "passed": passed}]},
+        "timing": {
+            "seconds_to_first_batch": 4.2,
+            "seconds_per_step": 0.18,
+            "seconds_to_forget": 5.9,
+            "gpu_seconds": None,
+            "total_seconds": 83.0,
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("storage"))
+
+
+@pytest.fixture(scope="module")
+def register_run(root: str) -> Callable[..., int]:
+    """Registers run `run_id` of model `name` with weights of their own and leaves its result.json; the version's number."""
+    import torch
+
+    from models import generative
+    from pipeline.tracking import registry
+    from pipeline.tracking.mlflow_tracking import Tracker
+
+    def register(name: str, run_id: str, *, passed: bool = True, value: float = 0.004) -> int:
+        config = generative.dit_description("DiT-tiny", shape=(1, 8, 8), num_classes=10, class_names=[str(label) for label in range(10)])
+        torch.manual_seed(len(run_id))
+        net = generative.build(config).net
+        for parameter in net.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+        folder = storage.join(root, "weights", run_id)
+        digest = model_store.write(folder, config, net.state_dict(), {})
+        result = result_json(run_id, digest, passed=passed, value=value)
+        tracking = Tracking(model_name=name)
+        with Tracker(tracking=tracking, storage_root=root, run_id=run_id) as tracker:
+            version = registry.register(tracker, folder=folder, image_shape=(8, 8, 1), result=result)
+        storage.write_json(storage.join(root, "runs", run_id, "result.json"), result)
+        return version
+
+    return register
+
+
+@pytest.fixture
+def texts() -> Callable[[Path], dict[str, bytes]]:
+    """Every file under a folder with its content: to see that nothing was written."""
+    return lambda folder: {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

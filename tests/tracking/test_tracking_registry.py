@@ -1,0 +1,320 @@
+"""Runs and versions in MLflow: continued runs, loading without the project, aliases that survive being killed, tampering."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline import storage
+from pipeline.config import RegistryConfig, Tracking, parse
+from pipeline.errors import InputError
+from pipeline.tracking import alias_log, aliases, promotion, registry
+from pipeline.tracking.mlflow_tracking import Tracker, client, tracking_uri
+
+Register = Callable[..., int]
+
+
+def config(root: str, name: str, **values: object) -> RegistryConfig:
+    return parse(RegistryConfig, {"storage": root, "tracking": {"model_name": name}, **values})
+
+
+def at(root: str, name: str) -> dict[str, int]:
+    """Where MLflow's aliases are."""
+    model = client(Tracking(), root).get_registered_model(name)
+    return {alias: int(version) for alias, version in model.aliases.items()}
+
+
+def test_a_continued_run_is_the_same_mlflow_run(root: str) -> None:
+    records = [{"kind": "step", "step": step, "phase": "uno", "loss/retain": 1 / step, "seconds": 0.1} for step in (1, 2, 3)]
+    evaluation = {"kind": "evaluation", "step": 0, "forget_fraction": 0.5, "exchange_fraction": None, "seconds": 2.0}
+
+    def opened(lr: float) -> Tracker:
+        return Tracker(tracking=Tracking(), storage_root=root, run_id="continued", params={"optim.lr": lr})
+
+    with pytest.raises(RuntimeError), opened(0.1) as first:
+        first.log_records([*records[:2], evaluation])
+        raise RuntimeError
+    assert first.client.get_run(first.mlflow_run_id).info.status == "FAILED"
+    with opened(0.2) as second:
+        second.log_records([*records, evaluation])
+        second.log_records(records)  # a worker that failed takes the run back to its checkpoint
+        second.log_artifact_bytes("samples/after.png", b"png")
+    run = second.client.get_run(second.mlflow_run_id)
+    assert second.mlflow_run_id == first.mlflow_run_id and run.info.status == "FINISHED"
+    losses = [(metric.step, metric.value) for metric in second.client.get_metric_history(run.info.run_id, "loss/retain")]
+    assert losses == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
+    assert run.data.metrics["evaluation/seconds"] == 2.0 and run.data.metrics["seconds"] == 0.1
+    assert "exchange_fraction" not in run.data.metrics and run.data.params == {"optim.lr": "0.1"}
+    assert run.data.tags["params_on_continuing"] == "optim.lr=0.2"
+    assert Path(run.info.artifact_uri, "samples/after.png").read_bytes() == b"png"
+
+
+def test_remote_storage_needs_a_tracking_uri() -> None:
+    with pytest.raises(InputError, match=r"tracking\.uri"):
+        tracking_uri(Tracking(), "s3://bucket/runs")
+    assert tracking_uri(Tracking(uri="http://host:5000"), "s3://bucket/runs") == "http://host:5000"
+
+
+def test_a_version_loads_without_the_project(root: str, register_run: Register, tmp_path: Path) -> None:
+    assert register_run("loads", "run-loads") == 1
+    code = """
+import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in str(finder).lower()]
+sys.path[:] = [path for path in sys.path if path not in ("", sys.argv[2])]
+import importlib.util
+assert importlib.util.find_spec("pipeline") is None and importlib.util.find_spec("models") is None
+import mlflow, numpy as np, pandas as pd
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model("models:/loads@candidate")
+labels, seeds = [1, 7, 3] * 4, list(range(12))
+images = model.predict(pd.DataFrame({"label": labels, "seed": seeds}))
+assert images.shape == (12, 8, 8, 1) and images.dtype == np.uint8 and images.std() > 0, images.shape
+for k in (0, 5, 11):
+    assert (model.predict(pd.DataFrame({"label": labels[k:k + 1], "seed": seeds[k:k + 1]})) == images[k]).all(), k
+assert (images[0] != images[3]).any() and (model.predict(pd.DataFrame({"label": [1], "seed": [0]}), {"cfg_scale": 6.0}) != images[0]).any()
+"""
+    checkout = str(Path(registry.__file__).resolve().parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", code, tracking_uri(Tracking(), root), checkout], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_registering_twice_makes_one_version(root: str, register_run: Register) -> None:
+    assert [register_run("twice", "run-a"), register_run("twice", "run-a"), register_run("twice", "run-bb")] == [1, 1, 2]
+    assert register_run("twice", "run-a") == 1
+    assert at(root, "twice") == {"candidate": 2}  # an older run that is completed does not take the alias back
+    version = registry.resolve(Tracking(model_name="twice"), root, "candidate")
+    assert version.tags["gate"] == "passed" and version.tags["request_id"] == "r-1" and version.tags["run_id"] == "run-bb"
+    assert len(registry.rows(Tracking(model_name="twice"), root)) == 2
+
+
+@pytest.mark.parametrize(("which", "said"), [("9", "candidate, 1"), ("champion", "promote makes a champion")])
+def test_unknown_version_says_what_there_is(root: str, register_run: Register, which: str, said: str) -> None:
+    register_run("unknown", "run-unknown")
+    with pytest.raises(InputError, match=said):
+        registry.resolve(Tracking(model_name="unknown"), root, which)
+
+
+def test_nothing_is_made_by_looking(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nothing is registered yet"):
+        registry.resolve(Tracking(), str(tmp_path / "runs"), "candidate")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_promotion_and_the_way_back(root: str, register_run: Register) -> None:
+    for run_id in ("p-1", "p-22", "p-333"):
+        register_run("way", run_id)
+    with pytest.raises(InputError, match="no champion yet"):
+        promotion.rollback(config(root, "way"))
+    for version in (1, 2, 3):
+        promotion.promote(config(root, "way", version=version))
+    assert promotion.promote(config(root, "way", version=3)) == (3, None)
+    assert promotion.rollback(config(root, "way")) == (3, 2)
+    assert promotion.rollback(config(root, "way")) == (2, 1)
+    with pytest.raises(InputError, match="nothing to roll back to"):
+        promotion.rollback(config(root, "way"))
+    assert at(root, "way") == {"candidate": 3, "champion": 1}
+    entries, outside = promotion.history(config(root, "way"))
+    assert [entry.action for entry in entries] == ["register"] * 3 + ["promote"] * 3 + ["rollback"] * 2 and not outside
+    client(Tracking(), root).set_registered_model_alias("way", "champion", "2")
+    assert promotion.history(config(root, "way"))[1] == ["champion is at version 2 in MLflow, the log says version 1"]
+
+
+def test_the_gate_is_held_to(root: str, register_run: Register) -> None:
+    register_run("gate", "refused", passed=False, value=0.31)
+    with pytest.raises(InputError, match=r"forget_fraction is 0.31, bound 0.05"):
+        promotion.promote(config(root, "gate"))
+    assert at(root, "gate") == {"candidate": 1}
+    _, entry = promotion.promote(config(root, "gate", override="the judge is known to be wrong on this class"))
+    assert entry is not None and entry.details["override"].startswith("the judge")
+    assert entry.details["certificate"]["gate_override"] == entry.details["override"]
+    assert at(root, "gate")["champion"] == 1
+
+
+def test_what_was_not_measured_never_passes() -> None:
+    check = {"name": "fid", "value": None, "bound": 1.0, "passed": None}
+    assert promotion.refusals({"gate": {"passed": True, "checks": [check]}}) == ["fid is not measured, bound 1.0"]
+    assert promotion.refusals({"gate": {"passed": True, "checks": []}})
+    assert promotion.refusals({"gate": {"passed": None, "checks": [check | {"passed": True}]}})
+    assert promotion.refusals({}) and not promotion.refusals({"gate": {"passed": True, "checks": [check | {"passed": True}]}})
+
+
+def test_a_changed_result_or_none_is_refused(root: str, register_run: Register) -> None:
+    register_run("result", "run-result", passed=False)
+    uri = storage.join(root, "runs", "run-result", "result.json")
+    result = storage.read_json(uri)
+    for changed, said in (
+        (
+            result | {"gate": {"passed": True, "checks": [{"name": "x", "value": 0, "bound": 1, "passed": True}]}},
+            "registered with 'failed'",
+        ),
+        (result | {"weights_digest": "d" * 64}, "weights_digest"),
+    ):
+        storage.write_json(uri, changed)
+        with pytest.raises(InputError, match=said):
+            promotion.promote(config(root, "result"))
+    storage.remove(uri)
+    with pytest.raises(InputError, match="no result at"):
+        promotion.promote(config(root, "result"))
+
+
+def test_of_two_at_once_one_is_told(root: str, register_run: Register) -> None:
+    for run_id in ("one", "other"):
+        register_run("race", run_id)
+    made = client(Tracking(), root)
+    seen = aliases.follow_log(made, root, "race")
+    aliases.change(made, root, "race", seen, action="promote", alias="champion", version=1)
+    with pytest.raises(InputError, match="came first"):
+        aliases.change(made, root, "race", seen, action="promote", alias="champion", version=2)
+    assert at(root, "race")["champion"] == 1 and len(alias_log.read(root, "race")) == 3
+
+
+class Killed(BaseException):
+    """Nothing in between catches it, as nothing catches SIGKILL."""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("where", ["entry", "certificate", "alias", "tag"])
+def test_a_killed_promotion_is_before_or_after(
+    root: str, register_run: Register, monkeypatch: pytest.MonkeyPatch, where: str, when: str
+) -> None:
+    from mlflow import MlflowClient
+
+    name = f"killed-{where}-{when}"
+    register_run(name, f"{name}-1")
+    register_run(name, f"{name}-22")
+    promotion.promote(config(root, name, version=1))
+    target, attribute = {
+        "entry": (alias_log, "_create"),
+        "certificate": (storage, "write_json"),
+        "alias": (MlflowClient, "set_registered_model_alias"),
+        "tag": (MlflowClient, "set_registered_model_tag"),
+    }[where]
+    original = getattr(target, attribute)
+
+    def dying(*arguments: object, **options: object) -> object:
+        if when == "after":
+            original(*arguments, **options)
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(target, attribute, dying)
+        promotion.promote(config(root, name, version=2))
+    assert at(root, name)["champion"] in (1, 2)
+    assert promotion.promote(config(root, name, version=2))[0] == 2
+    assert at(root, name)["champion"] == 2
+    assert [entry.version for entry in promotion.history(config(root, name))[0] if entry.alias == "champion"] == [1, 2]
+    assert len(promotion.verify(config(root, name))) == 4
+
+
+@pytest.mark.parametrize("where", ["log_artifacts", "create_model_version", "set_registered_model_alias"])
+def test_a_killed_registration_is_completed(root: str, register_run: Register, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    from mlflow import MlflowClient
+
+    name = f"killed-{where}"
+    original = getattr(MlflowClient, where)
+
+    def dying(*arguments: object, **options: object) -> None:
+        original(*arguments, **options)
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(MlflowClient, where, dying)
+        register_run(name, name)
+    assert register_run(name, name) == 1
+    assert at(root, name) == {"candidate": 1} and len(registry.rows(Tracking(model_name=name), root)) == 1
+
+
+def edited(path: Path, change: Callable[[dict], None]) -> None:
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def test_every_edit_is_seen(root: str, register_run: Register, tmp_path: Path) -> None:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+    keys = [Ed25519PrivateKey.generate() for _ in range(2)]
+    pem = tmp_path / "key.pem"
+    pem.write_bytes(keys[0].private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    for number, key in enumerate(keys):
+        (tmp_path / f"{number}.pub").write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    for run_id in ("edit", "edit-2"):
+        register_run("edits", run_id)
+    promotion.promote(config(root, "edits", version=1, key=str(pem)))
+    promotion.promote(config(root, "edits", version=2))
+    signed = config(root, "edits", version=1, public_key=str(tmp_path / "0.pub"))
+    assert "signed by key" in promotion.verify(signed)[0] and len(promotion.verify(signed)) == 4
+    with pytest.raises(InputError, match="not the key in"):
+        promotion.verify(config(root, "edits", version=1, public_key=str(tmp_path / "1.pub")))
+    with pytest.raises(InputError, match="not signed"):
+        promotion.verify(config(root, "edits", version=2, public_key=str(tmp_path / "0.pub")))
+
+    folder = Path(root, "registry", "edits")
+    certificate, log = folder / "v1" / "certificate.json", folder / "log"
+    weights = next(Path(root, "mlartifacts").rglob("model/model.safetensors"))
+    damages: list[tuple[Path, Callable[[dict], None], str]] = [
+        (certificate, lambda value: value["measures"]["after"]["forget_fraction"].update(value=0.0), "it was edited"),
+        (certificate, lambda value: value["signature"].update(value=value["signature"]["value"][::-1]), "signature"),
+        (certificate, lambda value: value.update(signature=None), "not signed"),
+        (log / "000003.json", lambda value: value.update(by="someone@else"), "own digest"),
+        (log / "000002.json", lambda value: value.update(version=1), "own digest"),
+        (Path(root, "runs", "edit", "result.json"), lambda value: value.update(seed=1), "not the result that was certified"),
+    ]
+    for path, change, said in damages:
+        kept = path.read_bytes()
+        edited(path, change)
+        with pytest.raises(InputError, match=said):
+            promotion.verify(signed)
+        path.write_bytes(kept)
+    for lost, said in (("000002.json", "removed"), ("000004.json", "removed or replaced")):
+        kept = (log / lost).read_bytes()
+        (log / lost).unlink()
+        with pytest.raises(InputError, match=said):
+            promotion.history(config(root, "edits"))
+        (log / lost).write_bytes(kept)
+    assert weights.is_file() and len(promotion.verify(signed)) == 4
+
+
+def test_changed_weights_are_seen(root: str, register_run: Register) -> None:
+    import numpy as np
+    import safetensors.numpy
+
+    register_run("weights", "run-weights")
+    promotion.promote(config(root, "weights"))
+    version = registry.resolve(Tracking(model_name="weights"), root, "1")
+    path = registry.local_copy(Tracking(model_name="weights"), root, version) / "model.safetensors"
+    state = {name: np.array(value) for name, value in safetensors.numpy.load_file(path).items()}
+    next(iter(state.values())).flat[0] += 1
+    safetensors.numpy.save_file(state, path)
+    with pytest.raises(InputError, match="weights are not those that were certified"):
+        promotion.verify(config(root, "weights"))
+
+
+def test_the_job_speaks_in_one_line(root: str, register_run: Register, capsys: pytest.CaptureFixture[str]) -> None:
+    import runpy
+
+    from pipeline import cli
+
+    job = runpy.run_path(str(Path(registry.__file__).resolve().parents[2] / "jobs" / "registry.py"))
+    register_run("job", "run-job", passed=False)
+
+    def call(verb: str, *overrides: str) -> tuple[int, str, str]:
+        sets = [part for text in (f"storage={root}", "tracking.model_name=job", *overrides) for part in ("--set", text)]
+        code = cli.main(RegistryConfig, job["VERBS"], "", [verb, "--config", "jobs/configs/registry_digits.yaml", *sets])
+        return code, *capsys.readouterr()
+
+    code, out, _ = call("list")
+    assert code == 0 and "candidate" in out and "failed" in out and "run-job" in out
+    code, out, error = call("promote")
+    assert code == 2 and not out and error.startswith("error: job version 1: the gate refuses it") and error.count("\n") == 1
+    assert call("promote", "override=a reason that is long enough")[0] == 0
+    for verb, said in (("show", "champion"), ("history", "chain is unbroken"), ("verify", "unbroken")):
+        code, out, error = call(verb)
+        assert code == 0 and said in out, (verb, out, error)
+    assert call("rollback")[0] == 2 and call("show", "version=7")[0] == 2
