@@ -175,12 +175,13 @@ class Tracker:
         for start in range(0, len(metrics), BATCH):
             self.client.log_batch(self.mlflow_run_id, metrics=metrics[start : start + BATCH])
 
-    def log_artifact_bytes(self, name: str, data: bytes) -> None:
-        """Keep `data` as the run's artifact `name`, such as `report.html` or `samples/after.png`."""
+    def log_artifacts(self, files: Mapping[str, bytes]) -> None:
+        """Keep `files` (name to content) as the run's artifacts, such as `report.html` or `samples/after.png`."""
         with tempfile.TemporaryDirectory() as folder:
-            target = Path(folder) / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(data)
+            for name, data in files.items():
+                target = Path(folder) / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(data)
             self.client.log_artifacts(self.mlflow_run_id, folder)
 
     def _is_new(self, name: str, step: int) -> bool:

@@ -2,53 +2,15 @@
 
 import os
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from tracking_samples import result_json
+
 from pipeline import model_store, storage
 from pipeline.config import Tracking
-
-
-def result_json(run_id: str, digest: str, *, passed: bool = True, value: float = 0.004) -> dict[str, Any]:
-    """What a run leaves, as far as the registry and the report look at it."""
-    share = {"value": value, "n": 500, "low": 0.001, "high": 0.014}
-    measured = {
-        "forget_fraction": share,
-        "exchange_fraction": share,
-        "retain_accuracy": {"mean": 0.984, "min": 0.95, "neighbours": None, "per_class": {"0": 0.99, "7": 0.95}},
-        "fid": {"judge": 3.2},
-    }
-    return {
-        "run_id": run_id,
-        "request": {"id": "r-1", "classes": [1], "exchange": {"1": 7}, "sample_ids": None, "retain": "all", "reason": "consent withdrawn"},
-        "method": "uno_s",
-        "method_config": {"penalty": 0.01},
-        "model": {"name": "m", "version": 1, "alias": "candidate"},
-        "base_digest": "a" * 64,
-        "weights_digest": digest,
-        "lake_digest": "b" * 64,
-        "partition_digest": "c" * 64,
-        "code_version": "0.1.0",
-        "seed": 0,
-        "world_size": 2,
-        "steps": 40,
-        "first_crossing_step": 18,
-        "settled_step": 22,
-        "before": measured | {"forget_fraction": share | {"value": 0.99}},
-        "after": measured,
-        "gate": {"passed": passed, "checks": [{"name": "forget_fraction", "value": value, "bound": 0.05, "passed": passed}]},
-        "timing": {
-            "seconds_to_first_batch": 4.2,
-            "seconds_per_step": 0.18,
-            "seconds_to_forget": 5.9,
-            "gpu_seconds": None,
-            "total_seconds": 83.0,
-        },
-    }
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +43,3 @@ def register_run(root: str) -> Callable[..., int]:
         return version
 
     return register
-
-
-@pytest.fixture
-def texts() -> Callable[[Path], dict[str, bytes]]:
-    """Every file under a folder with its content: to see that nothing was written."""
-    return lambda folder: {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

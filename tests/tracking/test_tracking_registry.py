@@ -41,7 +41,7 @@ def test_a_continued_run_is_the_same_mlflow_run(root: str) -> None:
     with opened(0.2) as second:
         second.log_records([*records, evaluation])
         second.log_records(records)  # a worker that failed takes the run back to its checkpoint
-        second.log_artifact_bytes("samples/after.png", b"png")
+        second.log_artifacts({"samples/after.png": b"png", "result.json": b"{}"})
     run = second.client.get_run(second.mlflow_run_id)
     assert second.mlflow_run_id == first.mlflow_run_id and run.info.status == "FINISHED"
     losses = [(metric.step, metric.value) for metric in second.client.get_metric_history(run.info.run_id, "loss/retain")]

@@ -1,0 +1,155 @@
+"""The report: complete without a network, honest about what is missing, safe against what people wrote into the request."""
+
+import base64
+import html
+import io
+import json
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tracking_samples import result_json
+
+from pipeline.tracking.charts import Chart, Series, layout, ticks
+from pipeline.tracking.png import grid_png
+from pipeline.tracking.report import render_report, seconds, share
+
+SECTIONS = {"request", "samples", "curves", "measures", "classes", "gate", "timing", "settings"}
+
+
+class Page(HTMLParser):
+    """Ids, images and the visible text of a page; remembers every attribute that could fetch something."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.ids: set[str] = set()
+        self.images: list[str] = []
+        self.links: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+        self._hidden = 0
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        values = dict(attributes)
+        self.tags.append(tag)
+        self.ids.add(values.get("id") or "")
+        self.links += [value for name in ("src", "href", "srcset", "action", "data", "poster") if (value := values.get(name))]
+        if tag == "img" and values.get("src"):
+            self.images.append(values["src"] or "")
+        self._hidden += tag in ("script", "style")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._hidden -= tag in ("script", "style")
+
+    def handle_data(self, data: str) -> None:
+        if not self._hidden:
+            self.text += data
+
+
+def records() -> list[dict[str, Any]]:
+    steps = [
+        {"kind": "step", "step": step, "phase": "uno", "loss/retain": 0.2, "loss/forget": 0.1 * step, "cos": -0.1} for step in range(1, 9)
+    ]
+    checks = [
+        {
+            "kind": "evaluation",
+            "step": step,
+            "forget_fraction": 1 - step / 8,
+            "forget_fraction/low": max(0, 0.9 - step / 8),
+            "forget_fraction/high": 1.0,
+            "retain_accuracy/mean": 0.98,
+            "retain_accuracy/min": 0.9,
+            "exchange_fraction": None,
+        }
+        for step in range(0, 9, 2)
+    ]
+    return [*steps, *checks]
+
+
+def grids() -> dict[str, dict[int, np.ndarray]]:
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), dtype=np.uint8)
+    return {"before": {1: images, 3: images}, "after": {1: images}}
+
+
+def test_page_is_complete_and_fetches_nothing() -> None:
+    text = render_report(
+        result_json("run-1", "d" * 64), records(), grids(), "seed: 0\n", class_names=[f"name{label}" for label in range(10)]
+    )
+    page = Page(text)
+    assert page.ids >= SECTIONS and "summary" in page.ids
+    assert page.links and all(link.startswith("data:image/png;base64,") for link in page.links)
+    assert not re.search(r"https?:|//[a-z]|@import|url\(|fetch\(|XMLHttpRequest|WebSocket", text)
+    assert "default-src 'none'" in text
+    assert len(page.images) == 3 and all(
+        Image.open(io.BytesIO(base64.b64decode(src.split(",")[1]))).size == (17, 17) for src in page.images
+    )
+    assert page.tags.count("svg") == 4
+    for said in ("1 (name1)", "7 (name7)", "Gate passed", "from step 22 on", "0.4\u00a0% of 500", "99\u00a0% before", "d" * 64, "seed: 0"):
+        assert said in page.text, said
+    assert page.text.index("asked to forget class 1") < page.text.index("The request")
+    data = [json.loads(html.unescape(found)) for found in re.findall(r"data-chart='([^']*)'", text)]
+    assert [len(chart["series"]) for chart in data] == [1, 2, 2, 1] and data[0]["series"][0]["points"][1] == [2, 0.75]
+
+
+def test_nulls_are_said_to_be_unmeasured() -> None:
+    empty = dict.fromkeys(result_json("run-1", "d")) | {"run_id": "run-1", "request": {"classes": [1]}}
+    page = Page(render_report(empty, [], {}, ""))
+    assert page.ids >= SECTIONS and "None" not in page.text and "nan" not in page.text
+    assert page.text.count("not measured") > 15 and "Gate not decided" in page.text and "nothing is registered" in page.text
+
+
+def test_a_rebound_is_not_called_settled() -> None:
+    result = result_json("run-1", "d", passed=False, value=0.31) | {"settled_step": None}
+    page = Page(render_report(result, records(), {}, ""))
+    assert "first came under 5\u00a0% at step 18 but did not stay there: it has not settled" in page.text
+    assert "Gate refused" in page.text and "The gate refused it on forget_fraction" in page.text
+
+
+def test_texts_from_outside_are_escaped() -> None:
+    attack = "<script>alert(1)</script>' onload='x"
+    result = result_json("run-1", "d")
+    result["request"] |= {"reason": attack, "id": attack}
+    result["method_config"] = {attack: attack}
+    result["gate"]["checks"].append({"name": attack, "value": 1, "bound": 1, "passed": True, "reason": attack})
+    text = render_report(result, records(), grids(), attack, class_names=[attack] * 10)
+    assert "<script>alert" not in text and "onload='x" not in text and Page(text).tags.count("script") == 1
+    assert attack in Page(text).text
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(None, "not measured"), (0.0, "0\u00a0%"), (1, "100\u00a0%"), (0.97, "97\u00a0%"), (0.0042, "0.4\u00a0%")]
+)
+def test_share(value: float | None, said: str) -> None:
+    assert share(value) == said
+
+
+def test_seconds() -> None:
+    assert [seconds(value) for value in (None, 0.183, 59.96, 83.4, 7260)] == ["not measured", "0.18 s", "60.0 s", "1 min 23 s", "2 h 1 min"]
+
+
+def test_ticks_are_round_and_inside() -> None:
+    assert ticks(0, 1, 4) == [0, 0.5, 1] or ticks(0, 1, 4) == [0, 0.2, 0.4, 0.6, 0.8, 1]
+    assert ticks(0, 43, 6) == [0, 10, 20, 30, 40] and ticks(-0.21, 0.4, 4) == [-0.2, 0, 0.2, 0.4] and ticks(2, 2, 4) == [2]
+
+
+def test_long_lines_are_averaged() -> None:
+    points = [(float(step), float(step % 2)) for step in range(1, 6001)]
+    drawn = layout(Chart(title="t", note="n.", series=[Series(name="a", color=1, points=points)]), last_step=6000)
+    assert drawn is not None and len(drawn["data"]["series"][0]["points"]) == 600
+    assert {value for _, value in drawn["data"]["series"][0]["points"]} == {0.5} and "every 10 steps" in drawn["note"]
+    assert layout(Chart(title="t", note="n", series=[Series(name="a", color=1, points=[])]), last_step=5) is None
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grid_keeps_every_pixel(channels: int) -> None:
+    images = np.random.default_rng(1).integers(0, 256, (5, 4, 6, channels), dtype=np.uint8)
+    grid = np.asarray(Image.open(io.BytesIO(grid_png(images, columns=3, smallest=12))))
+    assert grid.shape == (2 * 8 + 2, 3 * 12 + 2 * 2, 4)
+    assert (grid[10:18:2, 14:26:2, :3] == np.broadcast_to(images[4], (4, 6, 3))).all()
+    assert grid[8, 0, 3] == 0 and grid[17, 39, 3] == 0
+    with pytest.raises(ValueError, match="expected uint8"):
+        grid_png(images.astype(np.float32))
