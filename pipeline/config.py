@@ -21,9 +21,23 @@ class Section(BaseModel):
 class Source(Section):
     """Where raw images come from."""
 
-    kind: Literal["digits"] = "digits"
-    uri: str | None = None
-    held_out: Fraction = Field(0.2, description="share of each class kept out of training, chosen by sample id")
+    kind: Literal["digits", "imagefolder", "parquet", "webdataset", "mnist", "celeba"] = "digits"
+    uri: str | None = Field(None, description="folder, file or glob on any storage; digits needs none")
+    classes: list[str] | str | None = Field(
+        None, description="class names by label; or 'imagenet'; or the URI of an index file; absent: what the source says itself"
+    )
+    attribute: str | None = Field(None, description="celeba: the attribute that makes the two classes, such as Eyeglasses")
+    held_out: Fraction = Field(
+        0.2, description="share of each class kept out of training, by sample id; unused where the source has a split"
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Source":
+        if self.kind != "digits" and not self.uri:
+            raise ValueError(f"source.uri: got none, expected where the {self.kind} images are: --set source.uri=<folder or URI>")
+        if self.kind == "celeba" and not self.attribute:
+            raise ValueError("source.attribute: got none, expected a column of list_attr_celeba: --set source.attribute=Eyeglasses")
+        return self
 
 
 class Encoder(Section):
@@ -34,7 +48,9 @@ class Encoder(Section):
 class Prepare(Section):
     size: int = Field(256, ge=1, description="height and width of the lake's images")
     channels: Literal[1, 3] = 3
-    shard_rows: int = Field(4096, ge=1, description="rows of one Parquet shard")
+    shard_rows: int = Field(4096, ge=1, description="rows of one Parquet shard, fewer where they would exceed 128 MB")
+    flip: bool = Field(False, description="a second row per training image, mirrored, its sample id marked ~flip")
+    max_rejected: int | None = Field(None, ge=0, description="unusable images a run puts up with; absent: any number")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -54,7 +70,9 @@ class Request(Section):
     classes: list[int] = []
     sample_ids: str | None = Field(None, description="URI of a text file with one sample id a line")
     exchange: dict[int, int] = {}
+    without_exchange: bool = Field(False, description="accept a forgotten class without an exchange class")
     retain: Literal["exchange", "neighbours", "all"] = "all"
+    neighbours: int = Field(5, ge=1, description="how many nearest classes count as neighbours of the forgotten ones")
     reason: str = ""
 
 
@@ -160,9 +178,12 @@ class PretrainOptim(Section):
 
 
 class JudgeOptim(Section):
-    lr: float = Field(2e-3, gt=0)
+    lr: float = Field(3e-3, gt=0)
     batch_size: int = Field(128, ge=1)
     max_steps: int = Field(300, ge=1)
+    warmup_steps: int = Field(20, ge=0)
+    ema: float = Field(0.98, ge=0, lt=1)
+    noise: float = Field(0.3, ge=0, description="deviation of the noise added to the images it learns from")
 
 
 class PretrainConfig(JobConfig):

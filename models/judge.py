@@ -1,0 +1,96 @@
+"""Classifiers that judge samples. Small ones are trained by jobs/pretrain.py from the same lake."""
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Judge(Protocol):
+    net: nn.Module
+    config: dict[str, Any]
+    num_classes: int
+    feature_size: int
+
+    def logits(self, x: Tensor) -> Tensor:
+        """x (N, C, H, W) in [-1, 1] -> (N, classes)."""
+
+    def features(self, x: Tensor) -> Tensor:
+        """x (N, C, H, W) in [-1, 1] -> (N, F), for Frechet distances."""
+
+
+class SmallCNN(nn.Module):
+    """Three convolutions, two poolings and two linear layers; `width` channels at first. For 8 x 8 pixels and up."""
+
+    def __init__(self, channels: int, num_classes: int, size: int, width: int, features: int):
+        super().__init__()
+        grid = min(size // 4, 4)
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, 2 * width, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(2 * width, 2 * width, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.AdaptiveAvgPool2d(grid),
+            nn.Flatten(),
+            nn.Linear(2 * width * grid * grid, features),
+            nn.ReLU(),
+        )
+        self.head = nn.Linear(features, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))  # (N, classes)
+
+
+class SmallCNNJudge:
+    def __init__(self, config: dict[str, Any]):
+        self.config = config
+        self.num_classes = int(config["num_classes"])
+        self.feature_size = int(config["features"])
+        self._cnn = SmallCNN(config["channels"], self.num_classes, config["size"], config["width"], config["features"])
+        self.net: nn.Module = self._cnn
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self._cnn(x)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self._cnn.body(x)
+
+
+JUDGES = {"small_cnn": SmallCNNJudge}
+
+
+def small_cnn_description(*, shape: tuple[int, int, int], num_classes: int, class_names: list[str]) -> dict[str, Any]:
+    """The config.json of a small CNN for rows of `shape` (C, H, W)."""
+    channels, size, _ = shape
+    return {
+        "family": "small_cnn",
+        "channels": channels,
+        "num_classes": num_classes,
+        "size": size,
+        "width": 16,
+        "features": 64,
+        "class_names": class_names,
+    }
+
+
+def build_judge(config: dict[str, Any]) -> Judge:
+    """The judge that a config.json describes, weights not yet loaded."""
+    family = config.get("family")
+    if family not in JUDGES:
+        raise ValueError(f"judge config.json: got family {family!r}, expected one of {', '.join(JUDGES)}")
+    return JUDGES[family](config)
+
+
+@torch.no_grad()
+def initialise(net: nn.Module, generator: torch.Generator) -> None:
+    """PyTorch's default initialisation of linear and convolutional layers, from a named seed."""
+    for module in net.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            bound = 1 / module.weight[0].numel() ** 0.5
+            module.weight.uniform_(-bound, bound, generator=generator)
+            if module.bias is not None:
+                module.bias.uniform_(-bound, bound, generator=generator)

@@ -1,0 +1,38 @@
+"""The gate before promotion: every bound with what was measured. What was not measured does not pass."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.config import Gate
+
+JUDGE_BOUND = 0.90  # a judge worse than this on held-out images proves nothing
+
+
+def judge_gate(gate: Gate, outcome: Mapping[str, Any], judge_accuracy: float | None) -> dict[str, Any]:
+    """The `gate` block of result.json: {passed, checks [{name, value, bound, passed}]}."""
+    before, after = outcome["before"], outcome["after"]
+    retain = after["retain_accuracy"]
+    checks = [
+        _at_most("forget_fraction", after["forget_fraction"]["value"], gate.max_forget_fraction),
+        {"name": "settled", "value": outcome["settled_step"], "bound": None, "passed": outcome["settled_step"] is not None},
+        _at_least("retain_accuracy/mean", retain["mean"], gate.min_retain_accuracy),
+        _at_least("retain_accuracy/min", retain["min"], gate.min_class_accuracy) | {"class": _worst(retain["per_class"])},
+    ]
+    if judge_accuracy is not None:
+        checks.append(_at_least("judge_heldout_accuracy", judge_accuracy, JUDGE_BOUND))
+    if gate.max_fid_increase is not None:
+        for features, value in after["fid"].items():
+            checks.append(_at_most(f"fid_increase/{features}", value - before["fid"][features], gate.max_fid_increase))
+    return {"passed": all(check["passed"] for check in checks), "checks": checks}
+
+
+def _at_most(name: str, value: float | None, bound: float) -> dict[str, Any]:
+    return {"name": name, "value": value, "bound": bound, "passed": value is not None and value <= bound}
+
+
+def _at_least(name: str, value: float | None, bound: float) -> dict[str, Any]:
+    return {"name": name, "value": value, "bound": bound, "passed": value is not None and value >= bound}
+
+
+def _worst(per_class: Mapping[str, float]) -> str | None:
+    return min(per_class, key=lambda label: per_class[label]) if per_class else None

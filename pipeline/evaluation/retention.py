@@ -1,0 +1,32 @@
+"""Is the rest kept: what the judge calls samples drawn with retained labels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.evaluation.sampling import Verdicts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retention:
+    """Share of samples called by their own label: mean and minimum over classes, and mean over the forgotten classes' neighbours."""
+
+    mean: float
+    min: float
+    neighbours: float | None
+    per_class: dict[int, float]
+
+
+def retain_accuracy(verdicts: Verdicts, forgotten: Sequence[int], neighbours: Sequence[int] = ()) -> Retention:
+    """Over every label of the verdicts that is not forgotten."""
+    right: dict[int, list[bool]] = {}
+    for label, called in zip(verdicts.labels, verdicts.called, strict=True):
+        if label not in forgotten:
+            right.setdefault(label, []).append(called == label)
+    per_class = {label: sum(hits) / len(hits) for label, hits in sorted(right.items())}
+    near = [per_class[label] for label in neighbours if label in per_class]
+    return Retention(
+        mean=sum(per_class.values()) / len(per_class),
+        min=min(per_class.values()),
+        neighbours=sum(near) / len(near) if near else None,
+        per_class=per_class,
+    )

@@ -1,0 +1,262 @@
+"""The main job's flow on the driver: request -> partition -> unlearn -> gate -> result, report, registry."""
+
+import json
+import subprocess
+import time
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+from models import weights
+from models.generative import GenerativeModel, build
+from models.judge import build_judge
+from pipeline import config as configuration
+from pipeline import model_store, records, storage
+from pipeline.config import UnlearnConfig
+from pipeline.data.lake import Lake, lake_uri, read_lake
+from pipeline.errors import InputError
+from pipeline.evaluation.gate import judge_gate
+from pipeline.evaluation.neighbours import nearest_classes
+from pipeline.progress import Progress
+from pipeline.request import resolve
+from pipeline.unlearning.methods import METHODS
+from pipeline.unlearning.trainable import select
+
+if TYPE_CHECKING:
+    from pipeline.tracking.mlflow_tracking import Tracker
+
+RESULT, REPORT = "result.json", "report.html"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A main job that was checked: everything it reads is there and fits together, nothing is written yet."""
+
+    config: UnlearnConfig
+    run_id: str
+    run_uri: str
+    lake: Lake
+    base: model_store.Stored
+    judge: model_store.Stored
+    model: GenerativeModel
+    trainable: int
+    subject: dict[str, Any]
+
+
+def check(config: UnlearnConfig) -> Prepared:
+    """Raise `InputError` for anything that would stop the job later."""
+    if config.method.name not in METHODS:
+        raise InputError(f"method.name: got {config.method.name!r}, expected one of {', '.join(METHODS)}")
+    lake = read_lake(lake_uri(config.storage, config.lake))
+    config = resolve(config, {item.label: item.name for item in lake.manifest.classes})
+    if config.model.weights:
+        model_uri = storage.absolute(config.model.weights)
+    else:
+        model_uri = model_store.model_uri(config.storage, config.model.size, config.lake)
+    judge_uri = storage.absolute(config.judge.weights) if config.judge.weights else model_store.judge_uri(config.storage, config.lake)
+    base, judge = model_store.read(model_uri, "model.weights"), model_store.read(judge_uri, "judge.weights")
+    if base.config.get("size") != config.model.size:
+        raise InputError(f"model.size: got {config.model.size}, but {model_uri} holds a {base.config.get('size')}; set model.size to that")
+    model = build(base.config)
+    weights.load_into(model.net, base.state, base.uri)
+    weights.load_into(build_judge(judge.config).net, judge.state, judge.uri)
+    _require_same_classes(lake, model, judge)
+    try:
+        named = select(model, config.trainable)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    classes = config.request.classes
+    retained = [item.label for item in lake.manifest.classes if item.label not in classes]
+    near = nearest_classes(model, classes, retained, config.request.neighbours) if classes else []
+    run_id = config.run_id or f"{config.request.id}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
+    return Prepared(
+        config=config,
+        run_id=run_id,
+        run_uri=storage.join(config.storage, "runs", run_id),
+        lake=lake,
+        base=base,
+        judge=judge,
+        model=model,
+        trainable=sum(p.numel() for p in named.values()),
+        subject={"retained": retained, "neighbours": near},
+    )
+
+
+def run(prepared: Prepared) -> dict[str, Any]:
+    """Do it, or what is left of it: a run id that is finished returns its result, an interrupted one goes on."""
+    from pipeline import cluster_ray
+    from pipeline.data.partition_ray import build_partition
+    from pipeline.tracking.mlflow_tracking import Tracker, flatten
+    from pipeline.tracking.registry import register
+    from pipeline.training import train_ray
+
+    started = time.perf_counter()
+    config, run_uri = prepared.config, prepared.run_uri
+    if storage.exists(storage.join(run_uri, RESULT)):
+        return storage.read_json(storage.join(run_uri, RESULT))
+    storage.require_writable(config.storage)
+    _keep_settings(prepared)
+    cluster_ray.connect()
+    partition = build_partition(config, prepared.lake, prepared.subject["neighbours"])
+    settings = config.model_dump(mode="json", exclude={"storage", "run_id", "tracking"})
+    progress = Progress(f"unlearning by {config.method.name}", config.optim.max_steps)
+    tags = {"request_id": str(config.request.id), "method": config.method.name}
+    tracker = Tracker(tracking=config.tracking, storage_root=config.storage, run_id=prepared.run_id, tags=tags, params=flatten(settings))
+    with tracker:
+
+        def watch(fresh: list[records.Record]) -> None:
+            show(progress, fresh, config.optim.max_steps)
+            tracker.log_records(fresh)
+
+        metrics_uri = storage.join(run_uri, train_ray.METRICS)
+        outcome_uri = storage.join(run_uri, train_ray.OUTCOME)
+        with records.Follower(metrics_uri, watch):
+            if storage.exists(outcome_uri):
+                outcome = storage.read_json(outcome_uri)
+            else:
+                outcome = train_ray.train(config, partition.uri, prepared.base.uri, prepared.judge.uri, prepared.subject, run_uri)
+        progress.close()
+
+        trained = weights.from_bytes(storage.read_bytes(storage.join(run_uri, train_ray.TRAINED)), train_ray.TRAINED)
+        digest = model_store.write(
+            storage.join(run_uri, "model"),
+            prepared.base.config,
+            {**prepared.base.state, **trained},
+            {
+                "base_digest": prepared.base.digest,
+                "run_id": prepared.run_id,
+            },
+        )
+        result = _result(prepared, outcome, digest, partition.digest, time.perf_counter() - started)
+        height, width, channels = _image_shape(prepared)
+        version = register(tracker, folder=storage.join(run_uri, "model"), image_shape=(height, width, channels), result=result)
+        result["model"] |= {"version": version, "alias": "candidate"}
+        result["timing"]["total_seconds"] = time.perf_counter() - started
+        _publish(prepared, result, records.read(metrics_uri), tracker)
+    return result
+
+
+def show(progress: Progress, fresh: list[records.Record], total: int) -> None:
+    """Fresh records on the terminal: the bar follows the steps, every check is a line."""
+    for record in fresh:
+        if record["kind"] == "evaluation":
+            progress.line(
+                f"  step {record['step']:>3}  forget_fraction {record['forget_fraction']:.3f} "
+                f"[{record['forget_fraction/low']:.3f}, {record['forget_fraction/high']:.3f}]  "
+                f"retain_accuracy {record['retain_accuracy/mean']:.3f} (worst class {record['retain_accuracy/min']:.3f})"
+            )
+        elif record["step"] > 0:
+            progress.at(record["step"], f"{record['phase']} loss {record.get('loss/keep', record.get('loss/retain', 0)):.4f}")
+
+
+def _publish(prepared: Prepared, result: dict[str, Any], recorded: list[records.Record], tracker: "Tracker") -> None:
+    """Sample grids, report and, last, result.json: under the run and as MLflow artifacts."""
+    from pipeline.tracking.png import grid_png
+    from pipeline.tracking.report import render_report
+
+    samples, files = storage.join(prepared.run_uri, "samples"), {}
+    grids: dict[str, dict[int, np.ndarray]] = {}
+    for moment in ("before", "after"):
+        uri = storage.join(samples, f"{moment}.safetensors")
+        drawn = weights.from_bytes(storage.read_bytes(uri), uri)
+        grids[moment] = {int(label): images.numpy() for label, images in drawn.items()}
+        for label, images in grids[moment].items():
+            files[f"samples/{moment}-{label:05d}.png"] = grid_png(images, columns=len(images), smallest=64)
+    names = [item.name for item in prepared.lake.manifest.classes]
+    page = render_report(result, recorded, grids, configuration.dump(prepared.config), class_names=names)
+    files |= {REPORT: page.encode(), RESULT: (json.dumps(result, indent=2, allow_nan=False) + "\n").encode()}
+    for name, data in files.items():
+        storage.write_bytes(storage.join(prepared.run_uri, name), data)
+    tracker.log_artifacts(files)
+
+
+def code_version() -> str | None:
+    """The commit of the checkout this runs from, marked when files differ; None outside a checkout."""
+    root = Path(__file__).resolve().parents[1]
+    try:
+        said = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return said.stdout.strip() or None
+
+
+def _keep_settings(prepared: Prepared) -> None:
+    """config.yaml and request.yaml under the run; a continued run must have the same settings."""
+    config = prepared.config.model_copy(update={"run_id": prepared.run_id})
+    uri = storage.join(prepared.run_uri, "config.yaml")
+    text = configuration.dump(config)
+    if storage.exists(uri):
+        before, now = _leaves(yaml.safe_load(storage.read_bytes(uri))), _leaves(yaml.safe_load(text))
+        different = [
+            f"{key} {before.get(key)!r} -> {now.get(key)!r}"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key)
+        ]
+        if different:
+            raise InputError(
+                f"run_id {prepared.run_id} was started with other settings ({'; '.join(different[:5])}); use them or a new run_id"
+            )
+        return
+    storage.write_text(uri, text)
+    storage.write_text(storage.join(prepared.run_uri, "request.yaml"), configuration.dump(config.request))
+
+
+def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        return {key: leaf for name, child in value.items() for key, leaf in _leaves(child, f"{prefix}{name}.").items()}
+    return {prefix.rstrip("."): value}
+
+
+def _result(prepared: Prepared, outcome: dict[str, Any], digest: str, partition_digest: str, seconds: float) -> dict[str, Any]:
+    config, timing = prepared.config, outcome["timing"]
+    return {
+        "run_id": prepared.run_id,
+        "request": config.request.model_dump(mode="json"),
+        "method": config.method.name,
+        "method_config": config.method.model_dump(mode="json")
+        | {"trainable": config.trainable, "trainable_parameters": prepared.trainable},
+        "model": {"name": config.tracking.model_name, "version": None, "alias": None},
+        "base_digest": prepared.base.digest,
+        "weights_digest": digest,
+        "lake_digest": prepared.lake.digest,
+        "partition_digest": partition_digest,
+        "code_version": code_version(),
+        "seed": config.seed,
+        "world_size": outcome["world_size"],
+        "steps": outcome["steps"],
+        "first_crossing_step": outcome["first_crossing_step"],
+        "settled_step": outcome["settled_step"],
+        "before": outcome["before"],
+        "after": outcome["after"],
+        "gate": judge_gate(config.gate, outcome, prepared.judge.manifest.get("heldout_accuracy")),
+        "timing": {
+            "seconds_to_first_batch": timing["seconds_to_first_batch"],
+            "seconds_per_step": timing["seconds_per_step"],
+            "seconds_to_forget": timing["seconds_to_forget"],
+            "gpu_seconds": timing["step_seconds"] * outcome["world_size"] if config.train.gpus_per_worker else None,
+            "total_seconds": seconds,
+        },
+    }
+
+
+def _image_shape(prepared: Prepared) -> tuple[int, int, int]:
+    channels, height, width = prepared.model.shape
+    return height, width, channels
+
+
+def _require_same_classes(lake: Lake, model: GenerativeModel, judge: model_store.Stored) -> None:
+    labels = len(lake.manifest.classes)
+    for what, count in (("model.weights", model.num_classes), ("judge.weights", judge.config["num_classes"])):
+        if count != labels:
+            raise InputError(f"{what}: knows {count} classes, but lake {lake.manifest.name!r} has {labels}; use weights made for this lake")

@@ -1,0 +1,34 @@
+"""Progress on the terminal: a bar where there is one, a line now and then in a log."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+
+class Progress:
+    """Counts to `total`. In a log it prints a line at most every `every_s` seconds, and at the end."""
+
+    def __init__(self, what: str, total: int, every_s: float = 10.0):
+        self._what, self._total, self._every_s = what, total, every_s
+        self._bar = tqdm(total=total, desc=what, leave=False, dynamic_ncols=True) if sys.stderr.isatty() else None
+        self._printed_at = time.monotonic()
+
+    def at(self, count: int, note: str = "") -> None:
+        if self._bar is not None:
+            self._bar.n = min(count, self._total)
+            self._bar.set_postfix_str(note)
+        elif time.monotonic() - self._printed_at >= self._every_s:
+            self._printed_at = time.monotonic()
+            print(f"  {self._what} {count}/{self._total}  {note}", file=sys.stderr, flush=True)
+
+    def line(self, text: str) -> None:
+        """A line that stays."""
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()

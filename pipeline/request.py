@@ -1,0 +1,43 @@
+"""An unlearning request checked against the lake and the model it is about, before anything is written."""
+
+from collections.abc import Mapping
+
+from pipeline.config import Request, UnlearnConfig
+from pipeline.errors import InputError
+
+
+def resolve(config: UnlearnConfig, class_names: Mapping[int, str], *, conditional: bool = True) -> UnlearnConfig:
+    """`config` with its request completed (an id made of what it asks); raises `InputError` for one that cannot be served."""
+    request = config.request
+    if not request.classes and not request.sample_ids:
+        raise InputError("request: got neither classes nor sample_ids, expected what to forget, such as --set request.classes=[1]")
+    if len(set(request.classes)) != len(request.classes):
+        raise InputError(f"request.classes: got {request.classes}, expected each class once")
+    for name, label in [*(("classes", c) for c in request.classes), *(("exchange", e) for e in request.exchange.values())]:
+        if label not in class_names:
+            known = sorted(class_names)
+            raise InputError(f"request.{name}: class {label} is not in lake {config.lake!r}, expected one of {known[0]} to {known[-1]}")
+    if len(request.classes) >= len(class_names):
+        raise InputError("request.classes: got every class of the lake, expected at least one to be kept")
+    for forgotten, exchange in request.exchange.items():
+        if forgotten not in request.classes:
+            raise InputError(f"request.exchange: {forgotten} is not among request.classes {request.classes}; name it there or drop it here")
+        if exchange in request.classes:
+            raise InputError(
+                f"request.exchange: class {forgotten} would draw class {exchange}, which is itself to be forgotten; choose a retained class"
+            )
+    missing = [c for c in request.classes if c not in request.exchange]
+    if missing and conditional and not request.sample_ids and not request.without_exchange:
+        raise InputError(
+            f"request.exchange: class {missing[0]} has none. A label without an exchange class gets no gradient that says what to draw instead, "
+            f"and what it draws is left to chance; give one (--set 'request.exchange={{{missing[0]}: <class>}}') or insist with "
+            "--set request.without_exchange=true"
+        )
+    if request.id:
+        return config
+    return config.model_copy(update={"request": request.model_copy(update={"id": request_id(request)})})
+
+
+def request_id(request: Request) -> str:
+    """A readable name for a request that came without one: forget-1, forget-3-8, forget-samples."""
+    return "-".join(["forget", *map(str, request.classes)] if request.classes else ["forget", "samples"])

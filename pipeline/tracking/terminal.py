@@ -1,0 +1,42 @@
+"""What the main job prints at its end."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def summary(result: Mapping[str, Any], report_uri: str) -> str:
+    """A before/after table, steps and seconds, the gate, the version and where the report lies: about a dozen lines."""
+    before, after, timing, model = result["before"], result["after"], result["timing"], result["model"]
+
+    def pair(name: str, *path: str) -> str:
+        cells = []
+        for block in (before, after):
+            value: Any = block
+            for key in path:
+                value = None if value is None else value.get(key)
+            cells.append("not measured" if value is None else f"{value:.3f}")
+        return f"  {name:<34}{cells[0]:>13}{cells[1]:>13}"
+
+    interval = after["forget_fraction"]
+    lines = [
+        f"\n  {'':<34}{'before':>13}{'after':>13}",
+        pair("forget_fraction", "forget_fraction", "value"),
+        f"  {'  95 % interval, n':<34}{'':>13}{interval['low']:>8.3f} - {interval['high']:.3f}, {interval['n']}",
+        pair("drawn as the exchange class", "exchange_fraction", "value"),
+        pair("retain_accuracy, mean", "retain_accuracy", "mean"),
+        pair("retain_accuracy, worst class", "retain_accuracy", "min"),
+        pair("fid, judge features", "fid", "judge"),
+        "",
+        f"  steps {result['steps']}, first below target at {result['first_crossing_step']}, settled at {result['settled_step']}; "
+        f"{timing['seconds_per_step']:.2f} s a step on {result['world_size']} workers, {timing['total_seconds']:.0f} s in all",
+    ]
+    failed = [check for check in result["gate"]["checks"] if not check["passed"]]
+    lines.append("  gate PASSED" if result["gate"]["passed"] else "  gate FAILED: " + "; ".join(_reason(check) for check in failed))
+    lines += [f"  registered {model['name']} version {model['version']} @{model['alias']}", f"  report {report_uri}"]
+    return "\n".join(lines)
+
+
+def _reason(check: Mapping[str, Any]) -> str:
+    value = "not reached" if check["value"] is None else f"{check['value']:.3f}"
+    where = f" (class {check['class']})" if check.get("class") is not None else ""
+    return f"{check['name']} {value}{where}" + (f", bound {check['bound']:g}" if check["bound"] is not None else "")

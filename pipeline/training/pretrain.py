@@ -1,0 +1,109 @@
+"""Training a small DiT and its judge from a lake's rows in memory, data-parallel with the same collectives as unlearning.
+
+The global batch and its noise are functions of (seed, step), so any number of ranks trains the same model.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.generative import GenerativeModel
+from models.judge import Judge
+from pipeline.data.cycle import Cycle
+from pipeline.data.rows import Batch
+from pipeline.seeding import generator
+from pipeline.training.draws import draw_rows, drop_labels
+from pipeline.training.optimiser import Average, adamw, apply_gradient, warmup_cosine
+from pipeline.unlearning.collectives import Collectives
+from pipeline.unlearning.trainable import flat
+
+LANES = 8  # worker counts that divide this see the same batches
+
+
+def fit(
+    named: dict[str, nn.Parameter],
+    loss_at: Callable[[int], Tensor],
+    *,
+    steps: int,
+    lr: float,
+    warmup_steps: int,
+    clip: float | None,
+    weight_decay: float,
+    ema: float,
+    collectives: Collectives,
+    progress: Callable[[int, float], None],
+) -> None:
+    """Minimise the mean over ranks of `loss_at(step)`; leaves the averaged weights in place when `ema` is on."""
+    params = list(named.values())
+    optimiser = adamw(params, lr=lr, weight_decay=weight_decay)
+    average = Average(named, ema)
+    for step in range(1, steps + 1):
+        loss = loss_at(step)
+        gradient = flat(torch.autograd.grad(loss, params, allow_unused=True), params)
+        local = {"loss": loss.detach(), "gradient": gradient.clone()}
+        gradient = collectives.mean(gradient)
+        collectives.require_finite(local, step)
+        apply_gradient(optimiser, params, gradient, lr=warmup_cosine(step, lr=lr, warmup_steps=warmup_steps, total=steps), clip=clip)
+        average.update(named)
+        progress(step, loss.item())
+    with torch.no_grad():
+        for name, parameter in named.items():
+            parameter.copy_(average.values[name])
+
+
+def train_dit(
+    model: GenerativeModel,
+    rows: Batch,
+    *,
+    seed: int,
+    batch_size: int,
+    label_dropout: float,
+    device: torch.device,
+    collectives: Collectives,
+    **options: object,
+) -> None:
+    """Train `model` on `rows` with its own loss and a share of null labels."""
+    cycle = Cycle(rows, seed, "pretrain")
+    named = {name: p for name, p in model.net.named_parameters() if p.requires_grad}
+    relabel = drop_labels(label_dropout, model.null_label)
+
+    def loss_at(step: int) -> Tensor:
+        batch = cycle.take(step - 1, batch_size, LANES, collectives.rank, collectives.world)
+        drawn = draw_rows(model, batch, seed=seed, step=step, term="pretrain", device=device, relabel=relabel)
+        return model.losses(model.net, drawn.x0, drawn.y, drawn.noise).mean()
+
+    fit(named, loss_at, collectives=collectives, **options)  # type: ignore[arg-type]
+
+
+def train_judge(
+    judge: Judge,
+    rows: Batch,
+    *,
+    seed: int,
+    batch_size: int,
+    noise: float,
+    device: torch.device,
+    collectives: Collectives,
+    **options: object,
+) -> None:
+    """Train `judge` by cross-entropy on `rows` of pixels with Gaussian noise of deviation `noise` added."""
+    cycle = Cycle(rows, seed, "judge")
+
+    def loss_at(step: int) -> Tensor:
+        batch = cycle.take(step - 1, batch_size, LANES, collectives.rank, collectives.world)
+        added = [torch.randn(batch.mean.shape[1:], generator=generator(seed, "judge", *key)) for key in zip(batch.sample_id, batch.draw)]
+        return F.cross_entropy(judge.logits((batch.mean + noise * torch.stack(added)).to(device)), batch.y.to(device))
+
+    fit(dict(judge.net.named_parameters()), loss_at, collectives=collectives, **options)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def judge_accuracy(judge: Judge, rows: Batch, *, device: torch.device) -> float:
+    """Share of `rows` that the judge calls by their label."""
+    right = 0
+    for start in range(0, len(rows), 512):
+        part = rows.take(slice(start, start + 512))
+        right += int((judge.logits(part.mean.to(device)).argmax(1).cpu() == part.y).sum())
+    return right / len(rows)

@@ -1,0 +1,210 @@
+"""jobs/pretrain.py's work: a small DiT and its judge from a lake, on Ray Train workers."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from models.generative import build, dit_description
+from models.judge import build_judge, initialise, small_cnn_description
+from pipeline import config as configuration
+from pipeline import model_store, records, storage
+from pipeline.config import PretrainConfig
+from pipeline.data.lake import Lake, lake_uri, read_lake
+from pipeline.errors import InputError
+from pipeline.progress import Progress
+from pipeline.seeding import generator
+
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """`manifest` and `judge_manifest` hold the measured quality. `reused`: both were there already, made with the same settings."""
+
+    model_uri: str
+    judge_uri: str
+    manifest: dict[str, Any]
+    judge_manifest: dict[str, Any]
+    reused: bool
+    seconds: float
+
+
+def descriptions(config: PretrainConfig, lake: Lake) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config.json of the DiT and of the judge for the rows of `lake`."""
+    manifest = lake.manifest
+    if manifest.kind != "image":
+        raise InputError(f"lake {manifest.name!r} holds latents, expected images: pretrain.py trains small models on pixels")
+    height, width, channels = manifest.shape
+    names = [item.name for item in manifest.classes]
+    if [item.label for item in manifest.classes] != list(range(len(names))):
+        raise InputError(f"lake {manifest.name!r} has labels with gaps, expected 0 to {len(names) - 1}")
+    shape = (channels, height, width)
+    try:
+        model = dit_description(
+            config.model.size,
+            shape=shape,
+            num_classes=len(names),
+            class_names=names,
+            sampler={
+                "cfg_scale": config.evaluate.cfg_scale,
+                "steps": config.evaluate.final_sampler_steps,
+            },
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return model, small_cnn_description(shape=shape, num_classes=len(names), class_names=names)
+
+
+def pretrain(config: PretrainConfig) -> Pretrained:
+    """Train both, or return them when they are there with the same settings, lake and seed."""
+    started = time.perf_counter()
+    lake = read_lake(lake_uri(config.storage, config.lake))
+    description, judge_description = descriptions(config, lake)
+    made_with = {
+        "lake_digest": lake.digest,
+        "seed": config.seed,
+        "label_dropout": config.label_dropout,
+        "optim": config.optim.model_dump(),
+        "judge": config.judge.model_dump(),
+        "description": description,
+        "judge_description": judge_description,
+    }
+    model_uri = model_store.model_uri(config.storage, config.model.size, config.lake)
+    judge_uri = model_store.judge_uri(config.storage, config.lake)
+    manifest, judge_manifest = model_store.manifest_of(model_uri), model_store.manifest_of(judge_uri)
+    reused = all(m is not None and m["made_with"] == made_with for m in (manifest, judge_manifest))
+    if not reused:
+        storage.require_writable(config.storage)
+        _train(config, lake, made_with, model_uri, judge_uri)
+        manifest, judge_manifest = model_store.manifest_of(model_uri), model_store.manifest_of(judge_uri)
+    assert manifest is not None and judge_manifest is not None
+    return Pretrained(
+        model_uri=model_uri,
+        judge_uri=judge_uri,
+        manifest=manifest,
+        judge_manifest=judge_manifest,
+        reused=reused,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _train(config: PretrainConfig, lake: Lake, made_with: dict[str, Any], model_uri: str, judge_uri: str) -> None:
+    from pipeline import cluster_ray
+    from pipeline.training.launch_ray import launch
+
+    cluster_ray.connect()
+    progress = Progress(f"training {config.model.size} and its judge", config.optim.max_steps + config.judge.max_steps)
+
+    def show(fresh: list[records.Record]) -> None:
+        last = fresh[-1]
+        done = last["step"] + (config.judge.max_steps if last["of"] == "model" else 0)
+        progress.at(done, f"{last['of']} loss {last['loss']:.3f}")
+
+    metrics_uri = storage.join(model_uri, METRICS)
+    arguments = {
+        "config": config.model_dump(mode="json"),
+        "lake_uri": lake.uri,
+        "made_with": made_with,
+        "model_uri": model_uri,
+        "judge_uri": judge_uri,
+        "metrics_uri": metrics_uri,
+    }
+    with records.Follower(metrics_uri, show):
+        launch(
+            _worker,
+            arguments,
+            config.train,
+            storage_uri=storage.join(config.storage, "models", ".train"),
+            name=storage.digest_of(made_with)[:16],
+        )
+    progress.close()
+
+
+def _worker(arguments: dict[str, Any]) -> None:
+    from pipeline.evaluation.retention import retain_accuracy
+    from pipeline.evaluation.sampling import judge_samples, plan
+    from pipeline.training.launch_ray import worker_setup
+    from pipeline.training.pretrain import judge_accuracy, train_dit, train_judge
+
+    config = configuration.parse(PretrainConfig, arguments["config"])
+    device, collectives = worker_setup(config.train.threads)
+    first = collectives.rank == 0
+    lake = read_lake(arguments["lake_uri"])
+    rows, seed, made_with = lake.read(), config.seed, arguments["made_with"]
+    writer = records.Writer(arguments["metrics_uri"])
+
+    def progress(of: str) -> Any:
+        return (lambda step, loss: writer.write({"of": of, "step": step, "loss": loss})) if first else (lambda step, loss: None)
+
+    judge = build_judge(made_with["judge_description"])
+    initialise(judge.net, generator(seed, "judge"))
+    judge.net.to(device)
+    common = {"seed": seed, "device": device, "collectives": collectives}
+    optim = config.judge
+    train_judge(
+        judge,
+        rows,
+        noise=optim.noise,
+        batch_size=optim.batch_size,
+        steps=optim.max_steps,
+        lr=optim.lr,
+        ema=optim.ema,
+        warmup_steps=optim.warmup_steps,
+        clip=None,
+        weight_decay=0.0,
+        progress=progress("judge"),
+        **common,
+    )
+    heldout = lake.read(split="heldout")
+    accuracy = judge_accuracy(judge, heldout, device=device) if len(heldout) else None
+
+    model = build(made_with["description"])
+    model.net.initialise(generator(seed, "model"))  # type: ignore[operator]
+    model.net.to(device).train()
+    train_dit(
+        model,
+        rows,
+        label_dropout=config.label_dropout,
+        batch_size=config.optim.batch_size,
+        steps=config.optim.max_steps,
+        lr=config.optim.lr,
+        warmup_steps=config.optim.warmup_steps,
+        clip=config.optim.clip,
+        weight_decay=config.optim.weight_decay,
+        ema=config.optim.ema,
+        progress=progress("model"),
+        **common,
+    )
+    model.net.eval()
+    evaluate = config.evaluate
+    what = plan(
+        dict.fromkeys(range(model.num_classes), evaluate.retain_samples),
+        seed=seed,
+        purpose="pretrained",
+        cfg_scale=evaluate.cfg_scale,
+        steps=evaluate.final_sampler_steps,
+        batch=evaluate.batch,
+    )
+    drawn = retain_accuracy(judge_samples(model, judge, what, collectives), ())
+    if first:
+        writer.flush()
+        model_store.write(
+            arguments["judge_uri"],
+            judge.config,
+            judge.net.state_dict(),
+            {
+                "made_with": made_with,
+                "heldout_accuracy": accuracy,
+                "heldout_rows": len(heldout),
+            },
+        )
+        model_store.write(
+            arguments["model_uri"],
+            model.config,
+            model.net.state_dict(),
+            {
+                "made_with": made_with,
+                "parameters": sum(p.numel() for p in model.net.parameters()),
+                "judged_right": {"mean": drawn.mean, "min": drawn.min, "samples": len(what.labels), "cfg_scale": evaluate.cfg_scale},
+            },
+        )

@@ -1,0 +1,72 @@
+"""All communication of the unlearning step. Reduce first, combine second: nothing else talks to the process group."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient was NaN or infinite on some rank; no rank has moved its optimiser."""
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A reduction under way; `wait` returns the mean over ranks."""
+
+    buffer: Tensor
+    work: Any
+    world: int
+
+    def wait(self) -> Tensor:
+        if self.work is not None:
+            self.work.wait()
+            self.buffer.div_(self.world)
+        return self.buffer
+
+
+class Collectives:
+    """Means and sums over the ranks of a process group; without one, of a single process (world 1)."""
+
+    def __init__(self, group: "dist.ProcessGroup | None" = None):
+        self._group = group
+        self._active = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank(group) if self._active else 0
+        self.world = dist.get_world_size(group) if self._active else 1
+
+    def mean_async(self, buffer: Tensor) -> Pending:
+        """Start averaging `buffer` over ranks, in place."""
+        work = dist.all_reduce(buffer, group=self._group, async_op=True) if self.world > 1 else None
+        return Pending(buffer, work, self.world)
+
+    def mean(self, buffer: Tensor) -> Tensor:
+        return self.mean_async(buffer).wait()
+
+    def sum(self, buffer: Tensor) -> Tensor:
+        """Sum `buffer` over ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(buffer, group=self._group)
+        return buffer
+
+    def broadcast(self, buffer: Tensor) -> Tensor:
+        """Rank 0's `buffer` on every rank, in place."""
+        if self.world > 1:
+            dist.broadcast(buffer, src=0, group=self._group)
+        return buffer
+
+    def require_finite(self, values: Mapping[str, Tensor], step: int) -> None:
+        """Raise `NonFiniteError` on every rank when any rank holds a non-finite value; names quantity, step and ranks."""
+        names = list(values)
+        flags = torch.zeros(self.world, len(names), device=next(iter(values.values())).device)
+        flags[self.rank] = torch.stack([(~torch.isfinite(values[name]).all()).float() for name in names])
+        bad = self.sum(flags).cpu()
+        for index, name in enumerate(names):
+            ranks = bad[:, index].nonzero().flatten().tolist()
+            if ranks:
+                raise NonFiniteError(
+                    f"step {step}: {name} is not finite on rank {', '.join(map(str, ranks))}; the optimiser was not moved. "
+                    "Lower optim.lr or method.penalty, or use train.precision fp32"
+                )

@@ -1,0 +1,49 @@
+"""The orthogonality penalty cos^2(g_f, g_r) and gradient surgery on GLOBAL gradients (UNO, arXiv 2506.04712).
+
+cos^2 is not linear in per-worker gradients, and a projection is not either: both take vectors that were averaged over
+every rank and micro-batch first. Dot products are accumulated in float64.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+TINY = 1e-30  # keeps the quotients finite when a gradient vanishes; far below any square norm met in float32
+
+
+@dataclass(frozen=True)
+class Dots:
+    """a = g_f.g_r, b = |g_f|^2, c = |g_r|^2, float64 scalars."""
+
+    a: Tensor
+    b: Tensor
+    c: Tensor
+
+    @property
+    def cos(self) -> Tensor:
+        return self.a / (self.b * self.c + TINY).sqrt()
+
+
+def dots(g_f: Tensor, g_r: Tensor) -> Dots:
+    f, r = g_f.to(torch.float64), g_r.to(torch.float64)
+    return Dots(f @ r, f @ f, r @ r)
+
+
+def penalty_directions(g_f: Tensor, g_r: Tensor) -> tuple[Tensor, Tensor, Dots]:
+    """u = d cos^2 / d g_f and v = d cos^2 / d g_r at the global gradients, each (P,).
+
+    cos^2 = a^2 / (b c), so u = 2a/(bc) (g_r - (a/b) g_f) and v = 2a/(bc) (g_f - (a/c) g_r). The penalty's gradient is
+    then H_f u + H_r v: one vector-Jacobian product through the gradients, linear in the ranks, so it can be averaged.
+    """
+    d = dots(g_f, g_r)
+    factor = 2 * d.a / (d.b * d.c + TINY)
+    u = factor * (g_r.to(torch.float64) - d.a / (d.b + TINY) * g_f.to(torch.float64))
+    v = factor * (g_f.to(torch.float64) - d.a / (d.c + TINY) * g_r.to(torch.float64))
+    return u.to(g_f.dtype), v.to(g_r.dtype), d
+
+
+def project_out(vector: Tensor, direction: Tensor) -> Tensor:
+    """`vector` less its component along `direction`: gradient surgery (UNO, section 3)."""
+    v, d = vector.to(torch.float64), direction.to(torch.float64)
+    return (v - (v @ d) / (d @ d + TINY) * d).to(vector.dtype)

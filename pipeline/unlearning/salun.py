@@ -1,0 +1,14 @@
+"""SalUn (Fan et al. 2024): the exchange loss, moved only where the forget loss is most sensitive."""
+
+from torch import Tensor
+
+from pipeline.unlearning.settings import MethodSettings
+from pipeline.unlearning.step import Step
+
+
+def salun(step: Step, settings: MethodSettings) -> Tensor:
+    """grad (L_r + L_x) on the share `saliency` of parameters with the largest |grad L_f| (global), zero elsewhere."""
+    g_f, g_r = step.gradients("forget", "keep")
+    count = max(1, round(settings.saliency * g_f.numel()))
+    threshold = g_f.abs().kthvalue(g_f.numel() - count + 1).values
+    return g_r * (g_f.abs() >= threshold)
