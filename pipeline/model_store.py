@@ -53,12 +53,14 @@ def read(uri: str, what: str) -> Stored:
     manifest = manifest_of(uri)
     if manifest is None:
         raise InputError(
-            f"{what}: no weights at {uri}; make them with `python jobs/pretrain.py --config jobs/configs/pretrain_<lake>.yaml` or name a folder"
+            f"{what}: no weights at {uri}; make them with "
+            "`python jobs/pretrain.py --config jobs/configs/pretrain_<lake>.yaml` or name a folder"
         )
     state = weights.from_bytes(storage.read_bytes(storage.join(uri, WEIGHTS)), uri)
     digest = weights.weights_digest(state)
     if digest != manifest["weights_digest"]:
         raise InputError(
-            f"{what}: {uri} holds weights {digest[:12]}, its manifest says {manifest['weights_digest'][:12]}; the folder is damaged, make it again"
+            f"{what}: {uri} holds weights {digest[:12]}, its manifest says {manifest['weights_digest'][:12]}; "
+            "the folder is damaged, make it again"
         )
     return Stored(uri=uri, config=storage.read_json(storage.join(uri, CONFIG)), state=state, digest=digest, manifest=manifest)

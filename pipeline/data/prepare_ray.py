@@ -54,7 +54,7 @@ def prepare(config: PrepareConfig, run: Callable[[Sequence[Task]], Iterable[Shar
         require_same_settings(lake, settings)
         return Prepared(lake=lake, reused=True, seconds=time.monotonic() - start)
     source = open_source(config.source)
-    items = source.list()
+    items = source.items()
     require_unique(items)
     storage.require_writable(uri)
     made = [shard for shard in (run or run_on_ray)(plan(items, source, uri, config)) if shard.rows]
@@ -85,7 +85,7 @@ def describe(config: PrepareConfig) -> str:
         require_same_settings(lake, settings_of(config))
         return f"would use the complete lake {uri}"
     source = open_source(config.source)
-    items = source.list()
+    items = source.items()
     require_unique(items)
     return f"would make {uri} of {len(items)} images of {len(source.classes)} classes in {len(plan(items, source, uri, config))} shards"
 

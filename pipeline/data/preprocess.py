@@ -1,8 +1,13 @@
-"""From raw image to the pixels of a lake row."""
+"""From raw image to the pixels of a lake row: decoded, upright, 8 bit, scaled and cropped as DiT's training does."""
+
+import io
 
 import numpy as np
+from PIL import Image, ImageOps
 
 from pipeline.data.sources.base import Raw
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 
 class Unreadable(ValueError):
@@ -10,7 +15,49 @@ class Unreadable(ValueError):
 
 
 def to_pixels(raw: Raw, shape: tuple[int, int, int]) -> np.ndarray:
-    """uint8 (H, W, C) of exactly `shape`. Raises `Unreadable`."""
-    if isinstance(raw, np.ndarray) and raw.dtype == np.uint8 and raw.shape == shape:
+    """uint8 (H, W, C) of exactly `shape` (square, 1 or 3 channels). Raises `Unreadable`."""
+    size, _, channels = shape
+    if isinstance(raw, np.ndarray) and raw.shape == shape:
         return raw
-    raise Unreadable(f"got an image of shape {getattr(raw, 'shape', None)}, expected {shape}")
+    image = Image.fromarray(raw.squeeze(-1) if raw.shape[-1] == 1 else raw) if isinstance(raw, np.ndarray) else decode(raw)
+    pixels = np.asarray(center_crop(as_channels(image, channels), size))
+    return pixels.reshape(shape)
+
+
+def decode(data: bytes) -> Image.Image:
+    """The whole image, upright (EXIF orientation applied). Raises `Unreadable`."""
+    if not data:
+        raise Unreadable("the file is empty")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image.load()
+        return ImageOps.exif_transpose(image)
+    except Image.UnidentifiedImageError as error:
+        raise Unreadable(f"not an image in one of {', '.join(FORMATS)}") from error
+    except Image.DecompressionBombError as error:
+        raise Unreadable(f"too large: {error}") from error
+    except (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, AttributeError, MemoryError) as error:
+        raise Unreadable(f"damaged: {type(error).__name__}: {error}") from error  # decoders of broken data raise nearly anything
+
+
+def as_channels(image: Image.Image, channels: int) -> Image.Image:
+    """`image` as 8-bit grey (1) or RGB (3): CMYK and palettes converted, alpha dropped, 16 bits scaled to 8."""
+    if image.mode.startswith("I"):  # Pillow's own conversion clips 16-bit values at 255 instead of scaling them
+        values = np.asarray(image).astype(np.float64)
+        image = Image.fromarray(np.clip(np.round(values / 257), 0, 255).astype(np.uint8))
+    if image.mode == "F":
+        raise Unreadable("floating-point pixels have no known range; expected 8 or 16 bits")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def center_crop(image: Image.Image, size: int) -> Image.Image:
+    """The centre square of `size`, after halving by box filter while the short side is at least twice that, then bicubic
+    (facebookresearch/DiT train.py center_crop_arr, from openai/guided-diffusion)."""
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.size[0] // 2, image.size[1] // 2), resample=Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize((round(image.size[0] * scale), round(image.size[1] * scale)), resample=Image.Resampling.BICUBIC)
+    left, top = (image.size[0] - size) // 2, (image.size[1] - size) // 2
+    return image.crop((left, top, left + size, top + size))

@@ -1,15 +1,21 @@
 """What every source of raw images gives: a list of items, and their content on demand."""
 
 import hashlib
+import json
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
 
+from pipeline import storage
 from pipeline.errors import InputError
 
+FETCH_THREADS = 8
 Split = Literal["train", "heldout"]
 
 
@@ -31,10 +37,10 @@ class RawImages(Protocol):
 
     @property
     def classes(self) -> Sequence[str]:
-        """Class names; the label is the index."""
+        """Class names; the label is the index. Known once the items are listed."""
         ...
 
-    def list(self) -> Sequence[Item]:
+    def items(self) -> list[Item]:
         """Every image, in any order. Raises `InputError` when the source is missing, empty or contradicts itself."""
         ...
 
@@ -67,3 +73,73 @@ def require_unique(items: Sequence[Item]) -> None:
                 "expected every sample id once: rename one of them"
             )
         seen[item.sample_id] = item.ref
+
+
+def fetch(calls: Sequence[Callable[[], bytes]], *, remote: bool) -> Iterator[bytes]:
+    """The results of `calls` in order. Small objects in a far store are fetched several at a time, a window ahead at most."""
+    if not remote:
+        for call in calls:
+            yield call()
+        return
+    with ThreadPoolExecutor(FETCH_THREADS) as pool:
+        for first in range(0, len(calls), 4 * FETCH_THREADS):
+            yield from pool.map(lambda call: call(), calls[first : first + 4 * FETCH_THREADS])
+
+
+def split_of(name: str) -> Split | None:
+    """The split that a folder's or file's name announces (train, val, test and the like), None when it announces none."""
+    words = re.split(r"[^a-z0-9]+", name.lower())
+    if "train" in words:
+        return "train"
+    return "heldout" if {"val", "valid", "validation", "test", "heldout", "t10k"} & set(words) else None
+
+
+def find_files(uri: str, suffixes: Sequence[str]) -> list[str]:
+    """The URIs of the files that `uri` (a file, a folder or a glob) names, sorted. Raises `InputError` when there are none."""
+    uri = storage.absolute(uri)
+    if "*" in uri:
+        fs, pattern = storage.filesystem(uri)
+        found = [fs.unstrip_protocol(str(path)) for path in storage.retrying(uri, "list", lambda: fs.glob(pattern))]
+        files = sorted(path.removeprefix("file://") for path in found)
+    elif uri.endswith(tuple(suffixes)):
+        files = [uri] if storage.exists(uri) else []
+    else:
+        files = [storage.join(uri, name) for name in storage.walk(uri)]
+    files = [file for file in files if file.endswith(tuple(suffixes))]
+    if not files:
+        raise InputError(f"source.uri: {uri!r} holds no {' or '.join(suffixes)} file; expected a file, a folder or a glob with some")
+    return files
+
+
+def class_names(given: list[str] | str | None, labels: Iterable[int]) -> list[str]:
+    """Class names by label. Raises `InputError` for a label outside the index `given`."""
+    found = sorted(set(labels))
+    names = read_index(given) if given is not None else [str(label) for label in range(max(found, default=-1) + 1)]
+    outside = [label for label in found if not 0 <= label < len(names)]
+    if outside:
+        raise InputError(
+            f"source: got label {outside[0]}, expected 0..{len(names) - 1}, the classes of its index; mend the label or source.classes"
+        )
+    return [name.partition(" ")[2] or name for name in names]
+
+
+def read_index(given: list[str] | str) -> list[str]:
+    """Classes by label, each `<folder>` or `<folder> <name>`: a list, 'imagenet' (the standard 1,000), or the URI of a JSON or text file.
+
+    JSON is `{"0": ["n01440764", "tench"], ...}` or a list; a text file has one class a line.
+    """
+    if not isinstance(given, str):
+        return given
+    if given == "imagenet":
+        return (Path(__file__).parent / "imagenet_classes.txt").read_text().splitlines()
+    uri = storage.absolute(given)
+    if not storage.exists(uri):
+        raise InputError(f"source.classes: got {given!r}, which is missing; expected a list of names, 'imagenet' or an index file")
+    text = storage.read_bytes(uri).decode()
+    try:
+        value = json.loads(text) if uri.endswith(".json") else text.split("\n")
+        if isinstance(value, dict):
+            value = [value[str(label)] for label in range(len(value))]
+        return [" ".join(item) if isinstance(item, list) else str(item).strip() for item in value if item]
+    except (ValueError, KeyError) as error:
+        raise InputError(f"source.classes: {given!r} is no class index ({error}); expected labels 0..n-1 as in ImageNet's") from error

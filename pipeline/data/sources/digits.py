@@ -12,7 +12,7 @@ class Digits:
         self.classes = [str(digit) for digit in range(10)]
         self.held_out = held_out
 
-    def list(self) -> list[Item]:
+    def items(self) -> list[Item]:
         from sklearn.datasets import load_digits
 
         target = load_digits().target
