@@ -35,10 +35,20 @@ class Chart:
 
 
 def series_of(
-    records: Sequence[Mapping[str, Any]], kind: str, key: str, name: str, color: int, *, band: bool = False, dots: bool = False
+    records: Sequence[Mapping[str, Any]],
+    kind: str,
+    key: str,
+    name: str,
+    color: int,
+    *,
+    phase: str | None = None,
+    band: bool = False,
+    dots: bool = False,
 ) -> Series:
-    """The values of `key` in the records of one kind; `band` takes `key/low` and `key/high`."""
-    chosen = [record for record in records if record.get("kind") == kind and _number(record.get(key))]
+    """The values of `key` in the records of one kind (and phase); `band` takes `key/low` and `key/high`."""
+    chosen = [
+        record for record in records if record.get("kind") == kind and phase in (None, record.get("phase")) and _number(record.get(key))
+    ]
     limits = [record for record in chosen if band and _number(record.get(f"{key}/low")) and _number(record.get(f"{key}/high"))]
     return Series(
         name=name,
@@ -47,6 +57,11 @@ def series_of(
         band=[(float(record["step"]), float(record[f"{key}/low"]), float(record[f"{key}/high"])) for record in limits],
         dots=dots,
     )
+
+
+def keys_of(records: Sequence[Mapping[str, Any]], kind: str, prefix: str) -> list[str]:
+    """The keys that start with `prefix` in the records of one kind, in the order they first appear."""
+    return list(dict.fromkeys(key for record in records if record.get("kind") == kind for key in record if key.startswith(prefix)))
 
 
 def layout(chart: Chart, *, last_step: float) -> dict[str, Any] | None:

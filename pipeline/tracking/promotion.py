@@ -124,16 +124,19 @@ def refusals(result: Mapping[str, Any]) -> list[str]:
     """Why the gate refuses a result; empty when it passed. A check that is missing, or was not measured, never passes."""
     gate = result.get("gate") or {}
     checks = gate.get("checks") or []
-    failed = [
-        f"{check.get('name')} is {'not measured' if check.get('value') is None else check['value']}, bound {check.get('bound')}"
-        for check in checks
-        if check.get("passed") is not True
-    ]
+    failed = [_failed(check) for check in checks if check.get("passed") is not True]
     if not checks:
         failed.append("its result holds no checks")
     if gate.get("passed") is not True and not failed:
         failed.append("its result says that it did not pass")
     return failed
+
+
+def _failed(check: Mapping[str, Any]) -> str:
+    said = "not measured" if check.get("value") is None else f"{check['value']:.4g}"
+    where = f" (class {check['class']})" if check.get("class") is not None else ""
+    bound = f", bound {check['bound']:g}" if check.get("bound") is not None else ""
+    return f"{check.get('name')} is {said}{where}{bound}"
 
 
 def result_of(storage_root: str, version: "ModelVersion") -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.tracking.charts import Chart, layout, series_of
+from pipeline.tracking.charts import Chart, Series, keys_of, layout, series_of
 from pipeline.tracking.png import grid_png
 
 Grids = Mapping[str, Mapping[int, np.ndarray]]
@@ -20,6 +20,13 @@ TITLES = {
     "retain_accuracy.mean": "Accuracy of retained classes, mean",
     "retain_accuracy.min": "Accuracy of retained classes, lowest",
     "retain_accuracy.neighbours": "Accuracy of the nearest neighbours",
+}
+CHECKS = {
+    "forget_fraction": "forgotten class still drawn",
+    "settled": "stays forgotten",
+    "retain_accuracy/mean": "retained classes, mean",
+    "retain_accuracy/min": "lowest retained class",
+    "judge_heldout_accuracy": "the judge itself, on held-out images",
 }
 TIMES = {
     "seconds_to_first_batch": "To the first batch",
@@ -49,7 +56,7 @@ def render_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(share=share, measured=_measured)
+    environment.filters["share"] = share
     named = _namer(class_names)
     request = result.get("request") or {}
     return environment.get_template("report.html").render(
@@ -63,7 +70,7 @@ def render_report(
         charts=_charts(result, records),
         measures=_measures(result),
         classes=_classes(result, named),
-        gate=(result.get("gate") or {}).get("checks") or [],
+        gate=_gate(result),
         timing=[(title, seconds((result.get("timing") or {}).get(key))) for key, title in TIMES.items()],
         facts=_facts(result),
         digests=[(key.replace("_", " "), result.get(key) or NOT_MEASURED) for key in DIGESTS],
@@ -113,7 +120,7 @@ def share(value: Any) -> str:
     if not _given(value):
         return NOT_MEASURED
     percent = 100 * float(value)
-    digits = 0 if percent in (0, 100) or percent == round(percent) else 1
+    digits = 0 if percent == round(percent) else 2 if percent < 0.1 or percent > 99.9 else 1
     return f"{percent:.{digits}f}\u00a0%"
 
 
@@ -173,13 +180,13 @@ def _title(request: Mapping[str, Any], named: Any) -> str:
 
 def _verdict(result: Mapping[str, Any]) -> dict[str, str]:
     gate, model = result.get("gate") or {}, result.get("model") or {}
-    failed = [str(check["name"]) for check in gate.get("checks") or [] if check.get("passed") is not True]
+    failed = [_check_title(check) for check in gate.get("checks") or [] if check.get("passed") is not True]
     version = f"{model.get('name')} version {model.get('version')}" if model.get("version") is not None else ""
     at = f"{version} is registered{' as ' + str(model['alias']) if model.get('alias') else ''}" if version else "nothing is registered"
     if gate.get("passed") is True:
         return {"state": "good", "text": "Gate passed", "sentence": f"The gate passed it; {at}."}
     if gate.get("passed") is False:
-        why = f" on {', '.join(failed)}" if failed else ""
+        why = f" ({'; '.join(failed)})" if failed else ""
         return {"state": "bad", "text": "Gate refused", "sentence": f"The gate refused it{why}; {at}."}
     return {"state": "open", "text": "Gate not decided", "sentence": f"The gate has not decided; {at}."}
 
@@ -243,20 +250,23 @@ def _samples(grids: Grids, request: Mapping[str, Any], named: Any) -> list[dict[
 
 
 def _bound(result: Mapping[str, Any], name: str) -> float | None:
-    """The bound of the gate's first check on `name`, whether it is called that or max_ or min_ that."""
+    """The bound of the gate's check `name`."""
     checks = (result.get("gate") or {}).get("checks") or []
-    return next((float(check["bound"]) for check in checks if name in str(check["name"]) and _given(check.get("bound"))), None)
+    return next((float(check["bound"]) for check in checks if check["name"] == name and _given(check.get("bound"))), None)
 
 
 def _charts(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    target, floor = _bound(result, "forget_fraction"), _bound(result, "retain_accuracy")
+    target, floor, lowest_floor = (_bound(result, name) for name in ("forget_fraction", "retain_accuracy/mean", "retain_accuracy/min"))
     crossed, settled = result.get("first_crossing_step"), result.get("settled_step")
     marks = [(f"settled at {settled}", float(settled))] if settled is not None else []
     if crossed is not None and crossed != settled:
         marks.insert(0, (f"first under at {crossed}", float(crossed)))
     mean = series_of(records, "evaluation", "retain_accuracy/mean", "mean of the retained classes", 1, dots=True)
     lowest = series_of(records, "evaluation", "retain_accuracy/min", "lowest class", 2, dots=True)
-    floors = [y for one in (mean, lowest) for _, y in one.points] + [floor or 1.0]
+    floors = [("bound of the mean", floor), ("bound of the lowest", lowest_floor)]
+    floor_lines = [(f"{name} {share(bound)}", bound) for name, bound in floors if bound is not None]
+    depth = min([y for one in (mean, lowest) for _, y in one.points] + [bound for _, bound in floor_lines] + [0.95])
+    phases = list(dict.fromkeys(str(record["phase"]) for record in records if record.get("phase") and _given(record.get("cos"))))
     charts = [
         Chart(
             title="Forgotten class still drawn",
@@ -273,24 +283,35 @@ def _charts(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> 
         Chart(
             title="Other classes drawn right",
             note="Share of images under every other label that the judge takes for that class.",
-            series=[mean, lowest],
-            y_range=(max(0.0, math.floor(10 * (min(floors) - 0.02)) / 10), 1.0),
-            bounds=[(f"bound {share(floor)}", floor)] if floor is not None else [],
+            series=[lowest, mean],
+            y_range=(max(0.0, math.floor(10 * (depth - 0.02)) / 10), 1.0),
+            bounds=floor_lines,
             percent=True,
         ),
         Chart(
             title="Losses",
-            note="Retain and exchange fall, forget rises when unlearning works.",
-            series=[series_of(records, "step", f"loss/{key}", key, color) for color, key in enumerate(("retain", "forget", "exchange"), 1)],
+            note="Mean over the workers: what is to be kept should stay low, what is forgotten may rise.",
+            series=_lines(records, "step", "loss/"),
         ),
         Chart(
             title="Angle between the gradients",
-            note="Cosine of the retain and forget gradients: at 0 neither step undoes the other.",
-            series=[series_of(records, "step", "cos", "cos", 1)],
+            note="Cosine of the gradients of the forget loss and the kept loss: at 0 neither undoes the other.",
+            series=[series_of(records, "step", "cos", f"{phase} steps", color, phase=phase) for color, phase in enumerate(phases[:4], 1)],
         ),
+        Chart(
+            title="Frechet distance of the retained classes",
+            note="Between drawn and real images; lower is closer. Samples are few, so compare it within this run only.",
+            series=_lines(records, "evaluation", "fid/", dots=True),
+        ),
+        Chart(title="Gradient norms", note="Length of what each step moves along.", series=_lines(records, "step", "grad_norm/")),
     ]
-    last = max((float(record["step"]) for record in records), default=0.0)
+    last = max((float(record["step"]) for record in records if "step" in record), default=0.0)
     return [drawn for chart in charts if (drawn := layout(chart, last_step=last)) is not None]
+
+
+def _lines(records: Sequence[Mapping[str, Any]], kind: str, prefix: str, *, dots: bool = False) -> list[Series]:
+    keys = keys_of(records, kind, prefix)[:4]
+    return [series_of(records, kind, key, key.removeprefix(prefix), color, dots=dots) for color, key in enumerate(keys, 1)]
 
 
 def _at(values: Any, path: Sequence[str]) -> Any:
@@ -331,7 +352,28 @@ def _cell(path: tuple[str, ...], value: Any) -> tuple[str, str]:
     )
 
 
-def _measured(check: Mapping[str, Any], key: str) -> str:
+def _gate(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "title": _check_title(check),
+            "value": _check_value(check, "value"),
+            "bound": "none" if check.get("bound") is None else _check_value(check, "bound"),
+            "passed": check.get("passed"),
+            "reason": check.get("reason") or "",
+        }
+        for check in (result.get("gate") or {}).get("checks") or []
+    ]
+
+
+def _check_title(check: Mapping[str, Any]) -> str:
+    name = str(check["name"])
+    title = CHECKS.get(name, name.replace("/", ", ").replace("_", " "))
+    return f"{title}, class {check['class']}" if check.get("class") is not None else title
+
+
+def _check_value(check: Mapping[str, Any], key: str) -> str:
+    if check["name"] == "settled" and key == "value":
+        return "not settled" if check.get(key) is None else f"step {check[key]}"
     is_share = any(word in str(check["name"]) for word in ("fraction", "accuracy"))
     return share(check.get(key)) if is_share else number(check.get(key))
 

@@ -137,7 +137,7 @@ def test_the_gate_is_held_to(root: str, register_run: Register) -> None:
 
 def test_what_was_not_measured_never_passes() -> None:
     check = {"name": "fid", "value": None, "bound": 1.0, "passed": None}
-    assert promotion.refusals({"gate": {"passed": True, "checks": [check]}}) == ["fid is not measured, bound 1.0"]
+    assert promotion.refusals({"gate": {"passed": True, "checks": [check]}}) == ["fid is not measured, bound 1"]
     assert promotion.refusals({"gate": {"passed": True, "checks": []}})
     assert promotion.refusals({"gate": {"passed": None, "checks": [check | {"passed": True}]}})
     assert promotion.refusals({}) and not promotion.refusals({"gate": {"passed": True, "checks": [check | {"passed": True}]}})

@@ -106,7 +106,7 @@ def test_a_rebound_is_not_called_settled() -> None:
     result = result_json("run-1", "d", passed=False, value=0.31) | {"settled_step": None}
     page = Page(render_report(result, records(), {}, ""))
     assert "first came under 5\u00a0% at step 18 but did not stay there: it has not settled" in page.text
-    assert "Gate refused" in page.text and "The gate refused it on forget_fraction" in page.text
+    assert "Gate refused" in page.text and "The gate refused it (forgotten class still drawn)" in page.text
 
 
 def test_texts_from_outside_are_escaped() -> None:
@@ -121,7 +121,8 @@ def test_texts_from_outside_are_escaped() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "said"), [(None, "not measured"), (0.0, "0\u00a0%"), (1, "100\u00a0%"), (0.97, "97\u00a0%"), (0.0042, "0.4\u00a0%")]
+    ("value", "said"),
+    [(None, "not measured"), (0.0, "0\u00a0%"), (1, "100\u00a0%"), (0.97, "97\u00a0%"), (0.0042, "0.4\u00a0%"), (0.9996, "99.96\u00a0%")],
 )
 def test_share(value: float | None, said: str) -> None:
     assert share(value) == said
