@@ -23,7 +23,11 @@ def run(config: PrepareConfig, dry_run: bool) -> None:
     train, heldout = (sum(shard.rows for shard in prepared.lake.shards(split=split)) for split in ("train", "heldout"))
     print(f"lake {manifest.name}: {train} training rows, {heldout} held out, {len(manifest.classes)} classes, {manifest.rejected} rejected")
     print(f"  {prepared.lake.uri}  digest {prepared.lake.digest[:16]}")
-    print("  complete already, used as it is" if prepared.reused else f"  made in {prepared.seconds:.1f} s")
+    if prepared.reused:
+        print("  complete already, used as it is")
+    else:
+        resumed = f", {prepared.continued} shards of them by an earlier run" if prepared.continued else ""
+        print(f"  made {len(manifest.shards)} shards in {prepared.seconds:.1f} s{resumed}")
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ class Method(Section):
     name: str = "uno_s"
     penalty: float = Field(0.01, ge=0, description="lambda of grad cos^2")
     surgery_every: int = Field(2, ge=1, description="uno_s: every k-th step is a surgery step")
-    hvp: Literal["exact", "recompute"] = "exact"
+    hvp: Literal["exact", "recompute", "fd_central", "fd_forward"] = Field("exact", description="how the penalty's gradient is made")
     targets: Literal["data", "teacher"] = Field("teacher", description="what L_r and L_x are measured against")
     exchange_weight: float = Field(1.0, ge=0, description="weight of L_x against L_r")
     contrast: bool = Field(False, description="L_f minus the loss of the same noised images under the null label")
@@ -213,6 +213,10 @@ class UnlearnConfig(JobConfig):
 
     @model_validator(mode="after")
     def _divisible(self) -> "UnlearnConfig":
+        if self.method.hvp == "fd_forward" and self.train.precision == "bf16":
+            raise ValueError(
+                "method.hvp: got fd_forward with train.precision bf16, whose rounding drowns a one-sided difference; expected fd_central"
+            )
         batch, lanes, workers = self.optim.batch_size, self.partition.lanes, self.train.workers
         if batch % lanes:
             raise ValueError(f"optim.batch_size: got {batch}, expected a multiple of partition.lanes ({lanes})")
@@ -242,6 +246,22 @@ class RegistryConfig(JobConfig):
     override: str | None = Field(None, min_length=10, description="promote although the gate did not pass: the reason, which is recorded")
     key: str | None = Field(None, description="Ed25519 private key (PEM file) that signs the certificate of a promoted version")
     public_key: str | None = Field(None, description="Ed25519 public key (PEM file) that verify holds the signature against")
+
+
+class StepBenchmark(Section):
+    width: int = Field(384, ge=16)
+    depth: int = Field(6, ge=1)
+    tokens: int = Field(256, ge=4, description="a square number")
+    batch: int = Field(2, ge=1, description="images of each kind")
+    trainable: str = "labels_and_adaln:4"
+    penalty: float = Field(0.02, gt=0)
+    repeats: int = Field(11, ge=1)
+
+
+class BenchmarkConfig(JobConfig):
+    benchmark: str = "step"
+    threads: int = Field(1, ge=1)
+    step: StepBenchmark = StepBenchmark()
 
 
 ConfigT = TypeVar("ConfigT", bound=JobConfig)

@@ -12,7 +12,7 @@ from pipeline.config import Request, UnlearnConfig
 from pipeline.data import shards
 from pipeline.data.lake import MANIFEST, Lake
 from pipeline.data.rows import Batch, batch_of
-from pipeline.data.shards import File, Kind, Shard, Stored
+from pipeline.data.shards import FLIP_MARK, File, Kind, Shard, Stored
 from pipeline.errors import InputError
 from pipeline.seeding import seed_of
 
@@ -150,10 +150,10 @@ def forget_selection(request: Request, lake: Lake, sample_ids: Sequence[str] | N
 
 
 def find_ids(lake: Lake, among: Sequence[Shard], sample_ids: Sequence[str]) -> dict[str, tuple[np.ndarray, list[str]]]:
-    """Per shard path: the row indices of `sample_ids` and those ids. Only the sample_id column is read."""
+    """Per shard path: the row indices of `sample_ids`, mirrored copies included, and those ids. Only the sample_id column is read."""
     wanted, found = set(sample_ids), {}
     for shard in among:
-        names = shards.read_column(lake.uri, shard, "sample_id")
+        names = [name.removesuffix(FLIP_MARK) for name in shards.read_column(lake.uri, shard, "sample_id")]
         rows = [i for i, name in enumerate(names) if name in wanted]
         found[shard.path] = (np.array(rows, np.int64), [names[i] for i in rows])
     return found

@@ -8,6 +8,7 @@ from PIL import Image, ImageOps
 from pipeline.data.sources.base import Raw
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+LARGEST_ASPECT = 64  # beyond it the scaled image before the crop would not fit in memory
 
 
 class Unreadable(ValueError):
@@ -31,13 +32,18 @@ def decode(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         image.load()
-        return ImageOps.exif_transpose(image)
     except Image.UnidentifiedImageError as error:
         raise Unreadable(f"not an image in one of {', '.join(FORMATS)}") from error
     except Image.DecompressionBombError as error:
         raise Unreadable(f"too large: {error}") from error
     except (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, AttributeError, MemoryError) as error:
         raise Unreadable(f"damaged: {type(error).__name__}: {error}") from error  # decoders of broken data raise nearly anything
+    if max(image.size) > LARGEST_ASPECT * min(image.size):
+        raise Unreadable(f"got {image.size[0]}x{image.size[1]} pixels, expected sides within a factor {LARGEST_ASPECT}")
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # the pixels are whole: broken EXIF data says nothing of how to turn them
+        return image
 
 
 def as_channels(image: Image.Image, channels: int) -> Image.Image:

@@ -14,6 +14,7 @@ from pipeline import storage
 
 Kind = Literal["image", "latent"]
 ResultT = TypeVar("ResultT")
+FLIP_MARK = "~flip"  # ends the sample id of a mirrored copy
 ROW_GROUP_BYTES = 4 << 20  # what a reader holds at once
 
 

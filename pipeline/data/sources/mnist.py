@@ -1,0 +1,65 @@
+"""MNIST's idx files, gzipped or not: `train-images-idx3-ubyte[.gz]` and so on. The t10k files are held out."""
+
+import gzip
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from pipeline import storage
+from pipeline.data.sources.base import Item, Split
+from pipeline.errors import InputError
+
+PARTS: tuple[tuple[str, Split], ...] = (("train", "train"), ("t10k", "heldout"))
+
+
+class Mnist:
+    """Sample ids are `mnist-<train|t10k>-<row>`, in the files' order."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = storage.absolute(uri)
+        self.classes = [str(digit) for digit in range(10)]
+
+    def items(self) -> list[Item]:
+        items = []
+        for part, split in PARTS:
+            labels, images = _idx(self._file(part, "labels", 1)), _idx(self._file(part, "images", 3))
+            if len(labels) != len(images):
+                raise InputError(f"source: {self.uri} has {len(images)} {part} images and {len(labels)} labels, expected as many")
+            if labels.size and labels.max() > 9:
+                raise InputError(f"source: got label {labels.max()} among the {part} labels of {self.uri}, expected 0..9")
+            items += [Item(sample_id=f"mnist-{part}-{i:05d}", label=int(y), split=split, ref=f"{part}#{i}") for i, y in enumerate(labels)]
+        return items
+
+    def read(self, items: Sequence[Item]) -> Iterator[np.ndarray]:
+        """uint8 (28, 28, 1)."""
+        for item in items:
+            part, _, row = item.ref.partition("#")
+            yield _idx(self._file(part, "images", 3))[int(row)][..., None]
+
+    def _file(self, part: str, what: str, dimensions: int) -> str:
+        return _found(self.uri, part, what, dimensions)
+
+
+@lru_cache(maxsize=8)
+def _found(uri: str, part: str, what: str, dimensions: int) -> str:
+    names = [f"{part}-{what}{dash}idx{dimensions}-ubyte{suffix}" for dash in "-." for suffix in ("", ".gz")]
+    for name in names:
+        if storage.exists(storage.join(uri, name)):
+            return storage.join(uri, name)
+    raise InputError(f"source.uri: {uri!r} has no {names[0]}, with or without .gz; expected the four MNIST files")
+
+
+@lru_cache(maxsize=4)
+def _idx(file: str) -> np.ndarray:
+    """An idx file's array: two zero bytes, type 8 (unsigned byte), the number of dimensions, their big-endian sizes, the data."""
+    data = storage.read_bytes(file)
+    try:
+        if file.endswith(".gz"):
+            data = gzip.decompress(data)
+        if data[:3] != b"\0\0\x08":
+            raise ValueError("not an idx file of bytes")
+        shape = np.frombuffer(data, ">u4", data[3], 4)
+        return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
+    except (ValueError, IndexError, EOFError, OSError) as error:
+        raise InputError(f"source: {file} is damaged ({error}), expected MNIST's idx format: fetch it again") from error
