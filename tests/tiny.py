@@ -1,0 +1,98 @@
+"""The smallest things that still have every part: a DiT of 16 channels, rows with noise, a judge, streams in memory."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.diffusion import Noise
+from models.generative import DiTModel, build
+from models.judge import Judge, build_judge, initialise, small_cnn_description
+from pipeline.data.rows import Batch
+from pipeline.seeding import generator
+from pipeline.unlearning.objectives import Rows, StepRows
+
+CLASSES, SIDE = 4, 4
+
+
+def tiny_dit(*, dtype: torch.dtype = torch.float64, learn_sigma: bool = False, seed: int = 0, std: float = 0.2) -> DiTModel:
+    """A DiT of about 10 k parameters, all drawn from N(0, std): nothing is zero, so every gradient has something to say."""
+    model = build(
+        {
+            "family": "dit",
+            "size": "DiT-tiny",
+            "architecture": {
+                "patch": 2,
+                "width": 16,
+                "depth": 2,
+                "heads": 2,
+                "input_size": SIDE,
+                "channels": 1,
+                "num_classes": CLASSES,
+                "learn_sigma": learn_sigma,
+            },
+            "schedule": "cosine",
+            "timesteps": 1000,
+            "clip_samples": True,
+        }
+    )
+    assert isinstance(model, DiTModel)
+    with torch.no_grad():
+        for index, parameter in enumerate(model.net.parameters()):
+            parameter.normal_(std=std, generator=generator(seed, "tiny", index))
+    model.net.to(dtype)
+    return model
+
+
+def tiny_rows(n: int, labels: Sequence[int], *, seed: int = 0, name: str = "rows", dtype: torch.dtype = torch.float64) -> Rows:
+    """`n` rows with the labels in turn, x0 uniform in [-1, 1], t over the whole range."""
+    g = generator(seed, name)
+    y = torch.tensor([labels[i % len(labels)] for i in range(n)])
+    x0 = torch.rand((n, 1, SIDE, SIDE), generator=g, dtype=dtype) * 2 - 1
+    eps = torch.randn((n, 1, SIDE, SIDE), generator=g, dtype=dtype)
+    return Rows(x0=x0, y=y, target_y=y, noise=Noise(t=torch.randint(1000, (n,), generator=g), eps=eps))
+
+
+def tiny_step_rows(n: int = 8, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> StepRows:
+    """A global batch: retain rows of classes 0, 2, 3, forget rows of class 1, exchange rows that ask for 1 and show 2."""
+    exchange = tiny_rows(n, [1], seed=seed, name="exchange", dtype=dtype)
+    return StepRows(
+        retain=tiny_rows(n, [0, 2, 3], seed=seed, name="retain", dtype=dtype),
+        forget=tiny_rows(n, [1], seed=seed, name="forget", dtype=dtype),
+        exchange=replace(exchange, target_y=torch.full((n,), 2)),
+    )
+
+
+def share(rows: StepRows, rank: int, world: int) -> StepRows:
+    """A rank's part of a global batch."""
+
+    def cut(part: Rows | None) -> Any:
+        return None if part is None else part.part(rank, world)
+
+    return StepRows(retain=cut(rows.retain), forget=cut(rows.forget), exchange=cut(rows.exchange))
+
+
+def tiny_judge(seed: int = 0) -> Judge:
+    """An untrained judge: its verdicts mean nothing, and are always the same."""
+    judge = build_judge(small_cnn_description(shape=(1, SIDE, SIDE), num_classes=CLASSES, class_names=[str(i) for i in range(CLASSES)]))
+    initialise(judge.net, generator(seed, "judge"))
+    judge.net.eval()
+    return judge
+
+
+def tiny_batch(labels: Sequence[int], *, each: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Batch:
+    """`each` images of every label, a pattern of its class plus noise, named by label and number."""
+    g = generator(seed, "images")
+    patterns = torch.rand((CLASSES, 1, SIDE, SIDE), generator=generator("patterns"), dtype=torch.float64) * 1.6 - 0.8
+    y = torch.tensor([label for label in labels for _ in range(each)])
+    noise = torch.randn((len(y), 1, SIDE, SIDE), generator=g, dtype=torch.float64)
+    names = tuple(f"{label}-{k}" for label in labels for k in range(each))
+    mean = (patterns[y] + 0.1 * noise).clamp(-1, 1)
+    return Batch(sample_id=names, draw=(0,) * len(names), y=y, mean=mean.to(dtype))
+
+
+def relative(got: Tensor, wanted: Tensor) -> float:
+    """|got - wanted| / |wanted|."""
+    return ((got.double() - wanted.double()).norm() / wanted.double().norm()).item()
