@@ -1,0 +1,112 @@
+"""Pixels of a lake row against an independent formula, for every kind of image file met in the wild."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.data.preprocess import Unreadable, to_pixels
+
+
+def picture(width: int, height: int, seed: int = 0) -> np.ndarray:
+    """A smooth colour picture with some noise: uint8 (H, W, 3)."""
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [np.sin(x / (7 + i) + i) + np.cos(y / (11 - i)) for i in range(3)]
+    return np.clip(np.stack(waves, -1) * 50 + 128 + random.normal(0, 8, (height, width, 3)), 0, 255).astype(np.uint8)
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def reference(rgb: Image.Image, size: int) -> np.ndarray:
+    """The same transform said another way: the number of halvings first, then one crop window."""
+    halvings = max(0, math.floor(math.log2(min(rgb.size) / size)))
+    width, height = rgb.size
+    for _ in range(halvings):
+        width, height = width // 2, height // 2
+        rgb = rgb.resize((width, height), Image.Resampling.BOX)
+    short = min(width, height)
+    scaled = rgb.resize((round(width * size / short), round(height * size / short)), Image.Resampling.BICUBIC)
+    pixels = np.asarray(scaled)
+    top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
+    return pixels[top : top + size, left : left + size]
+
+
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (64, 64), (40, 90), (127, 128), (1031, 517), (20, 33)])
+def test_scaling_and_cropping(width: int, height: int) -> None:
+    image = Image.fromarray(picture(width, height))
+    assert np.array_equal(to_pixels(encoded(image, "PNG"), (64, 64, 3)), reference(image, 64))
+
+
+def test_exact_halvings_are_plain_means() -> None:
+    pixels = picture(256, 256)
+    means = pixels.reshape(128, 2, 128, 2, 3).mean((1, 3))
+    assert np.abs(to_pixels(encoded(Image.fromarray(pixels), "PNG"), (128, 128, 3)) - means).max() <= 1  # two passes, each rounded
+
+
+def test_grey_is_three_equal_channels() -> None:
+    grey = Image.fromarray(picture(80, 70)[..., 0])
+    pixels = to_pixels(encoded(grey, "JPEG", quality=95), (64, 64, 3))
+    assert np.array_equal(pixels[..., 0], pixels[..., 1]) and np.array_equal(pixels[..., 0], pixels[..., 2])
+    assert np.array_equal(to_pixels(encoded(grey, "PNG"), (64, 64, 1)), reference(grey, 64)[..., None])
+
+
+def test_cmyk_comes_out_in_its_own_colours() -> None:
+    rgb = Image.fromarray(picture(64, 64))
+    pixels = to_pixels(encoded(rgb.convert("CMYK"), "JPEG", quality=100, subsampling=0), (64, 64, 3))
+    assert np.abs(pixels.astype(int) - np.asarray(rgb).astype(int)).mean() < 4
+
+
+@pytest.mark.parametrize("transparency", [None, 0])
+def test_palette(transparency: int | None) -> None:
+    palette = Image.fromarray(picture(64, 64)).quantize(200)
+    options = {} if transparency is None else {"transparency": transparency}
+    expected = np.asarray(palette.convert("RGB"))
+    assert np.array_equal(to_pixels(encoded(palette, "PNG", **options), (64, 64, 3)), expected)
+
+
+@pytest.mark.parametrize(("orientation", "turn"), [(1, 0), (3, 2), (6, 1), (8, 3)])
+def test_exif_rotation_is_undone(orientation: int, turn: int) -> None:
+    upright = picture(96, 64)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.rot90(upright, turn).copy())
+    assert np.array_equal(to_pixels(encoded(stored, "PNG", exif=exif.tobytes()), (64, 64, 3)), upright[:, 16:80])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bits_are_scaled_not_clipped(kind: str) -> None:
+    values = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    pixels = to_pixels(encoded(Image.fromarray(values), kind), (64, 64, 1))[..., 0]
+    assert pixels.min() == 0 and pixels.max() == 255 and np.array_equal(pixels, np.round(values / 257))
+
+
+def test_one_bit_and_alpha() -> None:
+    bits = Image.fromarray(picture(64, 64)[..., 0]).convert("1")
+    assert set(np.unique(to_pixels(encoded(bits, "PNG"), (64, 64, 3)))) == {0, 255}
+    opaque = Image.fromarray(picture(64, 64))
+    with_alpha = opaque.copy()
+    with_alpha.putalpha(255)
+    assert np.array_equal(to_pixels(encoded(with_alpha, "PNG"), (64, 64, 3)), np.asarray(opaque))
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty"),
+        (b"not an image at all", "not an image"),
+        (encoded(Image.fromarray(picture(200, 200)), "JPEG")[:2000], "damaged"),
+        (encoded(Image.fromarray(picture(64, 64)), "PNG")[:-300], "damaged"),
+        (encoded(Image.new("L", (1, 5000)), "PNG"), "expected sides within"),
+        (encoded(Image.fromarray(np.zeros((8, 8), np.float32)), "TIFF"), "floating-point"),
+    ],
+)
+def test_what_cannot_be_used_says_why(data: bytes, reason: str) -> None:
+    with pytest.raises(Unreadable, match=reason):
+        to_pixels(data, (64, 64, 3))

@@ -1,0 +1,273 @@
+"""Every raw layout into a lake: the same images give the same rows, and what is wrong with a source is said in one line."""
+
+import gzip
+import json
+import os
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from layouts import Photo, as_folders, as_parquet, as_tars
+from PIL import Image
+from test_data_preprocess import encoded, picture, reference
+
+from pipeline.config import PrepareConfig, parse
+from pipeline.data import prepare_ray, shard_tasks, shards
+from pipeline.data.lake import Lake
+from pipeline.errors import InputError
+
+WNIDS = {"n01440764": 0, "n02099601": 207, "n02099712": 208}
+
+
+def make(root: Path, **source) -> Lake:
+    prepare = source.pop("prepare", {"size": 32})
+    config = parse(PrepareConfig, {"storage": str(root), "lake": "x", "source": source, "prepare": prepare})
+    return prepare_ray.prepare(config, run=lambda tasks: map(shard_tasks.make_shard, tasks)).lake
+
+
+@pytest.fixture
+def photos() -> list[Photo]:
+    result = []
+    for number in range(24):
+        wnid = list(WNIDS)[number % 3]
+        data = encoded(Image.fromarray(picture(50 + number, 70 - number, number)), "JPEG", quality=90)
+        result.append(Photo(name=f"{wnid}_{number}.JPEG", wnid=wnid, label=WNIDS[wnid], data=data))
+    return result
+
+
+@pytest.fixture
+def real_photos() -> list[Photo]:
+    """The sample of ImageNet JPEGs under UNLEARN_TEST_DATA."""
+    root = os.environ.get("UNLEARN_TEST_DATA")
+    if not root:
+        pytest.skip("UNLEARN_TEST_DATA is not set")
+    folder = Path(root) / "imagenet-sample"
+    index = json.loads((folder / "imagenet_class_index.json").read_text())
+    label_of = {wnid: int(label) for label, (wnid, _) in index.items()}
+    files = sorted(folder.glob("*/*.JPEG"))
+    assert len(files) >= 200
+    return [Photo(name=file.name, wnid=file.parent.name, label=label_of[file.parent.name], data=file.read_bytes()) for file in files]
+
+
+@pytest.mark.parametrize(("which", "size"), [("photos", 32), ("real_photos", 256)])
+def test_three_layouts_of_the_same_images_give_the_same_lake(request, tmp_path: Path, which: str, size: int) -> None:
+    photos: list[Photo] = request.getfixturevalue(which)
+    prepare = {"size": size, "shard_rows": 5}
+    lakes = [
+        make(tmp_path / "a", kind="imagefolder", uri=as_folders(tmp_path / "folders", photos), prepare=prepare),
+        make(tmp_path / "b", kind="parquet", uri=as_parquet(tmp_path / "pq", photos), classes="imagenet", prepare=prepare),
+        make(tmp_path / "c", kind="webdataset", uri=as_tars(tmp_path / "tars", photos), classes="imagenet", prepare=prepare),
+    ]
+    assert len({lake.digest for lake in lakes}) == 1
+    assert lakes[0].manifest.shards == lakes[1].manifest.shards == lakes[2].manifest.shards
+    lake, rejected = lakes[0], lakes[0].manifest.rejected
+    assert rejected == 0 and sum(item.train_rows + item.heldout_rows for item in lake.manifest.classes) == len(photos)
+    assert lake.manifest.classes[207].name == "golden_retriever" and lake.manifest.classes[0].name == "tench"
+    by_id = {photo.name.rpartition(".")[0]: photo for photo in photos}
+    for shard in lake.manifest.shards:
+        table = shards.read(lake.uri, shard)
+        for name, label, pixels in zip(table["sample_id"].to_pylist(), table["label"].to_pylist(), shards.tensor_values(table["image"])):
+            assert label == by_id[name].label
+            (tmp_path / "one").write_bytes(by_id[name].data)
+            with Image.open(tmp_path / "one") as image:
+                assert np.array_equal(pixels, reference(image.convert("RGB"), size)), name
+
+
+def test_class_folders_that_are_no_wnids_go_by_name_and_splits_by_folder(tmp_path: Path, photos: list[Photo]) -> None:
+    renamed = [Photo(name=p.name, wnid={0: "cat", 207: "ant", 208: "bee"}[p.label], label=p.label, data=p.data) for p in photos]
+    as_folders(tmp_path / "raw/train", renamed[:20])
+    as_folders(tmp_path / "raw/val", renamed[20:])
+    (tmp_path / "raw/train/ant/.DS_Store").write_bytes(b"x")
+    lake = make(tmp_path / "runs", kind="imagefolder", uri=str(tmp_path / "raw"))
+    assert [item.name for item in lake.manifest.classes] == ["ant", "bee", "cat"]
+    assert sum(item.train_rows for item in lake.manifest.classes) == 20 and sum(item.heldout_rows for item in lake.manifest.classes) == 4
+
+
+def test_unusable_files_are_named_and_do_not_stop_the_run(tmp_path: Path, photos: list[Photo]) -> None:
+    uri = as_folders(tmp_path / "raw", photos)
+    (tmp_path / "raw/n01440764/broken.JPEG").write_bytes(photos[0].data[:500])
+    (tmp_path / "raw/n02099601/notes.txt").write_bytes(b"remember the milk")
+    lake = make(tmp_path / "runs", kind="imagefolder", uri=uri)
+    rejected = pq.read_table(tmp_path / "runs/lakes/x/rejected.parquet").to_pylist()
+    assert lake.manifest.rejected == 2 and [row["sample_id"] for row in rejected] == ["broken", "notes.txt"]
+    assert "damaged" in rejected[0]["reason"] and "not an image" in rejected[1]["reason"]
+    assert {row["ref"] for row in rejected} == {"n01440764/broken.JPEG", "n02099601/notes.txt"}
+    clean = make(tmp_path / "clean", kind="imagefolder", uri=as_folders(tmp_path / "raw2", photos))
+    assert set(lake.read().sample_id) | set(lake.read(split="heldout").sample_id) == set(clean.read().sample_id) | set(
+        clean.read(split="heldout").sample_id
+    )
+    with pytest.raises(InputError, match=r"2 of 26 images cannot be used, expected at most 1; the first is n01440764/broken.JPEG"):
+        make(tmp_path / "strict", kind="imagefolder", uri=uri, prepare={"size": 32, "max_rejected": 1})
+    assert not (tmp_path / "strict/lakes/x/manifest.json").exists()
+
+
+def test_mirrored_rows_are_marked(tmp_path: Path, photos: list[Photo]) -> None:
+    lake = make(tmp_path / "runs", kind="imagefolder", uri=as_folders(tmp_path / "raw", photos), prepare={"size": 32, "flip": True})
+    train, heldout = lake.read(), lake.read(split="heldout")
+    assert not any(name.endswith("~flip") for name in heldout.sample_id) and len(train) == 2 * (len(photos) - len(heldout))
+    row_of = {name: i for i, name in enumerate(train.sample_id)}
+    for name, row in row_of.items():
+        if not name.endswith("~flip"):
+            assert np.array_equal(train.mean[row_of[name + "~flip"]].numpy(), train.mean[row].numpy()[:, :, ::-1])
+
+
+def idx(array: np.ndarray) -> bytes:
+    return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
+
+
+@pytest.mark.parametrize("gz", [True, False])
+def test_mnist(tmp_path: Path, gz: bool) -> None:
+    random = np.random.default_rng(1)
+    content = {}
+    (tmp_path / "raw").mkdir()
+    for part, n in (("train", 30), ("t10k", 11)):
+        content[part] = random.integers(0, 256, (n, 28, 28), dtype=np.uint8), random.integers(0, 10, n, dtype=np.uint8)
+        for what, array in zip(("images-idx3", "labels-idx1"), content[part]):
+            data = idx(array)
+            (tmp_path / f"raw/{part}-{what}-ubyte{'.gz' if gz else ''}").write_bytes(gzip.compress(data) if gz else data)
+    lake = make(tmp_path / "runs", kind="mnist", uri=str(tmp_path / "raw"), prepare={"size": 28, "channels": 1})
+    for part, batch in (("train", lake.read()), ("t10k", lake.read(split="heldout"))):
+        images, labels = content[part]
+        rows = [int(name.rsplit("-", 1)[1]) for name in batch.sample_id]
+        assert sorted(rows) == list(range(len(images))) and batch.y.tolist() == labels[rows].tolist()
+        assert np.allclose(batch.mean[:, 0].numpy(), images[rows] / 127.5 - 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["txt", "csv"])
+@pytest.mark.parametrize("packed", ["zip", "folder"])
+def test_celeba(tmp_path: Path, photos: list[Photo], form: str, packed: str) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    names = [f"{i + 1:06d}.jpg" for i in range(len(photos))]
+    if packed == "zip":
+        with zipfile.ZipFile(raw / "img_align_celeba.zip", "w") as archive:
+            for name, photo in zip(names, photos):
+                archive.writestr(f"img_align_celeba/{name}", photo.data)
+    else:
+        (raw / "img_align_celeba").mkdir()
+        for name, photo in zip(names, photos):
+            (raw / "img_align_celeba" / name).write_bytes(photo.data)
+    rows = [[name, "1" if i % 3 else "-1", "1" if i % 4 == 0 else "-1"] for i, name in enumerate(names)]
+    if form == "csv":
+        lines = ["image_id,Smiling,Eyeglasses", *(",".join(row) for row in rows)]
+        parts = ["image_id,partition", *(f"{name},{i % 3}" for i, name in enumerate(names))]
+    else:
+        lines = [str(len(names)), "Smiling Eyeglasses", *("  ".join(row) for row in rows)]
+        parts = [f"{name} {i % 3}" for i, name in enumerate(names)]
+    (raw / f"list_attr_celeba.{form}").write_text("\n".join(lines) + "\n")
+    (raw / f"list_eval_partition.{form}").write_text("\n".join(parts) + "\n")
+    lake = make(tmp_path / "runs", kind="celeba", uri=str(raw), attribute="Eyeglasses")
+    assert [item.name for item in lake.manifest.classes] == ["not Eyeglasses", "Eyeglasses"]
+    for split, batch in (("train", lake.read()), ("heldout", lake.read(split="heldout"))):
+        index = [int(name) - 1 for name in batch.sample_id]
+        assert all((i % 3 == 0) == (split == "train") for i in index)
+        assert batch.y.tolist() == [int(i % 4 == 0) for i in index]
+    assert len(lake.read()) == 8
+    with pytest.raises(InputError, match=r"source\.attribute: got 'Hat', expected one of Smiling, Eyeglasses"):
+        make(tmp_path / "bad", kind="celeba", uri=str(raw), attribute="Hat")
+
+
+def test_cifar10_counts(tmp_path: Path) -> None:
+    root = os.environ.get("UNLEARN_TEST_DATA")
+    if not root:
+        pytest.skip("UNLEARN_TEST_DATA is not set")
+    from pipeline.data.sources.parquet import ParquetImages
+
+    source = ParquetImages(f"{root}/cifar10", None, 0.2)
+    items = source.items()
+    assert len({item.sample_id for item in items}) == 60_000
+    counts = np.zeros((2, 10), int)
+    for item in items:
+        counts[int(item.split == "heldout"), item.label] += 1
+    assert counts.tolist() == [[5000] * 10, [1000] * 10]
+
+
+def folders(root: Path, photos: list[Photo]) -> dict:
+    return {"kind": "imagefolder", "uri": as_folders(root, photos)}
+
+
+def missing(root: Path, photos: list[Photo]) -> dict:
+    return {"kind": "imagefolder", "uri": str(root / "nowhere")}
+
+
+def same_id_twice(root: Path, photos: list[Photo]) -> dict:
+    (root / "n02099712").mkdir(parents=True)
+    (root / "n02099712" / photos[0].name.replace("JPEG", "png")).write_bytes(photos[0].data)
+    return folders(root, photos)
+
+
+def outside_the_index(root: Path, photos: list[Photo]) -> dict:
+    return {**folders(root, photos), "classes": ["n01440764", "n02099601"]}
+
+
+def label_outside(root: Path, photos: list[Photo]) -> dict:
+    return {"kind": "parquet", "uri": as_parquet(root, photos), "classes": ["a", "b"]}
+
+
+def other_columns(root: Path, photos: list[Photo]) -> dict:
+    root.mkdir()
+    pq.write_table(pa.table({"picture": [b""], "label": [1]}), root / "x.parquet")
+    return {"kind": "parquet", "uri": str(root)}
+
+
+def no_parquet(root: Path, photos: list[Photo]) -> dict:
+    return {"kind": "parquet", "uri": as_folders(root, photos)}
+
+
+def cut_tar(share: float) -> Callable[[Path, list[Photo]], dict]:
+    def build(root: Path, photos: list[Photo]) -> dict:
+        as_tars(root, photos, files=1)
+        file = next(root.iterdir())
+        data = file.read_bytes()
+        end = len(data.rstrip(b"\0")) // 512 * 512 + 512  # between the last member and the end mark
+        file.write_bytes(data[: end if share == 1 else int(len(data) * share)])
+        return {"kind": "webdataset", "uri": str(root)}
+
+    return build
+
+
+def tar_without_labels(root: Path, photos: list[Photo]) -> dict:
+    return {"kind": "webdataset", "uri": as_tars(root, [Photo(name="a.b.JPEG", wnid="", label=0, data=b"x")])}
+
+
+def cut_idx(root: Path, photos: list[Photo]) -> dict:
+    root.mkdir()
+    (root / "train-labels-idx1-ubyte").write_bytes(idx(np.zeros(9, np.uint8))[:-2])
+    return {"kind": "mnist", "uri": str(root)}
+
+
+def empty_mnist(root: Path, photos: list[Photo]) -> dict:
+    root.mkdir()
+    return {"kind": "mnist", "uri": str(root)}
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (missing, "no images under .*nowhere"),
+        (same_id_twice, "two images with the sample id 'n01440764_0'"),
+        (outside_the_index, "the folder 'n02099712' is no class of the index, expected one of 2"),
+        (label_outside, "got label 207, expected 0..1"),
+        (other_columns, "does not have the columns image.bytes, image.path and label"),
+        (no_parquet, "holds no .parquet file"),
+        (cut_tar(0.6), "ends early or is damaged"),
+        (cut_tar(1), "ends early or is damaged .no end mark"),
+        (cut_idx, "is damaged .*expected MNIST's idx format"),
+        (empty_mnist, "has no train-labels-idx1-ubyte"),
+    ],
+)
+def test_bad_sources_say_what_is_wrong_and_write_nothing(tmp_path: Path, photos: list[Photo], build, message: str) -> None:
+    source = build(tmp_path / "raw", photos)
+    with pytest.raises(InputError, match=message) as caught:
+        make(tmp_path / "runs", **source)
+    assert "\n" not in re.sub(r"\s+", " ", str(caught.value)) and not (tmp_path / "runs").exists()
+
+
+def test_a_source_needs_its_uri() -> None:
+    with pytest.raises(InputError, match=r"source.uri: got none, expected where the mnist images are"):
+        parse(PrepareConfig, {"source": {"kind": "mnist"}})
