@@ -4,9 +4,11 @@ import logging
 import math
 import numbers
 import os
+import platform
 import re
 import tempfile
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -58,7 +60,8 @@ def client(tracking: Tracking, storage_root: str, *, create: bool = True) -> "Ml
                 f"nothing is registered yet: {database} does not exist; run jobs/unlearn_imagenet.py first, or check storage "
                 "and tracking.uri"
             )
-        database.parent.mkdir(parents=True, exist_ok=True)
+        quiet()
+        _make_database(database, storage.join(storage_root, "mlartifacts") if storage.is_local(storage_root) else str(database.parent))
     quiet()
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
@@ -72,6 +75,22 @@ def client(tracking: Tracking, storage_root: str, *, create: bool = True) -> "Ml
             "expected sqlite:////path/mlflow.db or http://host:5000"
         ) from error
     return made
+
+
+def _make_database(database: Path, artifacts: str) -> None:
+    """Make MLflow's tables beside `database` and link the file into place: killed half-way, the migrations could never be finished."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    database.parent.mkdir(parents=True, exist_ok=True)
+    temporary = database.with_name(f".{database.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        store = SqlAlchemyStore(f"sqlite:///{temporary}", artifacts)
+        store.engine.dispose()
+        os.link(temporary, database)
+    except FileExistsError:  # another driver was first
+        pass
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def quiet() -> None:
@@ -139,12 +158,14 @@ class Tracker:
         experiment = find_experiment(self.client, self.tracking, self.storage_root)
         known = find_run(self.client, experiment, self.run_id)
         if known is None:
-            run = self.client.create_run(experiment, run_name=self.name, tags={RUN_ID_TAG: self.run_id, **_texts(self.tags)})
+            run = self.client.create_run(
+                experiment, run_name=self.name, tags={RUN_ID_TAG: self.run_id, **environment(), **_texts(self.tags)}
+            )
             self.mlflow_run_id = str(run.info.run_id)
         else:
             self.mlflow_run_id, self._continued = known, True
             self.client.update_run(known, status="RUNNING")
-            self.set_tags(self.tags)
+            self.set_tags({**environment(), **self.tags})
         self._log_params()
         return self
 
@@ -204,6 +225,19 @@ class Tracker:
         changed = {key: value for key, value in wanted.items() if key in there and there[key] != value}
         if changed:
             self.set_tags({"params_on_continuing": "; ".join(f"{key}={value}" for key, value in sorted(changed.items()))})
+
+
+def environment() -> dict[str, str]:
+    """What the job runs on, as tags of its run: interpreter, machine, the versions that decide what comes out."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"env.python": platform.python_version(), "env.machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"}
+    for package in ("torch", "ray", "mlflow", "numpy", "pyarrow"):
+        try:
+            found[f"env.{package}"] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -105,6 +105,19 @@ def test_nothing_is_made_by_looking(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_database_is_made_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.store.tracking import sqlalchemy_store
+
+    def dying(uri: str, artifacts: str) -> None:
+        Path(uri.removeprefix("sqlite:///")).write_bytes(b"half of the tables")
+        raise Killed
+
+    monkeypatch.setattr(sqlalchemy_store, "SqlAlchemyStore", dying)
+    with pytest.raises(Killed):
+        client(Tracking(), str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
 def test_promotion_and_the_way_back(root: str, register_run: Register) -> None:
     for run_id in ("p-1", "p-22", "p-333"):
         register_run("way", run_id)
