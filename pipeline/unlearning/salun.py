@@ -7,8 +7,9 @@ from pipeline.unlearning.step import Step
 
 
 def salun(step: Step, settings: MethodSettings) -> Tensor:
-    """grad (L_r + L_x) on the share `saliency` of parameters with the largest |grad L_f| (global), zero elsewhere."""
+    """grad (L_r + L_x) on the share `saliency` of parameters with the largest |grad L_f| (global) where it is not zero; zero elsewhere."""
     g_f, g_r = step.gradients("forget", "keep")
     count = max(1, round(settings.saliency * g_f.numel()))
-    threshold = g_f.abs().kthvalue(g_f.numel() - count + 1).values
-    return g_r * (g_f.abs() >= threshold)
+    saliency = g_f.abs()
+    threshold = saliency.kthvalue(saliency.numel() - count + 1).values
+    return g_r * ((saliency >= threshold) & (saliency > 0))  # other labels' rows have no forget gradient: a threshold of 0 is no mask
