@@ -47,12 +47,12 @@ def tiny_dit(*, dtype: torch.dtype = torch.float64, learn_sigma: bool = False, s
 
 
 def tiny_rows(n: int, labels: Sequence[int], *, seed: int = 0, name: str = "rows", dtype: torch.dtype = torch.float64) -> Rows:
-    """`n` rows with the labels in turn, x0 uniform in [-1, 1], t over the whole range."""
+    """`n` rows with the labels in turn, x0 uniform in [-1, 1], t over the whole range; the same numbers in any dtype."""
     g = generator(seed, name)
     y = torch.tensor([labels[i % len(labels)] for i in range(n)])
-    x0 = torch.rand((n, 1, SIDE, SIDE), generator=g, dtype=dtype) * 2 - 1
-    eps = torch.randn((n, 1, SIDE, SIDE), generator=g, dtype=dtype)
-    return Rows(x0=x0, y=y, target_y=y, noise=Noise(t=torch.randint(1000, (n,), generator=g), eps=eps))
+    x0 = torch.rand((n, 1, SIDE, SIDE), generator=g, dtype=torch.float64) * 2 - 1
+    eps = torch.randn((n, 1, SIDE, SIDE), generator=g, dtype=torch.float64)
+    return Rows(x0=x0.to(dtype), y=y, target_y=y, noise=Noise(t=torch.randint(1000, (n,), generator=g), eps=eps.to(dtype)))
 
 
 def tiny_step_rows(n: int = 8, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> StepRows:

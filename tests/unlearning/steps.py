@@ -1,0 +1,108 @@
+"""A step of one method on tiny rows, alone or as one rank of many, and the same gradient by plain double backward."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from tiny import share, tiny_dit, tiny_step_rows
+from torch import Tensor, nn
+
+from models.generative import DiTModel
+from pipeline.unlearning.collectives import Collectives
+from pipeline.unlearning.methods import METHODS
+from pipeline.unlearning.objectives import StepRows, Teacher, Weights, build_terms
+from pipeline.unlearning.settings import MethodSettings
+from pipeline.unlearning.step import Step
+from pipeline.unlearning.trainable import flat, select
+
+SUBSET = "labels_and_adaln:1"
+PENALTY = 0.7  # large: a wrong sign or factor cannot hide
+
+
+def student(
+    seed: int = 0, *, dtype: torch.dtype = torch.float64, learn_sigma: bool = False, subset: str = SUBSET
+) -> tuple[DiTModel, dict[str, nn.Parameter], Teacher]:
+    """A model, its trainable parameters and a teacher from which it has moved away already."""
+    model = tiny_dit(seed=seed, dtype=dtype, learn_sigma=learn_sigma)
+    named = select(model, subset)
+    teacher = Teacher(model, named)
+    with torch.no_grad():
+        for index, parameter in enumerate(named.values()):
+            shift = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1000 * seed + index), dtype=torch.float64)
+            parameter.add_(0.05 * shift.to(dtype))
+    return model, named, teacher
+
+
+def take_step(
+    method: str,
+    rows: StepRows,
+    *,
+    seed: int = 0,
+    index: int = 1,
+    micro_batches: int = 1,
+    hvp: str = "exact",
+    weights: Weights | None = None,
+    collectives: Collectives | None = None,
+    settings: MethodSettings | None = None,
+    dtype: torch.dtype = torch.float64,
+    learn_sigma: bool = False,
+    fd_radius: float = 2e-2,
+) -> Tensor:
+    """The gradient (P,) that `method` gives the optimiser, on this rank's share of `rows`."""
+    collectives = collectives or Collectives()
+    model, named, teacher = student(seed, dtype=dtype, learn_sigma=learn_sigma)
+    mine = share(rows, collectives.rank, collectives.world)
+    terms = build_terms(model, mine, weights or Weights(), teacher=teacher, micro_batches=micro_batches)
+    step = Step(index=index, params=list(named.values()), terms=terms, collectives=collectives, hvp=hvp, fd_radius=fd_radius)
+    return METHODS[method](step, settings or MethodSettings(penalty=PENALTY))
+
+
+def naive_losses(model: DiTModel, rows: StepRows, exchange_weight: float = 1.0) -> dict[str, Tensor]:
+    """L_f and L_r + w L_x of the whole batch, one forward a term."""
+
+    def loss(part: Any) -> Tensor:
+        return model.losses(model.net, part.x0, part.y, part.noise).mean()
+
+    keep = loss(rows.retain) + (exchange_weight * loss(rows.exchange) if rows.exchange else 0.0)
+    return {"forget": loss(rows.forget), "keep": keep}
+
+
+def naive_gradients(seed: int, rows: StepRows, **options: Any) -> tuple[Tensor, Tensor]:
+    """(g_f, g_r), each (P,), of the whole batch."""
+    model, named, _ = student(seed, **options)
+    params = list(named.values())
+    losses = naive_losses(model, rows)
+    g_f, g_r = (flat(torch.autograd.grad(losses[name], params), params) for name in ("forget", "keep"))
+    return g_f, g_r
+
+
+def naive_uno(seed: int, rows: StepRows, penalty: float = PENALTY, **options: Any) -> Tensor:
+    """grad (L_r + L_x + lambda cos^2(g_f, g_r)), all of it differentiated twice in one graph."""
+    model, named, _ = student(seed, **options)
+    params = list(named.values())
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        losses = naive_losses(model, rows)
+        g_f, g_r = (
+            torch.cat([g.reshape(-1) for g in torch.autograd.grad(losses[name], params, create_graph=True)]) for name in ("forget", "keep")
+        )
+        cos2 = (g_f @ g_r) ** 2 / ((g_f @ g_f) * (g_r @ g_r))
+        return flat(torch.autograd.grad(losses["keep"] + penalty * cos2, params), params)
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    a, b = a.double(), b.double()
+    return (a @ b / (a.norm() * b.norm())).item()
+
+
+# What a world of ranks computes, by name; functions at module level so that spawned processes find them.
+
+
+def on_every_rank(work: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:
+    """`take_step` on this rank's share for every entry of `work` (its arguments by name)."""
+    collectives = Collectives()
+    return {name: take_step(**arguments, rows=tiny_step_rows(), collectives=collectives) for name, arguments in work.items()}
+
+
+def run_all(functions: Mapping[str, tuple[Callable[..., Any], tuple[Any, ...]]]) -> dict[str, Any]:
+    """Several functions in one world: starting processes costs more than what they do."""
+    return {name: function(*arguments) for name, (function, arguments) in functions.items()}

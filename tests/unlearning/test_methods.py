@@ -1,0 +1,169 @@
+"""What every method of the table promises, and what each of them is."""
+
+import pytest
+import torch
+from steps import PENALTY, naive_losses, student, take_step
+from tiny import relative, tiny_dit, tiny_step_rows
+
+from models.diffusion import Prediction
+from pipeline.unlearning.collectives import Collectives
+from pipeline.unlearning.methods import METHODS
+from pipeline.unlearning.objectives import StepRows, Weights, build_terms
+from pipeline.unlearning.settings import MethodSettings
+from pipeline.unlearning.step import Step
+from pipeline.unlearning.trainable import flat
+
+ALL = sorted(METHODS)
+TARGETS = ["data", "teacher"]
+
+
+@pytest.mark.parametrize("targets", TARGETS)
+@pytest.mark.parametrize("method", ALL)
+@pytest.mark.parametrize("index", [1, 2])
+def test_gradient_is_finite_deterministic_and_of_the_parameters_size(method: str, targets: str, index: int) -> None:
+    _, named, _ = student()
+    rows, weights = tiny_step_rows(), Weights(targets=targets)
+    first, second = (take_step(method, rows, index=index, weights=weights) for _ in range(2))
+    assert first.shape == (sum(p.numel() for p in named.values()),) and first.dtype == torch.float64
+    assert torch.isfinite(first).all() and first.norm() > 0
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("targets", TARGETS)
+@pytest.mark.parametrize("method", ALL)
+@pytest.mark.parametrize("index", [1, 2])
+def test_micro_batches_give_the_gradient_of_the_whole_batch(method: str, targets: str, index: int) -> None:
+    rows, weights = tiny_step_rows(), Weights(targets=targets)
+    whole = take_step(method, rows, index=index, weights=weights)
+    for micro_batches in (2, 4):
+        got = take_step(method, rows, index=index, weights=weights, micro_batches=micro_batches, hvp="recompute")
+        assert relative(got, whole) < 1e-12
+
+
+@pytest.mark.parametrize("hvp", ["exact", "recompute", "fd_central"])
+@pytest.mark.parametrize("method", ALL)
+def test_a_step_leaves_parameters_and_gradients_alone(method: str, hvp: str) -> None:
+    model, named, teacher = student()
+    before = {name: tensor.clone() for name, tensor in model.net.state_dict().items()}
+    terms = build_terms(model, tiny_step_rows(), Weights(), teacher=teacher)
+    METHODS[method](Step(index=2, params=list(named.values()), terms=terms, collectives=Collectives(), hvp=hvp), MethodSettings())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.net.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.net.parameters())
+
+
+@pytest.mark.parametrize("method", [m for m in ALL if m != "esd"])
+def test_methods_do_without_exchange_rows(method: str) -> None:
+    rows = tiny_step_rows()
+    without = StepRows(retain=rows.retain, forget=rows.forget, exchange=None)
+    got = take_step(method, without, index=2)
+    assert torch.isfinite(got).all()
+    if method == "exchange":
+        assert torch.equal(got, take_step("finetune", rows))
+
+
+@pytest.fixture(scope="module")
+def naive() -> dict[str, torch.Tensor]:
+    """g_f, g_r = grad (L_r + L_x) and grad L_r of the whole batch, one loss at a time."""
+    model, named, _ = student()
+    params, rows = list(named.values()), tiny_step_rows()
+    losses = {
+        name: model.losses(model.net, part.x0, part.y, part.noise).mean()
+        for name, part in (("f", rows.forget), ("r", rows.retain), ("x", rows.exchange))
+        if part is not None
+    }
+    found = {name: flat(torch.autograd.grad(loss, params), params) for name, loss in losses.items()}
+    return {"forget": found["f"], "keep": found["r"] + found["x"], "retain": found["r"]}
+
+
+def test_first_order_methods_are_what_they_say(naive: dict[str, torch.Tensor]) -> None:
+    rows = tiny_step_rows()
+    for method, index, wanted in (
+        ("finetune", 1, naive["retain"]),
+        ("exchange", 1, naive["keep"]),
+        ("ascent", 1, -naive["forget"]),
+        ("ascent_descent", 1, -naive["forget"]),
+        ("ascent_descent", 2, naive["keep"]),
+        ("ascent_descent", 3, -naive["forget"]),
+    ):
+        assert relative(take_step(method, rows, index=index), wanted) < 1e-12, (method, index)
+
+
+@pytest.mark.parametrize("saliency", [0.1, 0.5])
+def test_salun_moves_only_the_most_salient_parameters(saliency: float, naive: dict[str, torch.Tensor]) -> None:
+    got = take_step("salun", tiny_step_rows(), settings=MethodSettings(saliency=saliency))
+    count = round(saliency * got.numel())
+    order = naive["forget"].abs().argsort(descending=True)
+    torch.testing.assert_close(got[order[:count]], naive["keep"][order[:count]])
+    assert got[order[count:]].abs().max() == 0
+
+
+def test_salun_never_moves_what_the_forget_loss_does_not_see() -> None:
+    """Label rows of other classes have no forget gradient: however large the share, they stay."""
+    _, named, _ = student()
+    got = take_step("salun", tiny_step_rows(), settings=MethodSettings(saliency=1.0))
+    table = next(iter(named))
+    assert table == "y_embedder.embedding_table.weight"
+    rows = got[: named[table].numel()].view(named[table].shape)
+    assert rows[1].abs().min() > 0
+    assert rows[[0, 2, 3, 4]].abs().max() == 0
+
+
+def test_esd_steers_away_from_the_label_towards_no_label() -> None:
+    """The target (1 + eta) eps_T(null) - eta eps_T(c) of the frozen base, and the retain term."""
+    eta, rows = 3.0, tiny_step_rows()
+    model, named, teacher = student()
+    params, f = list(named.values()), rows.forget
+    null = torch.full_like(f.y, model.null_label)
+    target = (1 + eta) * teacher.predict(f, null).eps - eta * teacher.predict(f, f.y).eps
+    erase = model.losses(model.net, f.x0, f.y, f.noise, target=Prediction(target, None)).mean()
+    retain = model.losses(model.net, rows.retain.x0, rows.retain.y, rows.retain.noise).mean()
+    wanted = flat(torch.autograd.grad(erase + retain, params), params)
+    assert relative(take_step("esd", rows, weights=Weights(eta=eta)), wanted) < 1e-12
+
+
+def test_teacher_is_the_base_model_and_stays_it() -> None:
+    """It shares the untrained weights, keeps a copy of the trained ones, and gets no gradient."""
+    base = tiny_dit()
+    model, _, teacher = student()
+    part = tiny_step_rows().retain
+    said, wanted = teacher.predict(part, part.y).eps, base.predict(base.net, part.x0, part.y, part.noise).eps
+    assert torch.equal(said, wanted.detach()) and not said.requires_grad
+    assert relative(model.predict(model.net, part.x0, part.y, part.noise).eps.detach(), said) > 1e-3
+
+
+def test_teacher_targets_ask_the_teacher_for_the_exchange_class() -> None:
+    rows = tiny_step_rows()
+    model, named, teacher = student()
+    params = list(named.values())
+    assert rows.exchange is not None
+    total = torch.zeros((), dtype=torch.float64)
+    for part in (rows.retain, rows.exchange):
+        target = teacher.predict(part, part.target_y)
+        total = total + (model.predict(model.net, part.x0, part.y, part.noise).eps - target.eps).square().mean((1, 2, 3)).mean()
+    wanted = flat(torch.autograd.grad(total, params), params)
+    assert relative(take_step("exchange", rows, weights=Weights(targets="teacher")), wanted) < 1e-12
+    assert set(rows.exchange.y.tolist()) == {1} and set(rows.exchange.target_y.tolist()) == {2}
+
+
+def test_contrast_subtracts_the_loss_under_the_null_label() -> None:
+    rows = tiny_step_rows()
+    model, named, _ = student()
+    params, f = list(named.values()), rows.forget
+    own, null = (model.losses(model.net, f.x0, y, f.noise).mean() for y in (f.y, torch.full_like(f.y, model.null_label)))
+    wanted = -flat(torch.autograd.grad(own - null, params), params)
+    assert relative(take_step("ascent", rows, weights=Weights(contrast=True)), wanted) < 1e-12
+
+
+@pytest.mark.parametrize("method", ["uno", "surgery"])
+def test_descending_a_method_lowers_what_is_kept(method: str) -> None:
+    """A small step along the result of a strong penalty or a projection still descends L_r + L_x."""
+    rows = tiny_step_rows()
+    gradient = take_step(method, rows, settings=MethodSettings(penalty=PENALTY / 100))
+    model, named, _ = student()
+    before = naive_losses(model, rows)["keep"].item()
+    with torch.no_grad():
+        start = 0
+        for parameter in named.values():
+            parameter.sub_(1e-4 * gradient[start : start + parameter.numel()].view(parameter.shape))
+            start += parameter.numel()
+    assert naive_losses(model, rows)["keep"].item() < before
