@@ -114,8 +114,10 @@ def find_experiment(made: "MlflowClient", tracking: Tracking, storage_root: str)
 
     found = made.get_experiment_by_name(tracking.experiment)
     if found is None:
+        location = artifact_location(tracking, storage_root)
+        _require_client_of(location)
         try:
-            return str(made.create_experiment(tracking.experiment, artifact_location=artifact_location(tracking, storage_root)))
+            return str(made.create_experiment(tracking.experiment, artifact_location=location))
         except MlflowException:  # another driver made it in between
             found = made.get_experiment_by_name(tracking.experiment)
             if found is None:
@@ -123,6 +125,23 @@ def find_experiment(made: "MlflowClient", tracking: Tracking, storage_root: str)
     if found.lifecycle_stage != "active":
         raise InputError(f"tracking.experiment: {tracking.experiment!r} was deleted; restore it or pass --set tracking.experiment=<name>")
     return str(found.experiment_id)
+
+
+def _require_client_of(location: str | None) -> None:
+    """Raise `InputError` when MLflow cannot reach artifacts at `location` from here."""
+    from importlib.util import find_spec
+
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    if location is None:
+        return
+    if location.startswith("s3://") and find_spec("boto3") is None:
+        raise InputError(f"storage: MLflow keeps artifacts at {location} through boto3, which is not installed; pip install boto3")
+    try:
+        get_artifact_repository(location)
+    except MlflowException as error:
+        raise InputError(f"storage: MLflow cannot keep artifacts at {location} ({error}); expected a folder, s3:// or gs://") from error
 
 
 def find_run(made: "MlflowClient", experiment_id: str, run_id: str) -> str | None:

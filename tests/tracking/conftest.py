@@ -7,9 +7,9 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from tracking_samples import result_json
+from tracking_samples import result_json, write_model
 
-from pipeline import model_store, storage
+from pipeline import storage
 from pipeline.config import Tracking
 
 
@@ -21,20 +21,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def register_run(root: str) -> Callable[..., int]:
     """Registers run `run_id` of model `name` with weights of their own and leaves its result.json; the version's number."""
-    import torch
-
-    from models import generative
     from pipeline.tracking import registry
     from pipeline.tracking.mlflow_tracking import Tracker
 
     def register(name: str, run_id: str, *, passed: bool = True, value: float = 0.004) -> int:
-        config = generative.dit_description("DiT-tiny", shape=(1, 8, 8), num_classes=10, class_names=[str(label) for label in range(10)])
-        torch.manual_seed(len(run_id))
-        net = generative.build(config).net
-        for parameter in net.parameters():
-            torch.nn.init.normal_(parameter, std=0.2)
         folder = storage.join(root, "weights", run_id)
-        digest = model_store.write(folder, config, net.state_dict(), {})
+        digest = write_model(folder, seed=len(run_id))
         result = result_json(run_id, digest, passed=passed, value=value)
         tracking = Tracking(model_name=name)
         with Tracker(tracking=tracking, storage_root=root, run_id=run_id) as tracker:

@@ -1,4 +1,4 @@
-"""A result.json for the tests of registry and report."""
+"""A result.json and a folder of weights for the tests of registry and report."""
 
 from typing import Any
 
@@ -39,3 +39,18 @@ def result_json(run_id: str, digest: str, *, passed: bool = True, value: float =
             "total_seconds": 83.0,
         },
     }
+
+
+def write_model(folder: str, *, seed: int) -> str:
+    """A DiT-tiny with random weights that draws something, written to the URI `folder`; the digest of its weights."""
+    import torch
+
+    from models import generative
+    from pipeline import model_store
+
+    config = generative.dit_description("DiT-tiny", shape=(1, 8, 8), num_classes=10, class_names=[str(label) for label in range(10)])
+    torch.manual_seed(seed)
+    net = generative.build(config).net
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model_store.write(folder, config, net.state_dict(), {})
