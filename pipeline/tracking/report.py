@@ -1,6 +1,5 @@
 """result.json and the run's records as one page that needs nothing else: no network, no other file."""
 
-import base64
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,10 +8,24 @@ from typing import Any
 import numpy as np
 
 from pipeline.tracking.charts import Chart, Series, keys_of, layout, series_of
-from pipeline.tracking.png import grid_png
+from pipeline.tracking.png import grid_address, is_small
+from pipeline.tracking.wording import (
+    NOT_MEASURED,
+    Namer,
+    bound_of,
+    check_title,
+    exchange_of,
+    given,
+    namer,
+    number,
+    seconds,
+    share,
+    summary,
+    title_of,
+    verdict,
+)
 
 Grids = Mapping[str, Mapping[int, np.ndarray]]
-NOT_MEASURED = "not measured"
 DIGESTS = ("base_digest", "weights_digest", "lake_digest", "partition_digest", "code_version")
 TITLES = {
     "forget_fraction": "Forgotten class still drawn",
@@ -20,13 +33,6 @@ TITLES = {
     "retain_accuracy.mean": "Accuracy of retained classes, mean",
     "retain_accuracy.min": "Accuracy of retained classes, lowest",
     "retain_accuracy.neighbours": "Accuracy of the nearest neighbours",
-}
-CHECKS = {
-    "forget_fraction": "forgotten class still drawn",
-    "settled": "stays forgotten",
-    "retain_accuracy/mean": "retained classes, mean",
-    "retain_accuracy/min": "lowest retained class",
-    "judge_heldout_accuracy": "the judge itself, on held-out images",
 }
 TIMES = {
     "seconds_to_first_batch": "To the first batch",
@@ -57,13 +63,13 @@ def render_report(
         lstrip_blocks=True,
     )
     environment.filters["share"] = share
-    named = _namer(class_names)
+    named = namer(class_names)
     request = result.get("request") or {}
     return environment.get_template("report.html").render(
         run_id=result.get("run_id") or "",
-        title=_title(request, named),
+        title=title_of(request, named),
         summary=summary(result, named),
-        verdict=_verdict(result),
+        verdict=verdict(result),
         tiles=_tiles(result),
         request=_request_rows(request, named),
         samples=_samples(grids, request, named),
@@ -77,118 +83,6 @@ def render_report(
         method_config=[(key, "none" if value is None else value) for key, value in (result.get("method_config") or {}).items()],
         config_yaml=config_yaml,
     )
-
-
-def summary(result: Mapping[str, Any], named: Any) -> str:
-    """In plain words: what was asked, whether it is forgotten and stays so, what it cost the rest, the verdict."""
-    request, before, after = (result.get(key) or {} for key in ("request", "before", "after"))
-    target = _bound(result, "forget_fraction")
-    left, was = after.get("forget_fraction") or {}, before.get("forget_fraction") or {}
-    sentences = [f"The model was asked to {_asked(request, named)}."]
-    if _given(left.get("value")):
-        interval = (
-            f" (95\u00a0% interval {share(left.get('low'))} to {share(left.get('high'))})"
-            if _given(left.get("low"), left.get("high"))
-            else ""
-        )
-        drawn = f" of {left['n']} fresh images" if _given(left.get("n")) else ""
-        earlier = f", against {share(was['value'])} before" if _given(was.get("value")) else ""
-        sentences.append(f"Now {share(left['value'])}{drawn} still show it{interval}{earlier}.")
-    else:
-        sentences.append("Whether it still shows was not measured.")
-    settled, crossed = result.get("settled_step"), result.get("first_crossing_step")
-    under = f"under {share(target)}" if _given(target) else "under the target"
-    if _given(settled):
-        sentences.append(f"It stayed {under} at every check from step {settled} on.")
-    elif _given(crossed):
-        sentences.append(f"It first came {under} at step {crossed} but did not stay there: it has not settled.")
-    elif _given(left.get("value")):
-        sentences.append(f"It never came {under}.")
-    mean, mean_before = ((side.get("retain_accuracy") or {}).get("mean") for side in (after, before))
-    lowest = (after.get("retain_accuracy") or {}).get("min")
-    if _given(mean):
-        change = f"{share(mean_before)} before and {share(mean)} now" if _given(mean_before) else f"{share(mean)} now"
-        worst = f", {share(lowest)} for the lowest class" if _given(lowest) else ""
-        sentences.append(f"Every other class together: {change} drawn right{worst}.")
-    else:
-        sentences.append("What it cost the other classes was not measured.")
-    return " ".join([*sentences, _verdict(result)["sentence"]])
-
-
-def share(value: Any) -> str:
-    """A fraction as per cent with as many digits as it needs near 0 and 1."""
-    if not _given(value):
-        return NOT_MEASURED
-    percent = 100 * float(value)
-    digits = 0 if percent == round(percent) else 2 if percent < 0.1 or percent > 99.9 else 1
-    return f"{percent:.{digits}f}\u00a0%"
-
-
-def number(value: Any) -> str:
-    if value is None:
-        return NOT_MEASURED
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    return str(value) if isinstance(value, int) else f"{value:.4g}"
-
-
-def seconds(value: Any) -> str:
-    if not _given(value):
-        return NOT_MEASURED
-    if value < 60:
-        return f"{value:.2f} s" if value < 10 else f"{value:.1f} s"
-    minutes, rest = divmod(round(value), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
-def _given(*values: Any) -> bool:
-    """Whether every value was measured."""
-    return all(isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) for value in values)
-
-
-def _namer(class_names: Sequence[str] | None) -> Any:
-    def named(label: Any) -> str:
-        index = int(label)
-        name = class_names[index] if class_names and 0 <= index < len(class_names) else str(index)
-        return str(index) if name == str(index) else f"{index} ({name})"
-
-    return named
-
-
-def _exchange(request: Mapping[str, Any]) -> dict[int, int]:
-    return {int(key): int(value) for key, value in (request.get("exchange") or {}).items()}
-
-
-def _asked(request: Mapping[str, Any], named: Any) -> str:
-    classes, exchange = request.get("classes") or [], _exchange(request)
-    if not classes:
-        return "forget the named samples"
-    names = ", ".join(named(label) for label in classes)
-    pairs = [f"{named(exchange[int(label)])} in place of {named(label)}" for label in classes if int(label) in exchange]
-    return f"forget class{'es' if len(classes) > 1 else ''} {names}" + (f" and to draw {', '.join(pairs)}" if pairs else "")
-
-
-def _title(request: Mapping[str, Any], named: Any) -> str:
-    classes, exchange = request.get("classes") or [], _exchange(request)
-    if not classes:
-        return "Forgetting samples"
-    if len(classes) == 1 and int(classes[0]) in exchange:
-        return f"Forgetting {named(classes[0])}, drawing {named(exchange[int(classes[0])])} instead"
-    return f"Forgetting {', '.join(named(label) for label in classes[:4])}{' and more' if len(classes) > 4 else ''}"
-
-
-def _verdict(result: Mapping[str, Any]) -> dict[str, str]:
-    gate, model = result.get("gate") or {}, result.get("model") or {}
-    failed = [_check_title(check) for check in gate.get("checks") or [] if check.get("passed") is not True]
-    version = f"{model.get('name')} version {model.get('version')}" if model.get("version") is not None else ""
-    at = f"{version} is registered{' as ' + str(model['alias']) if model.get('alias') else ''}" if version else "nothing is registered"
-    if gate.get("passed") is True:
-        return {"state": "good", "text": "Gate passed", "sentence": f"The gate passed it; {at}."}
-    if gate.get("passed") is False:
-        why = f" ({'; '.join(failed)})" if failed else ""
-        return {"state": "bad", "text": "Gate refused", "sentence": f"The gate refused it{why}; {at}."}
-    return {"state": "open", "text": "Gate not decided", "sentence": f"The gate has not decided; {at}."}
 
 
 def _tiles(result: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -216,8 +110,8 @@ def _tiles(result: Mapping[str, Any]) -> list[dict[str, str]]:
     ]
 
 
-def _request_rows(request: Mapping[str, Any], named: Any) -> list[tuple[str, str]]:
-    exchange = _exchange(request)
+def _request_rows(request: Mapping[str, Any], named: Namer) -> list[tuple[str, str]]:
+    exchange = exchange_of(request)
     rows = [
         ("Request", request.get("id") or "no id given"),
         ("Forget", ", ".join(named(label) for label in request.get("classes") or []) or "no whole class"),
@@ -232,10 +126,10 @@ def _request_rows(request: Mapping[str, Any], named: Any) -> list[tuple[str, str
 def _role(label: int, request: Mapping[str, Any]) -> str:
     if label in [int(one) for one in request.get("classes") or []]:
         return "forgotten"
-    return "exchange target" if label in _exchange(request).values() else "retained"
+    return "exchange target" if label in exchange_of(request).values() else "retained"
 
 
-def _samples(grids: Grids, request: Mapping[str, Any], named: Any) -> list[dict[str, Any]]:
+def _samples(grids: Grids, request: Mapping[str, Any], named: Namer) -> list[dict[str, Any]]:
     labels = {int(label) for side in grids.values() for label in side}
     order = {"forgotten": 0, "exchange target": 1, "retained": 2}
     cards = []
@@ -243,20 +137,14 @@ def _samples(grids: Grids, request: Mapping[str, Any], named: Any) -> list[dict[
         sides = {}
         for side in ("before", "after"):
             images = next((value for key, value in (grids.get(side) or {}).items() if int(key) == label), None)
-            sides[side] = None if images is None else "data:image/png;base64," + base64.b64encode(grid_png(images)).decode()
+            sides[side] = None if images is None else {"address": grid_address(images), "small": is_small(images)}
         cards.append({"label": named(label), "role": _role(label, request), "sides": sides})
-    asked = [card for card in cards if card["role"] != "retained"]
-    return [{"kind": "asked", "cards": asked}, {"kind": "rest", "cards": [card for card in cards if card["role"] == "retained"]}]
-
-
-def _bound(result: Mapping[str, Any], name: str) -> float | None:
-    """The bound of the gate's check `name`."""
-    checks = (result.get("gate") or {}).get("checks") or []
-    return next((float(check["bound"]) for check in checks if check["name"] == name and _given(check.get("bound"))), None)
+    asked = [card for card in cards if card["role"] == "forgotten"]
+    return [{"kind": "asked", "cards": asked}, {"kind": "rest", "cards": cards[len(asked) :]}]
 
 
 def _charts(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    target, floor, lowest_floor = (_bound(result, name) for name in ("forget_fraction", "retain_accuracy/mean", "retain_accuracy/min"))
+    target, floor, lowest_floor = (bound_of(result, name) for name in ("forget_fraction", "retain_accuracy/mean", "retain_accuracy/min"))
     crossed, settled = result.get("first_crossing_step"), result.get("settled_step")
     marks = [(f"settled at {settled}", float(settled))] if settled is not None else []
     if crossed is not None and crossed != settled:
@@ -266,7 +154,7 @@ def _charts(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> 
     floors = [("bound of the mean", floor), ("bound of the lowest", lowest_floor)]
     floor_lines = [(f"{name} {share(bound)}", bound) for name, bound in floors if bound is not None]
     depth = min([y for one in (mean, lowest) for _, y in one.points] + [bound for _, bound in floor_lines] + [0.95])
-    phases = list(dict.fromkeys(str(record["phase"]) for record in records if record.get("phase") and _given(record.get("cos"))))
+    phases = list(dict.fromkeys(str(record["phase"]) for record in records if record.get("phase") and given(record.get("cos"))))
     charts = [
         Chart(
             title="Forgotten class still drawn",
@@ -345,17 +233,17 @@ def _cell(path: tuple[str, ...], value: Any) -> tuple[str, str]:
     text = share if path[0] in ("forget_fraction", "exchange_fraction", "retain_accuracy") else number
     if not isinstance(value, Mapping):
         return text(value), ""
-    if not _given(value.get("value"), value.get("low"), value.get("high")):
+    if not given(value.get("value"), value.get("low"), value.get("high")):
         return text(value.get("value")), ""
     return text(value["value"]), f"{text(value['low'])} to {text(value['high'])}" + (
-        f", n\u00a0=\u00a0{value['n']}" if _given(value.get("n")) else ""
+        f", n\u00a0=\u00a0{value['n']}" if given(value.get("n")) else ""
     )
 
 
 def _gate(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         {
-            "title": _check_title(check),
+            "title": check_title(check),
             "value": _check_value(check, "value"),
             "bound": "none" if check.get("bound") is None else _check_value(check, "bound"),
             "passed": check.get("passed"),
@@ -365,12 +253,6 @@ def _gate(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _check_title(check: Mapping[str, Any]) -> str:
-    name = str(check["name"])
-    title = CHECKS.get(name, name.replace("/", ", ").replace("_", " "))
-    return f"{title}, class {check['class']}" if check.get("class") is not None else title
-
-
 def _check_value(check: Mapping[str, Any], key: str) -> str:
     if check["name"] == "settled" and key == "value":
         return "not settled" if check.get(key) is None else f"step {check[key]}"
@@ -378,7 +260,7 @@ def _check_value(check: Mapping[str, Any], key: str) -> str:
     return share(check.get(key)) if is_share else number(check.get(key))
 
 
-def _classes(result: Mapping[str, Any], named: Any) -> list[dict[str, Any]]:
+def _classes(result: Mapping[str, Any], named: Namer) -> list[dict[str, Any]]:
     request = result.get("request") or {}
     before, after = (((result.get(side) or {}).get("retain_accuracy") or {}).get("per_class") or {} for side in ("before", "after"))
     rows = []

@@ -15,7 +15,8 @@ from tracking_samples import result_json
 
 from pipeline.tracking.charts import Chart, Series, layout, ticks
 from pipeline.tracking.png import grid_png
-from pipeline.tracking.report import render_report, seconds, share
+from pipeline.tracking.report import render_report
+from pipeline.tracking.wording import seconds, share
 
 SECTIONS = {"request", "samples", "curves", "measures", "classes", "gate", "timing", "settings"}
 
@@ -95,6 +96,15 @@ def test_page_is_complete_and_fetches_nothing() -> None:
     assert [len(chart["series"]) for chart in data] == [1, 2, 2, 1] and data[0]["series"][0]["points"][1] == [2, 0.75]
 
 
+def test_photographs_do_not_weigh_a_page_down() -> None:
+    ramp = np.linspace(0, 255, 256, dtype=np.uint8)
+    photographs = np.stack([np.stack([ramp[None].repeat(256, 0), ramp[:, None].repeat(256, 1), np.full((256, 256), 90, np.uint8)], -1)] * 4)
+    text = render_report(result_json("run-1", "d"), records(), {"before": {1: photographs}, "after": {1: photographs}}, "")
+    sources = Page(text).images
+    assert len(sources) == 2 and all(source.startswith("data:image/webp") for source in sources) and len(text) < 200_000
+    assert Image.open(io.BytesIO(base64.b64decode(sources[0].split(",")[1]))).size == (528, 528)
+
+
 def test_nulls_are_said_to_be_unmeasured() -> None:
     empty = dict.fromkeys(result_json("run-1", "d")) | {"run_id": "run-1", "request": {"classes": [1]}}
     page = Page(render_report(empty, [], {}, ""))
@@ -122,7 +132,15 @@ def test_texts_from_outside_are_escaped() -> None:
 
 @pytest.mark.parametrize(
     ("value", "said"),
-    [(None, "not measured"), (0.0, "0\u00a0%"), (1, "100\u00a0%"), (0.97, "97\u00a0%"), (0.0042, "0.4\u00a0%"), (0.9996, "99.96\u00a0%")],
+    [
+        (None, "not measured"),
+        (0.07, "7\u00a0%"),
+        (0.0, "0\u00a0%"),
+        (1, "100\u00a0%"),
+        (0.97, "97\u00a0%"),
+        (0.0042, "0.4\u00a0%"),
+        (0.9996, "99.96\u00a0%"),
+    ],
 )
 def test_share(value: float | None, said: str) -> None:
     assert share(value) == said

@@ -7,6 +7,7 @@
       const image = button.querySelector("img");
       dialog.querySelector("img").src = image.src;
       dialog.querySelector("img").alt = image.alt;
+      dialog.querySelector("img").className = image.className;
       dialog.querySelector("h3").textContent = image.alt;
       dialog.showModal();
     });
