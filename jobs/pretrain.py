@@ -31,8 +31,8 @@ def run(config: PretrainConfig, dry_run: bool) -> None:
     )
     print(f"judge{held}")
     print(
-        f"{config.model.size}, {made.manifest['parameters']:,} parameters: {drawn['mean']:.1%} of {drawn['samples']} drawn images judged right "
-        f"(worst class {drawn['min']:.1%}, CFG {drawn['cfg_scale']:g})"
+        f"{config.model.size}, {made.manifest['parameters']:,} parameters: {drawn['mean']:.1%} of {drawn['samples']} drawn images "
+        f"judged right (worst class {drawn['min']:.1%}, CFG {drawn['cfg_scale']:g})"
     )
     print(f"  {made.model_uri}")
     print("  trained already with these settings, used as it is" if made.reused else f"  trained in {made.seconds:.1f} s")

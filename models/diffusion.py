@@ -31,6 +31,19 @@ class Prediction:
     v: Tensor | None
 
 
+class Anchor:
+    """Holds the first eps it is given. The variational term takes eps as a constant: where finite differences move the
+    parameters within a step, that constant must stay the base point's."""
+
+    def __init__(self) -> None:
+        self._eps: Tensor | None = None
+
+    def hold(self, eps: Tensor) -> Tensor:
+        if self._eps is None:
+            self._eps = eps.detach()
+        return self._eps
+
+
 class Diffusion:
     """The process with `timesteps` steps. Buffers are float64 on the CPU; what enters the network has its dtype."""
 
@@ -71,14 +84,13 @@ class Diffusion:
         noise: Noise,
         *,
         target: Prediction | None = None,
-        frozen_eps: Tensor | None = None,
+        anchor: Anchor | None = None,
     ) -> Tensor:
         """Per-row training loss (N,): mean squared error of eps plus, with learned sigma, the variational bound.
 
         Without `target` the error is taken against the noise that was added (the usual loss). With a `target` it is
         taken against that prediction (eps and v), which then stands for a frozen model's. The variational term
-        trains v alone: it sees eps detached, or `frozen_eps` where finite differences move the parameters and the
-        detached value must not move with them.
+        trains v alone: it sees eps detached, or what `anchor` holds.
         """
         x_t = self.q_sample(x0, noise.t, noise.eps)
         got = self.predict(net, x_t, noise.t, y)
@@ -89,7 +101,7 @@ class Diffusion:
         if target is not None:
             assert target.v is not None
             return loss + (got.v - target.v.to(got.v.dtype)).square().flatten(1).mean(dim=1)
-        mean_eps = got.eps.detach() if frozen_eps is None else frozen_eps
+        mean_eps = got.eps.detach() if anchor is None else anchor.hold(got.eps)
         return loss + self.variational_bound(x0, x_t, noise.t, mean_eps, got.v)
 
     def variational_bound(self, x0: Tensor, x_t: Tensor, t: Tensor, eps: Tensor, v: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from models.second_order import attention, gelu, layer_norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,14 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         n, t, d = x.shape
         q, k, v = self.qkv(x).reshape(n, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)  # 3 x (N, heads, T, D/heads)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, t, d))  # (N, T, D)
+        return self.proj(attention(q, k, v).transpose(1, 2).reshape(n, t, d))  # (N, T, D)
+
+
+class Norm(nn.Module):
+    """Layer norm without scale and shift: adaLN gives both."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return layer_norm(x, 1e-6)
 
 
 class Mlp(nn.Module):
@@ -107,15 +115,15 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))  # (N, T, D)
+        return self.fc2(gelu(self.fc1(x)))  # (N, T, D)
 
 
 class DiTBlock(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.norm1 = Norm()
         self.attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.norm2 = Norm()
         self.mlp = Mlp(width)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
@@ -128,7 +136,7 @@ class DiTBlock(nn.Module):
 class FinalLayer(nn.Module):
     def __init__(self, width: int, patch: int, channels: int):
         super().__init__()
-        self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.norm_final = Norm()
         self.linear = nn.Linear(width, patch * patch * channels)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
@@ -158,9 +166,9 @@ class DiT(nn.Module):
         c = self.t_embedder(t) + self.y_embedder(y)  # (N, D)
         for block in self.blocks:
             x = block(x, c)  # (N, T, D)
-        return self._unpatchify(self.final_layer(x, c))  # (N, C or 2C, H, W)
+        return self.unpatchify(self.final_layer(x, c))  # (N, C or 2C, H, W)
 
-    def _unpatchify(self, x: Tensor) -> Tensor:
+    def unpatchify(self, x: Tensor) -> Tensor:
         p, c = self.config.patch, self.out_channels
         side = self.config.input_size // p
         x = x.reshape(-1, side, side, p, p, c).permute(0, 5, 1, 3, 2, 4)  # (N, C, side, p, side, p)

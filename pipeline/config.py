@@ -41,8 +41,19 @@ class Source(Section):
 
 
 class Encoder(Section):
-    kind: Literal["identity"] = "identity"
-    weights: str | None = None
+    """What the lake holds: pixels, or an autoencoder's latents (posterior mean and std)."""
+
+    kind: Literal["identity", "autoencoder_kl"] = "identity"
+    weights: str | None = Field(None, description="folder or URI of a diffusers AutoencoderKL: config.json and safetensors")
+    batch: int = Field(32, ge=1, description="images encoded at once")
+    workers: int = Field(1, ge=1, description="processes that hold the autoencoder")
+    gpus_per_worker: float = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> "Encoder":
+        if self.kind != "identity" and not self.weights:
+            raise ValueError(f"encoder.weights: got none, expected the {self.kind} folder: --set encoder.weights=<folder or URI>")
+        return self
 
 
 class Prepare(Section):

@@ -30,8 +30,8 @@ def resolve(config: UnlearnConfig, class_names: Mapping[int, str], *, conditiona
     if missing and conditional and not request.sample_ids and not request.without_exchange:
         raise InputError(
             f"request.exchange: class {missing[0]} has none. A label without an exchange class gets no gradient that "
-            f"says what to draw instead, and what it draws is left to chance; give one (--set 'request.exchange={{{missing[0]}: <class>}}') or insist with "
-            "--set request.without_exchange=true"
+            f"says what to draw instead, and what it draws is left to chance; "
+            f"give one (--set 'request.exchange={{{missing[0]}: <class>}}') or insist with --set request.without_exchange=true"
         )
     if request.id:
         return config

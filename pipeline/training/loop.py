@@ -30,6 +30,8 @@ from pipeline.unlearning.settings import MethodSettings
 from pipeline.unlearning.step import Step
 from pipeline.unlearning.trainable import select
 
+FD_RADIUS = {"fp32": 2e-2, "bf16": 3e-1}  # distance at which finite differences lose least to rounding and curvature (docs/numerics.md)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
@@ -164,18 +166,22 @@ def train_step(
     )
     settings = config.method
     micro = len(batch) // (config.optim.micro_batch or len(batch))
+    # exact keeps the graphs of every micro-batch at once, which is what micro-batches are there to avoid
+    hvp = "recompute" if micro > 1 and settings.hvp == "exact" else settings.hvp
     terms = build_terms(
         model,
         rows,
         Weights(exchange=settings.exchange_weight, targets=settings.targets, contrast=settings.contrast),
         teacher=teacher,
         micro_batches=micro,
+        joint=hvp != "recompute",
         autocast=lambda: _autocast(config.train.precision, inputs.device),
     )
     params = list(named.values())
-    this = Step(index=step, params=params, terms=terms, collectives=collectives, hvp="recompute" if micro > 1 else settings.hvp)
+    radius = FD_RADIUS[config.train.precision]
+    this = Step(index=step, params=params, terms=terms, collectives=collectives, hvp=hvp, fd_radius=radius)
     gradient = method(this, MethodSettings(penalty=settings.penalty, surgery_every=settings.surgery_every))
-    collectives.require_finite({**this.local, "gradient": gradient}, step)
+    collectives.require_finite({**this.local, "gradient": gradient.norm()}, step)
     lr = warmup(step, lr=config.optim.lr, warmup_steps=config.optim.warmup_steps)
     norm = apply_gradient(optimiser, params, gradient, lr=lr, clip=config.optim.clip)
     losses = {name.replace("loss of ", "loss/"): value for name, value in this.local.items() if name.startswith("loss of ")}

@@ -1,6 +1,6 @@
 """The losses of a step, L_r, L_x and L_f, as closures over micro-batches (docs/numerics.md has the definitions)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from models.diffusion import Noise, Prediction
+from models.diffusion import Anchor, Noise, Prediction
 from models.generative import GenerativeModel
+from pipeline.unlearning.step import Term
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,49 +73,64 @@ def build_terms(
     *,
     teacher: Teacher | None,
     micro_batches: int = 1,
+    joint: bool = True,
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> dict[str, Sequence[Callable[[], Tensor]]]:
-    """`retain` (L_r), `keep` (L_r + w L_x), `forget` (L_f) and `esd`: one closure a micro-batch each."""
+) -> dict[str, Term]:
+    """`retain` (L_r), `keep` (L_r + w L_x), `forget` (L_f) and `esd`, cut into micro-batches.
 
-    def each(make: Callable[[int], Tensor]) -> Sequence[Callable[[], Tensor]]:
-        def closure(index: int) -> Callable[[], Tensor]:
+    `joint` runs retain and exchange rows of a micro-batch in one forward; without it they take turns, in half the memory.
+    """
+
+    def each(*makes: Callable[[int, Anchor], Tensor]) -> Term:
+        def closure(make: Callable[[int, Anchor], Tensor], index: int) -> Callable[[], Tensor]:
+            anchor = Anchor()
+
             def loss() -> Tensor:
                 with autocast():
-                    return make(index)
+                    return make(index, anchor) / micro_batches
 
             return loss
 
-        return [closure(index) for index in range(micro_batches)]
+        return [closure(make, index) for index in range(micro_batches) for make in makes]
 
-    def kept(part: Rows) -> Tensor:
+    def kept(part: Rows, anchor: Anchor) -> Tensor:
         target = None if weights.targets == "data" or teacher is None else teacher.predict(part, part.target_y)
-        return model.losses(model.net, part.x0, part.y, part.noise, target=target)
+        return model.losses(model.net, part.x0, part.y, part.noise, target=target, anchor=anchor)
 
-    def retain(index: int) -> Tensor:
-        return kept(rows.retain.part(index, micro_batches)).mean()
+    def retain(index: int, anchor: Anchor) -> Tensor:
+        return kept(rows.retain.part(index, micro_batches), anchor).mean()
 
-    def keep(index: int) -> Tensor:
-        if rows.exchange is None:
-            return retain(index)
+    def exchange(index: int, anchor: Anchor) -> Tensor:
+        assert rows.exchange is not None
+        return weights.exchange * kept(rows.exchange.part(index, micro_batches), anchor).mean()
+
+    def both(index: int, anchor: Anchor) -> Tensor:
+        assert rows.exchange is not None
         r, x = rows.retain.part(index, micro_batches), rows.exchange.part(index, micro_batches)
-        losses = kept(_joined(r, x))  # one forward on 2B rows
+        losses = kept(_joined(r, x), anchor)  # one forward on 2B rows
         return losses[: len(r)].mean() + weights.exchange * losses[len(r) :].mean()
 
-    def forget(index: int) -> Tensor:
+    def forget(index: int, anchor: Anchor) -> Tensor:
         part = rows.forget.part(index, micro_batches)
-        loss = model.losses(model.net, part.x0, part.y, part.noise).mean()
-        if weights.contrast:
-            loss = loss - model.losses(model.net, part.x0, torch.full_like(part.y, model.null_label), part.noise).mean()
-        return loss
+        if not weights.contrast:
+            return model.losses(model.net, part.x0, part.y, part.noise, anchor=anchor).mean()
+        null = Rows(x0=part.x0, y=torch.full_like(part.y, model.null_label), target_y=part.target_y, noise=part.noise)
+        pair = _joined(part, null)
+        own, other = model.losses(model.net, pair.x0, pair.y, pair.noise, anchor=anchor).chunk(2)
+        return own.mean() - other.mean()
 
-    def esd(index: int) -> Tensor:
+    def esd(index: int, anchor: Anchor) -> Tensor:
         assert teacher is not None
         part = rows.forget.part(index, micro_batches)
         null, own = teacher.predict(part, torch.full_like(part.y, model.null_label)), teacher.predict(part, part.y)
         target = Prediction((1 + weights.eta) * null.eps - weights.eta * own.eps, own.v)
         return model.losses(model.net, part.x0, part.y, part.noise, target=target).mean()
 
-    return {"retain": each(retain), "keep": each(keep), "forget": each(forget), "esd": each(esd)}
+    if rows.exchange is None:
+        keep = each(retain)
+    else:
+        keep = each(both) if joint else each(retain, exchange)
+    return {"retain": each(retain), "keep": keep, "forget": each(forget), "esd": each(esd)}
 
 
 def _joined(first: Rows, second: Rows) -> Rows:

@@ -10,24 +10,30 @@ import torch
 from torch import Tensor
 
 TINY = 1e-30  # keeps the quotients finite when a gradient vanishes; far below any square norm met in float32
+CHUNK = 1 << 20  # elements that are widened to float64 at once
 
 
 @dataclass(frozen=True)
 class Dots:
-    """a = g_f.g_r, b = |g_f|^2, c = |g_r|^2, float64 scalars."""
+    """a = g_f.g_r, b = |g_f|^2, c = |g_r|^2."""
 
-    a: Tensor
-    b: Tensor
-    c: Tensor
+    a: float
+    b: float
+    c: float
 
     @property
-    def cos(self) -> Tensor:
-        return self.a / (self.b * self.c + TINY).sqrt()
+    def cos(self) -> float:
+        return self.a / (self.b * self.c + TINY) ** 0.5
+
+
+def dot(x: Tensor, y: Tensor) -> float:
+    """x.y of two vectors (P,), accumulated in float64 a piece at a time."""
+    pieces = [p.double() @ q.double() for p, q in zip(x.split(CHUNK), y.split(CHUNK), strict=True)]
+    return torch.stack(pieces).sum().item()
 
 
 def dots(g_f: Tensor, g_r: Tensor) -> Dots:
-    f, r = g_f.to(torch.float64), g_r.to(torch.float64)
-    return Dots(f @ r, f @ f, r @ r)
+    return Dots(dot(g_f, g_r), dot(g_f, g_f), dot(g_r, g_r))
 
 
 def penalty_directions(g_f: Tensor, g_r: Tensor) -> tuple[Tensor, Tensor, Dots]:
@@ -38,12 +44,11 @@ def penalty_directions(g_f: Tensor, g_r: Tensor) -> tuple[Tensor, Tensor, Dots]:
     """
     d = dots(g_f, g_r)
     factor = 2 * d.a / (d.b * d.c + TINY)
-    u = factor * (g_r.to(torch.float64) - d.a / (d.b + TINY) * g_f.to(torch.float64))
-    v = factor * (g_f.to(torch.float64) - d.a / (d.c + TINY) * g_r.to(torch.float64))
-    return u.to(g_f.dtype), v.to(g_r.dtype), d
+    u = (g_r - d.a / (d.b + TINY) * g_f).mul_(factor)
+    v = (g_f - d.a / (d.c + TINY) * g_r).mul_(factor)
+    return u, v, d
 
 
 def project_out(vector: Tensor, direction: Tensor) -> Tensor:
     """`vector` less its component along `direction`: gradient surgery (UNO, section 3)."""
-    v, d = vector.to(torch.float64), direction.to(torch.float64)
-    return (v - (v @ d) / (d @ d + TINY) * d).to(vector.dtype)
+    return vector - dot(vector, direction) / (dot(direction, direction) + TINY) * direction

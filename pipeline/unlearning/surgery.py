@@ -10,12 +10,12 @@ from pipeline.unlearning.step import Step
 def surgery(step: Step, settings: MethodSettings) -> Tensor:
     """g_r - proj_{g_f} g_r (arXiv 2506.04712, section 3), with global gradients."""
     g_f, g_r = step.gradients("forget", "keep")
-    step.log["cos"] = dots(g_f, g_r).cos.item()
+    step.log["cos"] = dots(g_f, g_r).cos
     return project_out(g_r, g_f)
 
 
 def surgery_ascent(step: Step, settings: MethodSettings) -> Tensor:
     """-(g_f - proj_{g_r} g_f): ascent on the forget loss that leaves the kept loss alone to first order."""
     g_f, g_r = step.gradients("forget", "keep")
-    step.log["cos"] = dots(g_f, g_r).cos.item()
+    step.log["cos"] = dots(g_f, g_r).cos
     return -project_out(g_f, g_r)

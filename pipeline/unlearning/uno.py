@@ -16,10 +16,11 @@ def uno(step: Step, settings: MethodSettings) -> Tensor:
     step.log["phase"] = "uno"
     if settings.penalty == 0:  # UNO without its penalty is the exchange loss, at the cost of the exchange loss
         return step.gradient("keep")
-    g_f, g_r = step.gradients("forget", "keep", second_order=True)
+    g_f, g_r = step.gradients("forget", "keep", twice=True)
     u, v, d = penalty_directions(g_f, g_r)
+    del g_f  # a vector less to hold while the graphs are alive
     h = step.second_order_product({"forget": u, "keep": v})
-    step.log["cos"] = d.cos.item()
+    step.log["cos"] = d.cos
     step.log["grad_norm/penalty"] = settings.penalty * h.norm().item()
     return g_r + settings.penalty * h
 

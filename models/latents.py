@@ -1,0 +1,52 @@
+"""Pixels <-> latents with a diffusers AutoencoderKL such as sd-vae-ft-mse. Diffusers is imported only when one is loaded."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+
+
+def latent_shape(config: dict[str, Any], size: int) -> tuple[int, int, int]:
+    """(C, H, W) of the latent of a square image of `size` pixels. Raises `ValueError` when the size does not divide."""
+    factor = 2 ** (len(config["block_out_channels"]) - 1)
+    if size % factor:
+        raise ValueError(f"got images of {size} pixels, expected a multiple of the autoencoder's {factor}")
+    return int(config["latent_channels"]), size // factor, size // factor
+
+
+def load_autoencoder(folder: str, device: str = "cpu") -> torch.nn.Module:
+    """The autoencoder in a local folder of `config.json` and safetensors weights, in eval mode. Raises `ImportError` without diffusers."""
+    try:
+        from diffusers import AutoencoderKL
+    except ImportError as error:
+        raise ImportError("diffusers is missing, latents need it: pip install 'unlearn-dit[diffusers]'") from error
+    return AutoencoderKL.from_pretrained(folder, use_safetensors=True, local_files_only=True).eval().requires_grad_(False).to(device)
+
+
+@torch.no_grad()
+def encode(autoencoder: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The posterior of x (N, 3, H, W) in [-1, 1]: mean and standard deviation (N, C, h, w), not yet scaled."""
+    posterior = autoencoder.encode(x).latent_dist
+    return posterior.mean, posterior.std
+
+
+def encode_pixels(autoencoder: Any, images: np.ndarray, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 (N, H, W, 3) -> posterior mean and std, fp16 (N, C, h, w), `batch` images at a time."""
+    device = next(autoencoder.parameters()).device
+    means, stds = [], []
+    for first in range(0, len(images), batch):
+        chunk = torch.from_numpy(np.ascontiguousarray(images[first : first + batch])).to(device)
+        mean, std = encode(autoencoder, chunk.permute(0, 3, 1, 2).float() / 127.5 - 1)
+        means.append(mean.half().cpu().numpy())
+        stds.append(std.half().cpu().numpy())
+    return np.concatenate(means), np.concatenate(stds)
+
+
+@torch.no_grad()
+def decode(autoencoder: Any, z: Tensor, scale: float) -> Tensor:
+    """Scaled latents (N, C, h, w) -> images (N, 3, H, W), about [-1, 1]."""
+    return autoencoder.decode(z / scale).sample

@@ -1,0 +1,122 @@
+"""The few operations of a transformer whose second derivative PyTorch makes expensive or not at all.
+
+Inside `second_order()` they take forms whose gradient can be differentiated again in a few passes over memory: attention
+without the fused kernel (which has no second derivative), GELU and layer norm with hand-made second derivatives. Outside,
+they are PyTorch's own. Values and first derivatives are the same either way, to rounding.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_wanted: ContextVar[bool] = ContextVar("second_order", default=False)
+
+
+@contextmanager
+def second_order() -> Iterator[None]:
+    """Within it, build graphs whose gradients will be differentiated again."""
+    token = _wanted.set(True)
+    try:
+        yield
+    finally:
+        _wanted.reset(token)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v for (N, heads, T, d)."""
+    if not _wanted.get():
+        return F.scaled_dot_product_attention(q, k, v)
+    return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU in its tanh form."""
+    return _Gelu.apply(x) if _wanted.get() else F.gelu(x, approximate="tanh")
+
+
+def layer_norm(x: Tensor, eps: float) -> Tensor:
+    """Layer norm over the last dimension, without scale and shift."""
+    return _LayerNorm.apply(x, eps)[0] if _wanted.get() else F.layer_norm(x, x.shape[-1:], eps=eps)
+
+
+class _Gelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return F.gelu(x, approximate="tanh")
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return _GeluGrad.apply(g, *ctx.saved_tensors)
+
+
+class _GeluGrad(torch.autograd.Function):
+    """g gelu'(x)."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, x: Tensor) -> Tensor:
+        ctx.save_for_backward(g, x)
+        return torch.ops.aten.gelu_backward(g, x, approximate="tanh")
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gg: Tensor) -> tuple[Tensor, Tensor]:
+        """gelu = x (1 + t) / 2 with t = tanh(u), u = k (x + c x^3), so gelu'' = (1 - t^2) (u' + x (u'' / 2 - t u'^2))."""
+        g, x = ctx.saved_tensors
+        k, c = math.sqrt(2 / math.pi), 0.044715
+        square = x * x
+        t = (square * (k * c)).add_(k).mul_(x).tanh_()
+        slope = square.mul(3 * k * c).add_(k)  # u'
+        bend = (slope * slope).mul_(t).neg_().addcmul_(x, torch.full_like(x[..., :1], 3 * k * c))  # u'' / 2 - t u'^2
+        second = bend.mul_(x).add_(slope).mul_(t.square_().neg_().add_(1))
+        return torch.ops.aten.gelu_backward(gg, x, approximate="tanh"), second.mul_(g).mul_(gg)
+
+
+class _LayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        y, _, rstd = torch.native_layer_norm(x, x.shape[-1:], None, None, eps)
+        ctx.save_for_backward(x, y, rstd)
+        ctx.mark_non_differentiable(rstd)
+        return y, rstd
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, _: Any) -> tuple[Tensor, None]:
+        return _LayerNormGrad.apply(g, *ctx.saved_tensors), None
+
+
+class _LayerNormGrad(torch.autograd.Function):
+    """h(g) = r (g - mean g - y m), with m = mean(g y) and r = 1 / sqrt(var + eps)."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, x: Tensor, y: Tensor, rstd: Tensor) -> Tensor:
+        h = _vector_jacobian(g, y, rstd)
+        ctx.save_for_backward(g, h, y, rstd)
+        return h
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gg: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        """<gg, h> = n r s with s = mean(gg g) - mean(gg) mean(g) - m q, q = mean(gg y); d/dx = -r (s r y + q h(g) + m h(gg))."""
+        g, h, y, rstd = ctx.saved_tensors
+        hh = _vector_jacobian(gg, y, rstd)
+        m, q = _mean_product(g, y), _mean_product(gg, y)
+        s = _mean_product(gg, g) - gg.mean(-1, keepdim=True) * g.mean(-1, keepdim=True) - m * q
+        dx = (y * (s * rstd)).addcmul_(h, q).addcmul_(hh, m).mul_(-rstd)
+        return hh, dx, None, None
+
+
+def _vector_jacobian(g: Tensor, y: Tensor, rstd: Tensor) -> Tensor:
+    return torch.addcmul(g - g.mean(-1, keepdim=True), y, _mean_product(g, y), value=-1).mul_(rstd)
+
+
+def _mean_product(a: Tensor, b: Tensor) -> Tensor:
+    """Mean over the last dimension of a * b, kept as 1, without the product in memory."""
+    rows = torch.bmm(a.reshape(-1, 1, a.shape[-1]), b.reshape(-1, b.shape[-1], 1))
+    return (rows / a.shape[-1]).reshape(*a.shape[:-1], 1)

@@ -1,0 +1,9 @@
+"""The benchmarks by name; each takes a BenchmarkConfig and returns one JSON value."""
+
+from collections.abc import Callable
+from typing import Any
+
+from pipeline.benchmarks import step
+from pipeline.config import BenchmarkConfig
+
+BENCHMARKS: dict[str, Callable[[BenchmarkConfig], dict[str, Any]]] = {"step": step.run}
