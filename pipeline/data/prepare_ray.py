@@ -4,13 +4,27 @@ import pickle
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pipeline import storage
+from pipeline.config import Encoder as EncoderConfig
 from pipeline.config import PrepareConfig
 from pipeline.data import shards
-from pipeline.data.lake import MANIFEST, SCHEMA_VERSION, Class, Encoding, Lake, Manifest, find_lake, lake_uri
-from pipeline.data.shard_tasks import Made, Rejected, Task, finished, make_shard, plan, rejected_table, remove_leftovers
+from pipeline.data.encoder import Encoder, Plan, plan_encoding
+from pipeline.data.lake import MANIFEST, SCHEMA_VERSION, Class, Lake, Manifest, find_lake, lake_uri
+from pipeline.data.shard_tasks import (
+    Made,
+    Rejected,
+    Task,
+    finished,
+    make_shard,
+    plan,
+    read_pixels,
+    rejected_table,
+    remove_leftovers,
+    write_shard,
+)
 from pipeline.data.shards import Shard
 from pipeline.data.sources import open_source
 from pipeline.data.sources.base import Item, RawImages, Split, require_unique
@@ -39,17 +53,18 @@ def prepare(config: PrepareConfig, run: Callable[[Sequence[Task]], Iterable[Made
     uri = lake_uri(config.storage, config.lake)
     lake = find_lake(uri)
     if lake is not None:
-        require_same_settings(lake, settings_of(config))
+        require_same_settings(lake, config)
         return Prepared(lake=lake, reused=True, continued=0, seconds=time.monotonic() - start)
+    rows_as = plan_encoding(config)
     source, items = listed(config)
     storage.require_writable(uri)
-    noted = list(finished(plan(items, source, uri, config), uri))
+    noted = list(finished(plan(items, source, uri, config, rows_as), uri))
     made = [done for _, done in noted if done is not None]
     continued = len(made)
-    made += (run or run_on_ray)([task for task, done in noted if done is None])
+    made += (run or partial(run_on_ray, config.encoder))([task for task, done in noted if done is None])
     rejected = [item for done in made for item in done.rejected]
     require_all(items, made, rejected, config)
-    manifest = manifest_of(config, source, [done.shard for done in made if done.shard is not None], len(rejected))
+    manifest = manifest_of(config, source, rows_as, [done.shard for done in made if done.shard is not None], len(rejected))
     if rejected:
         table = rejected_table(rejected)
         storage.write_bytes(storage.join(uri, REJECTED), shards.encode([table], table.schema, shards.ROW_GROUP_BYTES))
@@ -63,10 +78,11 @@ def describe(config: PrepareConfig) -> str:
     uri = lake_uri(config.storage, config.lake)
     lake = find_lake(uri)
     if lake is not None:
-        require_same_settings(lake, settings_of(config))
+        require_same_settings(lake, config)
         return f"would use the complete lake {uri}"
     source, items = listed(config)
-    return f"would make {uri} of {len(items)} images of {len(source.classes)} classes in {len(plan(items, source, uri, config))} shards"
+    tasks = plan(items, source, uri, config, plan_encoding(config))
+    return f"would make {uri} of {len(items)} images of {len(source.classes)} classes in {len(tasks)} shards"
 
 
 def listed(config: PrepareConfig) -> tuple[RawImages, list[Item]]:
@@ -85,10 +101,12 @@ def settings_of(config: PrepareConfig) -> dict[str, dict[str, Any]]:
     }
 
 
-def require_same_settings(lake: Lake, settings: dict[str, dict[str, Any]]) -> None:
-    for section, wanted in settings.items():
-        found = getattr(lake.manifest, section)
-        for key in sorted(wanted.keys() | found.keys()):
+def require_same_settings(lake: Lake, config: PrepareConfig) -> None:
+    """Raise `InputError` naming the first setting in which the complete `lake` differs from `config`."""
+    encoding = lake.manifest.encoder if config.encoder.kind == "identity" == lake.manifest.encoder.kind else plan_encoding(config).encoding
+    for section, wanted in {**settings_of(config), "encoder": encoding.model_dump()}.items():
+        found = lake.manifest.model_dump(mode="json")[section]
+        for key in [*wanted, *sorted(found.keys() - wanted.keys())]:
             if wanted.get(key) != found.get(key):
                 raise InputError(
                     f"the lake {lake.uri} was made with {section}.{key} = {found.get(key)!r}, got {wanted.get(key)!r}: "
@@ -108,7 +126,7 @@ def require_all(items: Sequence[Item], made: Sequence[Made], rejected: Sequence[
         )
 
 
-def manifest_of(config: PrepareConfig, source: RawImages, made: Sequence[Shard], rejected: int) -> Manifest:
+def manifest_of(config: PrepareConfig, source: RawImages, rows_as: Plan, made: Sequence[Shard], rejected: int) -> Manifest:
     def rows(label: int, split: Split) -> int:
         return sum(shard.rows for shard in made if shard.label == label and shard.split == split)
 
@@ -116,8 +134,8 @@ def manifest_of(config: PrepareConfig, source: RawImages, made: Sequence[Shard],
     return Manifest(
         name=config.lake,
         schema_version=SCHEMA_VERSION,
-        kind="image",
-        shape=list(config.prepare.shape),
+        kind=rows_as.kind,
+        shape=list(rows_as.shape),
         classes=[
             Class(label=label, name=name, train_rows=rows(label, "train"), heldout_rows=rows(label, "heldout"))
             for label, name in enumerate(source.classes)
@@ -126,12 +144,15 @@ def manifest_of(config: PrepareConfig, source: RawImages, made: Sequence[Shard],
         rejected=rejected,
         source=settings["source"],
         preprocessing=settings["preprocessing"],
-        encoder=Encoding(),
+        encoder=rows_as.encoding,
     )
 
 
-def run_on_ray(tasks: Sequence[Task]) -> Iterator[Made]:
-    """Make the shards on Ray Data; they come as they are finished, in any order."""
+def run_on_ray(encoder: EncoderConfig, tasks: Sequence[Task]) -> Iterator[Made]:
+    """Make the shards on Ray Data; they come as they are finished, in any order.
+
+    Pixels are one stage. Latents are two: tasks decode images while a pool of actors, each with the autoencoder, encodes and writes.
+    """
     if not tasks:
         return
     import ray
@@ -140,8 +161,14 @@ def run_on_ray(tasks: Sequence[Task]) -> Iterator[Made]:
     from pipeline import cluster_ray
 
     cluster_ray.connect()
-    rows = [{"task": pickle.dumps(task)} for task in tasks]
-    results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(_make_row)
+    waiting = ray.data.from_items([{"task": pickle.dumps(task)} for task in tasks], override_num_blocks=len(tasks))
+    if tasks[0].rows.weights is None:
+        results = waiting.map(_make)
+    else:
+        # Unequal resources keep Ray Data from fusing the two stages into one; small ones leave room for both on any machine.
+        pool: dict[str, Any] = {"num_gpus": encoder.gpus_per_worker} if encoder.gpus_per_worker else {"num_cpus": 0.25}
+        actor: Any = _EncodingActor
+        results = waiting.map(_decode, num_cpus=0.5).map(actor, concurrency=encoder.workers, **pool)
     with tqdm(total=sum(len(task.items) for task in tasks), unit="image", desc="preparing", delay=2, mininterval=1) as progress:
         for row in results.iter_rows():
             made = Made.model_validate_json(row["made"])
@@ -149,5 +176,22 @@ def run_on_ray(tasks: Sequence[Task]) -> Iterator[Made]:
             yield made
 
 
-def _make_row(row: dict[str, Any]) -> dict[str, Any]:
+def _make(row: dict[str, Any]) -> dict[str, Any]:
     return {"made": make_shard(pickle.loads(row["task"])).model_dump_json()}
+
+
+def _decode(row: dict[str, Any]) -> dict[str, Any]:
+    return {"task": row["task"], "pixels": pickle.dumps(read_pixels(pickle.loads(row["task"])))}
+
+
+class _EncodingActor:
+    """Holds the autoencoder; loaded with the first shard, whose task says which."""
+
+    def __init__(self) -> None:
+        self.encoder: Encoder | None = None
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        task: Task = pickle.loads(row["task"])
+        if self.encoder is None:
+            self.encoder = Encoder(task.rows)
+        return {"made": write_shard(task, pickle.loads(row["pixels"]), self.encoder.columns).model_dump_json()}

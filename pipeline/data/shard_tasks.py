@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,10 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.config import PrepareConfig
 from pipeline.data import shards
+from pipeline.data.encoder import Plan
 from pipeline.data.lake import SCHEMA_VERSION
 from pipeline.data.preprocess import Unreadable, to_pixels
-from pipeline.data.shards import FLIP_MARK, Kind, Shard, Stored
+from pipeline.data.shards import FLIP_MARK, Shard, Stored
 from pipeline.data.sources.base import Item, RawImages, Split
 
 SHARD_BYTES = 128 << 20  # pixels a task holds at once
@@ -31,8 +32,9 @@ class Task:
     split: Split
     items: tuple[Item, ...]
     source: RawImages
-    shape: tuple[int, int, int]
+    shape: tuple[int, int, int]  # of the pixels
     flip: bool
+    rows: Plan  # what they become
 
 
 class Rejected(Stored):
@@ -60,7 +62,7 @@ class Pixels:
     rejected: list[Rejected]
 
 
-def plan(items: Sequence[Item], source: RawImages, uri: str, config: PrepareConfig) -> list[Task]:
+def plan(items: Sequence[Item], source: RawImages, uri: str, config: PrepareConfig, rows_as: Plan) -> list[Task]:
     """The shards to make: per class and split, by sample id."""
     shape, flip = config.prepare.shape, config.prepare.flip
     fitting = max(1, SHARD_BYTES // shards.row_bytes("image", shape) // (2 if flip else 1))
@@ -83,6 +85,7 @@ def plan(items: Sequence[Item], source: RawImages, uri: str, config: PrepareConf
                     source=source,
                     shape=shape,
                     flip=flip and split == "train",
+                    rows=rows_as,
                 )
             )
     return tasks
@@ -107,17 +110,17 @@ def read_pixels(task: Task) -> Pixels:
     return Pixels(sample_ids=ids, images=images[: len(ids)], rejected=rejected)
 
 
-def image_columns(pixels: Pixels) -> dict[str, pa.Array]:
-    return {"image": shards.tensor_array(pixels.images, "image")}
+def image_columns(images: np.ndarray) -> dict[str, pa.Array]:
+    return {"image": shards.tensor_array(images, "image")}
 
 
-def write_shard(task: Task, pixels: Pixels, columns: dict[str, pa.Array], kind: Kind, shape: Sequence[int]) -> Made:
-    """Write the task's rows, then note that it is done, so that a killed run need not do it again."""
+def write_shard(task: Task, pixels: Pixels, columns: Callable[[np.ndarray], dict[str, pa.Array]] = image_columns) -> Made:
+    """Write the task's rows, their tensors by `columns`, then note that it is done: a killed run need not do it again."""
     shard = None
     if pixels.sample_ids:
         labels = pa.array([task.label] * len(pixels.sample_ids), pa.int32())
-        table = pa.table({"sample_id": pixels.sample_ids, "label": labels, **columns})
-        shard = shards.write(task.root, task.path, [table], kind, shape, label=task.label, split=task.split)
+        table = pa.table({"sample_id": pixels.sample_ids, "label": labels, **columns(pixels.images)})
+        shard = shards.write(task.root, task.path, [table], task.rows.kind, task.rows.shape, label=task.label, split=task.split)
         shards.require_rows(storage.join(task.root, task.path), shard.rows, len(pixels.sample_ids))
     made = Made(task=task_digest(task), items=len(task.items), shard=shard, rejected=pixels.rejected)
     storage.write_json(_note(task), made.model_dump(mode="json"))
@@ -126,8 +129,7 @@ def write_shard(task: Task, pixels: Pixels, columns: dict[str, pa.Array], kind: 
 
 def make_shard(task: Task) -> Made:
     """One shard of pixels, from the raw images to the file."""
-    pixels = read_pixels(task)
-    return write_shard(task, pixels, image_columns(pixels), "image", task.shape)
+    return write_shard(task, read_pixels(task))
 
 
 def finished(tasks: Sequence[Task], uri: str) -> Iterator[tuple[Task, Made | None]]:
@@ -140,8 +142,8 @@ def finished(tasks: Sequence[Task], uri: str) -> Iterator[tuple[Task, Made | Non
 
 
 def task_digest(task: Task) -> str:
-    """What the shard is made of: images (by place), shape, flips."""
-    text = hashlib.sha256(f"{SCHEMA_VERSION} {task.path} {task.shape} {task.flip}".encode())
+    """What the shard is made of: images (by place), shape, flips, encoder."""
+    text = hashlib.sha256(f"{SCHEMA_VERSION} {task.path} {task.shape} {task.flip} {task.rows.encoding}".encode())
     for item in task.items:
         text.update(f"\x1e{item.sample_id}\x1f{item.label}\x1f{item.ref}".encode())
     return text.hexdigest()

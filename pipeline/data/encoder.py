@@ -1,0 +1,70 @@
+"""The encoder of a latent lake: found, described and digested without loading it; used inside the workers."""
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from models import latents
+from pipeline import config, storage
+from pipeline.data import shards
+from pipeline.data.lake import Encoding
+from pipeline.data.shards import Kind
+from pipeline.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a lake's rows will be. `weights` is None for pixels."""
+
+    kind: Kind
+    shape: tuple[int, ...]
+    encoding: Encoding
+    weights: str | None = None
+    batch: int = 1
+
+
+def plan_encoding(settings: config.PrepareConfig) -> Plan:
+    """Pixels, or the latents of the autoencoder that the configuration names. Raises `InputError` when it is no such folder."""
+    if settings.encoder.kind == "identity":
+        return Plan(kind="image", shape=settings.prepare.shape, encoding=Encoding())
+    uri = storage.absolute(settings.encoder.weights or "")
+    files = [storage.join(uri, name) for name in (latents.CONFIG_FILE, latents.WEIGHTS_FILE)]
+    missing = [file for file in files if not storage.exists(file)]
+    if missing:
+        raise InputError(
+            f"encoder.weights: {missing[0]} is missing, expected a diffusers AutoencoderKL folder with {latents.CONFIG_FILE} and "
+            f"{latents.WEIGHTS_FILE}, such as a copy of stabilityai/sd-vae-ft-mse"
+        )
+    if settings.prepare.channels != 3:
+        raise InputError(f"prepare.channels: got {settings.prepare.channels}, expected 3: the autoencoder takes colour images")
+    try:
+        description = json.loads(storage.read_bytes(files[0]))
+        shape = latents.latent_shape(description, settings.prepare.size)
+    except (KeyError, ValueError) as error:
+        raise InputError(f"encoder: {uri} does not fit ({error}); mend prepare.size or encoder.weights") from error
+    digest = storage.digest_of([storage.sha256(storage.read_bytes(file)) for file in files])
+    encoding = Encoding(kind=settings.encoder.kind, digest=digest, scale=description["scaling_factor"])
+    return Plan(kind="latent", shape=shape, encoding=encoding, weights=uri, batch=settings.encoder.batch)
+
+
+class Encoder:
+    """The loaded autoencoder of one worker: on its GPU when it was given one."""
+
+    def __init__(self, plan: Plan) -> None:
+        import torch
+
+        assert plan.weights is not None
+        self.plan = plan
+        with tempfile.TemporaryDirectory() as folder:
+            for name in (latents.CONFIG_FILE, latents.WEIGHTS_FILE):
+                storage.download(storage.join(plan.weights, name), Path(folder) / name)
+            self.model = latents.load_autoencoder(folder, "cuda" if torch.cuda.is_available() else "cpu")
+
+    def columns(self, images: Any) -> dict[str, pa.Array]:
+        """Pixels uint8 (N, H, W, 3) -> the latent columns of their rows."""
+        mean, std = latents.encode_pixels(self.model, images, self.plan.batch)
+        return {"latent_mean": shards.tensor_array(mean, "latent"), "latent_std": shards.tensor_array(std, "latent")}
