@@ -75,10 +75,13 @@ def share(rows: StepRows, rank: int, world: int) -> StepRows:
 
 
 def tiny_judge(seed: int = 0) -> Judge:
-    """An untrained judge: its verdicts mean nothing, and are always the same."""
+    """An untrained judge: its verdicts mean nothing, are always the same and name every class."""
     judge = build_judge(small_cnn_description(shape=(1, SIDE, SIDE), num_classes=CLASSES, class_names=[str(i) for i in range(CLASSES)]))
     initialise(judge.net, generator(seed, "judge"))
     judge.net.eval()
+    some = torch.rand((64, 1, SIDE, SIDE), generator=generator(seed, "some")) * 2 - 1
+    with torch.no_grad():
+        judge.net.get_parameter("head.bias").sub_(judge.logits(some).mean(0))
     return judge
 
 

@@ -1,0 +1,73 @@
+"""The gate: what is measured and good passes, nothing else."""
+
+from copy import deepcopy
+from typing import Any
+
+import pytest
+
+from pipeline.config import Gate
+from pipeline.evaluation.gate import judge_gate
+
+GOOD: dict[str, Any] = {
+    "settled_step": 8,
+    "before": {"forget_fraction": {"value": 1.0}, "retain_accuracy": {"mean": 1.0, "min": 1.0, "per_class": {}}, "fid": {"judge": 2.0}},
+    "after": {
+        "forget_fraction": {"value": 0.01, "n": 500, "low": 0.0, "high": 0.02},
+        "retain_accuracy": {"mean": 0.99, "min": 0.95, "per_class": {"0": 1.0, "3": 0.95, "7": 1.0}},
+        "fid": {"judge": 2.5},
+    },
+}
+
+
+def outcome(**after: Any) -> dict[str, Any]:
+    changed = deepcopy(GOOD)
+    changed["after"] |= after
+    return changed
+
+
+def failed(gate: dict[str, Any]) -> list[str]:
+    assert gate["passed"] == all(check["passed"] for check in gate["checks"])
+    assert all(set(check) >= {"name", "value", "bound", "passed"} for check in gate["checks"])
+    return [check["name"] for check in gate["checks"] if not check["passed"]]
+
+
+def test_a_good_run_passes() -> None:
+    assert failed(judge_gate(Gate(), GOOD, 0.98)) == []
+    assert failed(judge_gate(Gate(max_fid_increase=1.0), GOOD, 0.98)) == []
+
+
+def test_a_damaged_class_is_refused_and_named() -> None:
+    damaged = {"mean": 0.98, "min": 0.4, "per_class": {"0": 1.0, "3": 0.4, "7": 1.0}}
+    gate = judge_gate(Gate(), outcome(retain_accuracy=damaged), 0.98)
+    assert failed(gate) == ["retain_accuracy/min"]
+    (check,) = [c for c in gate["checks"] if not c["passed"]]
+    assert (check["value"], check["bound"], check["class"]) == (0.4, 0.90, "3")
+
+
+@pytest.mark.parametrize(
+    ("changed", "settings", "accuracy", "names"),
+    [
+        ({"forget_fraction": {"value": 0.06}}, {}, 0.98, ["forget_fraction"]),
+        ({"retain_accuracy": {"mean": 0.96, "min": 0.95, "per_class": {"0": 0.95}}}, {}, 0.98, ["retain_accuracy/mean"]),
+        ({}, {}, 0.80, ["judge_heldout_accuracy"]),
+        ({}, {"max_fid_increase": 0.4}, 0.98, ["fid_increase/judge"]),
+        ({}, {"max_forget_fraction": 0.005, "min_retain_accuracy": 0.995}, 0.98, ["forget_fraction", "retain_accuracy/mean"]),
+    ],
+)
+def test_each_bound_refuses(changed: dict[str, Any], settings: dict[str, Any], accuracy: float, names: list[str]) -> None:
+    assert failed(judge_gate(Gate(**settings), outcome(**changed), accuracy)) == names
+
+
+def test_a_run_that_did_not_settle_is_refused() -> None:
+    assert failed(judge_gate(Gate(), {**GOOD, "settled_step": None}, 0.98)) == ["settled"]
+
+
+def test_what_was_not_measured_does_not_pass() -> None:
+    nothing = {"mean": None, "min": None, "per_class": {}}
+    gate = judge_gate(Gate(), outcome(forget_fraction={"value": None}, retain_accuracy=nothing), 0.98)
+    assert failed(gate) == ["forget_fraction", "retain_accuracy/mean", "retain_accuracy/min"]
+
+
+def test_a_bound_that_is_met_exactly_passes() -> None:
+    exactly = outcome(forget_fraction={"value": 0.05}, retain_accuracy={"mean": 0.97, "min": 0.90, "per_class": {"2": 0.90}})
+    assert failed(judge_gate(Gate(), exactly, 0.90)) == []

@@ -1,0 +1,128 @@
+"""Samples drawn and judged: by label and seed alone, over any number of ranks; what is counted as forgotten and as kept."""
+
+from typing import Any
+
+import pytest
+import torch
+from distributed import run_world
+from tiny import CLASSES, SIDE, tiny_batch, tiny_dit, tiny_judge
+
+from pipeline.evaluation.forgetting import exchange_fraction, forget_fraction
+from pipeline.evaluation.measure import Subject, feature_moments, measure
+from pipeline.evaluation.neighbours import nearest_classes
+from pipeline.evaluation.retention import retain_accuracy
+from pipeline.evaluation.sampling import Verdicts, draw_images, judge_samples, plan
+from pipeline.unlearning.collectives import Collectives
+
+COUNTS = {0: 3, 1: 5, 3: 2}
+DRAWN: dict[str, Any] = {"cfg_scale": 2.0, "steps": 3, "batch": 4}
+
+
+def verdicts(labels: list[int], called: list[int]) -> Verdicts:
+    return Verdicts(labels=tuple(labels), called=tuple(called), moments={})
+
+
+def test_forgotten_kept_and_exchanged_shares() -> None:
+    v = verdicts([1, 1, 1, 1, 5, 5, 0, 0, 2, 2], [1, 7, 7, 0, 5, 3, 0, 0, 2, 1])
+    gone = forget_fraction(v, [1, 5])
+    assert (gone.value, gone.n) == (2 / 6, 6)
+    drawn = exchange_fraction(v, {1: 7, 5: 3})
+    assert drawn is not None and (drawn.value, drawn.n) == (3 / 6, 6)
+    assert exchange_fraction(v, {}) is None
+    kept = retain_accuracy(v, [1, 5], neighbours=[2])
+    assert (kept.mean, kept.min, kept.neighbours, kept.per_class) == (0.75, 0.5, 0.5, {0: 1.0, 2: 0.5})
+    assert retain_accuracy(v, [1, 5]).neighbours is None
+
+
+def test_the_mean_is_over_classes_not_images() -> None:
+    kept = retain_accuracy(verdicts([0] * 8 + [2] * 2, [0] * 8 + [1] * 2), [])
+    assert (kept.mean, kept.min) == (0.5, 0.0)
+
+
+def test_plans_are_keyed_by_seed_purpose_label_and_index() -> None:
+    what = plan(COUNTS, seed=1, purpose="a", **DRAWN)
+    assert what.labels == (0, 0, 0, 1, 1, 1, 1, 1, 3, 3) and len(set(what.seeds)) == 10
+    assert plan(COUNTS, seed=1, purpose="a", **DRAWN) == what
+    fewer = plan({1: 2}, seed=1, purpose="a", **DRAWN)
+    assert fewer.seeds == what.seeds[3:5]
+    for other in (plan(COUNTS, seed=2, purpose="a", **DRAWN), plan(COUNTS, seed=1, purpose="b", **DRAWN)):
+        assert not set(other.seeds) & set(what.seeds)
+
+
+def judged() -> dict[str, Any]:
+    """What a rank finds; plain data."""
+    model, judge = tiny_dit(dtype=torch.float32), tiny_judge()
+    found = judge_samples(model, judge, plan(COUNTS, seed=0, purpose="test", **DRAWN), Collectives())
+    return {"called": list(found.called), "moments": {k: (m.n, m.total, m.outer) for k, m in found.moments.items()}}
+
+
+def test_verdicts_are_those_of_one_image_at_a_time() -> None:
+    model, judge = tiny_dit(dtype=torch.float32), tiny_judge()
+    what, found = plan(COUNTS, seed=0, purpose="test", **DRAWN), judged()
+    with torch.no_grad():
+        one_by_one = [
+            model.sample(labels=torch.tensor([label]), seeds=[seed], cfg_scale=2.0, steps=3) for label, seed in zip(what.labels, what.seeds)
+        ]
+        assert found["called"] == [int(judge.logits(x).argmax()) for x in one_by_one]
+        for label, (n, total, _) in found["moments"].items():
+            features = torch.cat([judge.features(x) for x, asked in zip(one_by_one, what.labels) if asked == label])
+            assert n == COUNTS[label]
+            torch.testing.assert_close(total, features.double().sum(0), rtol=1e-4, atol=1e-5)
+    assert len(set(found["called"])) > 1
+
+
+@pytest.mark.parametrize("world", [2])
+def test_ranks_share_the_work_and_agree(world: int) -> None:
+    alone, ranks = judged(), run_world(world, judged)
+    for found in ranks:
+        assert found["called"] == alone["called"]
+        for label, (n, total, outer) in found["moments"].items():
+            assert n == alone["moments"][label][0]
+            torch.testing.assert_close(total, alone["moments"][label][1], rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(outer, alone["moments"][label][2], rtol=1e-5, atol=1e-6)
+
+
+def test_grids_show_the_first_images_of_a_measurement() -> None:
+    model = tiny_dit(dtype=torch.float32)
+    images = draw_images(model, [1, 3], each=2, seed=0, purpose="test", cfg_scale=2.0, steps=3)
+    assert images.shape == (4, 1, SIDE, SIDE)
+    what = plan({1: 5, 3: 5}, seed=0, purpose="test", **DRAWN)
+    picked = [0, 1, 5, 6]
+    again = model.sample(
+        labels=torch.tensor([what.labels[i] for i in picked]), seeds=[what.seeds[i] for i in picked], cfg_scale=2.0, steps=3
+    )
+    torch.testing.assert_close(images, again)
+
+
+def test_a_measurement_reports_what_it_drew() -> None:
+    model, judge = tiny_dit(dtype=torch.float32), tiny_judge()
+    model.net.train()
+    reference = feature_moments(judge, [tiny_batch([0, 2, 3], each=10).mean])
+    subject = Subject(judge=judge, forgotten=(1,), exchange={1: 2}, retained=(0, 2, 3), neighbours=(2,), reference=reference)
+    options: dict[str, Any] = {"forget_samples": 20, "retain_samples": 4, "cfg_scale": 2.0, "steps": 2, "batch": 16}
+    first, again, other = (measure(model, subject, Collectives(), seed=0, purpose=p, **options) for p in ("a", "a", "b"))
+    assert model.net.training  # sampling leaves the mode as it was
+    assert first.forget.n == 20 and first.exchange is not None and first.exchange.n == 20
+    assert sorted(first.retention.per_class) == [0, 2, 3] and first.retention.neighbours == first.retention.per_class[2]
+    assert first.fid["judge"] > 0
+    result = first.to_result()
+    assert result == again.to_result() and result["fid"] != other.to_result()["fid"]
+    assert set(result) >= {"forget_fraction", "retain_accuracy", "fid"} and set(result["retain_accuracy"]["per_class"]) == {"0", "2", "3"}
+    record = first.to_record(6)
+    assert (record["kind"], record["step"], record["forget_fraction/n"]) == ("evaluation", 6, 20)
+
+
+def test_neighbours_are_the_nearest_by_label_embedding() -> None:
+    model = tiny_dit(dtype=torch.float32)
+    table = model.net.get_parameter("y_embedder.embedding_table.weight")
+    with torch.no_grad():
+        table.zero_()
+        table[:, 0] = 1.0
+        table[0, 1], table[1, 1], table[2, 1], table[3, 1] = 0.0, 0.1, 1.0, 5.0
+        table[2] *= 10  # length does not count
+    assert nearest_classes(model, [0], [1, 2, 3], 1) == [1]
+    assert nearest_classes(model, [0], [1, 2, 3], 2) == [1, 2]
+    assert nearest_classes(model, [3], [0, 1, 2], 1) == [2]
+    assert nearest_classes(model, [0, 3], [1, 2], 1) == [1, 2]
+    assert nearest_classes(model, [0], [1, 2, 3], 99) == [1, 2, 3]
+    assert CLASSES == 4
