@@ -63,14 +63,16 @@ def rollback(config: RegistryConfig, dry_run: bool) -> None:
 def history(config: RegistryConfig, dry_run: bool) -> None:
     from pipeline.tracking import promotion
 
-    entries, outside = promotion.history(config)
-    for entry in entries:
+    found = promotion.history(config)
+    for entry in found.entries:
         moved = f"{entry.alias}: {entry.came_from or 'none'} -> {entry.version}"
         reason = f"  override: {entry.details['override']}" if entry.details.get("override") else ""
+        if note := found.before.get(entry.number):
+            print(f"      ({note})")
         print(f"{entry.number:4}  {entry.time}  {entry.action:8}  {moved:24}  {entry.by}  {entry.digest[:12]}{reason}")
-    print(f"{len(entries)} entries, the chain is unbroken")
-    if outside:
-        raise InputError(f"moved outside this job: {'; '.join(outside)}; promote or roll back to bring log and MLflow together")
+    print(f"{len(found.entries)} entries, the chain is unbroken")
+    if found.now:
+        raise InputError(f"{'; '.join(found.now)}: moved by other means; promote or roll back to bring the two together")
 
 
 def verify(config: RegistryConfig, dry_run: bool) -> None:

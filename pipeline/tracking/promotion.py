@@ -1,6 +1,7 @@
 """champion: who may become it, how it goes back, and how anyone checks afterwards that it went right."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline import model_store, storage
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 def promote(config: RegistryConfig, *, dry_run: bool = False) -> tuple[int, Entry | None]:
     """Make `config.version` champion. Returns its number and the log's entry, None when it is champion already (or on a dry run).
 
+    With a key, a champion whose certificate is unsigned is promoted once more, to be signed.
+
     Raises `InputError` when the gate did not pass and no override is given, when the version has no result, when result,
     tags and weights do not agree, or when another change came first.
     """
@@ -35,7 +38,8 @@ def promote(config: RegistryConfig, *, dry_run: bool = False) -> tuple[int, Entr
         )
     if config.key is not None:
         certificate.private_key(config.key)
-    if dry_run or aliases.current(made, name, CHAMPION) == number:
+    serving = aliases.current(made, name, CHAMPION) == number and champions(entries)[-1:] == [number]
+    if dry_run or (serving and not (config.key and _unsigned(entries, number))):
         return number, None
     issued = certificate.issue(
         result,
@@ -70,26 +74,36 @@ def champions(entries: list[Entry]) -> list[int]:
             continue
         if entry.action == "rollback":
             line.pop()
-        else:
+        elif line[-1:] != [entry.version]:  # promoted again to be signed, or because it was moved by other means
             line.append(entry.version)
     return line
 
 
-def history(config: RegistryConfig) -> tuple[list[Entry], list[str]]:
-    """The verified log, and one line for each alias that was moved outside of it. Raises `LogError` for a log that was edited."""
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """The verified log. `before` says of an entry's number, and `now` of the present, that an alias was moved by other means."""
+
+    entries: list[Entry]
+    before: dict[int, str]
+    now: list[str]
+
+
+def history(config: RegistryConfig) -> History:
+    """The log, held against itself and against MLflow. Raises `LogError` for a log that was edited."""
     made, name, entries = _open(config, dry_run=False)
-    outside = []
-    last: dict[str, Entry] = {}
+    before: dict[int, str] = {}
+    last: dict[str, int] = {}
     for entry in entries:
-        before = last.get(entry.alias)
-        if entry.came_from != (before.version if before else None):
-            outside.append(f"{entry.alias} was at version {entry.came_from} before entry {entry.number}, which no entry says")
-        last[entry.alias] = entry
-    for alias, at in sorted(made.get_registered_model(name).aliases.items()):
-        if alias not in last or last[alias].version != int(at):
-            says = f"version {last[alias].version}" if alias in last else "nothing"
-            outside.append(f"{alias} is at version {at} in MLflow, the log says {says}")
-    return entries, outside
+        if entry.came_from != last.get(entry.alias):
+            before[entry.number] = f"{entry.alias} had been moved to version {entry.came_from} by other means"
+        last[entry.alias] = entry.version
+    at = {alias: int(version) for alias, version in made.get_registered_model(name).aliases.items()}
+    now = [
+        f"{alias} is at version {at.get(alias, 'none')} in MLflow, the log says {last.get(alias, 'none')}"
+        for alias in sorted({*at, *last})
+        if at.get(alias) != last.get(alias)
+    ]
+    return History(entries=entries, before=before, now=now)
 
 
 def verify(config: RegistryConfig) -> list[str]:
@@ -191,6 +205,12 @@ def _weights_digest(config: RegistryConfig, version: "ModelVersion") -> str:
 def _config_digest(storage_root: str, run_id: str) -> str | None:
     uri = storage.join(storage_root, "runs", run_id, "config.yaml")
     return storage.sha256(storage.read_bytes(uri)) if storage.exists(uri) else None
+
+
+def _unsigned(entries: list[Entry], number: int) -> bool:
+    """Whether the latest certificate of version `number` bears no signature."""
+    issued = [entry.details["certificate"] for entry in entries if entry.version == number and entry.details.get("certificate")]
+    return bool(issued) and issued[-1]["signature"] is None
 
 
 def _version_in_log(entries: list[Entry], which: str, name: str) -> int:

@@ -131,10 +131,14 @@ def test_promotion_and_the_way_back(root: str, register_run: Register) -> None:
     with pytest.raises(InputError, match="nothing to roll back to"):
         promotion.rollback(config(root, "way"))
     assert at(root, "way") == {"candidate": 3, "champion": 1}
-    entries, outside = promotion.history(config(root, "way"))
-    assert [entry.action for entry in entries] == ["register"] * 3 + ["promote"] * 3 + ["rollback"] * 2 and not outside
+    found = promotion.history(config(root, "way"))
+    assert [entry.action for entry in found.entries] == ["register"] * 3 + ["promote"] * 3 + ["rollback"] * 2
+    assert not found.now and not found.before
     client(Tracking(), root).set_registered_model_alias("way", "champion", "2")
-    assert promotion.history(config(root, "way"))[1] == ["champion is at version 2 in MLflow, the log says version 1"]
+    assert promotion.history(config(root, "way")).now == ["champion is at version 2 in MLflow, the log says 1"]
+    assert promotion.promote(config(root, "way", version=2))[1] is not None  # MLflow and the log are brought together
+    found = promotion.history(config(root, "way"))
+    assert promotion.champions(found.entries) == [1, 2] and not found.now and list(found.before) == [9]
 
 
 def test_the_gate_is_held_to(root: str, register_run: Register) -> None:
@@ -220,7 +224,7 @@ def test_a_killed_promotion_is_before_or_after(
     assert at(root, name)["champion"] in (1, 2)
     assert promotion.promote(config(root, name, version=2))[0] == 2
     assert at(root, name)["champion"] == 2
-    assert [entry.version for entry in promotion.history(config(root, name))[0] if entry.alias == "champion"] == [1, 2]
+    assert [entry.version for entry in promotion.history(config(root, name)).entries if entry.alias == "champion"] == [1, 2]
     assert len(promotion.verify(config(root, name))) == 4
 
 
@@ -259,8 +263,11 @@ def test_every_edit_is_seen(root: str, register_run: Register, tmp_path: Path) -
         (tmp_path / f"{number}.pub").write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
     for run_id in ("edit", "edit-2"):
         register_run("edits", run_id)
-    promotion.promote(config(root, "edits", version=1, key=str(pem)))
+    assert promotion.promote(config(root, "edits", version=1))[1] is not None
+    for expected in (True, False):  # signed once, and not again
+        assert (promotion.promote(config(root, "edits", version=1, key=str(pem)))[1] is not None) == expected
     promotion.promote(config(root, "edits", version=2))
+    assert promotion.champions(promotion.history(config(root, "edits")).entries) == [1, 2]
     signed = config(root, "edits", version=1, public_key=str(tmp_path / "0.pub"))
     assert "signed by key" in promotion.verify(signed)[0] and len(promotion.verify(signed)) == 4
     with pytest.raises(InputError, match="not the key in"):
@@ -285,7 +292,7 @@ def test_every_edit_is_seen(root: str, register_run: Register, tmp_path: Path) -
         with pytest.raises(InputError, match=said):
             promotion.verify(signed)
         path.write_bytes(kept)
-    for lost, said in (("000002.json", "removed"), ("000004.json", "removed or replaced")):
+    for lost, said in (("000002.json", "removed"), ("000005.json", "removed or replaced")):
         kept = (log / lost).read_bytes()
         (log / lost).unlink()
         with pytest.raises(InputError, match=said):

@@ -65,4 +65,4 @@ def test_register_promote_verify_load(bucket: str, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:  # the other's entry is not listed yet when we look: the store itself refuses
         patch.setattr(storage, "exists", lambda uri: False)
         assert not alias_log._create(where, b"another")
-    assert len(promotion.history(config)[0]) == len(seen) + 1
+    assert len(promotion.history(config).entries) == len(seen) + 1
