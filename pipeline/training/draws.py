@@ -1,6 +1,7 @@
 """From streamed rows to what the loss takes: every draw is keyed by (seed, step, term, sample id), never by rank."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from pipeline.data.rows import Batch
 from pipeline.seeding import generator
 from pipeline.unlearning.objectives import Rows, StepRows
 
+Relabel = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (y (N,), uniform draws (N,)) -> labels for student and teacher
+
 
 def draw_rows(
     model: GenerativeModel,
@@ -20,9 +23,9 @@ def draw_rows(
     step: int,
     term: str,
     device: torch.device,
-    relabel: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+    relabel: Relabel | None = None,
 ) -> Rows:
-    """`batch` with its noise. `relabel` maps (y (N,), uniform draws (N,)) to the labels for student and teacher."""
+    """`batch` with its noise, its labels as `relabel` says (as they are without it)."""
     latent = batch.std is not None
     draws, uniform = [], []
     for sample_id, draw in zip(batch.sample_id, batch.draw, strict=True):
@@ -37,7 +40,7 @@ def draw_rows(
     return Rows(x0=x0.to(device), y=y.to(device), target_y=target_y.to(device), noise=noise)
 
 
-def drop_labels(fraction: float, null_label: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def drop_labels(fraction: float, null_label: int) -> Relabel:
     """A relabelling that gives a share of the rows the null label, for student and teacher alike."""
 
     def relabel(y: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,6 +59,21 @@ def exchange_rows(batch: Batch, exchange: Mapping[int, int]) -> Batch:
     return Batch(sample_id=rows.sample_id, draw=rows.draw, y=labels, mean=rows.mean, std=rows.std)
 
 
+def ask_for(exchange: Mapping[int, int]) -> Relabel:
+    """A relabelling for exchange rows against a teacher: the student is asked for a forgotten class c, the teacher for e(c).
+
+    Rows of any class serve; with several forgotten classes each row takes one by its own draw.
+    """
+    forgotten = torch.tensor(sorted(exchange), dtype=torch.long)
+    drawn = torch.tensor([exchange[int(c)] for c in forgotten], dtype=torch.long)
+
+    def relabel(y: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        index = (uniform * len(forgotten)).long()
+        return forgotten[index], drawn[index]
+
+    return relabel
+
+
 def step_rows(
     model: GenerativeModel,
     retain: Batch,
@@ -69,15 +87,20 @@ def step_rows(
     exchange_classes: Mapping[int, int],
     share_noise: bool,
 ) -> StepRows:
-    """A worker's share of one step. Exchange rows ask the student for c and the teacher for e(c)."""
+    """A worker's share of one step.
 
-    def to_exchange(y: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        return y, torch.tensor([exchange_classes[int(label)] for label in y], dtype=torch.long)
-
-    draw = {"seed": seed, "step": step, "device": device}
-    r = draw_rows(model, retain, term="retain", relabel=drop_labels(null_fraction, model.null_label), **draw)  # type: ignore[arg-type]
-    x = None if exchange is None else draw_rows(model, exchange, term="exchange", relabel=to_exchange, **draw)  # type: ignore[arg-type]
-    f = draw_rows(model, forget, term="forget", **draw)  # type: ignore[arg-type]
+    `exchange` are rows of the exchange classes, labelled with the forgotten ones (data targets). Without them, and with
+    exchange classes to ask a teacher for, the retain rows serve a second time, on noise of their own.
+    """
+    draw = partial(draw_rows, model, seed=seed, step=step, device=device)
+    r = draw(retain, term="retain", relabel=drop_labels(null_fraction, model.null_label))
+    f = draw(forget, term="forget")
+    x = None
+    if exchange is not None:
+        targets = torch.tensor([exchange_classes[int(label)] for label in exchange.y], dtype=torch.long)
+        x = draw(exchange, term="exchange", relabel=lambda y, uniform: (y, targets))
+    elif exchange_classes:
+        x = draw(retain, term="exchange", relabel=ask_for(exchange_classes))
     if share_noise and x is not None:
         f = Rows(x0=f.x0, y=f.y, target_y=f.target_y, noise=x.noise)
     return StepRows(retain=r, forget=f, exchange=x)

@@ -35,7 +35,10 @@ FD_RADIUS = {"fp32": 2e-2, "bf16": 3e-1}  # distance at which finite differences
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What one worker's run is made of. `retain(start)` streams its rows of the global batches from `start` on."""
+    """What one worker's run is made of. `retain(start)` streams its rows of the global batches from `start` on.
+
+    `exchange` holds rows of the exchange classes for data targets; against a teacher the retain rows serve.
+    """
 
     config: UnlearnConfig
     model: GenerativeModel  # base weights loaded, on `device`

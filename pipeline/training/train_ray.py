@@ -76,7 +76,8 @@ def _worker(arguments: dict[str, Any]) -> dict[str, Any]:
                 (Path(folder) / name).write_bytes(data)
             ray.train.report({"iteration": checkpoint.iteration}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
-    exchange = exchange_rows(partition.exchange(), config.request.exchange) if config.request.exchange else None
+    by_data = config.request.exchange and config.method.targets == "data"
+    exchange = exchange_rows(partition.exchange(), config.request.exchange) if by_data else None
     outcome = unlearn(
         Inputs(
             config=config,
