@@ -1,0 +1,171 @@
+"""A whole unlearning run in memory: streams, judge and model of the smallest size, no Ray and no storage."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny import tiny_batch, tiny_dit, tiny_judge
+from torch import nn
+
+from pipeline.config import UnlearnConfig, parse
+from pipeline.data.cycle import Cycle
+from pipeline.data.rows import Batch
+from pipeline.evaluation.measure import Subject, feature_moments
+from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.draws import exchange_rows
+from pipeline.training.loop import Inputs, Outcome, train_step, unlearn
+from pipeline.training.optimiser import adamw
+from pipeline.unlearning.collectives import Collectives
+from pipeline.unlearning.methods import METHODS
+from pipeline.unlearning.objectives import Teacher
+from pipeline.unlearning.trainable import select
+
+GOLDEN = Path(__file__).with_name("golden_losses.json")
+GOLDEN_STEPS = 20
+GOLDEN_RUNS: dict[str, dict[str, Any]] = {
+    "finetune, data": {"method.name": "finetune", "method.targets": "data"},
+    "exchange": {"method.name": "exchange"},
+    "exchange, data": {"method.name": "exchange", "method.targets": "data"},
+    "ascent": {"method.name": "ascent"},
+    "ascent_descent": {"method.name": "ascent_descent"},
+    "surgery_ascent": {"method.name": "surgery_ascent"},
+    "surgery": {"method.name": "surgery"},
+    "surgery, contrast": {"method.name": "surgery", "method.contrast": True},
+    "uno": {"method.name": "uno", "method.penalty": 0.1},
+    "uno_s": {"method.name": "uno_s"},
+    "uno_s, data, primed, micro-batches": {
+        "method.name": "uno_s",
+        "method.targets": "data",
+        "optim.prime_steps": 5,
+        "optim.micro_batch": 4,
+    },
+    "esd": {"method.name": "esd"},
+    "salun": {"method.name": "salun"},
+}
+
+
+def run_config(**changes: Any) -> UnlearnConfig:
+    """A run of 6 steps on batches of 8, checked every second step, that never settles; dotted keys of `changes` replace settings.
+
+    What the numbers depend on is spelled out: a new default changes no test.
+    """
+    values: dict[str, Any] = {
+        "request": {"classes": [1], "exchange": {1: 2}},
+        "method": {
+            "penalty": 0.01,
+            "surgery_every": 2,
+            "targets": "teacher",
+            "contrast": False,
+            "null_fraction": 0.1,
+            "share_noise": False,
+        },
+        "trainable": "labels_and_adaln:1",
+        "partition": {"lanes": 4},
+        "optim": {"batch_size": 8, "max_steps": 6, "lr": 1e-2, "prime_steps": 0, "warmup_steps": 0, "clip": 1.0, "ema": 0.0},
+        "evaluate": {
+            "every": 2,
+            "samples": 20,
+            "retain_samples": 3,
+            "final_samples": 100,
+            "final_retain_samples": 3,
+            "sampler_steps": 2,
+            "final_sampler_steps": 2,
+        },
+        "gate": {"max_forget_fraction": 0.0},
+        "train": {"workers": 1},
+    }
+    for key, value in changes.items():
+        section, _, name = key.partition(".")
+        if name:
+            values[section] = {**values.get(section, {}), name: value}
+        else:
+            values[section] = value
+    return parse(UnlearnConfig, values)
+
+
+def run_inputs(config: UnlearnConfig, *, dtype: torch.dtype = torch.float32, **channels: Callable[..., None]) -> Inputs:
+    """The inputs of one rank; `channels` may give record and save. All streams are functions of the configuration."""
+    collectives = Collectives()
+    model, judge = tiny_dit(dtype=dtype), tiny_judge()
+    retained = tiny_batch([0, 2, 3], each=7, seed=1, dtype=dtype)
+    stream = Cycle(retained, config.seed, "retain")
+    size, lanes = config.optim.batch_size, config.partition.lanes
+
+    def retain(start: int) -> Iterator[Batch]:
+        step = start
+        while True:
+            yield stream.take(step, size, lanes, collectives.rank, collectives.world)
+            step += 1
+
+    subject = Subject(
+        judge=judge,
+        forgotten=(1,),
+        exchange=config.request.exchange,
+        retained=(0, 2, 3),
+        neighbours=(2,),
+        reference=feature_moments(judge, [retained.mean.float()]),
+    )
+    shown = exchange_rows(tiny_batch([2], each=6, seed=3, dtype=dtype), config.request.exchange)
+    return Inputs(
+        config=config,
+        model=model,
+        subject=subject,
+        retain=retain,
+        forget=Cycle(tiny_batch([1], each=5, seed=2, dtype=dtype), config.seed, "forget"),
+        exchange=Cycle(shown, config.seed, "exchange") if config.method.targets == "data" else None,
+        collectives=collectives,
+        device=torch.device("cpu"),
+        **channels,  # type: ignore[arg-type]
+    )
+
+
+def run(config: UnlearnConfig, start: Checkpoint | None = None) -> tuple[Outcome, list[dict[str, Any]], list[dict[str, bytes]]]:
+    """What came of it, the records, and the checkpoints as files."""
+    records: list[dict[str, Any]] = []
+    saved: list[dict[str, bytes]] = []
+    inputs = run_inputs(config, record=records.append, save=lambda checkpoint: saved.append(checkpoint.to_files()))
+    return unlearn(inputs, start), records, saved
+
+
+def trained_on_this_rank(changes: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The trained weights of a run, in whatever world this process is part of."""
+    return dict(run(run_config(**changes))[0].trained)
+
+
+def steps_of(changes: dict[str, Any], steps: int) -> tuple[list[dict[str, float | str]], dict[str, nn.Parameter], torch.optim.Optimizer]:
+    """`steps` bare steps in float64, priming first: what they log, the parameters and the optimiser."""
+    config = run_config(**changes)
+    inputs = run_inputs(config, dtype=torch.float64)
+    named = select(inputs.model, config.trainable)
+    teacher = Teacher(inputs.model, named)
+    optimiser = adamw(list(named.values()), lr=config.optim.lr, weight_decay=config.optim.weight_decay)
+    logs = []
+    for iteration, batch in enumerate(inputs.retain(0), start=1):
+        step = iteration - config.optim.prime_steps
+        if step > steps:
+            break
+        logs.append(
+            train_step(
+                inputs,
+                batch,
+                iteration,
+                step,
+                method=METHODS[config.method.name],
+                named=named,
+                teacher=teacher,
+                optimiser=optimiser,
+            )
+        )
+    return logs, named, optimiser
+
+
+def golden_losses(changes: dict[str, Any]) -> dict[str, list[float]]:
+    """The losses of the golden steps, by name."""
+    logs, _, _ = steps_of(changes, GOLDEN_STEPS)
+    found: dict[str, list[float]] = {}
+    for log in logs:
+        for name, value in log.items():
+            if name.startswith("loss/"):
+                found.setdefault(name, []).append(float(value))
+    return found
