@@ -6,6 +6,7 @@ python jobs/registry.py promote  --config ... --set version=3         (absent: c
 python jobs/registry.py rollback --config ...                         (champion goes back to the one before)
 python jobs/registry.py history  --config ...                         (every change of an alias, the chain verified)
 python jobs/registry.py verify   --config ... --set version=3         (absent: champion; certificate, log, result, weights)
+python jobs/registry.py replay   --config ... --set version=3         (absent: champion; runs its request again, compares the weights)
 """
 
 import sys
@@ -82,7 +83,23 @@ def verify(config: RegistryConfig, dry_run: bool) -> None:
         print(line)
 
 
-VERBS = {"list": list_, "show": show, "promote": promote, "rollback": rollback, "history": history, "verify": verify}
+def replay(config: RegistryConfig, dry_run: bool) -> None:
+    from pipeline.tracking.replay_ray import replay as run_again
+
+    if dry_run:
+        print("would run the version's request again and compare the weights; nothing would be registered")
+        return
+    found = run_again(config)
+    what = f"{config.tracking.model_name} version {found.version} (run {found.run_id})"
+    if found.replayed != found.registered:
+        raise InputError(
+            f"{what}: replayed weights have digest {found.replayed[:12]}, the registered ones {found.registered[:12]}; they are equal only "
+            "with the same code, packages, kind of processor and number of workers"
+        )
+    print(f"{what}: replayed to the bit, digest {found.replayed[:12]}")
+
+
+VERBS = {"list": list_, "show": show, "promote": promote, "rollback": rollback, "history": history, "verify": verify, "replay": replay}
 
 if __name__ == "__main__":
     sys.exit(cli.main(RegistryConfig, VERBS, __doc__))
