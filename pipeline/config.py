@@ -160,7 +160,7 @@ class Tracking(Section):
 class JobConfig(Section):
     """What every job has."""
 
-    storage: str = "./runs"
+    storage: str = Field("./runs", validate_default=True)
     seed: int = Field(0, ge=0)
 
     @field_validator("storage")
@@ -342,7 +342,7 @@ def _explain(kind: type[BaseModel], error: ValidationError) -> str:
         fields, section = _fields_at(kind, location[:-1])
         near = difflib.get_close_matches(location[-1], fields, n=3, cutoff=0.5)
         elsewhere = [path for path in _all_keys(kind) if path.rsplit(".", 1)[-1] == location[-1]]
-        hint = f"did you mean {' or '.join(near or elsewhere)}? " if near or elsewhere else ""
+        hint = f"did you mean {' or '.join(elsewhere or near)}? " if near or elsewhere else ""
         return f"unknown key {key!r}: {hint}valid keys{f' of {section}' if section else ''} are {', '.join(fields)}{more}"
     message = first["msg"].removeprefix("Value error, ")
     if not key:
