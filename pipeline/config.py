@@ -259,6 +259,16 @@ class RegistryConfig(JobConfig):
     public_key: str | None = Field(None, description="Ed25519 public key (PEM file) that verify holds the signature against")
 
 
+class CompareConfig(JobConfig):
+    name: str = Field("digits", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    lake: str = "digits"
+    seeds: list[int] = Field([0, 1, 2, 3, 4], min_length=1)
+    pairs: list[tuple[int, int]] = Field([(1, 7), (3, 5)], min_length=1, description="forgotten class, exchange class")
+    processes: int = Field(2, ge=1)
+    unlearn: dict[str, Any] = Field({}, description="settings of the main job that all rows share")
+    rows: dict[str, dict[str, Any]] = Field(min_length=1, description="name of a row -> the settings it changes, by dotted key")
+
+
 class StepBenchmark(Section):
     width: int = Field(384, ge=16)
     depth: int = Field(6, ge=1)

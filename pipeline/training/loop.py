@@ -80,7 +80,7 @@ def unlearn(inputs: Inputs, start: Checkpoint | None = None) -> Outcome:
     if start is None:
         before = _check(inputs, 0, final=True)
         inputs.record(before.to_record(0))
-        progress: dict[str, Any] = {"before": before.to_result(), "step_seconds": [], "to_settled": None, "first_batch": None}
+        progress: dict[str, Any] = {"before": before.to_result(), "step_seconds": [], "cpu_seconds": 0.0, "first_batch": None}
         iteration = 0
     else:
         _restore(named, average, optimiser, rule, start)
@@ -89,7 +89,7 @@ def unlearn(inputs: Inputs, start: Checkpoint | None = None) -> Outcome:
     step = iteration - prime
     waiting_since = time.perf_counter()
     for batch in () if rule.done or step >= config.optim.max_steps else inputs.retain(iteration):
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         data_seconds = started - waiting_since
         if progress["first_batch"] is None:
             progress["first_batch"] = data_seconds
@@ -98,6 +98,7 @@ def unlearn(inputs: Inputs, start: Checkpoint | None = None) -> Outcome:
         log = train_step(inputs, batch, iteration, step, method=method, named=named, teacher=teacher, optimiser=optimiser)
         average.update(named)
         seconds = time.perf_counter() - started
+        progress["cpu_seconds"] += time.process_time() - cpu_started
         if step >= 1:
             progress["step_seconds"].append(round(seconds + data_seconds, 6))
         inputs.record({"kind": "step", "step": step, **log, "seconds": seconds, "seconds_data": data_seconds})
@@ -137,6 +138,7 @@ def unlearn(inputs: Inputs, start: Checkpoint | None = None) -> Outcome:
             "seconds_per_step": statistics.median(spent) if spent else None,
             "seconds_to_forget": sum(spent[: rule.settled_step]) if rule.settled_step else None,
             "step_seconds": sum(spent),
+            "step_cpu_seconds": progress["cpu_seconds"],
         },
     )
 

@@ -1,0 +1,35 @@
+"""Every method and setting of a grid on several requests and seeds; prints a Markdown table. An interrupted comparison goes on.
+
+python jobs/compare_methods.py --config jobs/configs/compare_digits.yaml [--set seeds=[0] --set processes=1 ...]
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pipeline import cli, storage
+from pipeline.config import CompareConfig
+
+
+def run(config: CompareConfig, dry_run: bool) -> None:
+    from pipeline.comparison import cells, compare, table
+    from pipeline.progress import Progress
+
+    wanted = cells(config)
+    uri = storage.join(config.storage, "comparisons", f"{config.name}.jsonl")
+    if dry_run:
+        print(f"would make {len(wanted)} runs: {len(config.rows)} settings, {len(config.pairs)} requests, {len(config.seeds)} seeds")
+        return
+    progress = Progress(f"comparing {len(config.rows)} settings", len(wanted))
+    results = []
+    for result in compare(config, uri):
+        results.append(result)
+        progress.at(len(results), result["row"])
+    progress.close()
+    print(table(results, list(config.rows)))
+    print(f"\n{len(results)} runs in {uri}")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(CompareConfig, run, __doc__))

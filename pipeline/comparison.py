@@ -1,0 +1,141 @@
+"""Many settings of the main job side by side: every row of a grid on every pair of classes and seed, in plain processes.
+
+The same partition, loop and measures as the main job, without Ray, MLflow or registry. Results are appended as they come,
+so an interrupted comparison goes on.
+"""
+
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
+
+from pipeline import config as configuration
+from pipeline import storage
+from pipeline.config import CompareConfig, UnlearnConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run: a row of the grid, a pair forgotten -> exchange, a seed."""
+
+    row: str
+    pair: tuple[int, int]
+    config: UnlearnConfig
+
+    @property
+    def key(self) -> str:
+        return storage.digest_of([self.row, self.config.model_dump(mode="json", exclude={"storage"})])
+
+
+def cells(config: CompareConfig) -> list[Cell]:
+    """Every run of the comparison; raises `InputError` for a setting that no job knows."""
+    made = []
+    for seed in config.seeds:
+        for forgotten, exchange in config.pairs:
+            for row, settings in config.rows.items():
+                values: dict[str, Any] = {**config.unlearn, "storage": config.storage, "seed": seed, "lake": config.lake}
+                values["request"] = {**values.get("request", {}), "classes": [forgotten], "exchange": {forgotten: exchange}}
+                values = configuration.apply_overrides(values, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
+                made.append(Cell(row=row, pair=(forgotten, exchange), config=configuration.parse(UnlearnConfig, values)))
+    return made
+
+
+def compare(config: CompareConfig, results_uri: str) -> Iterator[dict[str, Any]]:
+    """Run what `results_uri` (JSON lines) does not hold yet; yields every result, old ones first."""
+    known = {}
+    if storage.exists(results_uri):
+        known = {r["key"]: r for r in map(json.loads, storage.read_bytes(results_uri).decode().splitlines())}
+    wanted = cells(config)
+    yield from (known[cell.key] for cell in wanted if cell.key in known)
+    missing = [cell for cell in wanted if cell.key not in known]
+    with ProcessPoolExecutor(config.processes, mp_context=get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(run_cell, cell) for cell in missing]):
+            result = future.result()
+            known[result["key"]] = result
+            storage.write_text(results_uri, "".join(json.dumps(r) + "\n" for r in known.values()))
+            yield result
+
+
+def run_cell(cell: Cell) -> dict[str, Any]:
+    """One run in this process, on one thread; a run that breaks down numerically is a result too."""
+    import torch
+
+    from pipeline import flow_ray
+    from pipeline.data.partition_ray import build_partition
+    from pipeline.data.stream_local import retain_stream
+    from pipeline.training.assemble import assemble
+    from pipeline.training.loop import unlearn
+    from pipeline.unlearning.collectives import Collectives, NonFiniteError
+
+    torch.set_num_threads(1)
+    prepared = flow_ray.check(cell.config)
+    partition = build_partition(prepared.config, prepared.lake, prepared.subject["neighbours"])
+    inputs = assemble(
+        prepared.config,
+        partition,
+        model_uri=prepared.base.uri,
+        judge_uri=prepared.judge.uri,
+        described=prepared.subject,
+        retain=lambda start: retain_stream(partition, 0, 1, start),
+        collectives=Collectives(),
+        device=torch.device("cpu"),
+    )
+    found: dict[str, Any] = {"key": cell.key, "row": cell.row, "pair": list(cell.pair), "seed": cell.config.seed}
+    try:
+        outcome = unlearn(inputs)
+    except NonFiniteError as error:
+        return {**found, "failed": str(error)}
+    after = outcome.after
+    return {
+        **found,
+        "steps": outcome.steps,
+        "first_crossing_step": outcome.first_crossing_step,
+        "settled_step": outcome.settled_step,
+        "forget_fraction": after["forget_fraction"]["value"],
+        "exchange_fraction": (after["exchange_fraction"] or {}).get("value"),
+        "retain_mean": after["retain_accuracy"]["mean"],
+        "retain_min": after["retain_accuracy"]["min"],
+        "fid": after["fid"]["judge"],
+        "step_cpu_seconds": outcome.timing["step_cpu_seconds"],
+    }
+
+
+def table(results: Sequence[Mapping[str, Any]], rows: Sequence[str]) -> str:
+    """Markdown: a line for each row of the grid with medians over runs, the worst retention and how many settled."""
+    head = [
+        "settings",
+        "runs",
+        "first crossing",
+        "settled (of runs)",
+        "forget",
+        "as exchange",
+        "retain mean (worst run)",
+        "retain min (worst run)",
+        "CPU s a step",
+    ]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in rows:
+        all_runs = [r for r in results if r["row"] == row]
+        runs = [r for r in all_runs if "failed" not in r]
+        if not runs:
+            continue
+        settled = [r["settled_step"] for r in runs if r["settled_step"] is not None]
+        crossed = [r["first_crossing_step"] for r in runs if r["first_crossing_step"] is not None]
+        means, minima = [r["retain_mean"] for r in runs], [r["retain_min"] for r in runs]
+        exchange = [r["exchange_fraction"] for r in runs if r["exchange_fraction"] is not None]
+        cells_ = [
+            row,
+            str(len(all_runs)),
+            f"{statistics.median(crossed):g} ({len(crossed)})" if crossed else "never",
+            f"{statistics.median(settled):g} ({len(settled)})" if settled else "never",
+            f"{statistics.median(r['forget_fraction'] for r in runs):.3f}",
+            f"{statistics.median(exchange):.2f}" if exchange else "",
+            f"{statistics.median(means):.3f} ({min(means):.3f})",
+            f"{statistics.median(minima):.2f} ({min(minima):.2f})",
+            f"{statistics.median(r['step_cpu_seconds'] / r['steps'] for r in runs):.3f}",
+        ]
+        lines.append("| " + " | ".join(cells_) + " |")
+    return "\n".join(lines)

@@ -1,0 +1,80 @@
+"""A worker's inputs from what lies in storage: weights, judge, partition. The same with and without Ray."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from models import weights
+from models.generative import build
+from models.judge import Judge, build_judge
+from pipeline import model_store
+from pipeline.config import UnlearnConfig
+from pipeline.data import stream_local
+from pipeline.data.cycle import Cycle
+from pipeline.data.partition import Partition
+from pipeline.data.rows import Batch
+from pipeline.evaluation.frechet import Moments
+from pipeline.evaluation.measure import Subject, feature_moments
+from pipeline.training.draws import exchange_rows
+from pipeline.training.loop import Inputs
+from pipeline.unlearning.collectives import Collectives
+
+REFERENCE_ROWS = 4096  # real retained rows that the Frechet distance is taken to
+
+
+def assemble(
+    config: UnlearnConfig,
+    partition: Partition,
+    *,
+    model_uri: str,
+    judge_uri: str,
+    described: Mapping[str, Any],
+    retain: Callable[[int], Iterator[Batch]],
+    collectives: Collectives,
+    device: torch.device,
+) -> Inputs:
+    """Base weights and judge on `device`, the forget side in memory; `described` names the retained labels and neighbours."""
+    stored = model_store.read(model_uri, "model.weights")
+    model = build(stored.config)
+    weights.load_into(model.net, stored.state, stored.uri)
+    model.net.to(device)
+    kept = model_store.read(judge_uri, "judge.weights")
+    judge = build_judge(kept.config)
+    weights.load_into(judge.net, kept.state, kept.uri)
+    judge.net.to(device).eval()
+    subject = Subject(
+        judge=judge,
+        forgotten=tuple(config.request.classes),
+        exchange=config.request.exchange,
+        retained=tuple(described["retained"]),
+        neighbours=tuple(described["neighbours"]),
+        reference=_reference(partition, judge),
+    )
+    by_data = config.request.exchange and config.method.targets == "data"
+    exchange = exchange_rows(partition.exchange(), config.request.exchange) if by_data else None
+    return Inputs(
+        config=config,
+        model=model,
+        subject=subject,
+        retain=retain,
+        forget=Cycle(partition.forget(), config.seed, "forget"),
+        exchange=None if exchange is None else Cycle(exchange, config.seed, "exchange"),
+        collectives=collectives,
+        device=device,
+    )
+
+
+@torch.no_grad()
+def _reference(partition: Partition, judge: Judge) -> Moments:
+    """Moments of the judge's features of the partition's first retained rows: real ones, each once."""
+    seen: set[str] = set()
+    batches = []
+    for batch in stream_local.retain_stream(partition, 0, 1):
+        fresh = [i for i, (name, draw) in enumerate(zip(batch.sample_id, batch.draw)) if draw == 0 and name not in seen]
+        seen.update(batch.sample_id)
+        if fresh:
+            batches.append(batch.take(fresh).mean)
+        if len(seen) >= REFERENCE_ROWS or any(batch.draw):
+            break
+    return feature_moments(judge, batches)
