@@ -8,7 +8,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from models import latents
 from pipeline import config, storage
 from pipeline.data import shards
 from pipeline.data.lake import Encoding
@@ -31,6 +30,8 @@ def plan_encoding(settings: config.PrepareConfig) -> Plan:
     """Pixels, or the latents of the autoencoder that the configuration names. Raises `InputError` when it is no such folder."""
     if settings.encoder.kind == "identity":
         return Plan(kind="image", shape=settings.prepare.shape, encoding=Encoding())
+    from models import latents
+
     uri = storage.absolute(settings.encoder.weights or "")
     files = [storage.join(uri, name) for name in (latents.CONFIG_FILE, latents.WEIGHTS_FILE)]
     missing = [file for file in files if not storage.exists(file)]
@@ -57,6 +58,8 @@ class Encoder:
     def __init__(self, plan: Plan) -> None:
         import torch
 
+        from models import latents
+
         assert plan.weights is not None
         self.plan = plan
         with tempfile.TemporaryDirectory() as folder:
@@ -66,5 +69,7 @@ class Encoder:
 
     def columns(self, images: Any) -> dict[str, pa.Array]:
         """Pixels uint8 (N, H, W, 3) -> the latent columns of their rows."""
-        mean, std = latents.encode_pixels(self.model, images, self.plan.batch)
+        from models.latents import encode_pixels
+
+        mean, std = encode_pixels(self.model, images, self.plan.batch)
         return {"latent_mean": shards.tensor_array(mean, "latent"), "latent_std": shards.tensor_array(std, "latent")}

@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 from pydantic import ValidationError
 
 from pipeline import storage
 from pipeline.data import shards
-from pipeline.data.rows import Batch, batch_of
 from pipeline.data.shards import Kind, Shard, Stored
 from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from pipeline.data.rows import Batch
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -69,12 +71,14 @@ class Lake:
         found = [shard for shard in self.manifest.shards if shard.split == split and shard.label in wanted]
         return sorted(found, key=lambda shard: (shard.label, shard.path))
 
-    def read(self, labels: Sequence[int] | None = None, split: Literal["train", "heldout"] = "train") -> Batch:
+    def read(self, labels: Sequence[int] | None = None, split: Literal["train", "heldout"] = "train") -> "Batch":
         """Every row of `labels` in memory, by class and within a class by sample id."""
+        from pipeline.data.rows import batch_of  # torch, which tasks that only write shards do without
+
         kind, shape = self.manifest.kind, self.manifest.shape
         tables = [shards.read(self.uri, shard) for shard in self.shards(labels, split)]
         table = pa.concat_tables([shards.schema(kind, shape).empty_table(), *tables])
-        return batch_of(table, kind, self.manifest.encoder.scale)
+        return batch_of(table, kind, shape, self.manifest.encoder.scale)
 
 
 def lake_uri(storage_root: str, name_or_uri: str) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,12 +11,13 @@ from pipeline import storage
 from pipeline.config import Request, UnlearnConfig
 from pipeline.data import shards
 from pipeline.data.lake import MANIFEST, Lake
-from pipeline.data.rows import Batch, batch_of
 from pipeline.data.shards import FLIP_MARK, File, Kind, Shard, Stored
 from pipeline.errors import InputError
-from pipeline.seeding import seed_of
 
-SCHEMA_VERSION = 1
+if TYPE_CHECKING:
+    from pipeline.data.rows import Batch
+
+SCHEMA_VERSION = 2
 LANE_FILE_BYTES = 16 << 20
 
 
@@ -63,18 +64,20 @@ class Partition:
         """Rows one lane gives to one step."""
         return self.manifest.batch_size // self.manifest.lanes
 
-    def forget(self) -> Batch:
+    def forget(self) -> "Batch":
         """Every row to forget, by class and sample id."""
         return self._read(self.manifest.forget)
 
-    def exchange(self) -> Batch:
+    def exchange(self) -> "Batch":
         """Every training row of the exchange classes, by class and sample id; empty when the request has none."""
         return self._read(self.manifest.exchange)
 
-    def _read(self, files: Sequence[Shard]) -> Batch:
+    def _read(self, files: Sequence[Shard]) -> "Batch":
+        from pipeline.data.rows import batch_of  # torch, which tasks that only write files do without
+
         kind, shape = self.manifest.kind, self.manifest.shape
         tables = [shards.read(self.uri, file) for file in files]
-        return batch_of(pa.concat_tables([shards.schema(kind, shape).empty_table(), *tables]), kind, self.manifest.scale)
+        return batch_of(pa.concat_tables([shards.schema(kind, shape).empty_table(), *tables]), kind, shape, self.manifest.scale)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +207,8 @@ def stream_order(labels: np.ndarray, total: int, seed: int) -> np.ndarray:
     evenly: the i-th of its m rows falls at a random place in the i-th of m equal stretches of the pass, so a cut-off
     pass is still balanced.
     """
+    from pipeline.seeding import seed_of
+
     n = len(labels)
     starts = np.flatnonzero(np.r_[True, labels[1:] != labels[:-1]])
     ends = np.r_[starts[1:], n]

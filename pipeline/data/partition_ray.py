@@ -136,7 +136,7 @@ def write_retain(
     edges = [*range(0, total, bucket_segments * layout.segment_rows), total]
     tasks = chunked(wanted, [len(item.rows) * row_bytes for item in wanted], task_bytes)
     if len(tasks) == 1 and len(edges) == 2:
-        *buckets, opened = gather(tasks[0], edges)
+        *buckets, opened = gather(tasks[0], edges, layout)
         written, counts = [write_lanes(layout, edges[0], edges[1], *buckets)], [opened]
     else:
         written, counts = _shuffle_on_ray(tasks, edges, layout)
@@ -161,13 +161,14 @@ def placed(lake: Lake, retain: Sequence[Selection], order: np.ndarray) -> list[W
     return result
 
 
-def gather(wanted: Sequence[Wanted], edges: Sequence[int]) -> list[Any]:
+def gather(wanted: Sequence[Wanted], edges: Sequence[int], layout: Layout) -> list[Any]:
     """One table per bucket between `edges`, then the row groups that were read of each shard."""
     parts: list[list[pa.Table]] = [[] for _ in edges[1:]]
     opened = {}
     for item in wanted:
         distinct, index = np.unique(item.rows, return_inverse=True)
         table, opened[item.shard.path] = shards.read_rows(item.root, item.shard, distinct)
+        table = shards.packed(table, layout.kind, layout.shape)
         draw = np.arange(len(index)) - np.searchsorted(item.rows, item.rows)  # rows increase, and equal rows go by position
         for bucket, (low, high) in enumerate(pairwise(edges)):
             here = np.flatnonzero((item.positions >= low) & (item.positions < high))
@@ -239,7 +240,7 @@ def _shuffle_on_ray(
     cluster_ray.connect()
     gathering: Any = ray.remote(gather).options(num_returns=len(edges))
     writing: Any = ray.remote(write_lanes)
-    gathered = [gathering.remote(task, edges) for task in tasks]
+    gathered = [gathering.remote(task, edges, layout) for task in tasks]
     pending = [
         writing.remote(layout, low, high, *(part[bucket] for part in gathered)) for bucket, (low, high) in enumerate(pairwise(edges))
     ]

@@ -51,14 +51,16 @@ def unit_to_pixels(x: Tensor) -> np.ndarray:
     return ((x.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def batch_of(table: pa.Table, kind: Kind, scale: float = 1.0) -> Batch:
+def batch_of(table: pa.Table, kind: Kind, shape: Sequence[int], scale: float = 1.0) -> Batch:
     """Rows of a lake or a partition as a batch; stored latents are multiplied by `scale`, the encoder's factor."""
     draw = table["draw"].to_pylist() if "draw" in table.column_names else [0] * table.num_rows
     std = None
     if kind == "image":
-        mean = pixels_to_unit(tensor_values(table["image"]))
+        mean = pixels_to_unit(tensor_values(table["image"], kind, shape))
     else:
-        mean = torch.from_numpy(tensor_values(table["latent_mean"]).astype(np.float32)).mul_(scale)
-        std = torch.from_numpy(tensor_values(table["latent_std"]).astype(np.float32)).mul_(scale)
+        mean, std = (
+            torch.from_numpy(np.array(tensor_values(table[name], kind, shape), copy=True)).float().mul_(scale)
+            for name in ("latent_mean", "latent_std")
+        )
     y = torch.from_numpy(table["label"].to_numpy().astype(np.int64))
     return Batch(sample_id=tuple(table["sample_id"].to_pylist()), draw=tuple(draw), y=y, mean=mean, std=std)

@@ -45,7 +45,7 @@ def assemble(partition: Partition, files: Sequence[LaneFile], tables: Iterator[p
                 raise RuntimeError(f"{partition.uri}/{file.path}: rows came out of place; remove the partition and run again")
         for step in range(max(start_step - first, 0), steps):
             rows = pa.concat_tables([table.slice(step * b, b) for table in held])
-            yield batch_of(rows, manifest.kind, manifest.scale)
+            yield batch_of(rows, manifest.kind, manifest.shape, manifest.scale)
     supply.require_empty(partition.uri)
 
 

@@ -2,12 +2,9 @@
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
-
-import pyarrow as pa
 
 from pipeline.data import shards
-from pipeline.data.partition import LaneFile, Partition
+from pipeline.data.partition import Partition
 from pipeline.data.rows import Batch
 from pipeline.data.stream import assemble, files_to_read
 
@@ -28,11 +25,8 @@ def retain_stream(partition: Partition, rank: int, world: int, start_step: int =
         return iter(())
     cluster_ray.quiet()
     ray.data.DataContext.get_current().execution_options.preserve_order = True
-    listed = ray.data.from_items([{"file": file.model_dump_json()} for file in files], override_num_blocks=len(files))
-    rows = listed.map_batches(partial(_read, partition.uri), batch_size=1, batch_format="numpy")
+    described = [{"file": file.model_dump_json(include=set(shards.File.model_fields))} for file in files]
+    listed = ray.data.from_items(described, override_num_blocks=len(files))
+    rows = listed.map_batches(partial(shards.read_listed, partition.uri), batch_size=1, batch_format="numpy")
     tables = rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=PREFETCH)
     return assemble(partition, files, iter(tables), start_step)
-
-
-def _read(root: str, batch: dict[str, Any]) -> pa.Table:
-    return shards.read(root, LaneFile.model_validate_json(batch["file"][0]), check_digest=False)

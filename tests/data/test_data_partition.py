@@ -127,7 +127,7 @@ def test_only_the_sampled_row_groups_are_read(tmp_path: Path) -> None:
     file = shards.File(path="x", rows=400, bytes=0, sha256="")
     rows, groups = shards.read_rows(str(tmp_path), file, np.array([3, 99, 301]))
     assert groups == 2 and rows["sample_id"].to_pylist() == ["3", "99", "301"]
-    assert shards.tensor_values(rows["image"])[:, 0, 0, 0].tolist() == [3, 99, 301 - 256]
+    assert shards.tensor_values(rows["image"], "image", (8, 8, 1))[:, 0, 0, 0].tolist() == [3, 99, 301 - 256]
 
 
 def test_sample_ids_request(unlearn_config, digits_lake: Lake, tmp_path: Path) -> None:

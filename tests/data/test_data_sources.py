@@ -71,7 +71,8 @@ def test_three_layouts_of_the_same_images_give_the_same_lake(request, tmp_path: 
     by_id = {photo.name.rpartition(".")[0]: photo for photo in photos}
     for shard in lake.manifest.shards:
         table = shards.read(lake.uri, shard)
-        for name, label, pixels in zip(table["sample_id"].to_pylist(), table["label"].to_pylist(), shards.tensor_values(table["image"])):
+        images = shards.tensor_values(table["image"], "image", (size, size, 3))
+        for name, label, pixels in zip(table["sample_id"].to_pylist(), table["label"].to_pylist(), images):
             assert label == by_id[name].label
             (tmp_path / "one").write_bytes(by_id[name].data)
             with Image.open(tmp_path / "one") as image:
