@@ -1,0 +1,108 @@
+"""Every shipped configuration loads with its job's class; what the README names is there."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline import config as configuration
+from pipeline.config import GenerateConfig, JobConfig, PrepareConfig, PretrainConfig, RegistryConfig, UnlearnConfig
+from pipeline.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = sorted((ROOT / "jobs" / "configs").glob("*.yaml"))
+JOBS = sorted(path for path in (ROOT / "jobs").glob("*.py") if path.name != "__init__.py")
+
+
+def job_class(path: Path) -> type[JobConfig]:
+    """The configuration class that the job's last line hands to the command line."""
+    spec = importlib.util.spec_from_file_location(f"jobs_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    (name,) = re.findall(r"cli\.main\((\w+)", path.read_text())
+    found = getattr(module, name)
+    assert issubclass(found, JobConfig)
+    return found
+
+
+def job_of(config: Path) -> str:
+    """By its name a configuration says which job it is for: prepare_*, pretrain_*, sweep_*, ...; all others are the main job's."""
+    prefixes = {"prepare": "prepare_data", "sweep": "sweep_imagenet", "unlearn": "unlearn_imagenet"}
+    first = config.stem.split("_")[0]
+    known = {path.stem for path in JOBS}
+    return prefixes.get(first, first if first in known else "unlearn_imagenet")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configuration_loads(path: Path) -> None:
+    kind = job_class(ROOT / "jobs" / f"{job_of(path)}.py")
+    loaded = configuration.load(kind, str(path))
+    again = configuration.parse(kind, yaml.safe_load(configuration.dump(loaded)))
+    assert again == loaded
+    relative = configuration.load(kind, f"jobs/configs/{path.name}")  # found from any working directory
+    assert relative == loaded
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
+def test_jobs_import_without_side_effects(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert issubclass(job_class(path), JobConfig)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_first_jobs_are_there() -> None:
+    assert {
+        job_class(ROOT / "jobs" / f"{name}.py") for name in ("prepare_data", "pretrain", "unlearn_imagenet", "generate", "registry")
+    } == {
+        PrepareConfig,
+        PretrainConfig,
+        UnlearnConfig,
+        GenerateConfig,
+        RegistryConfig,
+    }
+
+
+@pytest.mark.parametrize("document", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_files_that_the_documents_name_exist(document: str) -> None:
+    path = ROOT / document
+    if not path.exists():
+        pytest.skip(f"{document} is not written yet")
+    text = path.read_text()
+    named = set(re.findall(r"\b(?:models|pipeline|jobs|tests|docs|cluster)/[\w/.-]+\.(?:py|yaml|md|png|json|sh)\b", text))
+    linked = {target for target in re.findall(r"\]\(([^)#\s]+)\)", text) if "://" not in target and not target.startswith("mailto:")}
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+    assert [target for target in sorted(linked) if not (path.parent / target).exists()] == []
+
+
+def test_overrides_are_yaml_by_dotted_key() -> None:
+    path = str(ROOT / "jobs" / "configs" / "quickstart.yaml")
+    loaded = configuration.load(UnlearnConfig, path, ["request.classes=[3]", "request.exchange={3: 5}", "optim.lr=1.0e-3", "seed=7"])
+    assert (loaded.request.classes, loaded.request.exchange, loaded.optim.lr, loaded.seed) == ([3], {3: 5}, 1e-3, 7)
+    assert configuration.load(UnlearnConfig, path).request.classes == [1]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.learning_rate=1", r"unknown key 'optim\.learning_rate'.*valid keys of optim are lr, batch_size"),
+        ("optim.batchsize=8", r"unknown key 'optim\.batchsize': did you mean batch_size"),
+        ("request.clases=[1]", r"unknown key 'request\.clases': did you mean classes"),
+        ("penalty=1", r"unknown key 'penalty': did you mean method\.penalty\?"),
+        ("method.penalty=-1", r"method\.penalty: got -1, .*greater than or equal to 0"),
+        ("method.hvp=magic", r"method\.hvp: got 'magic'"),
+        ("optim.lr=fast", r"optim\.lr: got 'fast'"),
+        ("optim.batch_size=12", r"optim\.batch_size: got 12, expected a multiple of partition\.lanes \(8\)"),
+        ("train.workers=3", r"train\.workers: got 3, expected a divisor of partition\.lanes \(8\)"),
+        ("optim.micro_batch=5", r"optim\.micro_batch: got 5, expected a divisor of a worker's share"),
+        ("run_id=../x", r"run_id: got '\.\./x'"),
+        ("novalue", r"--set: got 'novalue', expected key=value"),
+        ("seed=[", r"--set seed: got '\[', which is not valid YAML"),
+    ],
+)
+def test_wrong_settings_are_explained_in_one_line(override: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        configuration.load(UnlearnConfig, str(ROOT / "jobs" / "configs" / "quickstart.yaml"), [override])
+    assert "\n" not in str(caught.value)
