@@ -96,7 +96,7 @@ def exists(uri: str) -> bool:
     def call() -> bool:
         try:  # not fs.exists: it takes every failure of the store for absence
             fs.info(path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
         return True
 
