@@ -1,0 +1,59 @@
+"""The jobs as a user runs them, and a storage root with lake, weights and judge for those that only read."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Said]:
+    """`job("prepare_data", "prepare_digits", "storage=...")` in a process of its own, started in a directory of its own."""
+
+    def run(name: str, config: str, *overrides: str, verb: str | None = None, dry_run: bool = False) -> Said:
+        command = [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *([verb] if verb else []), "--config", f"jobs/configs/{config}.yaml"]
+        for override in overrides:
+            command += ["--set", override]
+        elsewhere = tmp_path_factory.mktemp("elsewhere")
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+        environment.pop("PYTHONPATH", None)
+        done = subprocess.run(
+            command + ["--dry-run"] * dry_run, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert list(elsewhere.iterdir()) == [], "a job left something in its working directory"
+        return Said(code=done.returncode, out=done.stdout, err=done.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A storage root with the digits lake and weights that were never trained: enough for every check before the work."""
+    from models.generative import build, dit_description
+    from models.judge import build_judge, small_cnn_description
+    from pipeline import model_store
+    from pipeline.config import PrepareConfig, parse
+    from pipeline.data import prepare_ray
+
+    root = str(tmp_path_factory.mktemp("untrained"))
+    config = parse(PrepareConfig, {"storage": root, "prepare": {"size": 8, "channels": 1}})
+    prepare_ray.prepare(config, run=lambda tasks: map(prepare_ray.make_shard, tasks))
+    names = [str(label) for label in range(10)]
+    model = dit_description("DiT-tiny", shape=(1, 8, 8), num_classes=10, class_names=names)
+    judge = small_cnn_description(shape=(1, 8, 8), num_classes=10, class_names=names)
+    model_store.write(model_store.model_uri(root, "DiT-tiny", "digits"), model, build(model).net.state_dict(), {})
+    model_store.write(model_store.judge_uri(root, "digits"), judge, build_judge(judge).net.state_dict(), {"heldout_accuracy": 0.1})
+    return root
