@@ -64,7 +64,7 @@ def rollback(config: RegistryConfig, dry_run: bool) -> None:
 def history(config: RegistryConfig, dry_run: bool) -> None:
     from pipeline.tracking import promotion
 
-    found = promotion.history(config)
+    found = promotion.history(config, dry_run=dry_run)
     for entry in found.entries:
         moved = f"{entry.alias}: {entry.came_from or 'none'} -> {entry.version}"
         reason = f"  override: {entry.details['override']}" if entry.details.get("override") else ""

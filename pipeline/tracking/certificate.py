@@ -42,7 +42,7 @@ def issue(
         "measures": {"before": result.get("before"), "after": result.get("after")},
         "gate": result.get("gate"),
         "gate_override": override,
-        "not_measured": sorted(path for side in ("before", "after", "gate") for path in _nulls(result.get(side), side)),
+        "not_measured": _not_measured(result),
         "not_claimed": list(NOT_CLAIMED),
         "issued": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
@@ -120,13 +120,15 @@ def _check_signature(digest: str, signature: Mapping[str, str], public_key: str 
     return f"signed by {name}, the one in {public_key}"
 
 
+def _not_measured(result: Mapping[str, Any]) -> list[str]:
+    measures = [path for side in ("before", "after") for path in _nulls(result.get(side), side)]
+    checks = (result.get("gate") or {}).get("checks") or []
+    return sorted(measures + [f"gate.{check.get('name')}" for check in checks if check.get("value") is None])
+
+
 def _nulls(value: Any, path: str) -> Iterator[str]:
     if value is None:
         yield path
     elif isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _nulls(inner, f"{path}.{key}")
-    elif isinstance(value, list):
-        for number, inner in enumerate(value):
-            name = inner.get("name", number) if isinstance(inner, Mapping) else number
-            yield from _nulls(inner, f"{path}.{name}")

@@ -88,9 +88,9 @@ class History:
     now: list[str]
 
 
-def history(config: RegistryConfig) -> History:
+def history(config: RegistryConfig, *, dry_run: bool = False) -> History:
     """The log, held against itself and against MLflow. Raises `LogError` for a log that was edited."""
-    made, name, entries = _open(config, dry_run=False)
+    made, name, entries = _open(config, dry_run=dry_run)
     before: dict[int, str] = {}
     last: dict[str, int] = {}
     for entry in entries:

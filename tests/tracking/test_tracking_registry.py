@@ -150,6 +150,9 @@ def test_the_gate_is_held_to(root: str, register_run: Register) -> None:
     assert entry is not None and entry.details["override"].startswith("the judge")
     assert entry.details["certificate"]["gate_override"] == entry.details["override"]
     assert at(root, "gate")["champion"] == 1
+    said = entry.details["certificate"]
+    assert said["not_measured"] == ["after.retain_accuracy.neighbours", "before.retain_accuracy.neighbours"]
+    assert said["digests"]["weights"] and said["measures"]["after"]["forget_fraction"]["n"] == 500 and said["not_claimed"]
 
 
 def test_what_was_not_measured_never_passes() -> None:
