@@ -28,6 +28,7 @@ from pipeline.data.shard_tasks import (
 from pipeline.data.shards import Shard
 from pipeline.data.sources import open_source
 from pipeline.data.sources.base import Item, RawImages, Split, require_unique
+from pipeline.data.tombstones import require_not_buried
 from pipeline.errors import InputError
 
 REJECTED = "rejected.parquet"
@@ -86,10 +87,11 @@ def describe(config: PrepareConfig) -> str:
 
 
 def listed(config: PrepareConfig) -> tuple[RawImages, list[Item]]:
-    """The source and its images, every sample id once."""
+    """The source and its images: every sample id once, and none that was purged."""
     source = open_source(config.source)
     items = source.items()
     require_unique(items)
+    require_not_buried(config.storage, items)
     return source, items
 
 

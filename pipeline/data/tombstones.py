@@ -1,0 +1,69 @@
+"""What is left of purged data: the sample ids that must not come back, and nothing of the samples themselves."""
+
+from collections.abc import Iterable, Sequence
+
+from pipeline import storage
+from pipeline.data.partition import Partition
+from pipeline.data.shards import FLIP_MARK, Stored, read_column
+from pipeline.data.sources.base import Item
+from pipeline.errors import InputError
+
+FOLDER = "tombstones"
+
+
+class Tombstone(Stored):
+    """One purged request. Ids are sorted; mirrored copies go by their image's id."""
+
+    request: str
+    partitions: list[str]  # digests of those that were deleted
+    sample_ids: list[str]
+
+
+def bury(storage_root: str, request: str, partitions: Sequence[Partition]) -> Tombstone:
+    """Delete the partitions of a finished `request` and leave its tombstone. Run again after an interruption, it completes.
+
+    The tombstone is written before anything is deleted, so no moment knows neither the data nor its ids.
+    """
+    earlier = _read(storage_root, request)
+    ids = {
+        name.removesuffix(FLIP_MARK)
+        for part in partitions
+        for file in part.manifest.forget
+        for name in read_column(part.uri, file, "sample_id")
+    }
+    tombstone = Tombstone(
+        request=request,
+        partitions=sorted({part.digest for part in partitions} | set(earlier.partitions if earlier else [])),
+        sample_ids=sorted(ids | set(earlier.sample_ids if earlier else [])),
+    )
+    storage.write_json(_uri(storage_root, request), tombstone.model_dump())
+    for part in partitions:
+        storage.remove(part.uri)
+    return tombstone
+
+
+def buried(storage_root: str) -> dict[str, str]:
+    """Every purged sample id under `storage_root`, and the request that purged it."""
+    names = [name.removesuffix(".json") for name in storage.listing(storage.join(storage_root, FOLDER)) if name.endswith(".json")]
+    found = [tombstone for name in names if (tombstone := _read(storage_root, name)) is not None]
+    return {sample_id: tombstone.request for tombstone in found for sample_id in tombstone.sample_ids}
+
+
+def require_not_buried(storage_root: str, items: Iterable[Item]) -> None:
+    """Raise `InputError` when a purged sample is about to be ingested again."""
+    purged = buried(storage_root)
+    again = sorted(item.sample_id for item in items if item.sample_id in purged) if purged else []
+    if again:
+        raise InputError(
+            f"source: {len(again)} images were purged and must not be ingested again, the first is {again[0]!r} "
+            f"(request {purged[again[0]]!r}); expected a source without them: remove them from it"
+        )
+
+
+def _read(storage_root: str, request: str) -> Tombstone | None:
+    uri = _uri(storage_root, request)
+    return Tombstone.model_validate(storage.read_json(uri)) if storage.exists(uri) else None
+
+
+def _uri(storage_root: str, request: str) -> str:
+    return storage.join(storage_root, FOLDER, f"{request}.json")

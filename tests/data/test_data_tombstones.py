@@ -1,0 +1,50 @@
+"""Purged samples leave their ids behind, and do not come back."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import storage
+from pipeline.config import PrepareConfig, parse
+from pipeline.data import prepare_ray, shard_tasks
+from pipeline.data.lake import Lake
+from pipeline.data.partition_ray import build_partition
+from pipeline.data.tombstones import buried, bury
+from pipeline.errors import InputError
+
+
+def prepare(root: Path, lake: str) -> Lake:
+    config = parse(PrepareConfig, {"storage": str(root), "lake": lake, "prepare": {"size": 8, "channels": 1}})
+    return prepare_ray.prepare(config, run=lambda tasks: map(shard_tasks.make_shard, tasks)).lake
+
+
+def test_purged_samples_are_gone_and_stay_out(unlearn_config, digits_lake: Lake, tmp_path: Path) -> None:
+    ids = list(digits_lake.read([4]).sample_id[:3])
+    (tmp_path / "ids.txt").write_text("\n".join(ids))
+    root = tmp_path / "runs"
+    request = {"sample_ids": str(tmp_path / "ids.txt"), "exchange": {4: 7}}
+    partition = build_partition(unlearn_config(request=request), digits_lake)
+    assert buried(str(root)) == {}
+    tombstone = bury(str(root), "case-17", [partition])
+    assert tombstone.sample_ids == sorted(ids) and tombstone.partitions == [partition.digest]
+    assert not storage.exists(partition.uri) and buried(str(root)) == dict.fromkeys(ids, "case-17")
+    left = "".join(path.read_bytes().decode("latin-1") for path in root.rglob("*") if path.is_file() and path.suffix != ".json")
+    assert left == "", "nothing but the tombstone is left"
+    assert bury(str(root), "case-17", []) == tombstone, "a repeat keeps what is known"
+    with pytest.raises(InputError, match=rf"3 images were purged .* the first is '{min(ids)}' \(request 'case-17'\)"):
+        prepare(root, "digits-again")
+    assert not (root / "lakes").exists()
+
+
+def test_the_tombstone_comes_before_the_deletion(unlearn_config, digits_lake: Lake, tmp_path: Path, monkeypatch) -> None:
+    partition = build_partition(unlearn_config(), digits_lake)
+
+    def fail(uri: str) -> None:
+        raise OSError("gone away")
+
+    with monkeypatch.context() as broken, pytest.raises(OSError, match="gone away"):
+        broken.setattr(storage, "remove", fail)
+        bury(str(tmp_path / "runs"), "case-18", [partition])
+    assert set(buried(str(tmp_path / "runs"))) == set(digits_lake.read([1]).sample_id)
+    assert len(bury(str(tmp_path / "runs"), "case-18", [partition]).sample_ids) == len(digits_lake.read([1]))
+    assert not storage.exists(partition.uri)
