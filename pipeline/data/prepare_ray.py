@@ -14,6 +14,7 @@ from pipeline.data import shards
 from pipeline.data.encoder import Encoder, Plan, plan_encoding
 from pipeline.data.lake import MANIFEST, SCHEMA_VERSION, Class, Lake, Manifest, find_lake, lake_uri
 from pipeline.data.shard_tasks import (
+    PROGRESS,
     Made,
     Rejected,
     Task,
@@ -26,7 +27,7 @@ from pipeline.data.shard_tasks import (
     write_shard,
 )
 from pipeline.data.shards import Shard
-from pipeline.data.sources import open_source
+from pipeline.data.sources import open_source, regroup
 from pipeline.data.sources.base import Item, RawImages, Split, require_unique
 from pipeline.data.tombstones import require_not_buried
 from pipeline.errors import InputError
@@ -59,7 +60,13 @@ def prepare(config: PrepareConfig, run: Callable[[Sequence[Task]], Iterable[Made
     rows_as = plan_encoding(config)
     source, items = listed(config)
     storage.require_writable(uri)
-    noted = list(finished(plan(items, source, uri, config, rows_as), uri))
+    tasks = plan(items, source, uri, config, rows_as)
+    if source.scattered and regroup.reread_bytes([task.items for task in tasks]) > regroup.REREAD_BYTES:
+        copies, items = regroup.plan_regrouping(items, storage.join(uri, PROGRESS, "regrouped"))
+        copied = list(map(regroup.regroup, copies) if run else _regroup_on_ray(copies))
+        shards.require_rows("the regrouped source", sum(copied), len(items))
+        tasks = plan(items, source, uri, config, rows_as)
+    noted = list(finished(tasks, uri))
     made = [done for _, done in noted if done is not None]
     continued = len(made)
     made += (run or partial(run_on_ray, config.encoder))([task for task, done in noted if done is None])
@@ -176,6 +183,22 @@ def run_on_ray(encoder: EncoderConfig, tasks: Sequence[Task]) -> Iterator[Made]:
             made = Made.model_validate_json(row["made"])
             progress.update(made.items)
             yield made
+
+
+def _regroup_on_ray(copies: Sequence[regroup.Regrouping]) -> Iterator[int]:
+    import ray
+    from tqdm import tqdm
+
+    from pipeline import cluster_ray
+
+    cluster_ray.connect()
+    remote: Any = ray.remote(num_cpus=1)(regroup.regroup)
+    pending = [remote.remote(copy) for copy in copies]
+    with tqdm(total=len(pending), unit="file", desc="regrouping", delay=2, mininterval=1) as progress:
+        while pending:
+            done, pending = ray.wait(pending)
+            progress.update(len(done))
+            yield from ray.get(done)
 
 
 def _make(row: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from test_data_preprocess import encoded, picture, reference
 from pipeline.config import PrepareConfig, parse
 from pipeline.data import prepare_ray, shard_tasks, shards
 from pipeline.data.lake import Lake
+from pipeline.data.sources import regroup
+from pipeline.data.sources.parquet import ParquetImages
 from pipeline.errors import InputError
 
 WNIDS = {"n01440764": 0, "n02099601": 207, "n02099712": 208}
@@ -77,6 +79,24 @@ def test_three_layouts_of_the_same_images_give_the_same_lake(request, tmp_path: 
             (tmp_path / "one").write_bytes(by_id[name].data)
             with Image.open(tmp_path / "one") as image:
                 assert np.array_equal(pixels, reference(image.convert("RGB"), size)), name
+
+
+def test_scattered_classes_are_regrouped_first_with_the_same_result(tmp_path: Path, photos: list[Photo], monkeypatch) -> None:
+    uri = as_parquet(tmp_path / "pq", photos, group_rows=2)
+    prepare = {"size": 32, "shard_rows": 3}
+    direct = make(tmp_path / "direct", kind="parquet", uri=uri, classes="imagenet", prepare=prepare)
+    monkeypatch.setattr(regroup, "REREAD_BYTES", 0)
+    copied: list[int] = []
+    once = regroup.regroup
+    monkeypatch.setattr(regroup, "regroup", lambda plan: copied.append(len(plan.sizes)) or once(plan))
+    regrouped = make(tmp_path / "regrouped", kind="parquet", uri=uri, classes="imagenet", prepare=prepare)
+    assert copied == [3, 3] and regrouped.manifest.shards == direct.manifest.shards
+    assert sorted(path.name for path in (tmp_path / "regrouped/lakes/x").iterdir()) == ["data", "manifest.json"]
+    items = ParquetImages(uri, "imagenet", 0.2).items()
+    one_class = [item for item in items if item.label == 207]
+    sizes = [pq.read_metadata(file).row_group(i).total_byte_size for file in Path(uri).iterdir() for i in range(6)]
+    assert regroup.reread_bytes([one_class, one_class]) == 2 * regroup.reread_bytes([one_class]) <= 2 * sum(sizes)
+    assert regroup.reread_bytes([items]) == sum(sizes)
 
 
 def test_class_folders_that_are_no_wnids_go_by_name_and_splits_by_folder(tmp_path: Path, photos: list[Photo]) -> None:
@@ -177,8 +197,6 @@ def test_cifar10_counts(tmp_path: Path) -> None:
     root = os.environ.get("UNLEARN_TEST_DATA")
     if not root:
         pytest.skip("UNLEARN_TEST_DATA is not set")
-    from pipeline.data.sources.parquet import ParquetImages
-
     source = ParquetImages(f"{root}/cifar10", None, 0.2)
     items = source.items()
     assert len({item.sample_id for item in items}) == 60_000

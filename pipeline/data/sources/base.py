@@ -44,6 +44,11 @@ class RawImages(Protocol):
         """Every image, in any order. Raises `InputError` when the source is missing, empty or contradicts itself."""
         ...
 
+    @property
+    def scattered(self) -> bool:
+        """Whether one image can only be had by reading a Parquet row group, so that a class may be spread over the whole source."""
+        ...
+
     def read(self, items: Sequence[Item]) -> Iterator[Raw]:
         """The content of `items`, in their order. Raises when storage fails; a damaged image is the reader's to find."""
         ...

@@ -19,6 +19,8 @@ PARTITIONS = ("list_eval_partition.txt", "list_eval_partition.csv")
 class CelebA:
     """`list_eval_partition`, where it lies beside the attributes, decides what is held out (its parts 1 and 2)."""
 
+    scattered = False
+
     def __init__(self, uri: str, attribute: str, held_out: float) -> None:
         self.uri, self.attribute, self.held_out = storage.absolute(uri), attribute, held_out
         self.classes = [f"not {attribute}", attribute]

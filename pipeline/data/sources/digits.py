@@ -8,6 +8,8 @@ from pipeline.data.sources.base import Item, hold_out
 
 
 class Digits:
+    scattered = False
+
     def __init__(self, held_out: float) -> None:
         self.classes = [str(digit) for digit in range(10)]
         self.held_out = held_out

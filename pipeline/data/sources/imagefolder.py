@@ -16,6 +16,8 @@ class ImageFolder:
     """Labels follow the index file that is given or lies in the root, the standard order where every folder is an
     ImageNet WNID, and otherwise the folders' alphabetical order."""
 
+    scattered = False
+
     def __init__(self, uri: str, classes: list[str] | str | None, held_out: float) -> None:
         self.uri, self.held_out = storage.absolute(uri), held_out
         self.given = classes

@@ -16,6 +16,8 @@ PARTS: tuple[tuple[str, Split], ...] = (("train", "train"), ("t10k", "heldout"))
 class Mnist:
     """Sample ids are `mnist-<train|t10k>-<row>`, in the files' order."""
 
+    scattered = False
+
     def __init__(self, uri: str) -> None:
         self.uri = storage.absolute(uri)
         self.classes = [str(digit) for digit in range(10)]

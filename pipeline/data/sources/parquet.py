@@ -18,6 +18,8 @@ class ParquetImages:
     """Sample ids are the first of these that is unique over the whole source: the stem of `image.path`, `<split>/<image.path>`
     without its suffix, `<split>-<running row number>`. Files named test or validation are held out."""
 
+    scattered = True
+
     def __init__(self, uri: str, classes: list[str] | str | None, held_out: float) -> None:
         self.uri, self.held_out = storage.absolute(uri), held_out
         self.given = classes

@@ -18,6 +18,8 @@ BLOCK = 512
 class WebDataset:
     """An image is found again by its place in the tar, so reading one costs one range request. Tars named val or test are held out."""
 
+    scattered = False
+
     def __init__(self, uri: str, classes: list[str] | str | None, held_out: float) -> None:
         self.uri, self.held_out = storage.absolute(uri), held_out
         self.given = classes
