@@ -1,0 +1,191 @@
+"""All jobs in order, in processes of their own, on the smallest settings: what they leave behind and what they say.
+
+The weights are hardly trained, so nothing is forgotten here: what is tested is the flow. `make quickstart` shows the effect.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = "dit-digits-unlearned"
+UNLEARN = [
+    "optim.batch_size=16",
+    "optim.max_steps=4",
+    "partition.lanes=4",
+    "partition.segment_steps=2",
+    "train.cpus_per_worker=0.4",
+    "evaluate.every=2",
+    "evaluate.samples=20",
+    "evaluate.retain_samples=2",
+    "evaluate.final_samples=100",
+    "evaluate.final_retain_samples=4",
+    "evaluate.sampler_steps=2",
+    "evaluate.final_sampler_steps=3",
+]
+
+pytestmark = [pytest.mark.e2e, pytest.mark.ray]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("storage"))
+
+
+@pytest.fixture(scope="module")
+def pretrained(root: str, job: Callable[..., Any]) -> str:
+    """The storage root after prepare and pretrain."""
+    prepared = job("prepare_data", "prepare_digits", f"storage={root}")
+    assert prepared.code == 0, prepared.err
+    assert "lake digits: " in prepared.out and "10 classes" in prepared.out
+    trained = job(
+        "pretrain",
+        "pretrain_digits",
+        f"storage={root}",
+        "optim.max_steps=10",
+        "judge.max_steps=40",
+        "train.workers=1",
+        "evaluate.retain_samples=2",
+        "evaluate.final_sampler_steps=3",
+    )
+    assert trained.code == 0, trained.err
+    assert "parameters: " in trained.out and "judged right" in trained.out
+    return root
+
+
+@pytest.fixture(scope="module")
+def unlearned(pretrained: str, job: Callable[..., Any]) -> dict[str, Any]:
+    """result.json of the main job on two workers."""
+    done = job("unlearn_imagenet", "quickstart", f"storage={pretrained}", "run_id=first", *UNLEARN)
+    assert done.code == 0, done.err
+    assert len((done.out + done.err).splitlines()) < 60, "a normal run does not drown what it says"
+    for said in ("forget_fraction", "retain_accuracy, mean", "gate ", f"registered {MODEL} version 1 @candidate", "report.html"):
+        assert said in done.out
+    return json.loads((Path(pretrained) / "runs" / "first" / "result.json").read_text())
+
+
+def keys(value: dict[str, Any], *names: str) -> None:
+    assert set(names) <= value.keys(), set(names) - value.keys()
+
+
+def test_result_holds_the_whole_contract(unlearned: dict[str, Any]) -> None:
+    r = unlearned
+    keys(r, "run_id", "request", "method", "method_config", "model", "base_digest", "weights_digest", "lake_digest", "partition_digest")
+    keys(r, "code_version", "seed", "world_size", "steps", "first_crossing_step", "settled_step", "before", "after", "gate", "timing")
+    keys(r["model"], "name", "version", "alias")
+    for moment in ("before", "after"):
+        keys(r[moment], "forget_fraction", "retain_accuracy", "fid")
+        keys(r[moment]["forget_fraction"], "value", "n", "low", "high")
+        keys(r[moment]["retain_accuracy"], "mean", "min", "neighbours", "per_class")
+        assert r[moment]["forget_fraction"]["n"] == 100 and r[moment]["fid"]["judge"] > 0
+        assert sorted(r[moment]["retain_accuracy"]["per_class"]) == [str(label) for label in range(10) if label != 1]
+    keys(r["gate"], "passed", "checks")
+    assert all(set(check) >= {"name", "value", "bound", "passed"} for check in r["gate"]["checks"])
+    keys(r["timing"], "seconds_to_first_batch", "seconds_per_step", "seconds_to_forget", "gpu_seconds", "total_seconds")
+    assert (r["run_id"], r["method"], r["seed"], r["world_size"], r["steps"]) == ("first", "uno_s", 0, 2, 4)
+    assert (r["request"]["classes"], r["request"]["exchange"]) == ([1], {"1": 7})
+    assert (r["model"]["name"], int(r["model"]["version"]), r["model"]["alias"]) == (MODEL, 1, "candidate")
+    assert r["timing"]["gpu_seconds"] is None and r["timing"]["seconds_per_step"] > 0
+    digests = [r[name] for name in ("base_digest", "weights_digest", "lake_digest", "partition_digest")]
+    assert all(len(digest) == 64 for digest in digests) and len(set(digests)) == 4
+
+
+def test_the_run_leaves_its_folder(unlearned: dict[str, Any], pretrained: str) -> None:
+    folder = Path(pretrained) / "runs" / "first"
+    for name in ("config.yaml", "request.yaml", "metrics.jsonl", "result.json", "report.html", "checkpoints", "samples"):
+        assert (folder / name).exists(), name
+    assert {path.name for path in (folder / "samples").glob("*.png")} >= {f"{m}-00001.png" for m in ("before", "after")}
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records if r["kind"] == "step"] == [1, 2, 3, 4]
+    assert [r["step"] for r in records if r["kind"] == "evaluation"] == [0, 2, 4]
+    page = (folder / "report.html").read_text()
+    assert unlearned["weights_digest"][:12] in page and 'src="http' not in page and 'href="http' not in page
+    assert (Path(pretrained) / "mlflow.db").is_file()
+
+
+def test_only_the_trained_subset_was_changed(unlearned: dict[str, Any], pretrained: str) -> None:
+    from models.weights import weights_digest
+    from pipeline import model_store
+
+    base = model_store.read(f"{pretrained}/models/dit-tiny-digits", "base")
+    after = model_store.read(f"{pretrained}/runs/first/model", "after")
+    assert (
+        (base.digest, after.digest) == (unlearned["base_digest"], unlearned["weights_digest"]) == (base.digest, weights_digest(after.state))
+    )
+    changed = {name for name, tensor in after.state.items() if not tensor.equal(base.state[name])}
+    assert changed == {"y_embedder.embedding_table.weight"} | {
+        f"blocks.{block}.adaLN_modulation.1.{kind}" for block in (1, 2) for kind in ("weight", "bias")
+    }
+
+
+def test_the_candidate_loads_and_draws(unlearned: dict[str, Any], pretrained: str, job: Callable[..., Any]) -> None:
+    import mlflow
+    import pandas as pd
+
+    mlflow.set_tracking_uri(f"sqlite:///{pretrained}/mlflow.db")
+    model = mlflow.pyfunc.load_model(f"models:/{MODEL}@candidate")
+    images = model.predict(pd.DataFrame([{"label": 1, "seed": 5}, {"label": 7, "seed": 5}]))
+    assert images.shape == (2, 8, 8, 1) and images.dtype == "uint8"
+
+    drawn = job("generate", "generate_digits", f"storage={pretrained}", "labels=[1, 7, 0]", "seeds=[5]", "steps=2")
+    assert drawn.code == 0, drawn.err
+    (png,) = (Path(pretrained) / "generated").glob("*.png")
+    assert png.read_bytes().startswith(b"\x89PNG") and str(png) in drawn.out
+
+
+def test_a_finished_run_is_returned_at_once(unlearned: dict[str, Any], pretrained: str, job: Callable[..., Any]) -> None:
+    folder = Path(pretrained) / "runs" / "first"
+    before = {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
+    again = job("unlearn_imagenet", "quickstart", f"storage={pretrained}", "run_id=first", *UNLEARN)
+    assert again.code == 0, again.err
+    assert f"registered {MODEL} version 1 @candidate" in again.out
+    assert {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))} == before
+
+
+def test_an_unfinished_run_with_other_settings_is_refused(unlearned: dict[str, Any], pretrained: str, job: Callable[..., Any]) -> None:
+    begun = Path(pretrained) / "runs" / "begun"
+    begun.mkdir()
+    (begun / "config.yaml").write_bytes((Path(pretrained) / "runs" / "first" / "config.yaml").read_bytes().replace(b"first", b"begun"))
+    said = job("unlearn_imagenet", "quickstart", f"storage={pretrained}", "run_id=begun", "seed=3", *UNLEARN)
+    assert (said.code, said.err.count("\n")) == (2, 1) and "seed 0 -> 3" in said.err
+    assert sorted(path.name for path in begun.iterdir()) == ["config.yaml"]
+
+
+@pytest.fixture
+def ray_session() -> Iterator[None]:
+    from pipeline import cluster_ray
+
+    cluster_ray.connect(cpus=2)
+    yield
+    cluster_ray.disconnect()
+
+
+def test_other_runs_and_world_sizes_give_the_same_weights(unlearned: dict[str, Any], pretrained: str, ray_session: None) -> None:
+    """The same seed on two workers: the same digest. One worker on the same global batches: float32 summation noise apart."""
+    import torch
+
+    from models import weights
+    from pipeline import config as configuration
+    from pipeline import flow_ray, storage
+    from pipeline.data.partition_ray import build_partition
+    from pipeline.training import train_ray
+
+    def trained(name: str, workers: int) -> dict[str, torch.Tensor]:
+        overrides = [f"storage={pretrained}", f"run_id={name}", *UNLEARN, f"train.workers={workers}"]
+        prepared = flow_ray.check(configuration.load(configuration.UnlearnConfig, str(ROOT / "jobs/configs/quickstart.yaml"), overrides))
+        partition = build_partition(prepared.config, prepared.lake, prepared.subject["neighbours"])
+        assert partition.reused and partition.digest == unlearned["partition_digest"]
+        plain = train_ray.train(prepared.config, partition.uri, prepared.base.uri, prepared.judge.uri, prepared.subject, prepared.run_uri)
+        assert plain["world_size"] == workers
+        return weights.from_bytes(storage.read_bytes(storage.join(prepared.run_uri, train_ray.TRAINED)), name)
+
+    first = weights.from_bytes(storage.read_bytes(f"{pretrained}/runs/first/{train_ray.TRAINED}"), "first")
+    base = weights.from_bytes(storage.read_bytes(f"{pretrained}/models/dit-tiny-digits/model.safetensors"), "base")
+    assert weights.weights_digest(trained("again", 2)) == weights.weights_digest(first)
+    alone = trained("alone", 1)
+    apart = sum((alone[name] - first[name]).square().sum() for name in first).sqrt()
+    moved = sum((first[name] - base[name]).square().sum() for name in first).sqrt()
+    assert moved > 0 and apart < 1e-3 * moved
