@@ -107,7 +107,9 @@ class Partition(Section):
 
 
 class Optim(Section):
-    lr: float = Field(3e-3, gt=0)
+    """AdamW of an unlearning run. The defaults are those that served the digits model best (docs/methods.md)."""
+
+    lr: float = Field(0.01, gt=0)
     batch_size: int = Field(64, ge=1, description="rows of each kind (retain, exchange, forget) in the global batch")
     micro_batch: int | None = Field(None, ge=1, description="rows of each kind a worker holds at once; absent: its whole share")
     max_steps: int = Field(60, ge=1)
@@ -115,7 +117,7 @@ class Optim(Section):
     prime_steps: int = Field(0, ge=0, description="gradient evaluations at lr 0 that fill the optimiser's moments first")
     clip: float | None = Field(1.0, gt=0, description="bound on the gradient's norm")
     weight_decay: float = Field(0.0, ge=0)
-    ema: float = Field(0.0, ge=0, lt=1, description="decay of the averaged weights that are evaluated and registered; 0: off")
+    ema: float = Field(0.7, ge=0, lt=1, description="decay of the averaged weights that are evaluated and registered; 0: off")
 
 
 class Train(Section):

@@ -2,6 +2,7 @@
 checkpointing, gradients with create_graph, and one backward of the whole loss. Single process, data targets."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -38,12 +39,13 @@ def _losses(model: DiTModel, rows: StepRows) -> tuple[Tensor, Tensor]:
 
 
 def _loss(model: DiTModel, rows: Rows) -> Tensor:
-    return model.losses(lambda x, t, y: _checkpointed(model.net, x, t, y), rows.x0, rows.y, rows.noise).mean()
+    net = cast(DiT, model.net)
+    return model.losses(lambda x, t, y: _checkpointed(net, x, t, y), rows.x0, rows.y, rows.noise).mean()
 
 
 def _checkpointed(net: DiT, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
     x = net.x_embedder(x) + net.pos_embed
     c = net.t_embedder(t) + net.y_embedder(y)
     for block in net.blocks:
-        x = checkpoint(block, x, c, use_reentrant=False)  # type: ignore[assignment]
+        x = checkpoint(block, x, c, use_reentrant=False)
     return net.unpatchify(net.final_layer(x, c))
