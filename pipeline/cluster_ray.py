@@ -1,10 +1,15 @@
 """Ray, started or joined once per process, quietly."""
 
+import contextlib
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import ray
+
+from pipeline.errors import InputError
+from pipeline.storage import StorageError
 
 CHECKOUT = str(Path(__file__).resolve().parents[1])
 
@@ -41,6 +46,17 @@ def quiet() -> None:
     context.use_datasource_v2 = False  # the newer reader is slow to its first batch and loses rows of a path listed twice
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """Within it, bad input and failing storage met by a task come as themselves, in one line; Ray makes its traceback their message."""
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, InputError | StorageError):
+            raise error.cause from None
+        raise
 
 
 def disconnect() -> None:

@@ -86,6 +86,11 @@ class Request(Section):
     neighbours: int = Field(5, ge=1, description="how many nearest classes count as neighbours of the forgotten ones")
     reason: str = ""
 
+    @property
+    def forgotten_classes(self) -> list[int]:
+        """The classes to forget whole: none when samples are named, `classes` then only says where they are."""
+        return [] if self.sample_ids else self.classes
+
 
 class Method(Section):
     name: str = "uno_s"
@@ -138,6 +143,7 @@ class Evaluate(Section):
     cfg_scale: float = Field(2.0, ge=0)
     sampler_steps: int = Field(12, ge=1)
     final_sampler_steps: int = Field(20, ge=1)
+    membership_draws: int = Field(16, ge=1, description="named samples: noises over which a row's loss is averaged")
     hold_steps: int = Field(8, ge=1, description="steps over which every check must stay below the target before the run is settled")
     batch: int = Field(128, ge=1, description="images sampled at once by a worker")
 
@@ -150,6 +156,9 @@ class Gate(Section):
     max_forget_fraction: Fraction = Field(0.05, description="bound on the measured share and, for settling, on its upper 95 % bound")
     min_retain_accuracy: Fraction = Field(0.97, description="bound on the mean over retained classes")
     min_class_accuracy: Fraction = Field(0.90, description="bound on the worst retained class")
+    max_membership_auc: Fraction = Field(
+        0.60, description="named samples: bound on the loss attack's AUC and, for settling, on its upper bound"
+    )
     max_fid_increase: float | None = Field(None, ge=0, description="bound on how far the Frechet distance may rise; absent: reported only")
 
 

@@ -1,6 +1,8 @@
 """The main job's flow on the driver: request -> partition -> unlearn -> gate -> result, report, registry."""
 
 import json
+import math
+import os
 import subprocess
 import time
 import uuid
@@ -30,7 +32,7 @@ from pipeline.unlearning.trainable import select
 if TYPE_CHECKING:
     from pipeline.tracking.mlflow_tracking import Tracker
 
-RESULT, REPORT = "result.json", "report.html"
+SETTINGS, RESULT, REPORT = "config.yaml", "result.json", "report.html"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,11 @@ class Prepared:
     model: GenerativeModel
     trainable: int
     subject: dict[str, Any]
+
+    @property
+    def sources(self) -> dict[str, Any]:
+        """What `train_ray.train` reads beside the partition."""
+        return {"lake_uri": self.lake.uri, "model_uri": self.base.uri, "judge_uri": self.judge.uri, "subject": self.subject}
 
 
 def check(config: UnlearnConfig) -> Prepared:
@@ -70,11 +77,11 @@ def check(config: UnlearnConfig) -> Prepared:
         named = select(model, config.trainable)
     except ValueError as error:
         raise InputError(str(error)) from error
-    classes = config.request.classes
+    classes = config.request.forgotten_classes
     retained = [item.label for item in lake.manifest.classes if item.label not in classes]
     near = nearest_classes(model, classes, retained, config.request.neighbours) if classes else []
     run_id = config.run_id or f"{config.request.id}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
-    return Prepared(
+    prepared = Prepared(
         config=config,
         run_id=run_id,
         run_uri=storage.join(config.storage, "runs", run_id),
@@ -85,6 +92,8 @@ def check(config: UnlearnConfig) -> Prepared:
         trainable=sum(p.numel() for p in named.values()),
         subject={"retained": retained, "neighbours": near},
     )
+    _require_same_settings(prepared)
+    return prepared
 
 
 def run(prepared: Prepared) -> dict[str, Any]:
@@ -99,9 +108,11 @@ def run(prepared: Prepared) -> dict[str, Any]:
     config, run_uri = prepared.config, prepared.run_uri
     if storage.exists(storage.join(run_uri, RESULT)):
         return storage.read_json(storage.join(run_uri, RESULT))
-    storage.require_writable(config.storage)
-    _keep_settings(prepared)
-    cluster_ray.connect()
+    if not storage.exists(storage.join(run_uri, SETTINGS)):
+        storage.require_writable(config.storage)
+        storage.write_text(storage.join(run_uri, "request.yaml"), configuration.dump(config.request))
+        storage.write_text(storage.join(run_uri, SETTINGS), _settings(prepared))
+    cluster_ray.connect(max(os.cpu_count() or 1, math.ceil(config.train.workers * config.train.cpus_per_worker) + 1))  # one for Ray Data
     partition = build_partition(config, prepared.lake, prepared.subject["neighbours"])
     settings = config.model_dump(mode="json", exclude={"storage", "run_id", "tracking"})
     progress = Progress(f"unlearning by {config.method.name}", config.optim.max_steps)
@@ -119,7 +130,9 @@ def run(prepared: Prepared) -> dict[str, Any]:
             if storage.exists(outcome_uri):
                 outcome = storage.read_json(outcome_uri)
             else:
-                outcome = train_ray.train(config, partition.uri, prepared.base.uri, prepared.judge.uri, prepared.subject, run_uri)
+                outcome = train_ray.train(config, partition_uri=partition.uri, run_uri=run_uri, **prepared.sources)
+            if "failed" in outcome:
+                raise RuntimeError(outcome["failed"])
         progress.close()
 
         trained = weights.from_bytes(storage.read_bytes(storage.join(run_uri, train_ray.TRAINED)), train_ray.TRAINED)
@@ -145,9 +158,10 @@ def show(progress: Progress, fresh: list[records.Record], total: int) -> None:
     """Fresh records on the terminal: the bar follows the steps, every check is a line."""
     for record in fresh:
         if record["kind"] == "evaluation":
+            name = "forget_fraction" if record["forget_fraction"] is not None else "membership_auc"
             progress.line(
-                f"  step {record['step']:>3}  forget_fraction {record['forget_fraction']:.3f} "
-                f"[{record['forget_fraction/low']:.3f}, {record['forget_fraction/high']:.3f}]  "
+                f"  step {record['step']:>3}  {name} {record[name]:.3f} "
+                f"[{record[f'{name}/low']:.3f}, {record[f'{name}/high']:.3f}]  "
                 f"retain_accuracy {record['retain_accuracy/mean']:.3f} (worst class {record['retain_accuracy/min']:.3f})"
             )
         elif record["step"] > 0:
@@ -191,25 +205,23 @@ def code_version() -> str | None:
     return said.stdout.strip() or None
 
 
-def _keep_settings(prepared: Prepared) -> None:
-    """config.yaml and request.yaml under the run; a continued run must have the same settings."""
-    config = prepared.config.model_copy(update={"run_id": prepared.run_id})
-    uri = storage.join(prepared.run_uri, "config.yaml")
-    text = configuration.dump(config)
-    if storage.exists(uri):
-        before, now = _leaves(yaml.safe_load(storage.read_bytes(uri))), _leaves(yaml.safe_load(text))
-        different = [
-            f"{key} {before.get(key)!r} -> {now.get(key)!r}"
-            for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key)
-        ]
-        if different:
-            raise InputError(
-                f"run_id {prepared.run_id} was started with other settings ({'; '.join(different[:5])}); use them or a new run_id"
-            )
+def _settings(prepared: Prepared) -> str:
+    return configuration.dump(prepared.config.model_copy(update={"run_id": prepared.run_id}))
+
+
+def _require_same_settings(prepared: Prepared) -> None:
+    """A run id that exists may only be continued with the settings it was started with."""
+    uri = storage.join(prepared.run_uri, SETTINGS)
+    if not storage.exists(uri):
         return
-    storage.write_text(uri, text)
-    storage.write_text(storage.join(prepared.run_uri, "request.yaml"), configuration.dump(config.request))
+    before, now = _leaves(yaml.safe_load(storage.read_bytes(uri))), _leaves(yaml.safe_load(_settings(prepared)))
+    keys = sorted(before.keys() | now.keys())
+    different = [f"{key} {before.get(key)!r} -> {now.get(key)!r}" for key in keys if before.get(key) != now.get(key)]
+    if different:
+        more = f" and {len(different) - 5} more" if len(different) > 5 else ""
+        raise InputError(
+            f"run_id {prepared.run_id} was started with other settings ({'; '.join(different[:5])}{more}); use them or another run_id"
+        )
 
 
 def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pipeline.config import Request, UnlearnConfig
 from pipeline.errors import InputError
 
+WITHOUT_DRIVE = ("exchange", "finetune", "surgery", "uno", "uno_s", "salun")  # their gradient is that of what is kept
+
 
 def resolve(config: UnlearnConfig, class_names: Mapping[int, str], *, conditional: bool = True) -> UnlearnConfig:
     """`config` with its request completed (an id made of what it asks); raises `InputError` for one that cannot be served."""
@@ -26,6 +28,15 @@ def resolve(config: UnlearnConfig, class_names: Mapping[int, str], *, conditiona
             raise InputError(
                 f"request.exchange: class {forgotten} would draw class {exchange}, which is itself to be forgotten; choose a retained class"
             )
+    if request.sample_ids and request.exchange:
+        raise InputError(
+            "request.exchange: named samples have none, their class goes on being drawn; drop request.exchange or request.sample_ids"
+        )
+    if not request.exchange and config.method.targets == "teacher" and config.method.name in WITHOUT_DRIVE:
+        raise InputError(
+            f"method.targets: with {config.method.name}, no exchange class and targets teacher nothing would move, "
+            "the base model being its own teacher; expected --set method.targets=data"
+        )
     missing = [c for c in request.classes if c not in request.exchange]
     if missing and conditional and not request.sample_ids and not request.without_exchange:
         raise InputError(

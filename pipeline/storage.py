@@ -251,8 +251,12 @@ def _is_passing(error: BaseException) -> bool:
         return False
     if isinstance(error, OSError | TimeoutError | EOFError):  # s3fs reports server errors as OSError
         return True
-    kinds = [("botocore.exceptions", "HTTPClientError"), ("aiohttp", "ClientError"), ("http.client", "HTTPException")]
-    known = tuple(getattr(sys.modules[module], name) for module, name in kinds if module in sys.modules)
+    kinds = {
+        "botocore.exceptions": ("HTTPClientError", "ConnectionError", "IncompleteReadError"),
+        "aiohttp": ("ClientError",),
+        "http.client": ("HTTPException",),
+    }
+    known = tuple(getattr(sys.modules[module], name) for module, names in kinds.items() if module in sys.modules for name in names)
     return isinstance(error, known)
 
 

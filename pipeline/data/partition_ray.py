@@ -250,6 +250,7 @@ def _shuffle_on_ray(
     with tqdm(total=len(pending), unit="file group", desc="partition", delay=2, mininterval=1) as progress:
         while pending:
             done, pending = ray.wait(pending, num_returns=1)
-            written += ray.get(done)
+            with cluster_ray.plain_errors():
+                written += ray.get(done)
             progress.update(len(done))
     return written, ray.get(counts)

@@ -16,6 +16,7 @@ from pipeline.data.lake import MANIFEST, SCHEMA_VERSION, Class, Lake, Manifest, 
 from pipeline.data.shard_tasks import (
     PROGRESS,
     Made,
+    Pixels,
     Rejected,
     Task,
     finished,
@@ -180,6 +181,8 @@ def run_on_ray(encoder: EncoderConfig, tasks: Sequence[Task]) -> Iterator[Made]:
         results = waiting.map(_decode, num_cpus=0.5).map(actor, concurrency=encoder.workers, **pool)
     with tqdm(total=sum(len(task.items) for task in tasks), unit="image", desc="preparing", delay=2, mininterval=1) as progress:
         for row in results.iter_rows():
+            if row["error"]:
+                raise pickle.loads(row["error"])
             made = Made.model_validate_json(row["made"])
             progress.update(made.items)
             yield made
@@ -198,15 +201,27 @@ def _regroup_on_ray(copies: Sequence[regroup.Regrouping]) -> Iterator[int]:
         while pending:
             done, pending = ray.wait(pending)
             progress.update(len(done))
-            yield from ray.get(done)
+            with cluster_ray.plain_errors():
+                yield from ray.get(done)
+
+
+def _reported(make: Callable[[], Made]) -> dict[str, Any]:
+    """A task's result as a row. Ray Data drops the cause of what a function raises, so errors to be told in one line go as data."""
+    try:
+        return {"made": make().model_dump_json(), "error": b""}
+    except (InputError, storage.StorageError) as error:
+        return {"made": "", "error": pickle.dumps(type(error)(str(error)))}
 
 
 def _make(row: dict[str, Any]) -> dict[str, Any]:
-    return {"made": make_shard(pickle.loads(row["task"])).model_dump_json()}
+    return _reported(lambda: make_shard(pickle.loads(row["task"])))
 
 
 def _decode(row: dict[str, Any]) -> dict[str, Any]:
-    return {"task": row["task"], "pixels": pickle.dumps(read_pixels(pickle.loads(row["task"])))}
+    try:
+        return {"task": row["task"], "pixels": pickle.dumps(read_pixels(pickle.loads(row["task"])))}
+    except (InputError, storage.StorageError) as error:
+        return {"task": row["task"], "pixels": pickle.dumps(type(error)(str(error)))}
 
 
 class _EncodingActor:
@@ -216,7 +231,11 @@ class _EncodingActor:
         self.encoder: Encoder | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        task: Task = pickle.loads(row["task"])
+        return _reported(lambda: self._encode(pickle.loads(row["task"]), pickle.loads(row["pixels"])))
+
+    def _encode(self, task: Task, pixels: Pixels | Exception) -> Made:
+        if isinstance(pixels, Exception):
+            raise pixels
         if self.encoder is None:
             self.encoder = Encoder(task.rows)
-        return {"made": write_shard(task, pickle.loads(row["pixels"]), self.encoder.columns).model_dump_json()}
+        return write_shard(task, pixels, self.encoder.columns)

@@ -12,8 +12,15 @@ def judge_gate(gate: Gate, outcome: Mapping[str, Any], judge_accuracy: float | N
     """The `gate` block of result.json: {passed, checks [{name, value, bound, passed}]}."""
     before, after = outcome["before"], outcome["after"]
     retain = after["retain_accuracy"]
+    if after.get("membership"):
+        forgotten = [
+            {"name": "memorised_before", "value": before["membership"]["low"], "bound": 0.5, "passed": before["membership"]["memorised"]},
+            _at_most("membership_auc", after["membership"]["auc"], gate.max_membership_auc),
+        ]
+    else:
+        forgotten = [_at_most("forget_fraction", (after["forget_fraction"] or {}).get("value"), gate.max_forget_fraction)]
     checks = [
-        _at_most("forget_fraction", after["forget_fraction"]["value"], gate.max_forget_fraction),
+        *forgotten,
         {"name": "settled", "value": outcome["settled_step"], "bound": None, "passed": outcome["settled_step"] is not None},
         _at_least("retain_accuracy/mean", retain["mean"], gate.min_retain_accuracy),
         _at_least("retain_accuracy/min", retain["min"], gate.min_class_accuracy) | {"class": _worst(retain["per_class"])},

@@ -9,11 +9,15 @@ from torch import Tensor
 
 from models.generative import GenerativeModel
 from models.judge import Judge
+from pipeline.data.rows import Batch
 from pipeline.evaluation.forgetting import exchange_fraction, forget_fraction
 from pipeline.evaluation.frechet import Moments, frechet_distance, merged
+from pipeline.evaluation.membership import Membership, membership, sample_losses
 from pipeline.evaluation.proportion import Proportion
 from pipeline.evaluation.retention import Retention, retain_accuracy
 from pipeline.evaluation.sampling import judge_samples, plan
+from pipeline.evaluation.settle import Measured
+from pipeline.seeding import seed_of
 from pipeline.unlearning.collectives import Collectives
 
 
@@ -21,7 +25,8 @@ from pipeline.unlearning.collectives import Collectives
 class Subject:
     """Whom to ask about what: the judge, the forgotten classes and their exchange, the retained labels that are drawn.
 
-    `reference` holds the moments of the judge's features of real retained rows, for the Frechet distance.
+    `reference` holds the moments of the judge's features of real retained rows, for the Frechet distance. `members` are
+    the named samples to forget and `heldout` never-seen rows of their classes; None where whole classes are forgotten.
     """
 
     judge: Judge
@@ -30,36 +35,62 @@ class Subject:
     retained: tuple[int, ...]
     neighbours: tuple[int, ...]
     reference: Moments | None = None
+    members: Batch | None = None
+    heldout: Batch | None = None
+    membership_draws: int = 16
     to_pixels: Callable[[Tensor], Tensor] = lambda x: x
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measures:
-    forget: Proportion
+    """`forget` where whole classes are forgotten, `membership` where samples are."""
+
+    forget: Proportion | None
     exchange: Proportion | None
+    membership: Membership | None
     retention: Retention
     fid: Mapping[str, float]
     seconds: float
+
+    @property
+    def decisive(self) -> Measured:
+        """What the settling rule watches: the forget fraction or, for named samples, the attack's AUC."""
+        decisive = self.forget or self.membership
+        assert decisive is not None
+        return decisive
 
     def to_result(self) -> dict[str, Any]:
         """The `before` and `after` blocks of result.json."""
         retain = asdict(self.retention)
         return {
-            "forget_fraction": self.forget.to_dict(),
+            "forget_fraction": self.forget.to_dict() if self.forget else None,
             "exchange_fraction": self.exchange.to_dict() if self.exchange else None,
             "retain_accuracy": retain | {"per_class": {str(label): value for label, value in retain["per_class"].items()}},
             "fid": dict(self.fid),
+            **({"membership": self.membership.to_dict()} if self.membership else {}),
         }
 
     def to_record(self, step: int) -> dict[str, Any]:
         """The line of metrics.jsonl."""
+        forget, attack = self.forget, self.membership
         return {
             "kind": "evaluation",
             "step": step,
-            "forget_fraction": self.forget.value,
-            "forget_fraction/low": self.forget.low,
-            "forget_fraction/high": self.forget.high,
-            "forget_fraction/n": self.forget.n,
+            "forget_fraction": forget.value if forget else None,
+            "forget_fraction/low": forget.low if forget else None,
+            "forget_fraction/high": forget.high if forget else None,
+            "forget_fraction/n": forget.n if forget else None,
+            **(
+                {
+                    "membership_auc": attack.auc,
+                    "membership_auc/low": attack.low,
+                    "membership_auc/high": attack.high,
+                    "loss/members": attack.loss_forget,
+                    "loss/heldout": attack.loss_heldout,
+                }
+                if attack
+                else {}
+            ),
             "exchange_fraction": self.exchange.value if self.exchange else None,
             "retain_accuracy/mean": self.retention.mean,
             "retain_accuracy/min": self.retention.min,
@@ -87,23 +118,35 @@ def measure(
     Collective: every rank calls it with the same arguments and gets the same answer. The noise is keyed by (seed, purpose).
     """
     started = time.perf_counter()
-    share = -(-forget_samples // len(subject.forgotten))
+    share = -(-forget_samples // max(1, len(subject.forgotten)))
     counts = dict.fromkeys(subject.retained, retain_samples) | dict.fromkeys(subject.forgotten, share)
     what = plan(counts, seed=seed, purpose=purpose, cfg_scale=cfg_scale, steps=steps, batch=batch)
     training = model.net.training
     model.net.eval()
     verdicts = judge_samples(model, subject.judge, what, collectives, to_pixels=subject.to_pixels)
+    attack = _attack(model, subject, collectives, seed=seed, purpose=purpose, batch=batch) if subject.members else None
     model.net.train(training)
     fid = {}
     if subject.reference is not None:
         fid["judge"] = frechet_distance(merged([verdicts.moments[label] for label in subject.retained]), subject.reference)
     return Measures(
-        forget=forget_fraction(verdicts, subject.forgotten),
+        forget=forget_fraction(verdicts, subject.forgotten) if subject.forgotten else None,
+        membership=attack,
         exchange=exchange_fraction(verdicts, subject.exchange),
         retention=retain_accuracy(verdicts, subject.forgotten, subject.neighbours),
         fid=fid,
         seconds=time.perf_counter() - started,
     )
+
+
+def _attack(model: GenerativeModel, subject: Subject, collectives: Collectives, *, seed: int, purpose: str, batch: int) -> Membership:
+    assert subject.members is not None and subject.heldout is not None
+    noise = seed_of(seed, purpose)
+    ours, others = (
+        sample_losses(model, rows, draws=subject.membership_draws, seed=noise, batch=batch, collectives=collectives)
+        for rows in (subject.members, subject.heldout)
+    )
+    return membership(ours, others)
 
 
 def feature_moments(judge: Judge, pixels: Sequence[Tensor]) -> Moments:

@@ -1,13 +1,22 @@
 """When is it forgotten for good. First crossing is the paper's measure; settled is the one that a gate may use."""
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from pipeline.evaluation.proportion import Proportion
+
+class Measured(Protocol):
+    """A measured quantity that has to come down: its value and its upper 95 % bound."""
+
+    @property
+    def value(self) -> float: ...
+    @property
+    def high(self) -> float: ...
 
 
 @dataclass
 class SettleRule:
-    """Watches checks on fresh noise. `target` bounds the forget fraction, `hold_steps` the window it has to stay there.
+    """Watches checks on fresh noise. `target` bounds what is measured (forget fraction or attack AUC), `hold_steps` is the
+    window it has to stay there.
 
     first_crossing_step: first checked step whose measured share is below the target.
     settled_step: first checked step from which the UPPER 95 % bound stays below the target at every later check, once
@@ -20,13 +29,13 @@ class SettleRule:
     below_since: int | None = None
     last_step: int = field(default=0)
 
-    def observe(self, step: int, forget: Proportion) -> None:
+    def observe(self, step: int, measured: Measured) -> None:
         """Take the check made after `step` steps; checks come in order."""
         assert step > self.last_step or self.last_step == 0
         self.last_step = step
-        if forget.value < self.target and self.first_crossing_step is None:
+        if measured.value < self.target and self.first_crossing_step is None:
             self.first_crossing_step = step
-        if forget.high >= self.target:
+        if measured.high >= self.target:
             self.below_since = None
         elif self.below_since is None:
             self.below_since = step

@@ -41,7 +41,7 @@ def replay(config: RegistryConfig) -> Replay:
     cluster_ray.connect()
     partition = build_partition(prepared.config, prepared.lake, prepared.subject["neighbours"])
     try:
-        train_ray.train(prepared.config, partition.uri, prepared.base.uri, prepared.judge.uri, prepared.subject, place)
+        train_ray.train(prepared.config, partition_uri=partition.uri, run_uri=place, **prepared.sources)
         trained = weights.from_bytes(storage.read_bytes(storage.join(place, train_ray.TRAINED)), train_ray.TRAINED)
     finally:
         storage.remove(place)

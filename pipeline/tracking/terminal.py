@@ -17,12 +17,24 @@ def summary(result: Mapping[str, Any], report_uri: str) -> str:
             cells.append("not measured" if value is None else f"{value:.3f}")
         return f"  {name:<34}{cells[0]:>13}{cells[1]:>13}"
 
-    interval = after["forget_fraction"]
+    by_name = after["forget_fraction"] is None
+    interval = after["membership" if by_name else "forget_fraction"]
+    if by_name:
+        first, *others = [
+            pair("membership_auc", "membership", "auc"),
+            pair("loss on the named samples", "membership", "loss_forget"),
+            pair("loss on never-seen rows", "membership", "loss_heldout"),
+        ]
+    else:
+        first, *others = [
+            pair("forget_fraction", "forget_fraction", "value"),
+            pair("drawn as the exchange class", "exchange_fraction", "value"),
+        ]
     lines = [
         f"\n  {'':<34}{'before':>13}{'after':>13}",
-        pair("forget_fraction", "forget_fraction", "value"),
+        first,
         f"  {'  95 % interval, n':<34}{'':>13}{interval['low']:>8.3f} - {interval['high']:.3f}, {interval['n']}",
-        pair("drawn as the exchange class", "exchange_fraction", "value"),
+        *others,
         pair("retain_accuracy, mean", "retain_accuracy", "mean"),
         pair("retain_accuracy, worst class", "retain_accuracy", "min"),
         pair("fid, judge features", "fid", "judge"),
@@ -30,6 +42,11 @@ def summary(result: Mapping[str, Any], report_uri: str) -> str:
         f"  steps {result['steps']}, first below target at {result['first_crossing_step']}, settled at {result['settled_step']}; "
         f"{timing['seconds_per_step']:.2f} s a step on {result['world_size']} workers, {timing['total_seconds']:.0f} s in all",
     ]
+    if by_name and not before["membership"]["memorised"]:
+        lines.append(
+            f"  the base model never memorised these samples (AUC {before['membership']['auc']:.3f} before, chance is 0.5): "
+            "there was nothing to forget, and nothing is claimed"
+        )
     failed = [check for check in result["gate"]["checks"] if not check["passed"]]
     lines.append("  gate PASSED" if result["gate"]["passed"] else "  gate FAILED: " + "; ".join(_reason(check) for check in failed))
     lines += [f"  registered {model['name']} version {model['version']} @{model['alias']}", f"  report {report_uri}"]

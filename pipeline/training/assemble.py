@@ -1,6 +1,6 @@
 """A worker's inputs from what lies in storage: weights, judge, partition. The same with and without Ray."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,11 +30,15 @@ def assemble(
     model_uri: str,
     judge_uri: str,
     described: Mapping[str, Any],
+    heldout: Callable[[Sequence[int]], Batch],
     retain: Callable[[int], Iterator[Batch]],
     collectives: Collectives,
     device: torch.device,
 ) -> Inputs:
-    """Base weights and judge on `device`, the forget side in memory; `described` names the retained labels and neighbours."""
+    """Base weights and judge on `device`, the forget side in memory; `described` names the retained labels and neighbours.
+
+    `heldout` reads the never-seen rows of labels; it is asked only where named samples are forgotten.
+    """
     stored = model_store.read(model_uri, "model.weights")
     model = build(stored.config)
     weights.load_into(model.net, stored.state, stored.uri)
@@ -43,9 +47,14 @@ def assemble(
     judge = build_judge(kept.config)
     weights.load_into(judge.net, kept.state, kept.uri)
     judge.net.to(device).eval()
+    forget = partition.forget()
+    by_name = config.request.sample_ids is not None
     subject = Subject(
         judge=judge,
-        forgotten=tuple(config.request.classes),
+        forgotten=tuple(config.request.forgotten_classes),
+        members=forget if by_name else None,
+        heldout=heldout(sorted(set(forget.y.tolist()))) if by_name else None,
+        membership_draws=config.evaluate.membership_draws,
         exchange=config.request.exchange,
         retained=tuple(described["retained"]),
         neighbours=tuple(described["neighbours"]),
@@ -58,7 +67,7 @@ def assemble(
         model=model,
         subject=subject,
         retain=retain,
-        forget=Cycle(partition.forget(), config.seed, "forget"),
+        forget=Cycle(forget, config.seed, "forget"),
         exchange=None if exchange is None else Cycle(exchange, config.seed, "exchange"),
         collectives=collectives,
         device=device,

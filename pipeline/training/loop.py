@@ -73,7 +73,8 @@ def unlearn(inputs: Inputs, start: Checkpoint | None = None) -> Outcome:
     teacher = Teacher(model, named) if config.method.targets == "teacher" or config.method.name == "esd" else None
     optimiser = adamw(params, lr=config.optim.lr, weight_decay=config.optim.weight_decay)
     average = Average(named, config.optim.ema)
-    rule = SettleRule(target=config.gate.max_forget_fraction, hold_steps=config.evaluate.hold_steps)
+    target = config.gate.max_forget_fraction if config.request.forgotten_classes else config.gate.max_membership_auc
+    rule = SettleRule(target=target, hold_steps=config.evaluate.hold_steps)
     method, prime = METHODS[config.method.name], config.optim.prime_steps
     model.net.train()
 
@@ -107,7 +108,7 @@ def unlearn(inputs: Inputs, start: Checkpoint | None = None) -> Outcome:
         if due:
             with averaged(named, average):
                 check = _check(inputs, step, final=False)
-            rule.observe(step, check.forget)
+            rule.observe(step, check.decisive)
             inputs.record(check.to_record(step))
             progress |= {"rule": asdict(rule), "step": step}
             inputs.save(

@@ -13,6 +13,7 @@ from pipeline import config as configuration
 from pipeline import records, storage
 from pipeline.config import UnlearnConfig
 from pipeline.data import stream_ray
+from pipeline.data.lake import read_lake
 from pipeline.data.partition import find_partition
 from pipeline.data.rows import unit_to_pixels
 from pipeline.evaluation.measure import Subject
@@ -21,17 +22,19 @@ from pipeline.training.assemble import assemble
 from pipeline.training.checkpoint import STATE, TENSORS, Checkpoint
 from pipeline.training.launch_ray import launch, worker_setup
 from pipeline.training.loop import Outcome, unlearn
+from pipeline.unlearning.collectives import NonFiniteError
 
 METRICS, OUTCOME, TRAINED = "metrics.jsonl", "outcome.json", "trained.safetensors"
 GRID_FORGET, GRID_RETAIN = 8, 4  # images of each label in the before and after grids
 
 
 def train(
-    config: UnlearnConfig, partition_uri: str, model_uri: str, judge_uri: str, subject: dict[str, Any], run_uri: str
+    config: UnlearnConfig, *, lake_uri: str, partition_uri: str, model_uri: str, judge_uri: str, subject: dict[str, Any], run_uri: str
 ) -> dict[str, Any]:
     """Run the loop on the workers, or continue it; returns `Outcome` as plain data. Weights and grids lie under `run_uri`."""
     arguments = {
         "config": config.model_dump(mode="json"),
+        "lake_uri": lake_uri,
         "partition_uri": partition_uri,
         "model_uri": model_uri,
         "judge_uri": judge_uri,
@@ -55,6 +58,7 @@ def _worker(arguments: dict[str, Any]) -> dict[str, Any]:
         model_uri=arguments["model_uri"],
         judge_uri=arguments["judge_uri"],
         described=arguments["subject"],
+        heldout=lambda labels: read_lake(arguments["lake_uri"]).read(labels, "heldout"),
         retain=lambda start: stream_ray.retain_stream(partition, collectives.rank, collectives.world, start),
         collectives=collectives,
         device=device,
@@ -78,7 +82,12 @@ def _worker(arguments: dict[str, Any]) -> dict[str, Any]:
                 (Path(folder) / name).write_bytes(data)
             ray.train.report({"iteration": checkpoint.iteration}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
-    outcome = unlearn(replace(inputs, record=writer.write if first else inputs.record, save=save), start)
+    try:
+        outcome = unlearn(replace(inputs, record=writer.write if first else inputs.record, save=save), start)
+    except NonFiniteError as error:  # on every rank at once, and again however often it is tried: not a failure to retry
+        if first:
+            writer.flush()
+        return {"failed": str(error)}
     plain = _plain(outcome, collectives.world)
     if first:
         writer.flush()
