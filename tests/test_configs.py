@@ -29,11 +29,10 @@ def job_class(path: Path) -> type[JobConfig]:
 
 
 def job_of(config: Path) -> str:
-    """By its name a configuration says which job it is for: prepare_*, pretrain_*, sweep_*, ...; all others are the main job's."""
-    prefixes = {"prepare": "prepare_data", "sweep": "sweep_imagenet", "unlearn": "unlearn_imagenet"}
+    """By the first word of its name: prepare_* is for prepare_data, pretrain_* for pretrain; what names no job is for the main one."""
     first = config.stem.split("_")[0]
-    known = {path.stem for path in JOBS}
-    return prefixes.get(first, first if first in known else "unlearn_imagenet")
+    (*_, found) = ["unlearn_imagenet", *(path.stem for path in JOBS if path.stem.split("_")[0] == first)]
+    return found
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
