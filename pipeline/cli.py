@@ -38,6 +38,6 @@ def main(kind: type[ConfigT], run: Run[ConfigT] | Mapping[str, Run[ConfigT]], de
         return 130
     except Exception as error:
         traceback.print_exc()
-        print(f"failed: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}", file=sys.stderr)
         return 1
     return 0

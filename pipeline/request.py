@@ -32,17 +32,17 @@ def resolve(config: UnlearnConfig, class_names: Mapping[int, str], *, conditiona
         raise InputError(
             "request.exchange: named samples have none, their class goes on being drawn; drop request.exchange or request.sample_ids"
         )
-    if not request.exchange and config.method.targets == "teacher" and config.method.name in WITHOUT_DRIVE:
-        raise InputError(
-            f"method.targets: with {config.method.name}, no exchange class and targets teacher nothing would move, "
-            "the base model being its own teacher; expected --set method.targets=data"
-        )
     missing = [c for c in request.classes if c not in request.exchange]
     if missing and conditional and not request.sample_ids and not request.without_exchange:
         raise InputError(
             f"request.exchange: class {missing[0]} has none. A label without an exchange class gets no gradient that "
             f"says what to draw instead, and what it draws is left to chance; "
             f"give one (--set 'request.exchange={{{missing[0]}: <class>}}') or insist with --set request.without_exchange=true"
+        )
+    if not request.exchange and config.method.targets == "teacher" and config.method.name in WITHOUT_DRIVE:
+        raise InputError(
+            f"method.targets: with {config.method.name}, no exchange class and targets teacher nothing would move, "
+            "the base model being its own teacher; expected --set method.targets=data"
         )
     if request.id:
         return config

@@ -114,6 +114,8 @@ def _draw_grids(model: GenerativeModel, config: UnlearnConfig, subject: Subject,
     evaluate = config.evaluate
     grids: dict[str, torch.Tensor] = {}
     for labels, each in ((subject.forgotten, GRID_FORGET), (subject.retained, GRID_RETAIN)):
+        if not labels:
+            continue
         x = draw_images(
             model,
             sorted(labels),

@@ -124,6 +124,20 @@ def test_a_server_that_comes_back(proxy: s3_servers.Proxy, server: s3_servers.Rc
     returning.join()
 
 
+def test_nobody_at_the_address_until_the_server_starts(tmp_path: Path) -> None:
+    (tmp_path / "bucket").mkdir()
+    server = s3_servers.Rclone(tmp_path)
+    forget_connections()
+    with s3_servers.environment(server.port):
+        starting = threading.Timer(2, server.start)
+        starting.start()
+        storage.write_bytes("s3://bucket/late", b"late")
+        starting.join()
+    server.stop()
+    forget_connections()
+    assert (tmp_path / "bucket/late").read_bytes() == b"late"
+
+
 def test_patience_ends_with_the_objects_name(proxy: s3_servers.Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNLEARN_STORAGE_PATIENCE_S", "1")
     proxy.misbehave(*["503"] * 500)

@@ -70,6 +70,8 @@ UNLEARN = [
     (["request.classes=[1, 7]", "request.exchange={1: 7, 7: 2}"], "class 1 would draw class 7, which is itself to be forgotten"),
     (["request.exchange={2: 7}"], "2 is not among request.classes [1]"),
     (["request.exchange={}"], "give one (--set 'request.exchange={1: <class>}') or insist with --set request.without_exchange=true"),
+    (["request.exchange={}", "request.without_exchange=true"], "nothing would move, the base model being its own teacher"),
+    (["request.sample_ids=/some/ids.txt"], "request.exchange: named samples have none"),
     (["request.classes=[]", "request.exchange={}"], "got neither classes nor sample_ids"),
     (["request.classes=[1, 1]"], "expected each class once"),
     (["request.classes=[0,1,2,3,4,5,6,7,8,9]", "request.exchange={}"], "got every class of the lake"),
