@@ -18,7 +18,7 @@ CHECKS = {
 def summary(result: Mapping[str, Any], named: Namer) -> str:
     """In plain words: what was asked, whether it is forgotten and stays so, what it cost the rest, the verdict."""
     request, before, after = (result.get(key) or {} for key in ("request", "before", "after"))
-    target = bound_of(result, "forget_fraction")
+    target = bound_of(result, "forget_fraction") or bound_of(result, "membership_auc")
     left, was = after.get("forget_fraction") or {}, before.get("forget_fraction") or {}
     sentences = [f"The model was asked to {_asked(request, named)}."]
     if given(left.get("value")):
@@ -30,6 +30,8 @@ def summary(result: Mapping[str, Any], named: Namer) -> str:
         drawn = f" of {left['n']} fresh images" if given(left.get("n")) else ""
         earlier = f", against {share(was['value'])} before" if given(was.get("value")) else ""
         sentences.append(f"Now {share(left['value'])}{drawn} still show it{interval}{earlier}.")
+    elif after.get("membership"):
+        sentences.append(_attacked(before.get("membership") or {}, after["membership"]))
     else:
         sentences.append("Whether it still shows was not measured.")
     settled, crossed = result.get("settled_step"), result.get("first_crossing_step")
@@ -45,10 +47,25 @@ def summary(result: Mapping[str, Any], named: Namer) -> str:
     if given(mean):
         change = f"{share(mean_before)} before and {share(mean)} now" if given(mean_before) else f"{share(mean)} now"
         worst = f", {share(lowest)} for the lowest class" if given(lowest) else ""
-        sentences.append(f"Every other class together: {change} drawn right{worst}.")
+        whom = "Every class" if after.get("membership") else "Every other class"
+        sentences.append(f"{whom} together: {change} drawn right{worst}.")
     else:
         sentences.append("What it cost the other classes was not measured.")
     return " ".join([*sentences, verdict(result)["sentence"]])
+
+
+def _attacked(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What the loss attack says of named samples."""
+    if was and not was["memorised"]:
+        return (
+            f"The base model never memorised them: a loss attack tells them from never-seen images no better than chance "
+            f"(AUC {was['auc']:.2f}, {was['low']:.2f} to {was['high']:.2f}), so there was nothing to forget and nothing is claimed."
+        )
+    earlier = f", against {was['auc']:.2f} before" if was else ""
+    return (
+        f"A loss attack now tells them from never-seen images with AUC {now['auc']:.2f} "
+        f"({now['low']:.2f} to {now['high']:.2f}, chance is 0.5){earlier}."
+    )
 
 
 def share(value: Any) -> str:

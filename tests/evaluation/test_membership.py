@@ -1,0 +1,82 @@
+"""The loss attack that decides whether named samples were memorised, and whether they still are."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from distributed import run_world
+from sklearn.metrics import roc_auc_score
+from tiny import tiny_batch, tiny_dit
+
+from pipeline.data.rows import Batch
+from pipeline.evaluation.membership import membership, sample_losses
+from pipeline.training.draws import draw_rows
+from pipeline.unlearning.collectives import Collectives
+
+
+def losses(n: int, mean: float, seed: int) -> list[float]:
+    return (mean + torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)).tolist()
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5, 3.0, -1.0])
+def test_auc_is_the_area_under_the_roc_curve(shift: float) -> None:
+    ours, others = losses(40, 0.0, 0), losses(70, shift, 1)
+    found = membership(ours, others)
+    assert found.auc == pytest.approx(roc_auc_score([1] * 40 + [0] * 70, [-loss for loss in ours + others]), abs=1e-12)
+    assert found.low <= found.auc <= found.high and (found.n, found.heldout_n) == (40, 70)
+    assert (found.loss_forget, found.loss_heldout) == pytest.approx((sum(ours) / 40, sum(others) / 70))
+
+
+def test_interval_is_hanleys_and_mcneils() -> None:
+    found = membership(losses(50, 0.0, 0), losses(80, 1.0, 1))
+    a, q1, q2 = found.auc, found.auc / (2 - found.auc), 2 * found.auc**2 / (1 + found.auc)
+    deviation = math.sqrt((a * (1 - a) + 49 * (q1 - a * a) + 79 * (q2 - a * a)) / (50 * 80))
+    assert (found.low, found.high) == pytest.approx((a - 1.96 * deviation, a + 1.96 * deviation), abs=1e-4)
+
+
+def test_equal_losses_are_a_coin_toss() -> None:
+    found = membership([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
+    assert found.auc == 0.5 and not found.memorised
+    assert membership([1.0] * 5, [1.0] * 5).auc == 0.5
+
+
+def test_memorised_means_better_than_chance_beyond_doubt() -> None:
+    assert membership(losses(60, 0.0, 0), losses(60, 2.0, 1)).memorised
+    assert not membership(losses(60, 0.0, 0), losses(60, 0.0, 1)).memorised
+    few = membership(losses(4, 0.0, 0), losses(4, 0.6, 1))
+    assert few.low <= 0.5 and not few.memorised and few.to_dict()["memorised"] is False
+
+
+def test_true_positives_at_one_percent_false_ones() -> None:
+    others = [float(k) for k in range(200)]
+    assert membership([-1.0, 0.5, 1.5, 2.5], others).tpr_at_1_fpr == 0.75  # two of 200 lie below the third of them
+
+
+@pytest.mark.parametrize(("ours", "others"), [([], [1.0]), ([1.0], [])])
+def test_both_sides_are_needed(ours: list[float], others: list[float]) -> None:
+    with pytest.raises(ValueError, match="expected some of both"):
+        membership(ours, others)
+
+
+def measured(batch: int = 4) -> list[float]:
+    rows = tiny_batch([0, 1, 2], each=3)
+    return sample_losses(tiny_dit(dtype=torch.float32), rows, draws=3, seed=5, batch=batch, collectives=Collectives())
+
+
+def test_losses_are_the_models_own_and_those_of_the_sample_alone() -> None:
+    found = measured()
+    assert found == pytest.approx(measured(batch=2), rel=1e-5)
+    model, rows = tiny_dit(dtype=torch.float32), tiny_batch([0, 1, 2], each=3)
+    for index in (0, 4, 8):
+        alone: Batch = rows.take([index])
+        total: Any = 0.0
+        for k in range(3):
+            drawn = draw_rows(model, alone, seed=5, step=k, term="membership", device=torch.device("cpu"))
+            total = total + model.losses(model.net, drawn.x0, drawn.y, drawn.noise).item() / 3
+        assert found[index] == pytest.approx(total, rel=1e-5)
+
+
+def test_ranks_share_the_rows_and_agree() -> None:
+    alone, (first, second) = measured(), run_world(2, measured)
+    assert first == second == pytest.approx(alone, rel=1e-5)
