@@ -5,7 +5,7 @@ VENV    := .venv
 PY      := $(VENV)/bin/python
 READY   := $(VENV)/.ready
 
-.PHONY: quickstart test lint clean
+.PHONY: help quickstart test lint clean
 .DEFAULT_GOAL := help
 
 help:

@@ -26,6 +26,7 @@ from pipeline.evaluation.gate import judge_gate
 from pipeline.evaluation.neighbours import nearest_classes
 from pipeline.progress import Progress
 from pipeline.request import resolve
+from pipeline.tracking.mlflow_tracking import tracking_uri
 from pipeline.unlearning.methods import METHODS
 from pipeline.unlearning.trainable import select
 
@@ -77,6 +78,7 @@ def check(config: UnlearnConfig) -> Prepared:
         named = select(model, config.trainable)
     except ValueError as error:
         raise InputError(str(error)) from error
+    tracking_uri(config.tracking, config.storage)
     classes = config.request.forgotten_classes
     retained = [item.label for item in lake.manifest.classes if item.label not in classes]
     near = nearest_classes(model, classes, retained, config.request.neighbours) if classes else []
@@ -108,12 +110,13 @@ def run(prepared: Prepared) -> dict[str, Any]:
     config, run_uri = prepared.config, prepared.run_uri
     if storage.exists(storage.join(run_uri, RESULT)):
         return storage.read_json(storage.join(run_uri, RESULT))
-    if not storage.exists(storage.join(run_uri, SETTINGS)):
-        storage.require_writable(config.storage)
-        storage.write_text(storage.join(run_uri, "request.yaml"), configuration.dump(config.request))
-        storage.write_text(storage.join(run_uri, SETTINGS), _settings(prepared))
+    storage.require_writable(config.storage)
     cluster_ray.connect(max(os.cpu_count() or 1, math.ceil(config.train.workers * config.train.cpus_per_worker) + 1))  # one for Ray Data
     partition = build_partition(config, prepared.lake, prepared.subject["neighbours"])
+    print(f"  partition {partition.digest[:12]}{' (made before)' if partition.reused else ''}; starting the workers", flush=True)
+    if not storage.exists(storage.join(run_uri, SETTINGS)):
+        storage.write_text(storage.join(run_uri, "request.yaml"), configuration.dump(config.request))
+        storage.write_text(storage.join(run_uri, SETTINGS), _settings(prepared))
     settings = config.model_dump(mode="json", exclude={"storage", "run_id", "tracking"})
     progress = Progress(f"unlearning by {config.method.name}", config.optim.max_steps)
     tags = {"request_id": str(config.request.id), "method": config.method.name}
@@ -121,7 +124,7 @@ def run(prepared: Prepared) -> dict[str, Any]:
     with tracker:
 
         def watch(fresh: list[records.Record]) -> None:
-            show(progress, fresh, config.optim.max_steps)
+            show(progress, fresh)
             tracker.log_records(fresh)
 
         metrics_uri = storage.join(run_uri, train_ray.METRICS)
@@ -154,7 +157,7 @@ def run(prepared: Prepared) -> dict[str, Any]:
     return result
 
 
-def show(progress: Progress, fresh: list[records.Record], total: int) -> None:
+def show(progress: Progress, fresh: list[records.Record]) -> None:
     """Fresh records on the terminal: the bar follows the steps, every check is a line."""
     for record in fresh:
         if record["kind"] == "evaluation":
