@@ -71,3 +71,21 @@ def test_what_was_not_measured_does_not_pass() -> None:
 def test_a_bound_that_is_met_exactly_passes() -> None:
     exactly = outcome(forget_fraction={"value": 0.05}, retain_accuracy={"mean": 0.97, "min": 0.90, "per_class": {"2": 0.90}})
     assert failed(judge_gate(Gate(), exactly, 0.90)) == []
+
+
+def attacked(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """A run that was asked to forget named samples."""
+    changed = outcome(forget_fraction=None, membership=after)
+    changed["before"] |= {"forget_fraction": None, "membership": before}
+    return changed
+
+
+def test_named_samples_pass_by_the_attack_alone() -> None:
+    memorised = {"auc": 0.9, "low": 0.85, "memorised": True}
+    assert failed(judge_gate(Gate(max_membership_auc=0.6), attacked(memorised, {"auc": 0.55}), 0.98)) == []
+    assert failed(judge_gate(Gate(max_membership_auc=0.6), attacked(memorised, {"auc": 0.65}), 0.98)) == ["membership_auc"]
+
+
+def test_what_was_never_memorised_cannot_be_forgotten() -> None:
+    never = {"auc": 0.53, "low": 0.45, "memorised": False}
+    assert failed(judge_gate(Gate(max_membership_auc=0.6), attacked(never, {"auc": 0.5}), 0.98)) == ["memorised_before"]

@@ -178,7 +178,7 @@ def test_other_runs_and_world_sizes_give_the_same_weights(unlearned: dict[str, A
         prepared = flow_ray.check(configuration.load(configuration.UnlearnConfig, str(ROOT / "jobs/configs/quickstart.yaml"), overrides))
         partition = build_partition(prepared.config, prepared.lake, prepared.subject["neighbours"])
         assert partition.reused and partition.digest == unlearned["partition_digest"]
-        plain = train_ray.train(prepared.config, partition.uri, prepared.base.uri, prepared.judge.uri, prepared.subject, prepared.run_uri)
+        plain = train_ray.train(prepared.config, partition_uri=partition.uri, run_uri=prepared.run_uri, **prepared.sources)
         assert plain["world_size"] == workers
         return weights.from_bytes(storage.read_bytes(storage.join(prepared.run_uri, train_ray.TRAINED)), name)
 

@@ -98,13 +98,18 @@ def run_inputs(config: UnlearnConfig, *, dtype: torch.dtype = torch.float32, **c
             yield stream.take(step, size, lanes, collectives.rank, collectives.world)
             step += 1
 
+    forget = tiny_batch([1], each=5, seed=2, dtype=dtype)
+    named = config.request.sample_ids is not None
     subject = Subject(
         judge=judge,
-        forgotten=(1,),
+        forgotten=tuple(config.request.forgotten_classes),
         exchange=config.request.exchange,
-        retained=(0, 2, 3),
+        retained=(0, 1, 2, 3) if named else (0, 2, 3),
         neighbours=(2,),
         reference=feature_moments(judge, [retained.mean.float()]),
+        members=forget if named else None,
+        heldout=tiny_batch([1], each=9, seed=4, dtype=dtype) if named else None,
+        membership_draws=2,
     )
     shown = exchange_rows(tiny_batch([2], each=6, seed=3, dtype=dtype), config.request.exchange)
     return Inputs(
@@ -112,8 +117,8 @@ def run_inputs(config: UnlearnConfig, *, dtype: torch.dtype = torch.float32, **c
         model=model,
         subject=subject,
         retain=retain,
-        forget=Cycle(tiny_batch([1], each=5, seed=2, dtype=dtype), config.seed, "forget"),
-        exchange=Cycle(shown, config.seed, "exchange") if config.method.targets == "data" else None,
+        forget=Cycle(forget, config.seed, "forget"),
+        exchange=Cycle(shown, config.seed, "exchange") if config.method.targets == "data" and config.request.exchange else None,
         collectives=collectives,
         device=torch.device("cpu"),
         **channels,  # type: ignore[arg-type]

@@ -135,6 +135,22 @@ def test_a_record_a_step_with_losses_and_phase() -> None:
     json.dumps(records, allow_nan=False)
 
 
+def test_named_samples_are_watched_by_the_attack() -> None:
+    """The rule follows the AUC; the class goes on being drawn, so it counts among the retained ones."""
+    settings = {"request": {"sample_ids": "ids.txt"}, "method.targets": "data", "method.name": "surgery_ascent"}
+    outcome, records, _ = run(run_config(**settings))
+    checks = [r for r in records if r["kind"] == "evaluation"]
+    assert [r["step"] for r in checks] == [0, 2, 4, 6] and all(r["forget_fraction"] is None for r in checks)
+    for block in (outcome.before, outcome.after):
+        attack = block["membership"]
+        assert (attack["n"], attack["heldout_n"]) == (5, 9) and 0 <= attack["low"] <= attack["auc"] <= attack["high"] <= 1
+        assert block["forget_fraction"] is None and sorted(block["retain_accuracy"]["per_class"]) == ["0", "1", "2", "3"]
+    assert outcome.after["membership"]["loss_forget"] > outcome.before["membership"]["loss_forget"]
+    always = run(run_config(**settings, **{"gate.max_membership_auc": 1.0, "evaluate.hold_steps": 2, "optim.max_steps": 20}))[0]
+    never = run(run_config(**settings, **{"gate.max_membership_auc": 0.0}))[0]
+    assert (always.settled_step, always.steps) == (2, 4) and (never.settled_step, never.steps) == (None, 6)
+
+
 def test_a_non_finite_loss_stops_before_the_optimiser_moves() -> None:
     inputs = run_inputs(run_config())
     inputs.forget.batch.mean[:] = float("nan")
