@@ -21,6 +21,7 @@ from pipeline import config as configuration
 from pipeline import model_store, records, storage
 from pipeline.config import UnlearnConfig
 from pipeline.data.lake import Lake, lake_uri, read_lake
+from pipeline.data.partition import read_sample_ids, selections
 from pipeline.errors import InputError
 from pipeline.evaluation.gate import judge_gate
 from pipeline.evaluation.neighbours import nearest_classes
@@ -95,6 +96,8 @@ def check(config: UnlearnConfig) -> Prepared:
         subject={"retained": retained, "neighbours": near},
     )
     _require_same_settings(prepared)
+    if not storage.exists(storage.join(prepared.run_uri, SETTINGS)):  # a run that was begun was served
+        selections(config, lake, read_sample_ids(config.request), near)
     return prepared
 
 

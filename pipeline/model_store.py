@@ -56,7 +56,10 @@ def read(uri: str, what: str) -> Stored:
             f"{what}: no weights at {uri}; make them with "
             "`python jobs/pretrain.py --config jobs/configs/pretrain_<lake>.yaml` or name a folder"
         )
-    state = weights.from_bytes(storage.read_bytes(storage.join(uri, WEIGHTS)), uri)
+    try:
+        state = weights.from_bytes(storage.read_bytes(storage.join(uri, WEIGHTS)), uri)
+    except weights.WeightsError as error:
+        raise InputError(f"{what}: {error}") from error
     digest = weights.weights_digest(state)
     if digest != manifest["weights_digest"]:
         raise InputError(

@@ -152,6 +152,23 @@ def forget_selection(request: Request, lake: Lake, sample_ids: Sequence[str] | N
     return [Selection(shard=by_path[path], rows=rows) for path, (rows, _) in found.items() if len(rows)]
 
 
+def selections(
+    config: UnlearnConfig, lake: Lake, sample_ids: Sequence[str] | None, neighbours: Sequence[int] | None
+) -> tuple[list[Selection], list[Selection], list[int]]:
+    """The rows to forget, the rows to retain and the retained labels. Raises `InputError` for a request the lake cannot serve."""
+    request = config.request
+    forget = forget_selection(request, lake, sample_ids)
+    labels = retain_labels(request, lake, sample_ids is None, neighbours)
+    retain = without(lake.shards(labels), forget)
+    rows, batch_size = sum(item.count for item in retain), config.optim.batch_size
+    if rows < batch_size:
+        raise InputError(
+            f"optim.batch_size: got {batch_size}, but retain policy {request.retain!r} leaves {rows} rows; "
+            "expected a batch no larger than that, or a wider policy"
+        )
+    return forget, retain, labels
+
+
 def find_ids(lake: Lake, among: Sequence[Shard], sample_ids: Sequence[str]) -> dict[str, tuple[np.ndarray, list[str]]]:
     """Per shard path: the row indices of `sample_ids`, mirrored copies included, and those ids. Only the sample_id column is read."""
     wanted, found = set(sample_ids), {}

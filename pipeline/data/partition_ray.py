@@ -23,15 +23,13 @@ from pipeline.data.partition import (
     Selection,
     exchange_labels,
     find_partition,
-    forget_selection,
     partition_key,
     read_sample_ids,
-    retain_labels,
+    selections,
     stream_order,
     without,
 )
 from pipeline.data.shards import Kind, Shard
-from pipeline.errors import InputError
 
 TASK_BYTES = 128 << 20  # rows one task gathers or writes
 
@@ -79,16 +77,8 @@ def build_partition(
     if found is not None:
         return found
 
-    forget = forget_selection(request, lake, sample_ids)
-    labels = retain_labels(request, lake, sample_ids is None, neighbours)
-    retain = without(lake.shards(labels), forget)
-    retain_rows = sum(item.count for item in retain)
+    forget, retain, labels = selections(config, lake, sample_ids, neighbours)
     batch_size, lanes = config.optim.batch_size, config.partition.lanes
-    if retain_rows < batch_size:
-        raise InputError(
-            f"optim.batch_size: got {batch_size}, but retain policy {request.retain!r} leaves {retain_rows} rows; "
-            "expected a batch no larger than that, or a wider policy"
-        )
     layout = Layout(
         root=uri,
         kind=lake.manifest.kind,
@@ -114,7 +104,7 @@ def build_partition(
         steps=layout.steps,
         segment_steps=layout.segment_steps,
         retain_labels=labels,
-        retain_rows=retain_rows,
+        retain_rows=sum(item.count for item in retain),
         retain=lane_files,
         forget=forget_files,
         exchange=exchange_files,
