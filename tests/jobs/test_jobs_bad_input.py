@@ -72,6 +72,12 @@ UNLEARN = [
     (["request.exchange={}"], "give one (--set 'request.exchange={1: <class>}') or insist with --set request.without_exchange=true"),
     (["request.exchange={}", "request.without_exchange=true"], "nothing would move, the base model being its own teacher"),
     (["request.sample_ids=/some/ids.txt"], "request.exchange: named samples have none"),
+    (["request.sample_ids=/nowhere/ids.txt", "request.exchange={}", "method.targets=data"], "/nowhere/ids.txt"),
+    (
+        ["request.retain=exchange", "request.exchange={}", "request.without_exchange=true", "method.targets=data"],
+        "leaves no class to retain",
+    ),
+    (["optim.batch_size=2000", "request.retain=exchange"], "optim.batch_size: got 2000, but retain policy 'exchange' leaves"),
     (["request.classes=[]", "request.exchange={}"], "got neither classes nor sample_ids"),
     (["request.classes=[1, 1]"], "expected each class once"),
     (["request.classes=[0,1,2,3,4,5,6,7,8,9]", "request.exchange={}"], "got every class of the lake"),
@@ -129,6 +135,21 @@ def test_weights_that_were_damaged_are_refused(refused: Callable[..., str], untr
     stored[-1] ^= 1
     (folder / "model.safetensors").write_bytes(stored)
     assert "the folder is damaged" in refused("unlearn_imagenet", "quickstart", f"model.weights={folder}")
+
+
+def test_named_samples_that_the_lake_does_not_have_are_refused(refused: Callable[..., str], tmp_path: Path) -> None:
+    named = ["request.exchange={}", "method.targets=data", f"request.sample_ids={tmp_path}/ids.txt"]
+    (tmp_path / "ids.txt").write_text("nobody\n")
+    assert "1 of 1 ids are no training rows of classes [1]" in refused("unlearn_imagenet", "quickstart", *named)
+    (tmp_path / "ids.txt").write_text("\n")
+    assert "is empty, expected one sample id a line" in refused("unlearn_imagenet", "quickstart", *named)
+
+
+def test_weights_that_are_cut_short_are_refused(refused: Callable[..., str], untrained: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(Path(untrained) / "models" / "dit-tiny-digits", folder)
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-100])
+    assert "not a readable safetensors file" in refused("unlearn_imagenet", "quickstart", f"model.weights={folder}")
 
 
 def test_weights_of_another_class_count_are_refused(refused: Callable[..., str], tmp_path: Path) -> None:
