@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 from pipeline.data import shards
 from pipeline.data.partition import Partition
@@ -9,6 +10,7 @@ from pipeline.data.rows import Batch
 from pipeline.data.stream import assemble, files_to_read
 
 PREFETCH = 4
+READERS = 2  # files read at once for one rank
 
 
 def retain_stream(partition: Partition, rank: int, world: int, start_step: int = 0) -> Iterator[Batch]:
@@ -27,6 +29,8 @@ def retain_stream(partition: Partition, rank: int, world: int, start_step: int =
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     described = [{"file": file.model_dump_json(include=set(shards.File.model_fields))} for file in files]
     listed = ray.data.from_items(described, override_num_blocks=len(files))
-    rows = listed.map_batches(partial(shards.read_listed, partition.uri), batch_size=1, batch_format="numpy")
+    # No CPU is asked for: training may hold them all, and a stream that waits for one would wait for ever.
+    read: Any = partial(shards.read_listed, partition.uri)
+    rows = listed.map_batches(read, batch_size=1, batch_format="numpy", num_cpus=0, concurrency=min(READERS, len(files)))
     tables = rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=PREFETCH)
     return assemble(partition, files, iter(tables), start_step)

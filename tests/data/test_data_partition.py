@@ -73,6 +73,20 @@ def test_ray_and_local_readers_give_the_same_rows(partition: Partition, ray_sess
 
 
 @pytest.mark.ray
+def test_the_stream_flows_while_training_holds_every_cpu(partition: Partition, ray_session: None) -> None:
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    held = placement_group([{"CPU": ray.cluster_resources()["CPU"]}])
+    ray.get(held.ready(), timeout=60)
+    try:
+        assert ray.available_resources().get("CPU", 0) == 0
+        assert sum(len(batch) for batch in stream_ray.retain_stream(partition, 0, 2, 40)) == (STEPS - 40) * BATCH // 2
+    finally:
+        remove_placement_group(held)
+
+
+@pytest.mark.ray
 def test_many_tasks_write_the_same_partition_as_one(partition: Partition, unlearn_config, digits_lake: Lake, ray_session, tmp_path) -> None:
     config = unlearn_config(storage=str(tmp_path / "other"))
     split = build_partition(config, digits_lake, task_bytes=30_000)  # several gather tasks, several buckets
