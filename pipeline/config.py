@@ -281,7 +281,7 @@ class CompareConfig(JobConfig):
 
 
 class StepBenchmark(Section):
-    width: int = Field(384, ge=16)
+    width: int = Field(384, ge=24, multiple_of=12)
     depth: int = Field(6, ge=1)
     tokens: int = Field(256, ge=4, description="a square number")
     batch: int = Field(2, ge=1, description="images of each kind")

@@ -1,0 +1,41 @@
+"""The comparison's grid and table, without running it."""
+
+import pytest
+
+from pipeline.comparison import cells, table
+from pipeline.config import CompareConfig, parse
+from pipeline.errors import InputError
+
+GRID = {
+    "storage": "/nowhere",
+    "seeds": [0, 1],
+    "pairs": [[1, 7], [3, 5]],
+    "unlearn": {"train": {"workers": 1}, "optim": {"lr": 0.5}},
+    "rows": {"plain": {"method.name": "exchange"}, "strong": {"method.penalty": 10, "optim.lr": 0.25}},
+}
+
+
+def test_every_row_meets_every_pair_and_seed() -> None:
+    made = cells(parse(CompareConfig, GRID))
+    assert len({cell.key for cell in made}) == 8
+    strong = [cell for cell in made if cell.row == "strong"]
+    assert {(cell.pair, cell.config.seed) for cell in strong} == {((1, 7), 0), ((1, 7), 1), ((3, 5), 0), ((3, 5), 1)}
+    for cell in made:
+        assert cell.config.request.exchange == dict([cell.pair]) and cell.config.request.classes == [cell.pair[0]]
+        assert (cell.config.method.penalty, cell.config.optim.lr) == ((10, 0.25) if cell.row == "strong" else (0.01, 0.5))
+
+
+def test_a_row_with_an_unknown_setting_is_refused() -> None:
+    with pytest.raises(InputError, match=r"method\.penalti"):
+        cells(parse(CompareConfig, GRID | {"rows": {"typo": {"method.penalti": 1}}}))
+
+
+def test_the_table_counts_runs_that_never_settled_and_names_the_worst() -> None:
+    run = {"steps": 10, "first_crossing_step": 4, "forget_fraction": 0.0, "exchange_fraction": 1.0, "step_cpu_seconds": 5.0}
+    results = [
+        {"row": "plain", "settled_step": 6, "retain_mean": 0.99, "retain_min": 0.9, **run},
+        {"row": "plain", "settled_step": None, "retain_mean": 0.5, "retain_min": 0.1, **run},
+        {"row": "plain", "failed": "step 3: loss is not finite"},
+    ]
+    line = table(results, ["plain", "absent"]).splitlines()[-1]
+    assert line == "| plain | 3 | 4 (2) | 6 (1) | 0.000 | 1.00 | 0.745 (0.500) | 0.50 (0.10) | 0.500 |"
