@@ -47,12 +47,13 @@ def take_step(
     dtype: torch.dtype = torch.float64,
     learn_sigma: bool = False,
     fd_radius: float = 2e-2,
+    joint: bool = True,
 ) -> Tensor:
     """The gradient (P,) that `method` gives the optimiser, on this rank's share of `rows`."""
     collectives = collectives or Collectives()
     model, named, teacher = student(seed, dtype=dtype, learn_sigma=learn_sigma)
     mine = share(rows, collectives.rank, collectives.world)
-    terms = build_terms(model, mine, weights or Weights(), teacher=teacher, micro_batches=micro_batches)
+    terms = build_terms(model, mine, weights or Weights(), teacher=teacher, micro_batches=micro_batches, joint=joint)
     step = Step(index=index, params=list(named.values()), terms=terms, collectives=collectives, hvp=hvp, fd_radius=fd_radius)
     return METHODS[method](step, settings or MethodSettings(penalty=PENALTY))
 

@@ -35,8 +35,8 @@ def test_gradient_is_finite_deterministic_and_of_the_parameters_size(method: str
 def test_micro_batches_give_the_gradient_of_the_whole_batch(method: str, targets: str, index: int) -> None:
     rows, weights = tiny_step_rows(), Weights(targets=targets)
     whole = take_step(method, rows, index=index, weights=weights)
-    for micro_batches in (2, 4):
-        got = take_step(method, rows, index=index, weights=weights, micro_batches=micro_batches, hvp="recompute")
+    for micro_batches, joint in ((1, False), (2, True), (4, False)):
+        got = take_step(method, rows, index=index, weights=weights, micro_batches=micro_batches, hvp="recompute", joint=joint)
         assert relative(got, whole) < 1e-12
 
 
