@@ -3,8 +3,9 @@
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -21,20 +22,31 @@ def connect(cpus: int | None = None, *, dashboard: bool = False) -> None:
     """
     if ray.is_initialized():
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    joining = bool(os.environ.get("RAY_ADDRESS"))
-    inherited = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    environment = {"OMP_NUM_THREADS": "1"}
-    if not joining:  # elsewhere the submitted working directory holds the code, and this path need not exist
-        environment["PYTHONPATH"] = os.pathsep.join([CHECKOUT, *(path for path in inherited if path != CHECKOUT)])
-    ray.init(
-        runtime_env={"env_vars": environment},
-        num_cpus=None if joining else cpus,
-        include_dashboard=None if joining else dashboard,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    quietly: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    threads = {"OMP_NUM_THREADS": "1"}
+    if os.environ.get("RAY_ADDRESS"):  # the submitted working directory holds the code there
+        ray.init(runtime_env={"env_vars": threads}, **quietly)
+    else:
+        inherited = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != CHECKOUT]
+        imports = {"PYTHONPATH": os.pathsep.join([CHECKOUT, *inherited]), "RAY_USAGE_STATS_ENABLED": "0"}
+        with _environment(threads | imports):  # inherited by the cluster; a runtime_env would cost every worker seconds more
+            ray.init(num_cpus=cpus, include_dashboard=dashboard, **quietly)
     quiet()
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """`values` in this process's environment for a while."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def quiet() -> None:
