@@ -7,11 +7,14 @@ import torch
 from distributed import run_world
 from tiny import CLASSES, SIDE, tiny_batch, tiny_dit, tiny_judge
 
+from pipeline.data.rows import Batch
 from pipeline.evaluation.forgetting import exchange_fraction, forget_fraction
 from pipeline.evaluation.measure import Subject, feature_moments, measure
+from pipeline.evaluation.membership import sample_losses
 from pipeline.evaluation.neighbours import nearest_classes
 from pipeline.evaluation.retention import retain_accuracy
 from pipeline.evaluation.sampling import Verdicts, draw_images, judge_samples, plan
+from pipeline.training.draws import draw_rows
 from pipeline.unlearning.collectives import Collectives
 
 COUNTS = {0: 3, 1: 5, 3: 2}
@@ -71,12 +74,34 @@ def test_verdicts_are_those_of_one_image_at_a_time() -> None:
     assert len(set(found["called"])) > 1
 
 
-@pytest.mark.parametrize("world", [2])
-def test_ranks_share_the_work_and_agree(world: int) -> None:
-    alone, ranks = judged(), run_world(world, judged)
-    for found in ranks:
-        assert found["called"] == alone["called"]
-        for label, (n, total, outer) in found["moments"].items():
+def attacked(batch: int = 4) -> list[float]:
+    rows = tiny_batch([0, 1, 2], each=3)
+    return sample_losses(tiny_dit(dtype=torch.float32), rows, draws=3, seed=5, batch=batch, collectives=Collectives())
+
+
+def test_losses_are_the_models_own_and_those_of_the_sample_alone() -> None:
+    found = attacked()
+    assert found == pytest.approx(attacked(batch=2), rel=1e-5)
+    model, rows = tiny_dit(dtype=torch.float32), tiny_batch([0, 1, 2], each=3)
+    for index in (0, 4, 8):
+        alone: Batch = rows.take([index])
+        total: Any = 0.0
+        for k in range(3):
+            drawn = draw_rows(model, alone, seed=5, step=k, term="membership", device=torch.device("cpu"))
+            total = total + model.losses(model.net, drawn.x0, drawn.y, drawn.noise).item() / 3
+        assert found[index] == pytest.approx(total, rel=1e-5)
+
+
+def judged_and_attacked() -> dict[str, Any]:
+    return {"judged": judged(), "attacked": attacked()}
+
+
+def test_ranks_share_the_work_and_agree() -> None:
+    alone, losses = judged(), attacked()
+    for found in run_world(2, judged_and_attacked):
+        assert found["attacked"] == pytest.approx(losses, rel=1e-5)
+        assert found["judged"]["called"] == alone["called"]
+        for label, (n, total, outer) in found["judged"]["moments"].items():
             assert n == alone["moments"][label][0]
             torch.testing.assert_close(total, alone["moments"][label][1], rtol=1e-5, atol=1e-6)
             torch.testing.assert_close(outer, alone["moments"][label][2], rtol=1e-5, atol=1e-6)

@@ -1,18 +1,12 @@
 """The loss attack that decides whether named samples were memorised, and whether they still are."""
 
 import math
-from typing import Any
 
 import pytest
 import torch
-from distributed import run_world
 from sklearn.metrics import roc_auc_score
-from tiny import tiny_batch, tiny_dit
 
-from pipeline.data.rows import Batch
-from pipeline.evaluation.membership import membership, sample_losses
-from pipeline.training.draws import draw_rows
-from pipeline.unlearning.collectives import Collectives
+from pipeline.evaluation.membership import membership
 
 
 def losses(n: int, mean: float, seed: int) -> list[float]:
@@ -57,26 +51,3 @@ def test_true_positives_at_one_percent_false_ones() -> None:
 def test_both_sides_are_needed(ours: list[float], others: list[float]) -> None:
     with pytest.raises(ValueError, match="expected some of both"):
         membership(ours, others)
-
-
-def measured(batch: int = 4) -> list[float]:
-    rows = tiny_batch([0, 1, 2], each=3)
-    return sample_losses(tiny_dit(dtype=torch.float32), rows, draws=3, seed=5, batch=batch, collectives=Collectives())
-
-
-def test_losses_are_the_models_own_and_those_of_the_sample_alone() -> None:
-    found = measured()
-    assert found == pytest.approx(measured(batch=2), rel=1e-5)
-    model, rows = tiny_dit(dtype=torch.float32), tiny_batch([0, 1, 2], each=3)
-    for index in (0, 4, 8):
-        alone: Batch = rows.take([index])
-        total: Any = 0.0
-        for k in range(3):
-            drawn = draw_rows(model, alone, seed=5, step=k, term="membership", device=torch.device("cpu"))
-            total = total + model.losses(model.net, drawn.x0, drawn.y, drawn.noise).item() / 3
-        assert found[index] == pytest.approx(total, rel=1e-5)
-
-
-def test_ranks_share_the_rows_and_agree() -> None:
-    alone, (first, second) = measured(), run_world(2, measured)
-    assert first == second == pytest.approx(alone, rel=1e-5)

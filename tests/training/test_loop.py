@@ -72,7 +72,7 @@ def several_on_this_rank(changes: dict[str, dict[str, Any]]) -> dict[str, dict[s
 
 def test_two_ranks_train_the_same_weights() -> None:
     """Up to the order in which float32 sums are taken."""
-    same = {"optim.max_steps": 4, "optim.micro_batch": None, "trainable": "labels_and_adaln:2"}
+    same = {"optim.max_steps": 3, "evaluate.every": 3, "optim.micro_batch": None, "trainable": "labels_and_adaln:2"}
     changes = {name: {**SETTINGS[name], **same} for name in ("uno_s", "everything on")}
     base = dict(run_inputs(run_config()).model.net.named_parameters())
     alone, (first, second) = several_on_this_rank(changes), run_world(2, several_on_this_rank, changes)
