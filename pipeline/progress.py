@@ -11,10 +11,23 @@ class Progress:
 
     def __init__(self, what: str, total: int, every_s: float = 10.0):
         self._what, self._total, self._every_s = what, total, every_s
+        self._count = 0
         self._bar = tqdm(total=total, desc=what, leave=False, dynamic_ncols=True) if sys.stderr.isatty() else None
         self._printed_at = time.monotonic()
 
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def add(self, count: int) -> None:
+        """`count` more are done."""
+        self.at(self._count + count)
+
     def at(self, count: int, note: str = "") -> None:
+        """`count` are done in all."""
+        self._count = count
         if self._bar is not None:
             self._bar.n = min(count, self._total)
             self._bar.set_postfix_str(note)

@@ -223,7 +223,6 @@ def _shuffle_on_ray(
     tasks: Sequence[Sequence[Wanted]], edges: Sequence[int], layout: Layout
 ) -> tuple[list[list[LaneFile]], list[dict[str, int]]]:
     import ray
-    from tqdm import tqdm
 
     from pipeline import cluster_ray
 
@@ -237,10 +236,10 @@ def _shuffle_on_ray(
     counts = [part[-1] for part in gathered]
     del gathered  # a gathered table is freed once its bucket is written
     written = []
-    with tqdm(total=len(pending), unit="file group", desc="partition", delay=2, mininterval=1) as progress:
+    with Progress("writing the partition", len(pending)) as progress:
         while pending:
             done, pending = ray.wait(pending, num_returns=1)
             with cluster_ray.plain_errors():
                 written += ray.get(done)
-            progress.update(len(done))
+            progress.add(len(done))
     return written, ray.get(counts)

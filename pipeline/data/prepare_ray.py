@@ -32,6 +32,7 @@ from pipeline.data.sources import open_source, regroup
 from pipeline.data.sources.base import Item, RawImages, Split, require_unique
 from pipeline.data.tombstones import require_not_buried
 from pipeline.errors import InputError
+from pipeline.progress import Progress
 
 REJECTED = "rejected.parquet"
 
@@ -166,7 +167,6 @@ def run_on_ray(encoder: EncoderConfig, tasks: Sequence[Task]) -> Iterator[Made]:
     if not tasks:
         return
     import ray
-    from tqdm import tqdm
 
     from pipeline import cluster_ray
 
@@ -179,28 +179,27 @@ def run_on_ray(encoder: EncoderConfig, tasks: Sequence[Task]) -> Iterator[Made]:
         pool: dict[str, Any] = {"num_gpus": encoder.gpus_per_worker} if encoder.gpus_per_worker else {"num_cpus": 0.25}
         actor: Any = _EncodingActor
         results = waiting.map(_decode, num_cpus=0.5).map(actor, concurrency=encoder.workers, **pool)
-    with tqdm(total=sum(len(task.items) for task in tasks), unit="image", desc="preparing", delay=2, mininterval=1) as progress:
+    with Progress("preparing images", sum(len(task.items) for task in tasks)) as progress:
         for row in results.iter_rows():
             if row["error"]:
                 raise pickle.loads(row["error"])
             made = Made.model_validate_json(row["made"])
-            progress.update(made.items)
+            progress.add(made.items)
             yield made
 
 
 def _regroup_on_ray(copies: Sequence[regroup.Regrouping]) -> Iterator[int]:
     import ray
-    from tqdm import tqdm
 
     from pipeline import cluster_ray
 
     cluster_ray.connect()
     remote: Any = ray.remote(num_cpus=1)(regroup.regroup)
     pending = [remote.remote(copy) for copy in copies]
-    with tqdm(total=len(pending), unit="file", desc="regrouping", delay=2, mininterval=1) as progress:
+    with Progress("regrouping files", len(pending)) as progress:
         while pending:
             done, pending = ray.wait(pending)
-            progress.update(len(done))
+            progress.add(len(done))
             with cluster_ray.plain_errors():
                 yield from ray.get(done)
 
