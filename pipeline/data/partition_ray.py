@@ -30,6 +30,7 @@ from pipeline.data.partition import (
     without,
 )
 from pipeline.data.shards import Kind, Shard
+from pipeline.progress import Progress
 
 TASK_BYTES = 128 << 20  # rows one task gathers or writes
 
