@@ -115,7 +115,7 @@ def unlearn(inputs: Inputs, start: Checkpoint | None = None) -> Outcome:
                 Checkpoint(
                     iteration=iteration,
                     trained={name: p.detach().clone() for name, p in named.items()},
-                    average=dict(average.values),
+                    average={name: value.clone() for name, value in average.values.items()},
                     moments=optimiser_moments(optimiser, names),
                     progress=progress,
                 )
