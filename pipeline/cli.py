@@ -1,6 +1,7 @@
 """What every job's command line does: --config, --set, --dry-run, exit codes, one clear line for bad input."""
 
 import argparse
+import gc
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -20,6 +21,16 @@ def main(kind: type[ConfigT], run: Run[ConfigT] | Mapping[str, Run[ConfigT]], de
 
     A job with verbs gives `run` as a mapping from verb to function; the verb is then the first argument.
     """
+    if argv is not None:
+        return _main(kind, run, description, argv)
+    gc.set_threshold(50_000, 20, 100)  # a third of what importing torch and MLflow takes is collecting garbage that is none
+    try:
+        return _main(kind, run, description, sys.argv[1:])
+    finally:
+        gc.freeze()  # the process ends: nothing of what it imported need be collected one by one
+
+
+def _main(kind: type[ConfigT], run: Run[ConfigT] | Mapping[str, Run[ConfigT]], description: str, argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if isinstance(run, Mapping):
         parser.add_argument("verb", choices=list(run))

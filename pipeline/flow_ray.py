@@ -105,7 +105,7 @@ def run(prepared: Prepared) -> dict[str, Any]:
     """Do it, or what is left of it: a run id that is finished returns its result, an interrupted one goes on."""
     from pipeline import cluster_ray
     from pipeline.data.partition_ray import build_partition
-    from pipeline.tracking.mlflow_tracking import Tracker, flatten
+    from pipeline.tracking.mlflow_tracking import Tracker, flatten, preload
     from pipeline.tracking.registry import register
     from pipeline.training import train_ray
 
@@ -114,9 +114,8 @@ def run(prepared: Prepared) -> dict[str, Any]:
     if storage.exists(storage.join(run_uri, RESULT)):
         return storage.read_json(storage.join(run_uri, RESULT))
     storage.require_writable(config.storage)
+    preload()
     cluster_ray.connect(max(os.cpu_count() or 1, math.ceil(config.train.workers * config.train.cpus_per_worker) + 1))  # one for Ray Data
-    partition = build_partition(config, prepared.lake, prepared.subject["neighbours"])
-    print(f"  partition {partition.digest[:12]}{' (made before)' if partition.reused else ''}; starting the workers", flush=True)
     if not storage.exists(storage.join(run_uri, SETTINGS)):
         storage.write_text(storage.join(run_uri, "request.yaml"), configuration.dump(config.request))
         storage.write_text(storage.join(run_uri, SETTINGS), _settings(prepared))
@@ -125,6 +124,8 @@ def run(prepared: Prepared) -> dict[str, Any]:
     tags = {"request_id": str(config.request.id), "method": config.method.name}
     tracker = Tracker(tracking=config.tracking, storage_root=config.storage, run_id=prepared.run_id, tags=tags, params=flatten(settings))
     with tracker:
+        partition = build_partition(config, prepared.lake, prepared.subject["neighbours"])
+        print(f"  partition {partition.digest[:12]}{' (made before)' if partition.reused else ''}; starting the workers", flush=True)
 
         def watch(fresh: list[records.Record]) -> None:
             show(progress, fresh)
@@ -136,7 +137,11 @@ def run(prepared: Prepared) -> dict[str, Any]:
             if storage.exists(outcome_uri):
                 outcome = storage.read_json(outcome_uri)
             else:
-                outcome = train_ray.train(config, partition_uri=partition.uri, run_uri=run_uri, **prepared.sources)
+                known_uri, known = _measured_before(prepared, partition.digest)
+                outcome = train_ray.train(config, partition_uri=partition.uri, run_uri=run_uri, before=known, **prepared.sources)
+                if known is None and "failed" not in outcome:
+                    first = next(r for r in records.read(metrics_uri) if r["kind"] == "evaluation" and r["step"] == 0)
+                    storage.write_json(known_uri, {"result": outcome["before"], "record": first})
             if "failed" in outcome:
                 raise RuntimeError(outcome["failed"])
         progress.close()
@@ -158,6 +163,25 @@ def run(prepared: Prepared) -> dict[str, Any]:
         result["timing"]["total_seconds"] = time.perf_counter() - started
         _publish(prepared, result, records.read(metrics_uri), tracker)
     return result
+
+
+def _measured_before(prepared: Prepared, partition_digest: str) -> tuple[str, dict[str, Any] | None]:
+    """Where the base model's measures lie that this run would take, and those measures when an earlier run took them.
+
+    They depend on the two sets of weights, the partition, the seed, the evaluation's settings and the code.
+    """
+    config = prepared.config
+    key = [
+        prepared.base.digest,
+        prepared.judge.digest,
+        partition_digest,
+        config.seed,
+        config.evaluate.model_dump(mode="json"),
+        code_version(),
+    ]
+    request = config.request.model_dump(mode="json", include={"classes", "exchange", "sample_ids", "neighbours"})
+    uri = storage.join(config.storage, "evaluations", f"{storage.digest_of([key, request])[:32]}.json")
+    return uri, storage.read_json(uri) if storage.exists(uri) else None
 
 
 def show(progress: Progress, fresh: list[records.Record]) -> None:

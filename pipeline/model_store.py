@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from models import weights
 from pipeline import storage
 from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CONFIG, WEIGHTS, MANIFEST = "config.json", "model.safetensors", "manifest.json"
 
@@ -19,7 +19,7 @@ class Stored:
 
     uri: str
     config: dict[str, Any]
-    state: Mapping[str, Tensor]
+    state: Mapping[str, "Tensor"]
     digest: str
     manifest: dict[str, Any]
 
@@ -33,8 +33,10 @@ def judge_uri(storage_root: str, lake: str) -> str:
     return storage.join(storage_root, "models", f"judge-{lake.rstrip('/').rsplit('/', 1)[-1]}")
 
 
-def write(uri: str, config: Mapping[str, Any], state: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> str:
+def write(uri: str, config: Mapping[str, Any], state: Mapping[str, "Tensor"], manifest: Mapping[str, Any]) -> str:
     """Write a folder of weights, its manifest last; returns the digest of the values."""
+    from models import weights
+
     digest = weights.weights_digest(state)
     storage.write_bytes(storage.join(uri, WEIGHTS), weights.to_bytes(state))
     storage.write_json(storage.join(uri, CONFIG), dict(config))
@@ -50,6 +52,8 @@ def manifest_of(uri: str) -> dict[str, Any] | None:
 
 def read(uri: str, what: str) -> Stored:
     """The weights at `uri`, checked against their manifest; `what` ("model.weights", "judge.weights") names the key in errors."""
+    from models import weights
+
     manifest = manifest_of(uri)
     if manifest is None:
         raise InputError(

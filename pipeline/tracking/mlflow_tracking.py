@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -106,6 +107,16 @@ def quiet() -> None:
     assert mlflow.__version__
     for name in ("mlflow", "alembic", "alembic.runtime.migration"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def preload() -> None:
+    """Begin MLflow's imports in a thread: they take seconds, and whoever starts a cluster meanwhile is mostly waiting."""
+
+    def imports() -> None:
+        import mlflow.pyfunc
+        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+
+    threading.Thread(target=imports, daemon=True, name="mlflow-imports").start()
 
 
 def find_experiment(made: "MlflowClient", tracking: Tracking, storage_root: str) -> str:

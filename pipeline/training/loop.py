@@ -48,6 +48,7 @@ class Inputs:
     exchange: Cycle | None
     collectives: Collectives
     device: torch.device
+    before: dict[str, Any] | None = None  # {"result", "record"} of the base model, where it was measured already
     record: Callable[[dict[str, Any]], None] = lambda record: None  # a line of metrics.jsonl
     save: Callable[[Checkpoint], None] = lambda checkpoint: None
 
@@ -79,9 +80,12 @@ def unlearn(inputs: Inputs, start: Checkpoint | None = None) -> Outcome:
     model.net.train()
 
     if start is None:
-        before = _check(inputs, 0, final=True)
-        inputs.record(before.to_record(0))
-        progress: dict[str, Any] = {"before": before.to_result(), "step_seconds": [], "cpu_seconds": 0.0, "first_batch": None}
+        before = inputs.before
+        if before is None:
+            measures = _check(inputs, 0, final=True)
+            before = {"result": measures.to_result(), "record": measures.to_record(0)}
+        inputs.record(before["record"])
+        progress: dict[str, Any] = {"before": before["result"], "step_seconds": [], "cpu_seconds": 0.0, "first_batch": None}
         iteration = 0
     else:
         _restore(named, average, optimiser, rule, start)

@@ -4,15 +4,12 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from models.generative import build, dit_description
-from models.judge import build_judge, initialise, small_cnn_description
 from pipeline import config as configuration
 from pipeline import model_store, records, storage
 from pipeline.config import PretrainConfig
 from pipeline.data.lake import Lake, lake_uri, read_lake
 from pipeline.errors import InputError
 from pipeline.progress import Progress
-from pipeline.seeding import generator
 
 METRICS = "metrics.jsonl"
 
@@ -31,6 +28,9 @@ class Pretrained:
 
 def descriptions(config: PretrainConfig, lake: Lake) -> tuple[dict[str, Any], dict[str, Any]]:
     """The config.json of the DiT and of the judge for the rows of `lake`."""
+    from models.generative import dit_description
+    from models.judge import small_cnn_description
+
     manifest = lake.manifest
     if manifest.kind != "image":
         raise InputError(f"lake {manifest.name!r} holds latents, expected images: pretrain.py trains small models on pixels")
@@ -59,23 +59,23 @@ def pretrain(config: PretrainConfig) -> Pretrained:
     """Train both, or return them when they are there with the same settings, lake and seed."""
     started = time.perf_counter()
     lake = read_lake(lake_uri(config.storage, config.lake))
-    description, judge_description = descriptions(config, lake)
-    made_with = {
+    made_with = {  # decided without building anything, so that finding both there already takes no time
         "lake_digest": lake.digest,
+        "size": config.model.size,
         "seed": config.seed,
         "label_dropout": config.label_dropout,
         "optim": config.optim.model_dump(),
         "judge": config.judge.model_dump(),
-        "description": description,
-        "judge_description": judge_description,
+        "evaluate": config.evaluate.model_dump(),
     }
     model_uri = model_store.model_uri(config.storage, config.model.size, config.lake)
     judge_uri = model_store.judge_uri(config.storage, config.lake)
     manifest, judge_manifest = model_store.manifest_of(model_uri), model_store.manifest_of(judge_uri)
     reused = all(m is not None and m["made_with"] == made_with for m in (manifest, judge_manifest))
     if not reused:
+        described = descriptions(config, lake)
         storage.require_writable(config.storage)
-        _train(config, lake, made_with, model_uri, judge_uri)
+        _train(config, lake, made_with, described, model_uri, judge_uri)
         manifest, judge_manifest = model_store.manifest_of(model_uri), model_store.manifest_of(judge_uri)
     assert manifest is not None and judge_manifest is not None
     return Pretrained(
@@ -88,7 +88,14 @@ def pretrain(config: PretrainConfig) -> Pretrained:
     )
 
 
-def _train(config: PretrainConfig, lake: Lake, made_with: dict[str, Any], model_uri: str, judge_uri: str) -> None:
+def _train(
+    config: PretrainConfig,
+    lake: Lake,
+    made_with: dict[str, Any],
+    described: tuple[dict[str, Any], dict[str, Any]],
+    model_uri: str,
+    judge_uri: str,
+) -> None:
     from pipeline import cluster_ray
     from pipeline.training.launch_ray import launch
 
@@ -105,6 +112,7 @@ def _train(config: PretrainConfig, lake: Lake, made_with: dict[str, Any], model_
         "config": config.model_dump(mode="json"),
         "lake_uri": lake.uri,
         "made_with": made_with,
+        "described": described,
         "model_uri": model_uri,
         "judge_uri": judge_uri,
         "metrics_uri": metrics_uri,
@@ -121,8 +129,11 @@ def _train(config: PretrainConfig, lake: Lake, made_with: dict[str, Any], model_
 
 
 def _worker(arguments: dict[str, Any]) -> None:
+    from models.generative import build
+    from models.judge import build_judge, initialise
     from pipeline.evaluation.retention import retain_accuracy
     from pipeline.evaluation.sampling import judge_samples, plan
+    from pipeline.seeding import generator
     from pipeline.training.launch_ray import worker_setup
     from pipeline.training.pretrain import judge_accuracy, train_dit, train_judge
 
@@ -131,12 +142,13 @@ def _worker(arguments: dict[str, Any]) -> None:
     first = collectives.rank == 0
     lake = read_lake(arguments["lake_uri"])
     rows, seed, made_with = lake.read(), config.seed, arguments["made_with"]
+    description, judge_description = arguments["described"]
     writer = records.Writer(arguments["metrics_uri"])
 
     def progress(of: str) -> Any:
         return (lambda step, loss: writer.write({"of": of, "step": step, "loss": loss})) if first else (lambda step, loss: None)
 
-    judge = build_judge(made_with["judge_description"])
+    judge = build_judge(judge_description)
     initialise(judge.net, generator(seed, "judge"))
     judge.net.to(device)
     common = {"seed": seed, "device": device, "collectives": collectives}
@@ -158,7 +170,7 @@ def _worker(arguments: dict[str, Any]) -> None:
     heldout = lake.read(split="heldout")
     accuracy = judge_accuracy(judge, heldout, device=device) if len(heldout) else None
 
-    model = build(made_with["description"])
+    model = build(description)
     model.net.initialise(generator(seed, "model"))  # type: ignore[operator]
     model.net.to(device).train()
     train_dit(

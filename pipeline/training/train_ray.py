@@ -29,9 +29,20 @@ GRID_FORGET, GRID_RETAIN = 8, 4  # images of each label in the before and after 
 
 
 def train(
-    config: UnlearnConfig, *, lake_uri: str, partition_uri: str, model_uri: str, judge_uri: str, subject: dict[str, Any], run_uri: str
+    config: UnlearnConfig,
+    *,
+    lake_uri: str,
+    partition_uri: str,
+    model_uri: str,
+    judge_uri: str,
+    subject: dict[str, Any],
+    run_uri: str,
+    before: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Run the loop on the workers, or continue it; returns `Outcome` as plain data. Weights and grids lie under `run_uri`."""
+    """Run the loop on the workers, or continue it; returns `Outcome` as plain data. Weights and grids lie under `run_uri`.
+
+    `before` is what was measured of the base model earlier, with these settings; without it it is measured now.
+    """
     arguments = {
         "config": config.model_dump(mode="json"),
         "lake_uri": lake_uri,
@@ -39,6 +50,7 @@ def train(
         "model_uri": model_uri,
         "judge_uri": judge_uri,
         "subject": subject,
+        "before": before,
         "run_uri": run_uri,
     }
     return launch(_worker, arguments, config.train, storage_uri=run_uri, name="checkpoints")
@@ -83,7 +95,7 @@ def _worker(arguments: dict[str, Any]) -> dict[str, Any]:
             ray.train.report({"iteration": checkpoint.iteration}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
     try:
-        outcome = unlearn(replace(inputs, record=writer.write if first else inputs.record, save=save), start)
+        outcome = unlearn(replace(inputs, before=arguments["before"], record=writer.write if first else inputs.record, save=save), start)
     except NonFiniteError as error:  # on every rank at once, and again however often it is tried: not a failure to retry
         if first:
             writer.flush()
