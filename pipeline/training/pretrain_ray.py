@@ -117,15 +117,17 @@ def _train(
         "judge_uri": judge_uri,
         "metrics_uri": metrics_uri,
     }
+    scratch, name = storage.join(config.storage, "models", ".train"), storage.digest_of(made_with)[:16]
     with records.Follower(metrics_uri, show):
         launch(
             _worker,
             arguments,
             config.train,
-            storage_uri=storage.join(config.storage, "models", ".train"),
-            name=storage.digest_of(made_with)[:16],
+            storage_uri=scratch,
+            name=name,
         )
     progress.close()
+    storage.remove(storage.join(scratch, name))  # Ray Train's own notes; the weights lie in their folders
 
 
 def _worker(arguments: dict[str, Any]) -> None:
