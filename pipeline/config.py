@@ -98,7 +98,7 @@ class Method(Section):
     surgery_every: int = Field(2, ge=1, description="uno_s: every k-th step is a surgery step")
     hvp: Literal["exact", "recompute", "fd_central", "fd_forward"] = Field("exact", description="how the penalty's gradient is made")
     targets: Literal["data", "teacher"] = Field("teacher", description="what L_r and L_x are measured against")
-    exchange_weight: float = Field(1.0, ge=0, description="weight of L_x against L_r")
+    exchange_weight: float = Field(0.5, ge=0, description="weight of L_x against L_r; 1 in the paper")
     contrast: bool = Field(False, description="L_f minus the loss of the same noised images under the null label")
     null_fraction: Fraction = Field(0.1, description="teacher targets: share of retain rows under the null label")
     share_noise: bool = Field(False, description="L_f draws the timestep and noise of L_x")
@@ -144,7 +144,7 @@ class Evaluate(Section):
     sampler_steps: int = Field(12, ge=1)
     final_sampler_steps: int = Field(20, ge=1)
     membership_draws: int = Field(16, ge=1, description="named samples: noises over which a row's loss is averaged")
-    hold_steps: int = Field(8, ge=1, description="steps over which every check must stay below the target before the run is settled")
+    hold_steps: int = Field(16, ge=1, description="steps over which every check must stay below the target before the run is settled")
     batch: int = Field(128, ge=1, description="images sampled at once by a worker")
 
 
