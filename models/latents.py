@@ -23,7 +23,7 @@ def load_autoencoder(folder: str, device: str = "cpu") -> torch.nn.Module:
     try:
         from diffusers import AutoencoderKL
     except ImportError as error:
-        raise ImportError("diffusers is missing, latents need it: pip install 'unlearn-dit[diffusers]'") from error
+        raise ImportError("diffusers is missing, latents need it: pip install -e '.[diffusers]' in the checkout") from error
     return AutoencoderKL.from_pretrained(folder, use_safetensors=True, local_files_only=True).eval().requires_grad_(False).to(device)
 
 
