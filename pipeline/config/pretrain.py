@@ -1,0 +1,37 @@
+"""Training a small model and its judge."""
+
+from pydantic import Field
+
+from pipeline.config.base import Fraction, JobConfig, Section
+from pipeline.config.unlearn import Evaluate, Model, Train
+
+
+class PretrainOptim(Section):
+    """The recipe of docs/numerics.md: minutes on two cores."""
+
+    lr: float = Field(3e-3, gt=0)
+    batch_size: int = Field(128, ge=1)
+    max_steps: int = Field(600, ge=1)
+    warmup_steps: int = Field(50, ge=0)
+    clip: float | None = Field(1.0, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    ema: float = Field(0.99, ge=0, lt=1)
+
+
+class JudgeOptim(Section):
+    lr: float = Field(3e-3, gt=0)
+    batch_size: int = Field(128, ge=1)
+    max_steps: int = Field(300, ge=1)
+    warmup_steps: int = Field(20, ge=0)
+    ema: float = Field(0.98, ge=0, lt=1)
+    noise: float = Field(0.3, ge=0, description="deviation of the noise added to the images it learns from")
+
+
+class PretrainConfig(JobConfig):
+    lake: str = "digits"
+    model: Model = Model()
+    label_dropout: Fraction = Field(0.1, description="share of rows trained under the null label (classifier-free guidance)")
+    optim: PretrainOptim = PretrainOptim()
+    judge: JudgeOptim = JudgeOptim()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()

@@ -1,0 +1,52 @@
+"""The jobs around a finished run: generate, registry, compare, benchmark."""
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from pipeline.config.base import JobConfig, Section, Version
+from pipeline.config.unlearn import Tracking
+
+
+class GenerateConfig(JobConfig):
+    tracking: Tracking = Tracking()
+    version: Version = "candidate"
+    labels: list[int] = Field([1], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field([0, 1, 2, 3, 4, 5, 6, 7], min_length=1)
+    cfg_scale: float | None = Field(None, ge=0, description="absent: the scale the model was registered with")
+    steps: int | None = Field(None, ge=1, description="sampler steps; absent: those the model was registered with")
+    output: str | None = Field(None, description="PNG to write; absent: <storage>/generated/<model>-v<version>.png")
+
+
+class RegistryConfig(JobConfig):
+    tracking: Tracking = Tracking()
+    version: Version | None = Field(None, description="absent: candidate for show and promote, champion for verify")
+    override: str | None = Field(None, min_length=10, description="promote although the gate did not pass: the reason, which is recorded")
+    key: str | None = Field(None, description="Ed25519 private key (PEM file) that signs the certificate of a promoted version")
+    public_key: str | None = Field(None, description="Ed25519 public key (PEM file) that verify holds the signature against")
+
+
+class CompareConfig(JobConfig):
+    name: str = Field("digits", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    lake: str = "digits"
+    seeds: list[int] = Field([0, 1, 2, 3, 4], min_length=1)
+    pairs: list[tuple[int, int]] = Field([(1, 7), (3, 5)], min_length=1, description="forgotten class, exchange class")
+    processes: int = Field(2, ge=1)
+    unlearn: dict[str, Any] = Field({}, description="settings of the main job that all rows share")
+    rows: dict[str, dict[str, Any]] = Field(min_length=1, description="name of a row -> the settings it changes, by dotted key")
+
+
+class StepBenchmark(Section):
+    width: int = Field(384, ge=24, multiple_of=12)
+    depth: int = Field(6, ge=1)
+    tokens: int = Field(256, ge=4, description="a square number")
+    batch: int = Field(2, ge=1, description="images of each kind")
+    trainable: str = "labels_and_adaln:4"
+    penalty: float = Field(0.02, gt=0)
+    repeats: int = Field(11, ge=1)
+
+
+class BenchmarkConfig(JobConfig):
+    benchmark: str = "step"
+    threads: int = Field(1, ge=1)
+    step: StepBenchmark = StepBenchmark()

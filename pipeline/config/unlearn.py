@@ -1,0 +1,140 @@
+"""The main job: what to forget, how, and what has to hold before the result may be promoted."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.config.base import Fraction, JobConfig, Section
+
+
+class Model(Section):
+    size: str = "DiT-tiny"
+    weights: str | None = Field(None, description="folder or URI; absent: what pretrain.py left under storage for this lake")
+
+
+class Request(Section):
+    """What to forget. `exchange` maps a forgotten class to the class its label shall draw from now on."""
+
+    id: str | None = None
+    classes: list[int] = Field(default_factory=list)
+    sample_ids: str | None = Field(None, description="URI of a text file with one sample id a line")
+    exchange: dict[int, int] = Field(default_factory=dict)
+    without_exchange: bool = Field(False, description="accept a forgotten class without an exchange class")
+    retain: Literal["exchange", "neighbours", "all"] = "all"
+    neighbours: int = Field(5, ge=1, description="how many nearest classes count as neighbours of the forgotten ones")
+    reason: str = ""
+
+    @property
+    def forgotten_classes(self) -> list[int]:
+        """The classes to forget whole: none when samples are named, `classes` then only says where they are."""
+        return [] if self.sample_ids else self.classes
+
+
+class Method(Section):
+    name: str = "uno_s"
+    penalty: float = Field(0.01, ge=0, description="lambda of grad cos^2")
+    surgery_every: int = Field(2, ge=1, description="uno_s: every k-th step is a surgery step")
+    hvp: Literal["exact", "recompute", "fd_central", "fd_forward"] = Field("exact", description="how the penalty's gradient is made")
+    targets: Literal["data", "teacher"] = Field("teacher", description="what L_r and L_x are measured against")
+    exchange_weight: float = Field(0.5, ge=0, description="weight of L_x against L_r; 1 in the paper")
+    contrast: bool = Field(False, description="L_f minus the loss of the same noised images under the null label")
+    null_fraction: Fraction = Field(0.1, description="teacher targets: share of retain rows under the null label")
+    share_noise: bool = Field(False, description="L_f draws the timestep and noise of L_x")
+
+
+class Partition(Section):
+    lanes: int = Field(
+        8, ge=1, description="equal streams the retain side is cut into; any worker count that divides it sees the same batches"
+    )
+    segment_steps: int | None = Field(None, ge=1, description="steps of one file of a lane; absent: what makes a file about 16 MB")
+
+
+class Optim(Section):
+    """AdamW of an unlearning run. The defaults are those that served the digits model best (docs/methods.md)."""
+
+    lr: float = Field(0.01, gt=0)
+    batch_size: int = Field(64, ge=1, description="rows of each kind (retain, exchange, forget) in the global batch")
+    micro_batch: int | None = Field(None, ge=1, description="rows of each kind a worker holds at once; absent: its whole share")
+    max_steps: int = Field(60, ge=1)
+    warmup_steps: int = Field(0, ge=0)
+    prime_steps: int = Field(0, ge=0, description="gradient evaluations at lr 0 that fill the optimiser's moments first")
+    clip: float | None = Field(1.0, gt=0, description="bound on the gradient's norm")
+    weight_decay: float = Field(0.0, ge=0)
+    ema: float = Field(0.7, ge=0, lt=1, description="decay of the averaged weights that are evaluated and registered; 0: off")
+
+
+class Train(Section):
+    workers: int = Field(2, ge=1)
+    cpus_per_worker: float = Field(0.5, gt=0)
+    gpus_per_worker: float = Field(0, ge=0)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    threads: int = Field(1, ge=1, description="BLAS threads of a worker")
+    max_failures: int = Field(3, ge=0, description="worker failures a run survives")
+
+
+class Evaluate(Section):
+    every: int = Field(2, ge=1, description="steps between two checks")
+    samples: int = Field(200, ge=20, description="images a check draws for the forgotten classes together")
+    retain_samples: int = Field(20, ge=1, description="images a check draws for each retained class")
+    final_samples: int = Field(500, ge=100, description="the same before and after, on fresh noise")
+    final_retain_samples: int = Field(100, ge=1)
+    cfg_scale: float = Field(2.0, ge=0)
+    sampler_steps: int = Field(12, ge=1)
+    final_sampler_steps: int = Field(20, ge=1)
+    membership_draws: int = Field(16, ge=1, description="named samples: noises over which a row's loss is averaged")
+    hold_steps: int = Field(16, ge=1, description="steps over which every check must stay below the target before the run is settled")
+    batch: int = Field(128, ge=1, description="images sampled at once by a worker")
+
+
+class Judge(Section):
+    weights: str | None = Field(None, description="folder or URI; absent: what pretrain.py left under storage for this lake")
+
+
+class Gate(Section):
+    max_forget_fraction: Fraction = Field(0.05, description="bound on the measured share and, for settling, on its upper 95 % bound")
+    min_retain_accuracy: Fraction = Field(0.97, description="bound on the mean over retained classes")
+    min_class_accuracy: Fraction = Field(0.90, description="bound on the worst retained class")
+    max_membership_auc: Fraction = Field(
+        0.60, description="named samples: bound on the loss attack's AUC and, for settling, on its upper bound"
+    )
+    max_fid_increase: float | None = Field(None, ge=0, description="bound on how far the Frechet distance may rise; absent: reported only")
+
+
+class Tracking(Section):
+    uri: str | None = Field(None, description="MLflow tracking URI; absent: SQLite under the storage root")
+    experiment: str = "unlearning"
+    model_name: str = "dit-digits-unlearned"
+
+
+class UnlearnConfig(JobConfig):
+    run_id: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    lake: str = "digits"
+    model: Model = Model()
+    request: Request = Request()
+    method: Method = Method()
+    trainable: str = "labels_and_adaln:2"
+    partition: Partition = Partition()
+    optim: Optim = Optim()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    judge: Judge = Judge()
+    gate: Gate = Gate()
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "UnlearnConfig":
+        if self.method.hvp == "fd_forward" and self.train.precision == "bf16":
+            raise ValueError(
+                "method.hvp: got fd_forward with train.precision bf16, whose rounding drowns a one-sided difference; expected fd_central"
+            )
+        batch, lanes, workers = self.optim.batch_size, self.partition.lanes, self.train.workers
+        if batch % lanes:
+            raise ValueError(f"optim.batch_size: got {batch}, expected a multiple of partition.lanes ({lanes})")
+        if lanes % workers:
+            raise ValueError(f"train.workers: got {workers}, expected a divisor of partition.lanes ({lanes})")
+        if self.optim.micro_batch and (batch // workers) % self.optim.micro_batch:
+            raise ValueError(
+                f"optim.micro_batch: got {self.optim.micro_batch}, expected a divisor of a worker's share of the batch "
+                f"({batch} / {workers} = {batch // workers})"
+            )
+        return self
