@@ -15,18 +15,21 @@ def resolve(config: UnlearnConfig, class_names: Mapping[int, str], *, conditiona
         raise InputError("request: got neither classes nor sample_ids, expected what to forget, such as --set request.classes=[1]")
     if len(set(request.classes)) != len(request.classes):
         raise InputError(f"request.classes: got {request.classes}, expected each class once")
-    for name, label in [*(("classes", c) for c in request.classes), *(("exchange", e) for e in request.exchange.values())]:
+    for name, label in [
+        *(("classes", c) for c in request.classes),
+        *(("exchange", e) for es in request.exchange_classes.values() for e in es),
+    ]:
         if label not in class_names:
             known = sorted(class_names)
             raise InputError(f"request.{name}: class {label} is not in lake {config.lake!r}, expected one of {known[0]} to {known[-1]}")
     if len(request.classes) >= len(class_names):
         raise InputError("request.classes: got every class of the lake, expected at least one to be kept")
-    for forgotten, exchange in request.exchange.items():
+    for forgotten, exchange in request.exchange_classes.items():
         if forgotten not in request.classes:
             raise InputError(f"request.exchange: {forgotten} is not among request.classes {request.classes}; name it there or drop it here")
-        if exchange in request.classes:
+        if lost := [e for e in exchange if e in request.classes]:
             raise InputError(
-                f"request.exchange: class {forgotten} would draw class {exchange}, which is itself to be forgotten; choose a retained class"
+                f"request.exchange: class {forgotten} would draw class {lost[0]}, which is itself to be forgotten; choose a retained class"
             )
     if request.sample_ids and request.exchange:
         raise InputError(

@@ -1,6 +1,6 @@
 """The main job: what to forget, how, and what has to hold before the result may be promoted."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -13,12 +13,12 @@ class Model(Section):
 
 
 class Request(Section):
-    """What to forget. `exchange` maps a forgotten class to the class its label shall draw from now on."""
+    """What to forget. `exchange` maps a forgotten class to the class its label shall draw from now on, or to several: their mixture."""
 
     id: str | None = None
     classes: list[int] = Field(default_factory=list)
     sample_ids: str | None = Field(None, description="URI of a text file with one sample id a line")
-    exchange: dict[int, int] = Field(default_factory=dict)
+    exchange: dict[int, int | Annotated[list[int], Field(min_length=1)]] = Field(default_factory=dict)
     without_exchange: bool = Field(False, description="accept a forgotten class without an exchange class")
     retain: Literal["exchange", "neighbours", "all"] = "all"
     neighbours: int = Field(5, ge=1, description="how many nearest classes count as neighbours of the forgotten ones")
@@ -28,6 +28,11 @@ class Request(Section):
     def forgotten_classes(self) -> list[int]:
         """The classes to forget whole: none when samples are named, `classes` then only says where they are."""
         return [] if self.sample_ids else self.classes
+
+    @property
+    def exchange_classes(self) -> dict[int, tuple[int, ...]]:
+        """The exchange classes of each forgotten class, sorted."""
+        return {c: (e,) if isinstance(e, int) else tuple(sorted(set(e))) for c, e in sorted(self.exchange.items())}
 
 
 class Method(Section):

@@ -17,7 +17,7 @@ from pipeline.errors import InputError
 if TYPE_CHECKING:
     from pipeline.data.rows import Batch
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 LANE_FILE_BYTES = 16 << 20
 
 
@@ -99,7 +99,7 @@ def partition_key(config: UnlearnConfig, lake: Lake, sample_ids: Sequence[str] |
         "schema_version": SCHEMA_VERSION,
         "classes": sorted(set(request.classes)),
         "sample_ids": None if sample_ids is None else storage.digest_of(sorted(set(sample_ids))),
-        "exchange": {str(label): request.exchange[label] for label in sorted(request.exchange)},
+        "exchange": {str(label): list(exchange) for label, exchange in request.exchange_classes.items()},
         "retain": request.retain,
         "neighbours": sorted(set(neighbours or [])) if request.retain == "neighbours" else None,
         "lake": lake.digest,
@@ -193,7 +193,7 @@ def without(selected: Sequence[Shard], forgotten: Sequence[Selection]) -> list[S
 
 
 def exchange_labels(request: Request) -> list[int]:
-    return sorted(set(request.exchange.values()))
+    return sorted({label for exchange in request.exchange_classes.values() for label in exchange})
 
 
 def retain_labels(request: Request, lake: Lake, whole_classes: bool, neighbours: Sequence[int] | None) -> list[int]:

@@ -12,7 +12,7 @@ def forget_fraction(verdicts: Verdicts, forgotten: Sequence[int]) -> Proportion:
     return proportion(sum(hits), len(hits))
 
 
-def exchange_fraction(verdicts: Verdicts, exchange: Mapping[int, int]) -> Proportion | None:
-    """Share of samples under a forgotten label that the judge calls its exchange class; None without exchange classes."""
-    hits = [called == exchange[label] for label, called in zip(verdicts.labels, verdicts.called, strict=True) if label in exchange]
+def exchange_fraction(verdicts: Verdicts, exchange: Mapping[int, Sequence[int]]) -> Proportion | None:
+    """Share of samples under a forgotten label that the judge calls one of its exchange classes; None without exchange classes."""
+    hits = [called in exchange[label] for label, called in zip(verdicts.labels, verdicts.called, strict=True) if label in exchange]
     return proportion(sum(hits), len(hits)) if hits else None

@@ -31,7 +31,7 @@ class Subject:
 
     judge: Judge
     forgotten: tuple[int, ...]
-    exchange: Mapping[int, int]
+    exchange: Mapping[int, Sequence[int]]
     retained: tuple[int, ...]
     neighbours: tuple[int, ...]
     reference: Moments | None = None

@@ -14,6 +14,7 @@ from pipeline.tracking.wording import (
     Namer,
     bound_of,
     check_title,
+    either,
     exchange_of,
     given,
     namer,
@@ -50,9 +51,10 @@ def render_report(
     config_yaml: str,
     *,
     class_names: Sequence[str] | None = None,
+    note: str | None = None,
 ) -> str:
     """The page for `result` (as in result.json), `records` (of metrics.jsonl) and sample `grids` (uint8 (n, H, W, C) by label,
-    before and after). What is null says so; every text from outside is escaped."""
+    before and after), with a `note` on these. What is null says so; every text from outside is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -73,6 +75,7 @@ def render_report(
         tiles=_tiles(result),
         request=_request_rows(request, named),
         samples=_samples(grids, request, named),
+        note=note,
         charts=_charts(result, records),
         measures=_measures(result),
         classes=_classes(result, named),
@@ -116,7 +119,7 @@ def _request_rows(request: Mapping[str, Any], named: Namer) -> list[tuple[str, s
         ("Request", request.get("id") or "no id given"),
         ("Forget", ", ".join(named(label) for label in request.get("classes") or []) or "no whole class"),
         ("Samples", request.get("sample_ids") or "none by name"),
-        ("Exchange", ", ".join(f"{named(old)} becomes {named(new)}" for old, new in exchange.items()) or "none"),
+        ("Exchange", ", ".join(f"{named(old)} becomes {either(new, named)}" for old, new in exchange.items()) or "none"),
         ("Retain", request.get("retain") or NOT_MEASURED),
         ("Reason", request.get("reason") or "none given"),
     ]
@@ -126,7 +129,7 @@ def _request_rows(request: Mapping[str, Any], named: Namer) -> list[tuple[str, s
 def _role(label: int, request: Mapping[str, Any]) -> str:
     if label in [int(one) for one in request.get("classes") or []]:
         return "forgotten"
-    return "exchange target" if label in exchange_of(request).values() else "retained"
+    return "exchange target" if any(label in new for new in exchange_of(request).values()) else "retained"
 
 
 def _samples(grids: Grids, request: Mapping[str, Any], named: Namer) -> list[dict[str, Any]]:

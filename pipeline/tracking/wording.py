@@ -109,8 +109,14 @@ def namer(class_names: Sequence[str] | None) -> Namer:
     return named
 
 
-def exchange_of(request: Mapping[str, Any]) -> dict[int, int]:
-    return {int(key): int(value) for key, value in (request.get("exchange") or {}).items()}
+def exchange_of(request: Mapping[str, Any]) -> dict[int, list[int]]:
+    """The exchange classes of each forgotten class; a mixture has several."""
+    given_ = (request.get("exchange") or {}).items()
+    return {int(key): [int(one) for one in (value if isinstance(value, list) else [value])] for key, value in given_}
+
+
+def either(labels: Sequence[int], named: Namer) -> str:
+    return " or ".join(named(label) for label in labels)
 
 
 def _asked(request: Mapping[str, Any], named: Namer) -> str:
@@ -118,7 +124,7 @@ def _asked(request: Mapping[str, Any], named: Namer) -> str:
     if not classes:
         return "forget the named samples"
     names = ", ".join(named(label) for label in classes)
-    pairs = [f"{named(exchange[int(label)])} in place of {named(label)}" for label in classes if int(label) in exchange]
+    pairs = [f"{either(exchange[int(label)], named)} in place of {named(label)}" for label in classes if int(label) in exchange]
     return f"forget class{'es' if len(classes) > 1 else ''} {names}" + (f" and to draw {', '.join(pairs)}" if pairs else "")
 
 
@@ -127,7 +133,7 @@ def title_of(request: Mapping[str, Any], named: Namer) -> str:
     if not classes:
         return "Forgetting samples"
     if len(classes) == 1 and int(classes[0]) in exchange:
-        return f"Forgetting {named(classes[0])}, drawing {named(exchange[int(classes[0])])} instead"
+        return f"Forgetting {named(classes[0])}, drawing {either(exchange[int(classes[0])], named)} instead"
     return f"Forgetting {', '.join(named(label) for label in classes[:4])}{' and more' if len(classes) > 4 else ''}"
 
 

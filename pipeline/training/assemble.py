@@ -55,13 +55,13 @@ def assemble(
         members=forget if by_name else None,
         heldout=heldout(sorted(set(forget.y.tolist()))) if by_name else None,
         membership_draws=config.evaluate.membership_draws,
-        exchange=config.request.exchange,
+        exchange=config.request.exchange_classes,
         retained=tuple(described["retained"]),
         neighbours=tuple(described["neighbours"]),
         reference=_reference(partition, judge),
     )
     by_data = config.request.exchange and config.method.targets == "data"
-    exchange = exchange_rows(partition.exchange(), config.request.exchange) if by_data else None
+    exchange = exchange_rows(partition.exchange(), config.request.exchange_classes) if by_data else None
     return Inputs(
         config=config,
         model=model,

@@ -1,6 +1,6 @@
 """From streamed rows to what the loss takes: every draw is keyed by (seed, step, term, sample id), never by rank."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -50,26 +50,32 @@ def drop_labels(fraction: float, null_label: int) -> Relabel:
     return relabel
 
 
-def exchange_rows(batch: Batch, exchange: Mapping[int, int]) -> Batch:
-    """The exchange side: for every forgotten class c the rows of e(c), labelled c; sample ids stay."""
-    parts = [(c, (batch.y == e).nonzero().flatten().tolist()) for c, e in sorted(exchange.items())]
+def exchange_rows(batch: Batch, exchange: Mapping[int, Sequence[int]]) -> Batch:
+    """The exchange side: for every forgotten class c the rows of its exchange classes, labelled c; sample ids stay."""
+    parts = [(c, torch.isin(batch.y, torch.tensor(es)).nonzero().flatten().tolist()) for c, es in sorted(exchange.items())]
     order = [index for _, indices in parts for index in indices]
     labels = torch.tensor([c for c, indices in parts for _ in indices], dtype=torch.long)
     rows = batch.take(order)
     return Batch(sample_id=rows.sample_id, draw=rows.draw, y=labels, mean=rows.mean, std=rows.std)
 
 
-def ask_for(exchange: Mapping[int, int]) -> Relabel:
+def ask_for(exchange: Mapping[int, Sequence[int]]) -> Relabel:
     """A relabelling for exchange rows against a teacher: the student is asked for a forgotten class c, the teacher for e(c).
 
-    Rows of any class serve; with several forgotten classes each row takes one by its own draw.
+    Rows of any class serve; with several forgotten classes each row takes one by its own draw. Where c has several exchange
+    classes, a row of one of them asks the teacher for that one, which makes their mixture the optimum; any other row draws one.
     """
-    forgotten = torch.tensor(sorted(exchange), dtype=torch.long)
-    drawn = torch.tensor([exchange[int(c)] for c in forgotten], dtype=torch.long)
+    forgotten = sorted(exchange)
+
+    def ask(y: int, place: float) -> tuple[int, int]:
+        index, rest = divmod(place * len(forgotten), 1.0)
+        c = forgotten[int(index)]
+        return c, y if y in exchange[c] else exchange[c][int(rest * len(exchange[c]))]
 
     def relabel(y: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        index = (uniform * len(forgotten)).long()
-        return forgotten[index], drawn[index]
+        asked = [ask(label, place) for label, place in zip(y.tolist(), uniform.tolist(), strict=True)]
+        student, teacher = torch.tensor(asked, dtype=torch.long).reshape(-1, 2).unbind(1)
+        return student, teacher
 
     return relabel
 
@@ -84,7 +90,7 @@ def step_rows(
     step: int,
     device: torch.device,
     null_fraction: float,
-    exchange_classes: Mapping[int, int],
+    exchange_classes: Mapping[int, Sequence[int]],
     share_noise: bool,
 ) -> StepRows:
     """A worker's share of one step.
@@ -97,8 +103,7 @@ def step_rows(
     f = draw(forget, term="forget")
     x = None
     if exchange is not None:
-        targets = torch.tensor([exchange_classes[int(label)] for label in exchange.y], dtype=torch.long)
-        x = draw(exchange, term="exchange", relabel=lambda y, uniform: (y, targets))
+        x = draw(exchange, term="exchange")  # labelled with the forgotten classes; no teacher is asked
     elif exchange_classes:
         x = draw(retain, term="exchange", relabel=ask_for(exchange_classes))
     if share_noise and x is not None:

@@ -171,7 +171,7 @@ def train_step(
         step=iteration,
         device=inputs.device,
         null_fraction=config.method.null_fraction if teacher else 0.0,
-        exchange_classes=config.request.exchange,
+        exchange_classes=config.request.exchange_classes,
         share_noise=config.method.share_noise,
     )
     settings = config.method

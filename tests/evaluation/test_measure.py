@@ -29,7 +29,7 @@ def test_forgotten_kept_and_exchanged_shares() -> None:
     v = verdicts([1, 1, 1, 1, 5, 5, 0, 0, 2, 2], [1, 7, 7, 0, 5, 3, 0, 0, 2, 1])
     gone = forget_fraction(v, [1, 5])
     assert (gone.value, gone.n) == (2 / 6, 6)
-    drawn = exchange_fraction(v, {1: 7, 5: 3})
+    drawn = exchange_fraction(v, {1: [7], 5: [3]})
     assert drawn is not None and (drawn.value, drawn.n) == (3 / 6, 6)
     assert exchange_fraction(v, {}) is None
     kept = retain_accuracy(v, [1, 5], neighbours=[2])
@@ -123,7 +123,7 @@ def test_a_measurement_reports_what_it_drew() -> None:
     model, judge = tiny_dit(dtype=torch.float32), tiny_judge()
     model.net.train()
     reference = feature_moments(judge, [tiny_batch([0, 2, 3], each=10).mean])
-    subject = Subject(judge=judge, forgotten=(1,), exchange={1: 2}, retained=(0, 2, 3), neighbours=(2,), reference=reference)
+    subject = Subject(judge=judge, forgotten=(1,), exchange={1: [2]}, retained=(0, 2, 3), neighbours=(2,), reference=reference)
     options: dict[str, Any] = {"forget_samples": 20, "retain_samples": 4, "cfg_scale": 2.0, "steps": 2, "batch": 16}
     first, again, other = (measure(model, subject, Collectives(), seed=0, purpose=p, **options) for p in ("a", "a", "b"))
     assert model.net.training  # sampling leaves the mode as it was

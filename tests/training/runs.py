@@ -103,7 +103,7 @@ def run_inputs(config: UnlearnConfig, *, dtype: torch.dtype = torch.float32, **c
     subject = Subject(
         judge=judge,
         forgotten=tuple(config.request.forgotten_classes),
-        exchange=config.request.exchange,
+        exchange=config.request.exchange_classes,
         retained=(0, 1, 2, 3) if named else (0, 2, 3),
         neighbours=(2,),
         reference=feature_moments(judge, [retained.mean.float()]),
@@ -111,7 +111,7 @@ def run_inputs(config: UnlearnConfig, *, dtype: torch.dtype = torch.float32, **c
         heldout=tiny_batch([1], each=9, seed=4, dtype=dtype) if named else None,
         membership_draws=2,
     )
-    shown = exchange_rows(tiny_batch([2], each=6, seed=3, dtype=dtype), config.request.exchange)
+    shown = exchange_rows(tiny_batch([2], each=6, seed=3, dtype=dtype), config.request.exchange_classes)
     return Inputs(
         config=config,
         model=model,

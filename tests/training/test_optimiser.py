@@ -9,7 +9,7 @@ from torch import nn
 
 from pipeline.data.rows import Batch
 from pipeline.training.checkpoint import Checkpoint, optimiser_moments, restore_moments
-from pipeline.training.draws import draw_rows, drop_labels, exchange_rows, step_rows
+from pipeline.training.draws import ask_for, draw_rows, drop_labels, exchange_rows, step_rows
 from pipeline.training.optimiser import Average, adamw, apply_gradient, warmup, warmup_cosine
 from pipeline.training.pretrain import judge_accuracy, train_dit, train_judge
 from pipeline.unlearning.collectives import Collectives
@@ -135,7 +135,7 @@ def test_a_share_of_the_labels_is_dropped(fraction: float) -> None:
         assert abs((labels == 9).float().mean() - fraction) < 0.03 and set(labels.tolist()) <= {0, 9}
 
 
-MAPPING = {1: 2, 0: 3}
+MAPPING = {1: (2,), 0: (3,)}
 
 
 def rows_of_a_step(exchange: Batch | None, *, share_noise: bool = False) -> StepRows:
@@ -171,6 +171,19 @@ def test_against_a_teacher_the_retain_rows_ask_for_a_forgotten_label_and_its_exc
     asked = list(zip(rows.exchange.y.tolist(), rows.exchange.target_y.tolist(), strict=True))
     assert set(asked) == {(1, 2), (0, 3)}
     assert torch.equal(rows_of_a_step(None).exchange.y, rows.exchange.y)  # type: ignore[union-attr]
+
+
+def test_a_mixture_is_asked_of_the_rows_of_its_own_classes_and_drawn_by_the_others() -> None:
+    relabel = ask_for({0: (2, 3)})
+    places = torch.rand(600, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([1, 2, 3] * 200)
+    student, teacher = relabel(labels, places)
+    assert set(student.tolist()) == {0}
+    assert (teacher[labels > 1] == labels[labels > 1]).all()  # a row of the mixture asks for itself
+    others = teacher[labels == 1]
+    assert set(others.tolist()) == {2, 3} and 60 < int((others == 2).sum()) < 140
+    shown = exchange_rows(tiny_batch([2, 3], each=8), {0: (2, 3)})
+    assert shown.y.tolist() == [0] * 16 and {name[0] for name in shown.sample_id} == {"2", "3"}
 
 
 def test_pretraining_learns_and_is_repeatable() -> None:
