@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pipeline.stopwatch import phase
+
 
 class NonFiniteError(RuntimeError):
     """A loss or gradient was NaN or infinite on some rank; no rank has moved its optimiser."""
@@ -23,8 +25,9 @@ class Pending:
 
     def wait(self) -> Tensor:
         if self.work is not None:
-            self.work.wait()
-            self.buffer.div_(self.world)
+            with phase("reduce"):
+                self.work.wait()
+                self.buffer.div_(self.world)
         return self.buffer
 
 
@@ -36,6 +39,7 @@ class Collectives:
         self._active = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank(group) if self._active else 0
         self.world = dist.get_world_size(group) if self._active else 1
+        self._device = "cuda" if self.world > 1 and dist.get_backend(group) == "nccl" else "cpu"  # where flags are reduced
 
     def mean_async(self, buffer: Tensor) -> Pending:
         """Start averaging `buffer` over ranks, in place."""
@@ -48,8 +52,18 @@ class Collectives:
     def sum(self, buffer: Tensor) -> Tensor:
         """Sum `buffer` over ranks, in place."""
         if self.world > 1:
-            dist.all_reduce(buffer, group=self._group)
+            with phase("reduce"):
+                dist.all_reduce(buffer, group=self._group)
         return buffer
+
+    def largest(self, value: int) -> int:
+        """The largest `value` of any rank, on every rank."""
+        if self.world == 1:
+            return value
+        with phase("reduce"):
+            buffer = torch.tensor(value, device=self._device)
+            dist.all_reduce(buffer, op=dist.ReduceOp.MAX, group=self._group)
+            return int(buffer.item())
 
     def broadcast(self, buffer: Tensor) -> Tensor:
         """Rank 0's `buffer` on every rank, in place."""

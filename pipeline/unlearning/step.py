@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from models.second_order import second_order
+from pipeline.stopwatch import phase
 from pipeline.unlearning.collectives import Collectives, Pending
 from pipeline.unlearning.trainable import flat, unflat
 
@@ -57,13 +58,14 @@ class Step:
 
     def second_order_product(self, directions: Mapping[str, Tensor]) -> Tensor:
         """Sum over terms of H_term d_term (P,), global mean. The terms' gradients must have been asked for before."""
-        if self._graphs:
-            vector = self._product([(self._graphs[name], d) for name, d in directions.items()])
-            self._graphs.clear()
-        elif self.hvp == "recompute":
-            vector = self._recomputed(directions)
-        else:
-            vector = self._differenced(directions)
+        with phase("second_order"):
+            if self._graphs:
+                vector = self._product([(self._graphs[name], d) for name, d in directions.items()])
+                self._graphs.clear()
+            elif self.hvp == "recompute":
+                vector = self._recomputed(directions)
+            else:
+                vector = self._differenced(directions)
         self.local["gradient of the penalty"] = vector.norm()
         return self.collectives.mean(vector)
 
@@ -111,8 +113,10 @@ class Step:
         kept: Sequence[Tensor] | None = None
         for closure in closures:
             with second_order() if keep_graph else nullcontext():
-                loss = closure()
-                grads = self._grads(loss, create_graph=keep_graph)
+                with phase("forward"):
+                    loss = closure()
+                with phase("gradients"):
+                    grads = self._grads(loss, create_graph=keep_graph)
             if keep_graph:
                 kept = grads if kept is None else [k + g for k, g in zip(kept, grads, strict=True)]
             part = flat([g.detach() for g in grads], self.params)

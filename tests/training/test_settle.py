@@ -1,0 +1,67 @@
+"""Which weights are kept and when it is no use going on; tests/evaluation has what settled means."""
+
+from pipeline.evaluation.proportion import proportion
+from pipeline.evaluation.settle import SettleRule
+
+Check = tuple[int, int | None, int]  # step, samples still drawn of 200 (None: the check failed), retained right of 200
+
+
+def watch(checks: list[Check], **settings: float | int | None) -> SettleRule:
+    rule = SettleRule(**{"target": 0.05, "hold_steps": 8, **settings})  # type: ignore[arg-type]
+    for step, drawn, right in checks:
+        if drawn is None:
+            rule.miss(step)
+        else:
+            rule.observe(step, proportion(drawn, 200), proportion(right, 200))
+    return rule
+
+
+def test_the_best_settled_check_is_kept_not_the_last() -> None:
+    """Retention falls away inside the hold window: what was best there stays; noise alone lets later checks in."""
+    rule = watch([(2, 150, 200), (4, 0, 199), (6, 0, 198), (8, 0, 170), (10, 0, 160), (12, 0, 150)])
+    assert (rule.stopped, rule.settled_step, rule.kept_step) == ("settled", 4, 6)
+    rule = watch([(2, 150, 200), (4, 0, 199), (6, 0, 200), (8, 0, 198), (10, 0, 199), (12, 0, 198)])
+    assert (rule.settled_step, rule.kept_step) == (4, 12)
+
+
+def test_slow_decline_is_held_against_the_best_of_the_stretch() -> None:
+    """Each check is within noise of the one before it, the last is far below the first."""
+    rule = watch([(step, 0, 200 - 3 * (step - 2)) for step in range(2, 12)], hold_steps=100)
+    assert rule.kept_step is not None and rule.kept_step < 8
+
+
+def test_after_a_rebound_the_new_stretch_decides() -> None:
+    rule = watch([(2, 0, 200), (4, 60, 200)])
+    assert (rule.kept_step, rule.settled_step) == (2, None)
+    rule = watch([(2, 0, 200), (4, 60, 200), (6, 0, 180), (8, 0, 181), (10, 0, 182), (12, 0, 183), (14, 0, 184)])
+    assert (rule.settled_step, rule.kept_step) == (6, 14)
+
+
+def test_a_run_that_crosses_and_rebounds_is_not_settled() -> None:
+    rule = watch([(step, 0 if step in (4, 6) else 30, 200) for step in range(2, 40, 2)])
+    assert (rule.first_crossing_step, rule.settled_step, rule.stopped) == (4, None, None)
+
+
+def test_the_guard_stops_a_run_that_breaks_what_is_to_be_kept() -> None:
+    """Three checks in a row below the bound, beyond noise; a passing dip stops nothing."""
+    rule = watch([(2, 190, 198), (4, 150, 100), (6, 100, 90), (8, 60, 80)], guard=0.7)
+    assert (rule.stopped, rule.kept_step, rule.settled_step) == ("guard", 2, None)
+    assert watch([(2, 190, 198), (4, 150, 100), (6, 100, 190), (8, 60, 80), (10, 50, 80)], guard=0.7).stopped is None
+    assert watch([(2, 190, 198), (4, 150, 133), (6, 100, 133), (8, 60, 133)], guard=0.7).stopped is None  # within noise of 0.7
+    assert watch([(2, 190, 198), (4, 150, 100), (6, 100, 90), (8, 60, 80)]).stopped is None
+
+
+def test_checks_are_a_budget() -> None:
+    assert watch([(2, 150, 200), (4, 140, 200)], max_checks=3).stopped is None
+    rule = watch([(2, 150, 200), (4, 140, 200), (6, 130, 200)], max_checks=3)
+    assert (rule.stopped, rule.kept_step) == ("checks", 6)
+
+
+def test_a_check_that_failed_settles_nothing() -> None:
+    held = [(2, 0, 200), (4, 0, 200), (6, 0, 200), (8, 0, 200), (10, 0, 200)]
+    assert watch(held).settled_step == 2
+    missing: list[Check] = [(s, None, 0) if s == 8 else (s, d, r) for s, d, r in held]
+    rule = watch(missing)
+    assert (rule.settled_step, rule.stopped) == (None, None)
+    assert watch([*missing, (12, 0, 200), (14, 0, 200), (16, 0, 200), (18, 0, 200)]).settled_step == 10
+    assert watch([(step, None, 0) for step in range(2, 40, 2)]).settled_step is None
