@@ -3,7 +3,7 @@
 `build` turns the config.json beside the weights into such a model. A new family is one class and one line in FAMILIES.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -11,10 +11,15 @@ from torch import Tensor, nn
 
 from models.diffusion import Diffusion, Net, Noise, Prediction
 from models.dit import DiT, DiTConfig, dit_config
+from models.vae import SIZES as VAE_SIZES
+from models.vae import VAEModel, vae_description
 
 
 class GenerativeModel(Protocol):
-    """What the unlearning loop, the evaluation and the registry ask of any family."""
+    """What the unlearning loop, the evaluation and the registry ask of any family.
+
+    `conditional`: whether it draws what a label asks for. `num_classes` counts the data's classes either way.
+    """
 
     net: nn.Module
     config: dict[str, Any]
@@ -22,6 +27,11 @@ class GenerativeModel(Protocol):
     num_classes: int
     null_label: int
     shape: tuple[int, int, int]  # (C, H, W) of one row
+    latent: tuple[int, ...] | None  # of one sample, where `decode` makes samples in one differentiable pass
+
+    @property
+    def whole_batch(self) -> bool:
+        """Whether a row's loss depends on the other rows, so that the batch may not be cut."""
 
     def draw(self, generator: torch.Generator, *, latent: bool) -> Noise:
         """The noise of one row."""
@@ -35,8 +45,11 @@ class GenerativeModel(Protocol):
     def sample(self, *, labels: Tensor, seeds: Sequence[int], cfg_scale: float, steps: int, net: Net | None = None) -> Tensor:
         """Rows (N, C, H, W): row k depends on labels[k] and seeds[k] only."""
 
-    def label_table(self) -> Tensor:
-        """One embedding a label, (classes, D): how near the model holds two classes."""
+    def decode(self, z: Tensor) -> Tensor:
+        """Normal latents (N, *latent) -> rows (N, C, H, W), with a graph."""
+
+    def label_table(self) -> Tensor | None:
+        """One embedding a label, (classes, D): how near the model holds two classes. None without labels."""
 
     def trainable_groups(self) -> dict[str, Callable[[int], list[str]]]:
         """Parameter-name prefixes of each named subset, given its K."""
@@ -46,6 +59,8 @@ class DiTModel:
     """Class-conditional DiT with Gaussian diffusion."""
 
     conditional = True
+    whole_batch = False
+    latent: tuple[int, ...] | None = None
 
     def __init__(self, config: dict[str, Any]):
         self.config = config
@@ -79,6 +94,9 @@ class DiTModel:
             clip=self.clip,
         )
 
+    def decode(self, z: Tensor) -> Tensor:
+        raise ValueError("a DiT's samples take many passes, they cannot be differentiated")
+
     def label_table(self) -> Tensor:
         return self.net.get_parameter("y_embedder.embedding_table.weight")[: self.num_classes]
 
@@ -98,7 +116,14 @@ class DiTModel:
         }
 
 
-FAMILIES: dict[str, Callable[[dict[str, Any]], GenerativeModel]] = {"dit": DiTModel}
+FAMILIES: dict[str, Callable[[dict[str, Any]], GenerativeModel]] = {"dit": DiTModel, "vae": VAEModel}
+
+
+def describe(size: str, *, shape: Sequence[int], class_names: Sequence[str], **options: Any) -> dict[str, Any]:
+    """The config.json of a model of `size`, of whichever family, for rows of `shape` (C, H, W); `ValueError` where they do not fit."""
+    if size in VAE_SIZES:
+        return vae_description(size, shape=shape, num_classes=len(class_names), class_names=class_names)
+    return dit_description(size, shape=shape, num_classes=len(class_names), class_names=class_names, **options)
 
 
 def dit_description(
@@ -132,9 +157,9 @@ def dit_description(
     }
 
 
-def build(config: dict[str, Any]) -> GenerativeModel:
-    """The model that a config.json describes, weights not yet loaded."""
+def build(config: Mapping[str, Any], **options: Any) -> GenerativeModel:
+    """The model that a config.json describes, weights not yet loaded; `options` are settings of the run, such as batch_norm."""
     family = config.get("family")
     if family not in FAMILIES:
         raise ValueError(f"config.json: got family {family!r}, expected one of {', '.join(FAMILIES)}")
-    return FAMILIES[family](config)
+    return FAMILIES[family]({**config, **options})

@@ -1,5 +1,6 @@
 """Classifiers that judge samples. Small ones are trained by jobs/pretrain.py from the same lake."""
 
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -60,7 +61,37 @@ class SmallCNNJudge:
         return self._cnn.body(x)
 
 
-JUDGES = {"small_cnn": SmallCNNJudge}
+class MLP(nn.Module):
+    """pixels - hidden - classes with ReLU, on pixels in [0, 1]: the published MNIST classifier, under its names."""
+
+    def __init__(self, pixels: int, hidden: int, num_classes: int):
+        super().__init__()
+        self.fc1 = nn.Linear(pixels, hidden)
+        self.fc2 = nn.Linear(hidden, num_classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.fc1((x.flatten(1) + 1) / 2).relu()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.features(x))  # (N, classes)
+
+
+class MLPJudge:
+    def __init__(self, config: dict[str, Any]):
+        self.config = config
+        self.num_classes = int(config["num_classes"])
+        self.feature_size = int(config["features"])
+        self._mlp = MLP(config["channels"] * config["size"] ** 2, self.feature_size, self.num_classes)
+        self.net: nn.Module = self._mlp
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self._mlp(x)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self._mlp.features(x)
+
+
+JUDGES: dict[str, Callable[[dict[str, Any]], Judge]] = {"small_cnn": SmallCNNJudge, "mlp": MLPJudge}
 
 
 def small_cnn_description(*, shape: tuple[int, int, int], num_classes: int, class_names: list[str]) -> dict[str, Any]:
@@ -77,6 +108,13 @@ def small_cnn_description(*, shape: tuple[int, int, int], num_classes: int, clas
     }
 
 
+def mlp_description(*, shape: Sequence[int], num_classes: int, class_names: Sequence[str], features: int = 200) -> dict[str, Any]:
+    """The config.json of an MLP judge with `features` hidden units for rows of `shape` (C, H, W)."""
+    channels, size, _ = shape
+    names = list(class_names)
+    return {"family": "mlp", "channels": channels, "num_classes": num_classes, "size": size, "features": features, "class_names": names}
+
+
 def build_judge(config: dict[str, Any]) -> Judge:
     """The judge that a config.json describes, weights not yet loaded."""
     family = config.get("family")
@@ -89,7 +127,7 @@ def build_judge(config: dict[str, Any]) -> Judge:
 def initialise(net: nn.Module, generator: torch.Generator) -> None:
     """PyTorch's default initialisation of linear and convolutional layers, from a named seed."""
     for module in net.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             bound = 1 / module.weight[0].numel() ** 0.5
             module.weight.uniform_(-bound, bound, generator=generator)
             if module.bias is not None:
