@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from pipeline import config as configuration
 from pipeline.errors import InputError
+from pipeline.redact import redact
 
 ConfigT = TypeVar("ConfigT", bound=configuration.JobConfig)
 
@@ -42,13 +43,13 @@ def _main(kind: type[ConfigT], run: Run[ConfigT] | Mapping[str, Run[ConfigT]], d
     try:
         chosen(configuration.load(kind, arguments.config, arguments.overrides), arguments.dry_run)
     except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(redact(f"error: {' '.join(str(error).split())}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        traceback.print_exc()
-        print(f"failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}", file=sys.stderr)
+        print(redact(traceback.format_exc()), end="", file=sys.stderr)
+        print(redact(f"failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}"), file=sys.stderr)
         return 1
     return 0

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.config.base import JobConfig
 from pipeline.errors import InputError
+from pipeline.redact import redacted
 
 ConfigT = TypeVar("ConfigT", bound=JobConfig)
 
@@ -64,8 +65,8 @@ def load(kind: type[ConfigT], path: str, overrides: list[str] | None = None) -> 
 
 
 def dump(config: BaseModel) -> str:
-    """`config` as YAML that `load` reads back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    """`config` as YAML that `load` reads back, passwords and other secrets left out: what is dumped is kept and shown."""
+    return yaml.safe_dump(redacted(config.model_dump(mode="json")), sort_keys=False)
 
 
 def _explain(kind: type[BaseModel], error: ValidationError) -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import storage
 from pipeline.config import Tracking
 from pipeline.errors import InputError
+from pipeline.redact import redact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -72,7 +73,7 @@ def client(tracking: Tracking, storage_root: str, *, create: bool = True) -> "Ml
         made.search_experiments(max_results=1)
     except (MlflowException, OSError) as error:
         raise InputError(
-            f"tracking.uri: {uri!r} does not answer as an MLflow store ({type(error).__name__}: {str(error)[:200]}); "
+            f"tracking.uri: {redact(uri)!r} does not answer as an MLflow store ({type(error).__name__}: {redact(str(error))[:200]}); "
             "expected sqlite:////path/mlflow.db or http://host:5000"
         ) from error
     return made
@@ -247,7 +248,7 @@ class Tracker:
         """MLflow's parameters never change, so a continued run keeps its first ones and a tag says which differ now."""
         from mlflow.entities import Param
 
-        wanted = {_legal(key): str(value) for key, value in self.params.items()}
+        wanted = {_legal(key): redact(str(value)) for key, value in self.params.items()}
         there = self.client.get_run(self.mlflow_run_id).data.params if self._continued else {}
         missing = [Param(key, value) for key, value in wanted.items() if key not in there]
         for start in range(0, len(missing), PARAMS):
@@ -297,4 +298,4 @@ def _legal(name: str) -> str:
 
 
 def _texts(tags: Mapping[str, Any]) -> dict[str, str]:
-    return {key: "" if value is None else str(value) for key, value in tags.items()}
+    return {key: "" if value is None else redact(str(value)) for key, value in tags.items()}

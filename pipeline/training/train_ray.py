@@ -43,8 +43,8 @@ def train(
 
     `before` is what was measured of the base model earlier, with these settings; without it it is measured now.
     """
-    arguments = {
-        "config": config.model_dump(mode="json"),
+    arguments = {  # Ray Train shows them in its dashboard, and no worker talks to the tracking server
+        "config": config.model_dump(mode="json", exclude={"tracking": {"uri"}}),
         "lake_uri": lake_uri,
         "partition_uri": partition_uri,
         "model_uri": model_uri,

@@ -1,0 +1,57 @@
+"""Secrets neither leave with a configuration nor with a message."""
+
+import pytest
+
+from pipeline import config as configuration
+from pipeline.cli import main
+from pipeline.config import UnlearnConfig
+from pipeline.errors import InputError
+from pipeline.redact import redact, redacted
+
+PLANTED = "planted-wJalrXUtnFEMI"
+
+
+@pytest.mark.parametrize(
+    ("text", "kept", "gone"),
+    [
+        ("http://op:s3cret-p@ss@mlflow:5000/x", "http://op:***@mlflow:5000/x", "p@ss"),
+        ("postgresql+psycopg://u:pw%40d@db/mlflow", "postgresql+psycopg://u:***@db/mlflow", "pw%40d"),
+        ("redis://:hunter2hunter2@redis:6379", "redis://:***@redis:6379", "hunter2"),
+        ("https://b/x?X-Amz-Signature=abc123&part=1", "https://b/x?X-Amz-Signature=***&part=1", "abc123"),
+    ],
+)
+def test_passwords_in_uris(text: str, kept: str, gone: str) -> None:
+    assert kept in redact(f"could not reach {text}, trying again") and gone not in redact(text)
+
+
+@pytest.mark.parametrize("text", ["s3://bucket/a:b/c@d", "http://host:5000/path@x", "ratio 3:4 @ noon", "sqlite:////data/mlflow.db", ""])
+def test_ordinary_text_stays(text: str) -> None:
+    assert redact(text) == text
+
+
+def test_secrets_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "RAY_AUTH_TOKEN"):
+        monkeypatch.setenv(name, PLANTED)
+        assert redacted({"a": [f"x {PLANTED} y"], PLANTED[:4]: 3}) == {"a": ["x *** y"], PLANTED[:4]: 3}
+        monkeypatch.delenv(name)
+    for name in ("RAY_AUTH_TOKEN_PATH", "TOKENIZERS_PARALLELISM", "AWS_ACCESS_KEY_ID"):  # where a secret lies, and what is none
+        monkeypatch.setenv(name, PLANTED)
+        assert redact(PLANTED) == PLANTED
+        monkeypatch.delenv(name)
+
+
+def test_a_dumped_configuration_reads_back_without_the_password() -> None:
+    config = configuration.parse(UnlearnConfig, {"tracking": {"uri": f"http://op:{PLANTED}@mlflow:5000"}})
+    text = configuration.dump(config)
+    assert PLANTED not in text and "http://op:***@mlflow:5000" in text
+    assert configuration.dump(configuration.parse(UnlearnConfig, configuration.reading.yaml.safe_load(text))) == text
+
+
+@pytest.mark.parametrize(("kind", "code"), [(InputError, 2), (RuntimeError, 1)])
+def test_messages_of_a_job(kind: type[Exception], code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(config: UnlearnConfig, dry_run: bool) -> None:
+        raise kind(f"no answer from http://op:{PLANTED}@mlflow:5000")
+
+    assert main(UnlearnConfig, run, "", ["--config", "jobs/configs/quickstart.yaml"]) == code
+    said = capsys.readouterr().err
+    assert PLANTED not in said and "http://op:***@mlflow:5000" in said
