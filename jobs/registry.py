@@ -7,6 +7,7 @@ python jobs/registry.py rollback --config ...                         (champion 
 python jobs/registry.py history  --config ...                         (every change of an alias, the chain verified)
 python jobs/registry.py verify   --config ... --set version=3         (absent: champion; certificate, log, result, weights)
 python jobs/registry.py replay   --config ... --set version=3         (absent: champion; runs its request again, compares the weights)
+python jobs/registry.py purge    --config ... --request forget-1      (a finished request's partitions and pictures; leaves a tombstone)
 """
 
 import sys
@@ -66,7 +67,7 @@ def history(config: RegistryConfig, dry_run: bool) -> None:
 
     found = promotion.history(config, dry_run=dry_run)
     for entry in found.entries:
-        moved = f"{entry.alias}: {entry.came_from or 'none'} -> {entry.version}"
+        moved = f"{entry.alias}: {entry.came_from or 'none'} -> {entry.version}" if entry.alias else entry.details["request"]
         reason = f"  override: {entry.details['override']}" if entry.details.get("override") else ""
         if note := found.before.get(entry.number):
             print(f"      ({note})")
@@ -99,7 +100,31 @@ def replay(config: RegistryConfig, dry_run: bool) -> None:
     print(f"{what}: replayed to the bit, digest {found.replayed[:12]}")
 
 
-VERBS = {"list": list_, "show": show, "promote": promote, "rollback": rollback, "history": history, "verify": verify, "replay": replay}
+def purge(config: RegistryConfig, dry_run: bool) -> None:
+    from pipeline.tracking import purge as purging
+
+    found = purging.find(config)
+    for line in found.lines:
+        print(f"{'would remove' if dry_run else 'removing'} {line}", flush=True)
+    for line in found.left:
+        print(f"  not removed: {line}")
+    if dry_run:
+        print(f"request {found.request}: {len(found.lines)} things would go; nothing was written")
+        return
+    tombstone = purging.purge(config, found)
+    print(f"request {found.request}: purged, {len(tombstone.sample_ids)} sample ids may not be ingested again")
+
+
+VERBS = {
+    "list": list_,
+    "show": show,
+    "promote": promote,
+    "rollback": rollback,
+    "history": history,
+    "verify": verify,
+    "replay": replay,
+    "purge": purge,
+}
 
 if __name__ == "__main__":
-    sys.exit(cli.main(RegistryConfig, VERBS, __doc__))
+    sys.exit(cli.main(RegistryConfig, VERBS, __doc__, shorthands=["request"]))

@@ -4,7 +4,7 @@ import argparse
 import gc
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from pipeline import config as configuration
@@ -17,31 +17,44 @@ ConfigT = TypeVar("ConfigT", bound=configuration.JobConfig)
 Run = Callable[[ConfigT, bool], None]
 
 
-def main(kind: type[ConfigT], run: Run[ConfigT] | Mapping[str, Run[ConfigT]], description: str, argv: list[str] | None = None) -> int:
+def main(
+    kind: type[ConfigT],
+    run: Run[ConfigT] | Mapping[str, Run[ConfigT]],
+    description: str,
+    argv: list[str] | None = None,
+    *,
+    shorthands: Sequence[str] = (),
+) -> int:
     """Parse, check, run. Returns 0 done, 1 failed, 2 bad input (one line on stderr, no traceback, nothing written).
 
     A job with verbs gives `run` as a mapping from verb to function; the verb is then the first argument.
+    `shorthands` are keys that may also be given as `--key value`.
     """
     if argv is not None:
-        return _main(kind, run, description, argv)
+        return _main(kind, run, description, argv, shorthands)
     gc.set_threshold(50_000, 20, 100)  # a third of what importing torch and MLflow takes is collecting garbage that is none
     try:
-        return _main(kind, run, description, sys.argv[1:])
+        return _main(kind, run, description, sys.argv[1:], shorthands)
     finally:
         gc.freeze()  # the process ends: nothing of what it imported need be collected one by one
 
 
-def _main(kind: type[ConfigT], run: Run[ConfigT] | Mapping[str, Run[ConfigT]], description: str, argv: list[str]) -> int:
+def _main(
+    kind: type[ConfigT], run: Run[ConfigT] | Mapping[str, Run[ConfigT]], description: str, argv: list[str], shorthands: Sequence[str]
+) -> int:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if isinstance(run, Mapping):
         parser.add_argument("verb", choices=list(run))
     parser.add_argument("--config", required=True, metavar="YAML", help="the job's configuration, such as those in jobs/configs/")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", dest="overrides", help="override one key; may be repeated")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print what would be done, write nothing")
+    for key in shorthands:
+        parser.add_argument(f"--{key}", metavar="VALUE", help=f"the same as --set {key}=VALUE")
     arguments = parser.parse_args(argv)
+    given = [f"{key}={value}" for key in shorthands if (value := getattr(arguments, key)) is not None]
     chosen = run[arguments.verb] if isinstance(run, Mapping) else run
     try:
-        chosen(configuration.load(kind, arguments.config, arguments.overrides), arguments.dry_run)
+        chosen(configuration.load(kind, arguments.config, [*arguments.overrides, *given]), arguments.dry_run)
     except InputError as error:
         print(redact(f"error: {' '.join(str(error).split())}"), file=sys.stderr)
         return 2

@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import yaml
 
 from models import weights
@@ -200,20 +199,11 @@ def show(progress: Progress, fresh: list[records.Record]) -> None:
 
 def _publish(prepared: Prepared, result: dict[str, Any], recorded: list[records.Record], tracker: "Tracker") -> None:
     """Sample grids, report and, last, result.json: under the run and as MLflow artifacts."""
-    from pipeline.tracking.png import grid_png
-    from pipeline.tracking.report import render_report
+    from pipeline.tracking.pages import pages, read_grids
 
-    samples, files = storage.join(prepared.run_uri, "samples"), {}
-    grids: dict[str, dict[int, np.ndarray]] = {}
-    for moment in ("before", "after"):
-        uri = storage.join(samples, f"{moment}.safetensors")
-        drawn = weights.from_bytes(storage.read_bytes(uri), uri)
-        grids[moment] = {int(label): images.numpy() for label, images in drawn.items()}
-        for label, images in grids[moment].items():
-            files[f"samples/{moment}-{label:05d}.png"] = grid_png(images, columns=len(images), smallest=64)
     names = [item.name for item in prepared.lake.manifest.classes]
-    page = render_report(result, recorded, grids, configuration.dump(prepared.config), class_names=names)
-    files |= {REPORT: page.encode(), RESULT: (json.dumps(result, indent=2, allow_nan=False) + "\n").encode()}
+    files = pages(result, recorded, read_grids(prepared.run_uri), configuration.dump(prepared.config), class_names=names)
+    files[RESULT] = (json.dumps(result, indent=2, allow_nan=False) + "\n").encode()
     for name, data in files.items():
         storage.write_bytes(storage.join(prepared.run_uri, name), data)
     tracker.log_artifacts(files)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from pipeline.config.base import JobConfig, Section, Version
 from pipeline.config.unlearn import Tracking
@@ -23,6 +23,7 @@ class RegistryConfig(JobConfig):
     version: Version | None = Field(None, description="absent: candidate for show and promote, champion for verify")
     override: str | None = Field(None, min_length=10, description="promote although the gate did not pass: the reason, which is recorded")
     key: str | None = Field(None, description="Ed25519 private key (PEM file) that signs the certificate of a promoted version")
+    request: Annotated[str, BeforeValidator(str)] | None = Field(None, description="purge: the id of the request whose data goes")
     public_key: str | None = Field(None, description="Ed25519 public key (PEM file) that verify holds the signature against")
 
 

@@ -1,6 +1,8 @@
 """What is left of purged data: the sample ids that must not come back, and nothing of the samples themselves."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+
+from pydantic import Field
 
 from pipeline import storage
 from pipeline.data.partition import Partition
@@ -17,26 +19,43 @@ class Tombstone(Stored):
     request: str
     partitions: list[str]  # digests of those that were deleted
     sample_ids: list[str]
+    labels: list[int] = Field([])  # classes under which nothing that was drawn is kept
+    files: dict[str, list[str]] = Field({})  # by run: what was removed, or made again without the pictures
+
+    @property
+    def digest(self) -> str:
+        return storage.digest_of(self.model_dump())
 
 
-def bury(storage_root: str, request: str, partitions: Sequence[Partition]) -> Tombstone:
+def bury(
+    storage_root: str,
+    request: str,
+    partitions: Sequence[Partition],
+    *,
+    labels: Sequence[int] = (),
+    files: Mapping[str, Sequence[str]] | None = None,
+) -> Tombstone:
     """Delete the partitions of a finished `request` and leave its tombstone. Run again after an interruption, it completes.
 
     The tombstone is written before anything is deleted, so no moment knows neither the data nor its ids.
     """
-    earlier = _read(storage_root, request)
+    earlier = find(storage_root, request) or Tombstone(request=request, partitions=[], sample_ids=[])
     ids = {
         name.removesuffix(FLIP_MARK)
         for part in partitions
         for file in part.manifest.forget
         for name in read_column(part.uri, file, "sample_id")
     }
+    runs = {**earlier.files, **(files or {})}
     tombstone = Tombstone(
         request=request,
-        partitions=sorted({part.digest for part in partitions} | set(earlier.partitions if earlier else [])),
-        sample_ids=sorted(ids | set(earlier.sample_ids if earlier else [])),
+        partitions=sorted({part.digest for part in partitions} | set(earlier.partitions)),
+        sample_ids=sorted(ids | set(earlier.sample_ids)),
+        labels=sorted({*labels, *earlier.labels}),
+        files={run: sorted({*earlier.files.get(run, []), *(files or {}).get(run, [])}) for run in sorted(runs)},
     )
-    storage.write_json(_uri(storage_root, request), tombstone.model_dump())
+    if tombstone != earlier:
+        storage.write_json(_uri(storage_root, request), tombstone.model_dump())
     for part in partitions:
         storage.remove(part.uri)
     return tombstone
@@ -45,7 +64,7 @@ def bury(storage_root: str, request: str, partitions: Sequence[Partition]) -> To
 def buried(storage_root: str) -> dict[str, str]:
     """Every purged sample id under `storage_root`, and the request that purged it."""
     names = [name.removesuffix(".json") for name in storage.listing(storage.join(storage_root, FOLDER)) if name.endswith(".json")]
-    found = [tombstone for name in names if (tombstone := _read(storage_root, name)) is not None]
+    found = [tombstone for name in names if (tombstone := find(storage_root, name)) is not None]
     return {sample_id: tombstone.request for tombstone in found for sample_id in tombstone.sample_ids}
 
 
@@ -60,7 +79,8 @@ def require_not_buried(storage_root: str, items: Iterable[Item]) -> None:
         )
 
 
-def _read(storage_root: str, request: str) -> Tombstone | None:
+def find(storage_root: str, request: str) -> Tombstone | None:
+    """The tombstone of `request`, None when it was never purged."""
     uri = _uri(storage_root, request)
     return Tombstone.model_validate(storage.read_json(uri)) if storage.exists(uri) else None
 

@@ -25,11 +25,14 @@ class LogError(InputError):
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One change. `came_from` is the version the alias had in MLflow just before, None when it had none."""
+    """One change. `came_from` is the version the alias had in MLflow just before, None when it had none.
+
+    A purge moves no alias (`alias` is ""): it is here so that nobody can take it back unseen.
+    """
 
     number: int
     time: str
-    action: str  # register | promote | rollback
+    action: str  # register | promote | rollback | purge
     alias: str
     came_from: int | None
     version: int

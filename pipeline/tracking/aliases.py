@@ -50,7 +50,7 @@ def follow_log(made: "MlflowClient", storage_root: str, name: str) -> list[Entry
         done = carried_out(made, storage_root, name, entries)
         if done == len(entries):
             return entries
-        last = {entry.alias: entry for entry in entries[done:]}
+        last = {entry.alias: entry for entry in entries[done:] if entry.alias}
         for entry in entries[done:]:
             if certificate := entry.details.get("certificate"):
                 storage.write_json(certificate_uri(storage_root, name, entry.version), certificate)

@@ -94,6 +94,8 @@ def history(config: RegistryConfig, *, dry_run: bool = False) -> History:
     before: dict[int, str] = {}
     last: dict[str, int] = {}
     for entry in entries:
+        if not entry.alias:
+            continue
         if entry.came_from != last.get(entry.alias):
             before[entry.number] = f"{entry.alias} had been moved to version {entry.came_from} by other means"
         last[entry.alias] = entry.version

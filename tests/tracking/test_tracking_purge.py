@@ -1,0 +1,208 @@
+"""A finished request is purged: what it kept of the forgotten data goes, what it kept of the rest stays, and the ids are remembered."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tracking_samples import result_json, write_model
+
+from models.weights import from_bytes, to_bytes
+from pipeline import cli, storage
+from pipeline import config as configuration
+from pipeline.config import PrepareConfig, RegistryConfig, Tracking, UnlearnConfig, parse
+from pipeline.data import prepare_ray, shard_tasks
+from pipeline.data.lake import Lake
+from pipeline.data.partition_ray import build_partition
+from pipeline.data.tombstones import buried, find
+from pipeline.errors import InputError
+from pipeline.tracking import alias_log, aliases, pages, promotion, purge, registry
+from pipeline.tracking.mlflow_tracking import Tracker, client
+
+LABELS = (0, 1, 7)
+Finish = Callable[..., None]
+
+
+def prepare(root: Path, lake: str = "digits") -> Lake:
+    config = parse(PrepareConfig, {"storage": str(root), "lake": lake, "prepare": {"size": 8, "channels": 1}})
+    return prepare_ray.prepare(config, run=lambda tasks: map(shard_tasks.make_shard, tasks)).lake
+
+
+@pytest.fixture(scope="module")
+def database(root: str) -> str:
+    """Made once: its first use takes seconds."""
+    client(Tracking(), root)
+    return f"sqlite:///{root}/mlflow.db"
+
+
+@pytest.fixture
+def finish(tmp_path: Path, database: str) -> Finish:
+    """Leaves under tmp_path what a finished run of a request leaves; `finished=False` stops before result.json."""
+    lake = prepare(tmp_path)
+
+    def make(run_id: str, request: dict, *, finished: bool = True, seed: int = 0) -> None:
+        tracking = {"uri": database, "experiment": tmp_path.name, "model_name": tmp_path.name}
+        values = {"storage": str(tmp_path), "run_id": run_id, "request": request, "tracking": tracking, "seed": seed}
+        config = parse(UnlearnConfig, {**values, "optim": {"batch_size": 16, "max_steps": 2}})
+        uri = f"{tmp_path}/runs/{run_id}"
+        storage.write_text(f"{uri}/config.yaml", configuration.dump(config))
+        partition = build_partition(config, lake)
+        if not finished:
+            return
+        result = result_json(run_id, write_model(f"{uri}/model", seed=seed))
+        result |= {"request": config.request.model_dump(mode="json"), "lake_digest": lake.digest, "partition_digest": partition.digest}
+        for moment in pages.GRIDS:
+            grids = {str(label): torch.full((4, 8, 8, 1), 20 * label + 9, dtype=torch.uint8) for label in LABELS}
+            storage.write_bytes(pages.grid_uri(uri, moment), to_bytes(grids))
+        with Tracker(tracking=config.tracking, storage_root=str(tmp_path), run_id=run_id) as tracker:
+            result["model"]["version"] = registry.register(tracker, folder=f"{uri}/model", image_shape=(8, 8, 1), result=result)
+            files = pages.pages(result, [], pages.read_grids(uri), configuration.dump(config), class_names=None)
+            for name, data in files.items():
+                storage.write_bytes(f"{uri}/{name}", data)
+            tracker.log_artifacts(files)
+        storage.write_json(f"{uri}/result.json", result)
+
+    return make
+
+
+def registry_config(root: Path, database: str, request: str) -> RegistryConfig:
+    tracking = {"uri": database, "experiment": root.name, "model_name": root.name}
+    return parse(RegistryConfig, {"storage": str(root), "request": request, "tracking": tracking})
+
+
+def snapshot(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def picture(label: int) -> bytes:
+    """The pixels of `label`'s grid as the report would embed them."""
+    from pipeline.tracking.png import grid_address
+
+    return grid_address(np.full((4, 8, 8, 1), 20 * label + 9, np.uint8)).encode()
+
+
+def test_what_was_kept_of_the_forgotten_data_goes(finish: Finish, tmp_path: Path, database: str) -> None:
+    finish("a", {"id": "case-1", "classes": [1], "exchange": {1: 7}})
+    finish("b", {"id": "case-1", "classes": [1], "exchange": {1: 7}}, seed=1)
+    finish("other", {"id": "case-2", "classes": [3], "exchange": {3: 7}})
+    config = registry_config(tmp_path, database, "case-1")
+    ids = set(prepare(tmp_path).read([1]).sample_id)
+    before = snapshot(tmp_path)
+    planned = purge.find(config)
+    assert len(planned.partitions) == 2 and snapshot(tmp_path) == before, "looking changes nothing"
+    assert len(planned.left) == 2 and "lakes/digits" in planned.left[0] and "another request's" in planned.left[1]
+
+    tombstone = purge.purge(config, planned)
+    after = snapshot(tmp_path)
+    assert set(tombstone.sample_ids) == ids == set(buried(str(tmp_path))) and tombstone.labels == [1]
+    gone = before.keys() - after.keys()
+    assert {name for name in gone if name.startswith("runs/")} == {f"runs/{r}/samples/{m}-00001.png" for r in "ab" for m in pages.GRIDS}
+    assert len([name for name in gone if "mlartifacts" in name]) == 4 and all(name.endswith("-00001.png") for name in gone if "png" in name)
+    assert {name.split("/")[1] for name in gone if name.startswith("partitions/")} == {d[:32] for d in tombstone.partitions}
+    assert len(list((tmp_path / "partitions").iterdir())) == 1, "the other request keeps its own"
+    for run in "ab":
+        for moment in pages.GRIDS:
+            grids = from_bytes(after[f"runs/{run}/samples/{moment}.safetensors"], moment)
+            assert sorted(grids) == ["0", "7"] and int(grids["7"][0, 0, 0, 0]) == 149
+        page = after[f"runs/{run}/report.html"]
+        assert picture(1) in before[f"runs/{run}/report.html"]
+        assert picture(1) not in page and picture(7) in page and b"were purged" in page
+    reports = [data for name, data in after.items() if "mlartifacts" in name and name.endswith("report.html")]
+    assert sorted(picture(1) in page for page in reports) == [False, False, True], "the other request's run is as it was"
+    assert {name: data for name, data in after.items() if "runs/other" in name} == {n: d for n, d in before.items() if "runs/other" in n}
+
+    last = alias_log.read(str(tmp_path), tmp_path.name)[-1]
+    assert (last.action, last.details["request"], last.details["tombstone"]) == ("purge", "case-1", tombstone.digest)
+    history = promotion.history(config)
+    assert not history.now and not history.before, "the chain goes on, and no alias has moved"
+    finish("later", {"id": "case-3", "classes": [4], "exchange": {4: 7}})
+    assert alias_log.read(str(tmp_path), tmp_path.name)[-1].action == "register"
+    again = purge.find(config)
+    assert again.lines == [] and purge.purge(config, again) == tombstone
+    assert len([entry for entry in alias_log.read(str(tmp_path), tmp_path.name) if entry.action == "purge"]) == 1
+    storage.remove(f"{tmp_path}/lakes/digits")
+    with pytest.raises(InputError, match=rf"{len(ids)} images were purged .*request 'case-1'"):
+        prepare(tmp_path)
+
+
+@pytest.mark.parametrize("point", ["the report", "MLflow's copies", "the pictures", "the tensors", "the log"])
+def test_an_interrupted_purge_is_completed(finish: Finish, tmp_path: Path, database: str, monkeypatch, point: str) -> None:
+    finish("a", {"id": "case-1", "classes": [1], "exchange": {1: 7}})
+    config = registry_config(tmp_path, database, "case-1")
+    module, name, when = {
+        "the report": (storage, "write_bytes", lambda uri, *_: uri.endswith("report.html")),
+        "MLflow's copies": (storage, "remove", lambda uri: uri.endswith("before-00001.png")),
+        "the pictures": (storage, "remove", lambda uri: uri.endswith("after-00001.png")),
+        "the tensors": (storage, "write_bytes", lambda uri, *_: uri.endswith("after.safetensors")),
+        "the log": (aliases, "follow_log", lambda *_: True),
+    }[point]
+    original = getattr(module, name)
+
+    def dying(*arguments):
+        if when(*arguments):
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
+        broken.setattr(module, name, dying)
+        purge.purge(config, purge.find(config))
+    assert set(buried(str(tmp_path))) == set(prepare(tmp_path).read([1]).sample_id)
+    left = purge.find(config)
+    assert bool(left.lines) == (point != "the log")
+    purge.purge(config, left)
+    assert purge.find(config).lines == []
+    kept = snapshot(tmp_path)
+    assert not [name for name in kept if name.endswith("-00001.png") or name.startswith("partitions/")]
+    assert not [name for name, data in kept.items() if name.endswith("report.html") and picture(1) in data]
+    assert len([entry for entry in alias_log.read(str(tmp_path), tmp_path.name) if entry.action == "purge"]) == 1
+
+
+def test_named_samples_take_their_classes_pictures_along(finish: Finish, tmp_path: Path, database: str) -> None:
+    named = sorted(prepare(tmp_path).read([7]).sample_id)[:3]
+    storage.write_text(f"{tmp_path}/ids.txt", "\n".join(named))
+    finish("a", {"id": "case-1", "sample_ids": f"{tmp_path}/ids.txt"})
+    storage.remove(f"{tmp_path}/ids.txt")
+    config = registry_config(tmp_path, database, "case-1")
+    found = purge.find(config)
+    assert found.labels == [7] and [sum(file.rows for file in part.manifest.forget) for part in found.partitions] == [3]
+    assert purge.purge(config, found).sample_ids == named
+    assert sorted(from_bytes(storage.read_bytes(f"{tmp_path}/runs/a/samples/after.safetensors"), "")) == ["0", "1"]
+
+
+def test_the_command_refuses_what_it_cannot_do(finish: Finish, tmp_path: Path, database: str, capsys) -> None:
+    path = Path(__file__).resolve().parents[2] / "jobs" / "registry.py"
+    spec = importlib.util.spec_from_file_location("jobs_registry", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    settings = tmp_path / "registry.yaml"
+    settings.write_text(f"storage: {tmp_path}\ntracking: {{uri: '{database}', experiment: {tmp_path.name}, model_name: {tmp_path.name}}}\n")
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        argv = ["purge", "--config", str(settings), *arguments]
+        code = cli.main(RegistryConfig, module.VERBS, "", argv, shorthands=["request"])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    finish("a", {"id": "case-1", "classes": [1], "exchange": {1: 7}})
+    finish("begun", {"id": "case-2", "classes": [1], "exchange": {1: 7}}, finished=False)
+    before = snapshot(tmp_path)
+    for arguments, message in (
+        ([], "request: got none, expected the id"),
+        (["--request", "case-9"], "got 'case-9', expected one with a run under"),
+        (["--request", "case-2"], "its run begun is unfinished"),
+        (["--request", "case-1"], "request case-2: its run begun is unfinished and needs the data"),
+    ):
+        code, out, err = call(*arguments)
+        assert (code, out, err.count("\n")) == (2, "", 1) and message in err, err
+    storage.remove(f"{tmp_path}/runs/begun")
+    code, out, err = call("--request", "case-1", "--dry-run")
+    assert (code, err) == (0, "") and "would remove partition" in out and "nothing was written" in out
+    assert snapshot(tmp_path) == {name: data for name, data in before.items() if "runs/begun" not in name}
+    code, out, err = call("--request", "case-1")
+    assert (code, err) == (0, "") and "146 sample ids may not be ingested again" in out
+    assert find(str(tmp_path), "case-1") is not None
+    code, out, err = call("--request", "case-1")
+    assert (code, err) == (0, "") and "removing" not in out
