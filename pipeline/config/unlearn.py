@@ -44,6 +44,9 @@ class Method(Section):
     exchange_weight: float = Field(0.5, ge=0, description="weight of L_x against L_r; 1 in the paper")
     contrast: bool = Field(False, description="L_f minus the loss of the same noised images under the null label")
     null_fraction: Fraction = Field(0.1, description="teacher targets: share of retain rows under the null label")
+    hat_weight: float = Field(
+        0.0, ge=0, description="unconditional models: weight of the judge's pull towards the kept classes, in L_r and L_f; 0: off"
+    )
     share_noise: bool = Field(False, description="L_f draws the timestep and noise of L_x")
 
 

@@ -31,6 +31,32 @@ class Pending:
         return self.buffer
 
 
+class _MeanInGraph(torch.autograd.Function):
+    """Forward: mean over ranks. Backward: the cotangent is the same on all ranks and passes as it is; they average later."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, collectives: "Collectives") -> Tensor:
+        ctx.collectives = collectives
+        return collectives.mean(value.detach().clone())
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:
+        return _SameOnAllRanks.apply(cotangent, ctx.collectives), None
+
+
+class _SameOnAllRanks(torch.autograd.Function):
+    """Identity on what is the same on all ranks; its own cotangents are each rank's share, so backward is their mean."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, collectives: "Collectives") -> Tensor:
+        ctx.collectives = collectives
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:
+        return _MeanInGraph.apply(cotangent, ctx.collectives), None
+
+
 class Collectives:
     """Means and sums over the ranks of a process group; without one, of a single process (world 1)."""
 
@@ -48,6 +74,14 @@ class Collectives:
 
     def mean(self, buffer: Tensor) -> Tensor:
         return self.mean_async(buffer).wait()
+
+    def mean_in_graph(self, value: Tensor) -> Tensor:
+        """The mean of `value` over ranks as part of the graph, for a loss that is no sum over rows.
+
+        Every rank computes the same loss of it, and the ranks' gradients are averaged afterwards: their mean is then the
+        gradient of that loss, and so is any further derivative. Collective, forward and in every second backward.
+        """
+        return _MeanInGraph.apply(value, self) if self.world > 1 else value
 
     def sum(self, buffer: Tensor) -> Tensor:
         """Sum `buffer` over ranks, in place."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,8 +61,8 @@ class Teacher:
 
     @torch.no_grad()
     def predict(self, rows: Rows, y: Tensor) -> Prediction:
-        def net(x: Tensor, t: Tensor, label: Tensor) -> Tensor:
-            return functional_call(self._model.net, self._frozen, (x, t, label))
+        def net(*inputs: Tensor) -> Any:
+            return functional_call(self._model.net, self._frozen, inputs)
 
         return self._model.predict(net, rows.x0, y, rows.noise)
 
@@ -74,14 +75,16 @@ def build_terms(
     teacher: Teacher | None,
     micro_batches: int = 1,
     joint: bool = True,
+    hat: Callable[[], Tensor] | None = None,
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> dict[str, Term]:
     """`retain` (L_r), `keep` (L_r + w L_x), `forget` (L_f) and `esd`, cut into micro-batches.
 
     `joint` runs retain and exchange rows of a micro-batch in one forward; without it they take turns, in half the memory.
+    `hat`, weighted already, is added whole to L_r and to L_f, as the paper does.
     """
 
-    def each(*makes: Callable[[int, Anchor], Tensor]) -> Term:
+    def each(*makes: Callable[[int, Anchor], Tensor]) -> list[Callable[[], Tensor]]:
         def closure(make: Callable[[int, Anchor], Tensor], index: int) -> Callable[[], Tensor]:
             anchor = Anchor()
 
@@ -130,7 +133,8 @@ def build_terms(
         keep = each(retain)
     else:
         keep = each(both) if joint else each(retain, exchange)
-    return {"retain": each(retain), "keep": keep, "forget": each(forget), "esd": each(esd)}
+    added = [hat] if hat else []
+    return {"retain": each(retain) + added, "keep": keep + added, "forget": each(forget) + added, "esd": each(esd)}
 
 
 def _joined(first: Rows, second: Rows) -> Rows:
