@@ -40,15 +40,26 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Said]:
 
 
 @pytest.fixture(scope="session")
-def untrained(tmp_path_factory: pytest.TempPathFactory) -> str:
+def untrained(tmp_path_factory: pytest.TempPathFactory, fill_untrained: Callable[[str], None]) -> str:
     """A storage root with the digits lake and weights that were never trained: enough for every check before the work."""
+    root = str(tmp_path_factory.mktemp("untrained"))
+    fill_untrained(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def fill_untrained() -> Callable[[str], None]:
+    """Puts the digits lake and untrained weights under a storage root, wherever it is."""
+    return _fill
+
+
+def _fill(root: str) -> None:
     from models.generative import build, dit_description
     from models.judge import build_judge, small_cnn_description
     from pipeline import model_store
     from pipeline.config import PrepareConfig, parse
     from pipeline.data import prepare_ray
 
-    root = str(tmp_path_factory.mktemp("untrained"))
     config = parse(PrepareConfig, {"storage": root, "prepare": {"size": 8, "channels": 1}})
     prepare_ray.prepare(config, run=lambda tasks: map(prepare_ray.make_shard, tasks))
     names = [str(label) for label in range(10)]
@@ -56,4 +67,3 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> str:
     judge = small_cnn_description(shape=(1, 8, 8), num_classes=10, class_names=names)
     model_store.write(model_store.model_uri(root, "DiT-tiny", "digits"), model, build(model).net.state_dict(), {})
     model_store.write(model_store.judge_uri(root, "digits"), judge, build_judge(judge).net.state_dict(), {"heldout_accuracy": 0.1})
-    return root
