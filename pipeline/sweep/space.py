@@ -1,0 +1,107 @@
+"""The search space: which keys of the main job it may name, the values it holds, a trial's configuration from a point of it."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from pipeline import config as configuration
+from pipeline.config import SweepConfig, UnlearnConfig
+from pipeline.config.sweep import Distribution
+from pipeline.errors import InputError
+from pipeline.unlearning.methods import METHODS
+
+SEARCHABLE = ("method.", "optim.", "trainable", "train.precision")  # what else there is says which question is asked, not how it is answered
+SHARED = ("optim.max_steps",)  # the budget, the same for all
+Settings = dict[str, Any]  # dotted key -> value: a point of the space
+
+
+def base_config(config: SweepConfig) -> UnlearnConfig:
+    """The main job's configuration that every trial starts from, under the sweep's storage, seed and tracking."""
+    values = configuration.apply_overrides(configuration.read_yaml(config.base), _as_overrides(config.set))
+    values |= {"storage": config.storage, "seed": config.seed, "tracking": config.tracking.model_dump(mode="json"), "run_id": None}
+    if config.trial.runner == "inline":
+        values["train"] = {**values.get("train", {}), "workers": 1}
+    values["optim"] = {**values.get("optim", {}), **({"max_seconds": config.budget.trial_seconds} if config.budget.trial_seconds else {})}
+    return configuration.parse(UnlearnConfig, values)
+
+
+def configured(base: UnlearnConfig, settings: Mapping[str, Any]) -> UnlearnConfig:
+    """`base` with the point's settings; raises `InputError` for values that do not go together."""
+    return configuration.parse(UnlearnConfig, configuration.apply_overrides(base.model_dump(), _as_overrides(settings)))
+
+
+def check_space(space: Mapping[str, Distribution], base: UnlearnConfig) -> None:
+    """Raise `InputError` for a key no job knows (with the ones near it), one that must be the same for all trials, or a value it refuses."""
+    for key, distribution in space.items():
+        for value in _samples(distribution):
+            try:
+                configured(base, {key: value})
+            except InputError as error:
+                raise InputError(f"space: {error}") from error
+            if key == "method.name" and value not in METHODS:
+                raise InputError(f"space: method.name: got {value!r}, expected some of {', '.join(METHODS)}")
+        if key in SHARED or not key.startswith(SEARCHABLE):
+            raise InputError(
+                f"space: got {key!r}, which has to be the same for all trials or they would not answer the same question; "
+                f"searchable are the settings under {', '.join(name.rstrip('.') for name in SEARCHABLE)} except {', '.join(SHARED)}"
+            )
+        if key == "optim.batch_size" and distribution.choice is None:
+            raise InputError("space: optim.batch_size: got a range, expected a choice, since the stream of every batch size is prepared beforehand")
+
+
+def at(config: UnlearnConfig, key: str) -> Any:
+    """The value of a dotted key."""
+    found: Any = config
+    for part in key.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def fixed_points(space: Mapping[str, Distribution], base: UnlearnConfig) -> list[Settings]:
+    """Tried first: the base itself and, for every key with `zero`, the base with exactly 0 there. Only points inside the space."""
+    here = {key: at(base, key) for key in space}
+    points = [here, *({**here, key: 0.0} for key, distribution in space.items() if distribution.zero)]
+    inside = [point for point in points if all(holds(space[key], value) for key, value in point.items())]
+    return [point for number, point in enumerate(inside) if point not in inside[:number]]
+
+
+def holds(distribution: Distribution, value: Any) -> bool:
+    """Whether the distribution can give `value`."""
+    if distribution.choice is not None:
+        return value in distribution.choice
+    bounds = distribution.loguniform or distribution.uniform
+    assert bounds is not None
+    return (distribution.zero and value == 0) or bounds[0] <= value <= bounds[1]
+
+
+def shown(settings: Mapping[str, Any]) -> str:
+    """`penalty 0.01, surgery_every 2`: a point in a line."""
+    return ", ".join(f"{key.rsplit('.', 1)[-1]} {f'{value:.3g}' if isinstance(value, float) else value}" for key, value in settings.items())
+
+
+def below_zero(distribution: Distribution) -> float:
+    """Where the axis of a `zero` distribution begins: what lies between there and `low` stands for 0, an eighth of the axis."""
+    assert distribution.loguniform is not None
+    low, high = distribution.loguniform
+    return math.exp(math.log(low) - math.log(high / low) / 7)
+
+
+def rounded(value: float) -> float:
+    """Six digits: what is shown is what was run."""
+    return float(f"{value:.6g}")
+
+
+def _samples(distribution: Distribution) -> list[Any]:
+    if distribution.choice is not None:
+        return distribution.choice
+    bounds = distribution.loguniform or distribution.uniform
+    assert bounds is not None
+    low, high = bounds
+    return [low, low + 0.37 * (high - low), high, *([0.0] if distribution.zero else [])]
+
+
+def _as_overrides(settings: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={yaml.safe_dump(value, default_flow_style=True).strip() if isinstance(value, dict) else json.dumps(value)}" for key, value in settings.items()]
