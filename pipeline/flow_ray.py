@@ -3,12 +3,10 @@
 import json
 import math
 import os
-import subprocess
 import time
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -18,6 +16,7 @@ from models.generative import GenerativeModel, build
 from models.judge import build_judge
 from pipeline import config as configuration
 from pipeline import model_store, records, storage
+from pipeline.code_version import code_version
 from pipeline.config import UnlearnConfig
 from pipeline.data.lake import Lake, lake_uri, read_lake
 from pipeline.data.partition import read_sample_ids, selections
@@ -25,6 +24,7 @@ from pipeline.errors import InputError
 from pipeline.evaluation.gate import judge_gate
 from pipeline.evaluation.neighbours import nearest_classes
 from pipeline.progress import Progress
+from pipeline.redact import redacted
 from pipeline.request import resolve
 from pipeline.tracking.mlflow_tracking import tracking_uri
 from pipeline.unlearning.methods import METHODS
@@ -209,22 +209,6 @@ def _publish(prepared: Prepared, result: dict[str, Any], recorded: list[records.
     tracker.log_artifacts(files)
 
 
-def code_version() -> str | None:
-    """The commit of the checkout this runs from, marked when files differ; None outside a checkout."""
-    root = Path(__file__).resolve().parents[1]
-    try:
-        said = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return said.stdout.strip() or None
-
-
 def _settings(prepared: Prepared) -> str:
     return configuration.dump(prepared.config.model_copy(update={"run_id": prepared.run_id}))
 
@@ -254,7 +238,7 @@ def _result(prepared: Prepared, outcome: dict[str, Any], digest: str, partition_
     config, timing = prepared.config, outcome["timing"]
     return {
         "run_id": prepared.run_id,
-        "request": config.request.model_dump(mode="json"),
+        "request": redacted(config.request.model_dump(mode="json")),
         "method": config.method.name,
         "method_config": config.method.model_dump(mode="json")
         | {"trainable": config.trainable, "trainable_parameters": prepared.trainable},
