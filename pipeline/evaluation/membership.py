@@ -12,8 +12,9 @@ import torch
 from models.generative import GenerativeModel
 from pipeline.data.rows import Batch
 from pipeline.evaluation.proportion import Z
+from pipeline.evaluation.sampling import LANES
+from pipeline.evaluation.sums import Ranks, blocks
 from pipeline.training.draws import draw_rows
-from pipeline.unlearning.collectives import Collectives
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,16 +67,15 @@ def membership(member: Sequence[float], heldout: Sequence[float]) -> Membership:
 
 
 @torch.no_grad()
-def sample_losses(model: GenerativeModel, rows: Batch, *, draws: int, seed: int, batch: int, collectives: Collectives) -> list[float]:
+def sample_losses(model: GenerativeModel, rows: Batch, *, draws: int, seed: int, batch: int, collectives: Ranks) -> list[float]:
     """The model's own loss of every row, averaged over `draws` timesteps and noises that depend on the sample alone.
 
-    Sharded: each rank takes every world-th row, all get the whole answer.
+    Sharded: each rank takes every world-th block of rows, all get the whole answer.
     """
     device = next(model.net.parameters()).device
     losses = torch.zeros(len(rows), dtype=torch.float64, device=device)
-    mine = list(range(collectives.rank, len(rows), collectives.world))
-    for start in range(0, len(mine), batch):
-        index = mine[start : start + batch]
+    size = min(batch, max(1, -(-len(rows) // LANES)))
+    for index in blocks(len(rows), size, collectives.rank, collectives.world):
         part = rows.take(index)
         for k in range(draws):
             drawn = draw_rows(model, part, seed=seed, step=k, term="membership", device=device)

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from pipeline.evaluation.proportion import proportion
 from pipeline.evaluation.sampling import Verdicts
 
 
@@ -30,3 +32,20 @@ def retain_accuracy(verdicts: Verdicts, forgotten: Sequence[int], neighbours: Se
         neighbours=sum(near) / len(near) if near else None,
         per_class=per_class,
     )
+
+
+def retain_shares(labels: Sequence[int], called: Sequence[int], neighbours: Sequence[int] = ()) -> dict[str, Any]:
+    """The same with n and interval for every share: over all images, by class, over the neighbours, and the worst class by name."""
+    right: dict[int, list[bool]] = {}
+    for label, call in zip(labels, called, strict=True):
+        right.setdefault(label, []).append(call == label)
+    per_class = {str(label): proportion(sum(hits), len(hits)).to_dict() for label, hits in sorted(right.items())}
+    near = [hit for label in neighbours for hit in right.get(label, [])]
+    every = [hit for hits in right.values() for hit in hits]
+    worst = min(per_class, key=lambda label: per_class[label]["value"])
+    return {
+        "mean": proportion(sum(every), len(every)).to_dict(),
+        "min": per_class[worst] | {"class": int(worst)},
+        "neighbours": proportion(sum(near), len(near)).to_dict() if near else None,
+        "per_class": per_class,
+    }

@@ -1,7 +1,7 @@
 """Drawing images and asking the judge, sharded over ranks: image k depends on its label and seed alone."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -9,8 +9,11 @@ from torch import Tensor
 from models.generative import GenerativeModel
 from models.judge import Judge
 from pipeline.evaluation.frechet import Moments
+from pipeline.evaluation.sums import Ranks, blocks
 from pipeline.seeding import seed_of
 from pipeline.unlearning.collectives import Collectives
+
+LANES = 8  # ranks that can share one plan; a block of images never depends on how many do
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +45,36 @@ def plan(counts: Mapping[int, int], *, seed: int, purpose: str, cfg_scale: float
     return Plan(labels=tuple(p[0] for p in pairs), seeds=tuple(p[1] for p in pairs), cfg_scale=cfg_scale, steps=steps, batch=batch)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Images that were drawn together and judged: `positions` in the plan, `labels` asked for (n,), the judge's first calls, best first
+    (n, k), and its features (n, F); all on the CPU."""
+
+    positions: list[int]
+    labels: Tensor
+    ranked: Tensor
+    features: Tensor
+
+
 @torch.no_grad()
+def draw_blocks(
+    model: GenerativeModel,
+    judge: Judge,
+    what: Plan,
+    ranks: Ranks,
+    *,
+    top: int = 1,
+    to_pixels: Callable[[Tensor], Tensor] = lambda x: x,
+) -> Iterator[Block]:
+    """Draw this rank's blocks of the plan, `what.batch` images each, and ask the judge. The same images whatever the number of ranks."""
+    for positions in blocks(len(what.labels), what.batch, ranks.rank, ranks.world):
+        labels = torch.tensor([what.labels[i] for i in positions])
+        seeds = [what.seeds[i] for i in positions]
+        x = to_pixels(model.sample(labels=labels, seeds=seeds, cfg_scale=what.cfg_scale, steps=what.steps))
+        ranked = judge.logits(x).topk(min(top, judge.num_classes), dim=1).indices
+        yield Block(positions=positions, labels=labels, ranked=ranked.cpu(), features=judge.features(x).cpu())
+
+
 def judge_samples(
     model: GenerativeModel,
     judge: Judge,
@@ -51,24 +83,20 @@ def judge_samples(
     *,
     to_pixels: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Verdicts:
-    """Draw the plan's images, every world-th on this rank, and put the verdicts together on all ranks."""
-    mine = range(collectives.rank, len(what.labels), collectives.world)
+    """Draw the plan's images, shared out over ranks, and put the verdicts together on all of them."""
+    n = len(what.labels)
+    shared = replace(what, batch=min(what.batch, max(1, -(-n // LANES))))
     device = next(judge.net.parameters()).device
-    called = torch.zeros(len(what.labels), dtype=torch.int64, device=device)
-    kinds = sorted(set(what.labels))
+    called = torch.zeros(n, dtype=torch.int64)
     moments: dict[int, Moments] = {}
-    for start in range(0, len(mine), what.batch):
-        index = list(mine[start : start + what.batch])
-        labels = torch.tensor([what.labels[i] for i in index])
-        x = to_pixels(model.sample(labels=labels, seeds=[what.seeds[i] for i in index], cfg_scale=what.cfg_scale, steps=what.steps))
-        called[index] = judge.logits(x).argmax(1)
-        features = judge.features(x)
-        for label in labels.unique().tolist():
-            part = Moments.of(features[(labels == label).to(device)])
+    for block in draw_blocks(model, judge, shared, collectives, to_pixels=to_pixels):
+        called[block.positions] = block.ranked[:, 0]
+        for label in block.labels.unique().tolist():
+            part = Moments.of(block.features[block.labels == label])
             moments[label] = moments[label].merge(part) if label in moments else part
     empty = Moments.empty(judge.feature_size)
-    summed = {label: _reduced(moments.get(label, empty), collectives, device) for label in kinds}
-    return Verdicts(labels=what.labels, called=tuple(collectives.sum(called).tolist()), moments=summed)
+    summed = {label: _reduced(moments.get(label, empty), collectives, device) for label in sorted(set(what.labels))}
+    return Verdicts(labels=what.labels, called=tuple(collectives.sum(called.to(device)).tolist()), moments=summed)
 
 
 def draw_images(

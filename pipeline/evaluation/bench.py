@@ -1,0 +1,65 @@
+"""What a measure is given: the models side by side, the judge, the rows, and what was asked to be forgotten."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from models.generative import GenerativeModel
+from models.judge import Judge
+from pipeline.config.measuring import Measuring
+from pipeline.data.rows import Batch
+
+AFTER, BEFORE = "after", "before"
+Rows = Callable[[Sequence[int], Literal["train", "heldout"]], Batch]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scope:
+    """The question, as plain data: which classes were to be forgotten, which are kept, how much is drawn."""
+
+    forgotten: tuple[int, ...]
+    exchange: Mapping[int, Sequence[int]]
+    retained: tuple[int, ...]
+    neighbours: tuple[int, ...]
+    null_label: int
+    timesteps: int
+    seed: int
+    settings: Measuring
+    sample_ids: tuple[str, ...] = ()  # where samples are named, the forgotten rows; `forgotten` is then empty
+    sample_classes: tuple[int, ...] = ()  # the classes they are of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """`model` is what is measured, `base` the same before it forgot (None: there is no before).
+
+    `rows(labels, split)` reads rows of the lake, by class and sample id.
+    """
+
+    model: GenerativeModel
+    base: GenerativeModel | None
+    judge: Judge
+    scope: Scope
+    rows: Rows
+    to_pixels: Callable[[Tensor], Tensor] = lambda x: x
+
+    @property
+    def sides(self) -> dict[str, GenerativeModel]:
+        return {AFTER: self.model} | ({BEFORE: self.base} if self.base is not None else {})
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.judge.net.parameters()).device
+
+
+def pick(rows: Batch, n: int, seed: int, purpose: str) -> Batch:
+    """At most `n` of `rows`, chosen by (seed, purpose) and kept in their order."""
+    from pipeline.seeding import generator
+
+    if len(rows) <= n:
+        return rows
+    chosen = torch.randperm(len(rows), generator=generator(seed, purpose))[:n]
+    return rows.take(sorted(chosen.tolist()))

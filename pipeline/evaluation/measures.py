@@ -1,0 +1,154 @@
+"""The table of measures: which work each is made of, and what it makes of the sums. A new one is one file and one line here."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from pipeline.evaluation import drift, kid, leakage, manifold, membership, relearn, retention, timesteps
+from pipeline.evaluation.bench import AFTER, BEFORE, Scope
+from pipeline.evaluation.frechet import Moments, frechet_distance
+from pipeline.evaluation.proportion import proportion
+from pipeline.evaluation.sums import below
+from pipeline.evaluation.works import plans
+
+FEATURES = "judge"  # the feature space of every distance: the judge's last hidden layer
+Found = Mapping[str, Mapping[str, Tensor]]  # work -> merged sums
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """`result(scope, sums of the works, side)` gives plain data, None where it does not apply.
+
+    `of`: each side by itself (after and before), the model after alone, or both together, which needs a before.
+    """
+
+    works: tuple[str, ...]
+    result: Callable[[Scope, Found, str], Any]
+    about: str
+    of: Literal["each", "after", "both"] = "each"
+    needs: Callable[[Scope], bool] = lambda scope: True
+
+
+def results(names: list[str], scope: Scope, found: Found, *, with_before: bool) -> dict[str, Any]:
+    """`{measure: {"after": …, "before": …}}`, or the figure itself for a measure of both together; None where it does not apply."""
+    made: dict[str, Any] = {}
+    for name in names:
+        measure = MEASURES[name]
+        if not measure.needs(scope):
+            made[name] = None
+        elif measure.of == "each":
+            made[name] = {side: measure.result(scope, found, side) for side in (AFTER, *((BEFORE,) if with_before else ()))}
+        else:
+            made[name] = measure.result(scope, found, AFTER) if with_before or measure.of == "after" else None
+    return made
+
+
+def _called(scope: Scope, found: Found, side: str, plan: str) -> tuple[tuple[int, ...], Tensor]:
+    """Labels of a plan and the judge's ranked calls (N, 5)."""
+    return plans(scope)[plan].labels, found["drawing"][f"{side}/{plan}/ranked"]
+
+
+def _forget(scope: Scope, found: Found, side: str) -> dict[str, Any]:
+    def shares(scale: float) -> dict[str, Any]:
+        labels, ranked = _called(scope, found, side, f"forgotten@{scale:g}")
+        own: list[list[int]] = ranked.tolist()
+        first = [row[0] == label for label, row in zip(labels, own)]
+        five = [label in row for label, row in zip(labels, own)]
+        exchanged = [row[0] in scope.exchange[label] for label, row in zip(labels, own) if label in scope.exchange]
+        return {
+            **proportion(sum(first), len(first)).to_dict(),
+            "top5": proportion(sum(five), len(five)).to_dict(),
+            "as_exchange": proportion(sum(exchanged), len(exchanged)).to_dict() if exchanged else None,
+        }
+
+    s = scope.settings
+    return {**shares(s.cfg_scale), "cfg_scale": s.cfg_scale, "at_cfg_scale": {f"{scale:g}": shares(scale) for scale in s.cfg_scales}}
+
+
+def _leakage(scope: Scope, found: Found, side: str) -> dict[str, Any]:
+    labels, ranked = _called(scope, found, side, "retained")
+    _, unlabelled = _called(scope, found, side, "null")
+    return leakage.leakage(labels, ranked[:, 0].tolist(), unlabelled[:, 0].tolist(), scope.forgotten)
+
+
+def _retain(scope: Scope, found: Found, side: str) -> dict[str, Any]:
+    labels, ranked = _called(scope, found, side, "retained")
+    return retention.retain_shares(labels, ranked[:, 0].tolist(), scope.neighbours)
+
+
+def _moments(sums: Mapping[str, Tensor], name: str) -> Moments:
+    return Moments(n=int(sums[f"{name}/n"].item()), total=sums[f"{name}/total"], outer=sums[f"{name}/outer"])
+
+
+def _fid(scope: Scope, found: Found, side: str) -> dict[str, Any]:
+    sums = found["drawing"]
+    drawn, real = _moments(sums, side), _moments(sums, "real")
+    return {FEATURES: frechet_distance(drawn, real), "n": drawn.n, "real_n": real.n}
+
+
+def _kid(scope: Scope, found: Found, side: str) -> dict[str, Any]:
+    sums = found["drawing"].get(f"{side}/kid")
+    return {FEATURES: None if sums is None else kid.kid(sums)}
+
+
+def _manifold(scope: Scope, found: Found, side: str) -> dict[str, Any] | None:
+    sums, k = found["drawing"], scope.settings.manifold_k
+    drawn, real = sums[f"{side}/features"], sums["real/features"]
+    if min(len(drawn), len(real)) <= k:
+        return None
+    pair = manifold.precision_recall(drawn, real, k)
+    return {FEATURES: {name: value.to_dict() for name, value in pair.items()}, "k": k}
+
+
+def _drift(scope: Scope, found: Found, side: str) -> dict[str, Any]:
+    return {FEATURES: drift.paired_drift(below(found["drawing"], "drift"), scope.retained)}
+
+
+def _timesteps(scope: Scope, found: Found, side: str) -> dict[str, Any]:
+    sums = below(found["losing"], side)
+    names = dict.fromkeys(name.split("/")[0] for name in sums)
+    return timesteps.loss_by_timestep({name: below(sums, name) for name in names}, scope.timesteps, scope.settings.timestep_bins)
+
+
+def _membership(scope: Scope, found: Found, side: str) -> dict[str, Any] | None:
+    members, heldout = (found["attacking"][f"{side}/{name}"].tolist() for name in ("members", "heldout"))
+    return membership.membership(members, heldout).to_dict() if members and heldout else None
+
+
+def _relearn(scope: Scope, found: Found, side: str) -> dict[str, Any]:
+    before = f"{BEFORE}/forgotten@{scope.settings.cfg_scale:g}/ranked"
+    old = 1.0  # without the model before, half of all images is what has to come back
+    if before in found["drawing"]:
+        old = _forget(scope, found, BEFORE)["value"]
+    return relearn.relearn_steps(found["relearning"], scope.settings.relearn_checks, old)
+
+
+def _classes(scope: Scope) -> bool:
+    return bool(scope.forgotten)
+
+
+MEASURES: dict[str, Measure] = {
+    "forget_fraction": Measure(works=("drawing",), result=_forget, needs=_classes, about="forgotten class still drawn, at each CFG scale"),
+    "leakage": Measure(works=("drawing",), result=_leakage, needs=_classes, about="forgotten class drawn under other labels and none"),
+    "retain_accuracy": Measure(works=("drawing",), result=_retain, about="other labels drawn right"),
+    "fid": Measure(works=("drawing",), result=_fid, about="Frechet distance to real retained rows"),
+    "kid": Measure(works=("drawing",), result=_kid, about="kernel distance to real retained rows"),
+    "precision_recall": Measure(works=("drawing",), result=_manifold, about="share of images that look real, share of real rows covered"),
+    "paired_drift": Measure(works=("drawing",), result=_drift, of="both", about="how far the same seed moved under the same label"),
+    "loss_by_timestep": Measure(works=("losing",), result=_timesteps, about="the model's own loss, trained on and held out"),
+    "membership_auc": Measure(works=("attacking",), result=_membership, about="loss attack, forgotten rows against never-seen ones"),
+    "relearn_steps": Measure(
+        works=("drawing", "relearning"),
+        result=_relearn,
+        of="after",
+        needs=_classes,
+        about="steps until half of it is back, against a label that was never trained",
+    ),
+}
+
+
+def works_of(names: list[str], scope: Scope) -> list[str]:
+    """The work that `names` are made of, each once."""
+    return list(dict.fromkeys(work for name in names if MEASURES[name].needs(scope) for work in MEASURES[name].works))

@@ -1,0 +1,174 @@
+"""The work that measures are made of: drawing and judging, losses, relearning. Each part shares out over any number of shards."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pipeline.data.rows import Batch
+from pipeline.evaluation.bench import Bench, Scope, pick
+from pipeline.evaluation.drift import drift_sums
+from pipeline.evaluation.frechet import Moments
+from pipeline.evaluation.kid import block_mmd, kid_sums
+from pipeline.evaluation.membership import sample_losses
+from pipeline.evaluation.relearn import relearning
+from pipeline.evaluation.sampling import Plan, draw_blocks, plan
+from pipeline.evaluation.sums import Ranks, Sums, blocks, placed, tally
+from pipeline.evaluation.timesteps import timestep_losses
+from pipeline.seeding import generator, seed_of
+
+TOP = 5  # calls of the judge that are kept of every image
+
+
+def plans(scope: Scope) -> dict[str, Plan]:
+    """What is drawn: `retained`, `null`, and `forgotten@<scale>` at each CFG scale, in a random order that mixes the labels.
+
+    (Not in turns: within a block every pair must be as likely to share its label as not to, or kernel distances come out too low.)
+    """
+    s = scope.settings
+
+    def made(counts: dict[int, int], cfg_scale: float) -> Plan:
+        what = plan(counts, seed=scope.seed, purpose="measured", cfg_scale=cfg_scale, steps=s.sampler_steps, batch=s.block)
+        positions = torch.randperm(len(what.labels), generator=generator(scope.seed, "order")).tolist()
+        return Plan(
+            labels=tuple(what.labels[i] for i in positions),
+            seeds=tuple(what.seeds[i] for i in positions),
+            cfg_scale=cfg_scale,
+            steps=s.sampler_steps,
+            batch=s.block,
+        )
+
+    found = {"retained": made(dict.fromkeys(scope.retained, s.retain_samples), s.cfg_scale)}
+    if scope.forgotten:
+        each = -(-s.samples // len(scope.forgotten))
+        for scale in dict.fromkeys([s.cfg_scale, *s.cfg_scales]):
+            found[f"forgotten@{scale:g}"] = made(dict.fromkeys(scope.forgotten, each), scale)
+        found["null"] = made({scope.null_label: s.null_samples}, 1.0)
+    return found
+
+
+def drawing(bench: Bench, ranks: Ranks) -> Sums:
+    """Images of every plan by every side: <side>/<plan>/ranked (N, 5) calls; of the retained labels moments, kernel distances to real rows,
+    the first features, and, of both sides, their paired drift. `real/…`: moments and features of the real rows."""
+    sums: Sums = {}
+    real, kept = reference_rows(bench), bench.scope.settings.manifold_samples
+    features_of = _feature_reader(bench, real)
+    for positions in blocks(len(real), bench.scope.settings.block, ranks.rank, ranks.world):
+        features = features_of(positions)
+        _moments(sums, "real", features)
+        tally(sums, "real/features", _first(features, positions, min(kept, len(real))))
+    for name, what in plans(bench.scope).items():
+        sides = [draw_blocks(model, bench.judge, what, ranks, top=TOP, to_pixels=bench.to_pixels) for model in bench.sides.values()]
+        for parts in zip(*sides):
+            for side, part in zip(bench.sides, parts):
+                tally(sums, f"{side}/{name}/ranked", placed(len(what.labels), part.positions, part.ranked))
+                if name == "retained":
+                    _moments(sums, side, part.features)
+                    tally(sums, f"{side}/features", _first(part.features, part.positions, min(kept, len(what.labels))))
+                    _kernel_distance(sums, side, part.features, part.positions, len(real), features_of, what.batch)
+            if name == "retained" and len(parts) == 2:
+                for key, value in drift_sums(parts[0].labels, parts[0].features, parts[1].features).items():
+                    tally(sums, f"drift/{key}", value)
+    return sums
+
+
+def losing(bench: Bench, ranks: Ranks) -> Sums:
+    """Losses by timestep of forgotten and retained rows, trained on and held out: <side>/<group>/bin/<index>."""
+    sums: Sums = {}
+    s, scope = bench.scope.settings, bench.scope
+    for name, rows in groups(bench).items():
+        for side, model in bench.sides.items():
+            model.net.eval()
+            found = timestep_losses(
+                model,
+                rows,
+                timesteps=scope.timesteps,
+                bins=s.timestep_bins,
+                seed=scope.seed,
+                block=s.block,
+                rank=ranks.rank,
+                world=ranks.world,
+            )
+            sums |= {f"{side}/{name}/{key}": value for key, value in found.items()}
+    return sums
+
+
+def attacking(bench: Bench, ranks: Ranks) -> Sums:
+    """Losses of the forgotten rows and of never-seen rows of their classes: <side>/members (N,), <side>/heldout (M,)."""
+    s, seed = bench.scope.settings, bench.scope.seed
+    members = pick(forgotten_rows(bench, "train"), s.membership_rows, seed, "membership")
+    heldout = pick(forgotten_rows(bench, "heldout"), s.membership_rows, seed, "membership")
+    sums: Sums = {}
+    for side, model in bench.sides.items():
+        model.net.eval()
+        for name, rows in (("members", members), ("heldout", heldout)):
+            found = sample_losses(model, rows, draws=s.membership_draws, seed=seed_of(seed, "measured"), batch=s.block, collectives=ranks)
+            sums[f"{side}/{name}"] = torch.tensor(found, dtype=torch.float64)
+    return sums
+
+
+Work = Callable[[Bench, Ranks], Sums]
+WORKS: dict[str, Work] = {"drawing": drawing, "losing": losing, "attacking": attacking, "relearning": relearning}
+
+
+def forgotten_rows(bench: Bench, split: Literal["train", "heldout"]) -> Batch:
+    """Rows of the forgotten classes, or the named samples and never-seen rows of their classes."""
+    scope = bench.scope
+    if not scope.sample_ids:
+        return bench.rows(list(scope.forgotten), split)
+    rows = bench.rows(list(scope.sample_classes), split)
+    if split == "heldout":
+        return rows
+    named = set(scope.sample_ids)
+    return rows.take([index for index, name in enumerate(rows.sample_id) if name in named])
+
+
+def groups(bench: Bench) -> dict[str, Batch]:
+    """At most `loss_rows` rows of each kind, by name; kinds that the lake has no rows of are left out."""
+    s, scope = bench.scope.settings, bench.scope
+    splits: tuple[Literal["train", "heldout"], ...] = ("train", "heldout")
+    found = {}
+    for split in splits:
+        for name, rows in (("forget", forgotten_rows(bench, split)), ("retain", bench.rows(list(scope.retained), split))):
+            if len(rows):
+                found[f"{name}_{split}"] = pick(rows, s.loss_rows, scope.seed, f"losses of {name} {split}")
+    return found
+
+
+def reference_rows(bench: Bench) -> Batch:
+    """Real retained rows in a random order that mixes the classes."""
+    rows = bench.rows(list(bench.scope.retained), "train")
+    order = torch.randperm(len(rows), generator=generator(bench.scope.seed, "reference"))
+    return rows.take(order[: bench.scope.settings.reference_rows].tolist())
+
+
+def _feature_reader(bench: Bench, real: Batch) -> Callable[[list[int]], Tensor]:
+    @torch.no_grad()
+    def features(positions: list[int]) -> Tensor:
+        return bench.judge.features(bench.to_pixels(real.take(positions).mean.to(bench.device))).cpu()
+
+    return features
+
+
+def _kernel_distance(
+    sums: Sums, side: str, features: Tensor, positions: list[int], real: int, features_of: Callable[[list[int]], Tensor], block: int
+) -> None:
+    """The unbiased MMD of a block against one of as many real rows, going round them in order; a short last block is left out."""
+    if len(features) < max(2, block // 2) or len(features) > real:
+        return
+    other = features_of([position % real for position in positions])
+    tally(sums, f"{side}/kid", kid_sums(block_mmd(features, other).reshape(1)))
+
+
+def _moments(sums: Sums, name: str, features: Tensor) -> None:
+    part = Moments.of(features)
+    tally(sums, f"{name}/n", torch.tensor(part.n))
+    tally(sums, f"{name}/total", part.total)
+    tally(sums, f"{name}/outer", part.outer)
+
+
+def _first(features: Tensor, positions: list[int], n: int) -> Tensor:
+    """Those of `features` whose position is below `n`, in their places, float64 (n, F)."""
+    inside = [index for index, position in enumerate(positions) if position < n]
+    return placed(n, [positions[index] for index in inside], features[inside].double())
