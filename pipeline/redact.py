@@ -13,9 +13,14 @@ IN_URI = re.compile(r"([a-zA-Z][\w+.-]*://[^\s/:@'\"]*):[^\s/'\"]+@")
 IN_QUERY = re.compile(r"([?&](?:password|passwd|token|secret|sig|signature|x-amz-[\w-]+)=)[^&\s#'\"]+", re.IGNORECASE)
 
 
+def is_secret_name(name: str) -> bool:
+    """Whether a variable called `name` holds a secret, by convention."""
+    return bool(NAMES.search(name)) and not NOT_SECRET.search(name)
+
+
 def environment_secrets() -> list[str]:
     """Values of this process's variables that are named like secrets, the longest first."""
-    found = {value for name, value in os.environ.items() if NAMES.search(name) and not NOT_SECRET.search(name) and len(value) >= SHORTEST}
+    found = {value for name, value in os.environ.items() if is_secret_name(name) and len(value) >= SHORTEST}
     return sorted(found, key=len, reverse=True)
 
 
