@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.second_order import attention, gelu, layer_norm
+from models.second_order import attention, gated, gelu, modulated_norm
+
+EPS = 1e-6  # of every layer norm; scale and shift come from the conditioning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,7 @@ class DiTConfig:
     learn_sigma: bool = False
     label_std: float = 0.02  # small models learn their labels far sooner from a wider start (0.5)
     pos_std: float | None = None  # None: fixed sine-cosine positions, as published; else learned, from this deviation
+    frequency_shift: int = 0  # timestep frequencies 10000^(-k / (128 - shift)): 0 as published, 1 as in diffusers
 
     @property
     def tokens(self) -> int:
@@ -40,10 +43,6 @@ class DiTConfig:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return x * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
 
 
 def sincos_position(width: int, grid: int) -> Tensor:
@@ -67,14 +66,14 @@ class PatchEmbed(nn.Module):
 
 
 class TimestepEmbedder(nn.Module):
-    def __init__(self, width: int, frequencies: int = 256):
+    def __init__(self, width: int, frequencies: int = 256, shift: int = 0):
         super().__init__()
-        self.frequencies = frequencies
+        self.frequencies, self.shift = frequencies, shift
         self.mlp = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
         half = self.frequencies // 2
-        rate = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+        rate = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / (half - self.shift))
         angle = t.float().unsqueeze(1) * rate  # (N, half)
         return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=1).to(next(self.mlp.parameters()).dtype))  # (N, D)
 
@@ -101,13 +100,6 @@ class Attention(nn.Module):
         return self.proj(attention(q, k, v).transpose(1, 2).reshape(n, t, d))  # (N, T, D)
 
 
-class Norm(nn.Module):
-    """Layer norm without scale and shift: adaLN gives both."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return layer_norm(x, 1e-6)
-
-
 class Mlp(nn.Module):
     def __init__(self, width: int):
         super().__init__()
@@ -121,28 +113,25 @@ class Mlp(nn.Module):
 class DiTBlock(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
-        self.norm1 = Norm()
         self.attn = Attention(width, heads)
-        self.norm2 = Norm()
         self.mlp = Mlp(width)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c).chunk(6, dim=1)
-        x = x + gate_a.unsqueeze(1) * self.attn(modulate(self.norm1(x), shift_a, scale_a))
-        return x + gate_m.unsqueeze(1) * self.mlp(modulate(self.norm2(x), shift_m, scale_m))  # (N, T, D)
+        x = gated(x, gate_a, self.attn(modulated_norm(x, shift_a, scale_a, EPS)))
+        return gated(x, gate_m, self.mlp(modulated_norm(x, shift_m, scale_m, EPS)))  # (N, T, D)
 
 
 class FinalLayer(nn.Module):
     def __init__(self, width: int, patch: int, channels: int):
         super().__init__()
-        self.norm_final = Norm()
         self.linear = nn.Linear(width, patch * patch * channels)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
-        return self.linear(modulate(self.norm_final(x), shift, scale))  # (N, T, patch * patch * channels)
+        return self.linear(modulated_norm(x, shift, scale, EPS))  # (N, T, patch * patch * channels)
 
 
 class DiT(nn.Module):
@@ -150,7 +139,7 @@ class DiT(nn.Module):
         super().__init__()
         self.config = config
         self.x_embedder = PatchEmbed(config.patch, config.channels, config.width)
-        self.t_embedder = TimestepEmbedder(config.width)
+        self.t_embedder = TimestepEmbedder(config.width, shift=config.frequency_shift)
         self.y_embedder = LabelEmbedder(config.num_classes, config.width)
         self.pos_embed = nn.Parameter(torch.zeros(1, config.tokens, config.width), requires_grad=config.pos_std is not None)
         self.blocks = nn.ModuleList(DiTBlock(config.width, config.heads) for _ in range(config.depth))
@@ -202,6 +191,10 @@ _PUBLISHED = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": 
 SIZES: dict[str, DiTConfig] = {
     "DiT-tiny": DiTConfig(patch=2, width=64, depth=3, heads=4, input_size=8, channels=1, num_classes=10, label_std=0.5, pos_std=0.5),
     "DiT-mini": DiTConfig(patch=4, width=96, depth=6, heads=4, input_size=28, channels=1, num_classes=10, label_std=0.5, pos_std=0.5),
+    "DiT-small": DiTConfig(
+        patch=2, width=384, depth=12, heads=6, input_size=32, channels=3, num_classes=10, label_std=0.5, frequency_shift=1
+    ),
+    "DiT-nano": DiTConfig(patch=2, width=32, depth=2, heads=2, input_size=4, channels=4, num_classes=1000, learn_sigma=True),
 } | {
     f"DiT-{name}/{patch}": DiTConfig(
         patch=patch, width=width, depth=depth, heads=heads, input_size=32, channels=4, num_classes=1000, learn_sigma=True

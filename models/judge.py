@@ -6,6 +6,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from models.transformers_judge import TransformersJudge
+
 
 class Judge(Protocol):
     net: nn.Module
@@ -91,7 +93,7 @@ class MLPJudge:
         return self._mlp.features(x)
 
 
-JUDGES: dict[str, Callable[[dict[str, Any]], Judge]] = {"small_cnn": SmallCNNJudge, "mlp": MLPJudge}
+JUDGES: dict[str, Callable[[dict[str, Any]], Judge]] = {"small_cnn": SmallCNNJudge, "mlp": MLPJudge, "transformers": TransformersJudge}
 
 
 def small_cnn_description(*, shape: tuple[int, int, int], num_classes: int, class_names: list[str]) -> dict[str, Any]:

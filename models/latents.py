@@ -1,5 +1,7 @@
 """Pixels <-> latents with a diffusers AutoencoderKL such as sd-vae-ft-mse. Diffusers is imported only when one is loaded."""
 
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,7 @@ from torch import Tensor
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+BATCH = 32  # images decoded at once
 
 
 def latent_shape(config: dict[str, Any], size: int) -> tuple[int, int, int]:
@@ -19,12 +22,37 @@ def latent_shape(config: dict[str, Any], size: int) -> tuple[int, int, int]:
 
 
 def load_autoencoder(folder: str, device: str = "cpu") -> torch.nn.Module:
-    """The autoencoder in a local folder of `config.json` and safetensors weights, in eval mode. Raises `ImportError` without diffusers."""
+    """The autoencoder in a local folder of `config.json` and weights, in eval mode. Raises `ImportError` without diffusers."""
+    safe = (Path(folder) / WEIGHTS_FILE).is_file()  # else .bin, which diffusers reads as plain tensors only
+    loaded = _autoencoder_class().from_pretrained(folder, use_safetensors=safe, local_files_only=True)
+    return loaded.eval().requires_grad_(False).to(device)
+
+
+def describe_autoencoder(autoencoder: Any) -> dict[str, Any]:
+    """What `build_autoencoder` needs beside the weights: the architecture and the factor between its latents and the model's."""
+    config = {key: value for key, value in autoencoder.config.items() if not key.startswith("_")}
+    return {"config": config, "scale": float(config["scaling_factor"])}
+
+
+def build_autoencoder(description: Mapping[str, Any], state: Mapping[str, Tensor]) -> torch.nn.Module:
+    """The autoencoder of `describe_autoencoder`, with its weights, in eval mode. Raises `ImportError` without diffusers."""
+    built = _autoencoder_class()(**description["config"])
+    built.load_state_dict(dict(state))
+    return built.eval().requires_grad_(False)
+
+
+def decoder(description: Mapping[str, Any], state: Mapping[str, Tensor], device: torch.device | str) -> Callable[[Tensor], Tensor]:
+    """A function from the model's latents (N, C, h, w) to images (N, 3, H, W), about [-1, 1], on `device`, a few at a time."""
+    autoencoder, scale = build_autoencoder(description, state).to(device), float(description["scale"])
+    return lambda z: torch.cat([decode(autoencoder, part.to(device), scale) for part in z.split(BATCH)])
+
+
+def _autoencoder_class() -> Any:
     try:
         from diffusers import AutoencoderKL
     except ImportError as error:
         raise ImportError("diffusers is missing, latents need it: pip install -e '.[diffusers]' in the checkout") from error
-    return AutoencoderKL.from_pretrained(folder, use_safetensors=True, local_files_only=True).eval().requires_grad_(False).to(device)
+    return AutoencoderKL
 
 
 @torch.no_grad()

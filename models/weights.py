@@ -1,7 +1,14 @@
-"""Weights as bytes: safetensors in and out, checked against the model, with a digest of the values themselves."""
+"""Weights in and out: safetensors, and published state dicts (`torch.save` of plain tensors), checked against the model.
+
+Nothing from outside is unpickled: a file made by `torch.save` is read with `weights_only=True`, and must hold tensors alone.
+"""
 
 import hashlib
-from collections.abc import Mapping
+import pickle
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -38,18 +45,66 @@ def from_bytes(data: bytes, where: str) -> dict[str, Tensor]:
         ) from error
 
 
+def read_file(path: Path, where: str) -> dict[str, Tensor]:
+    """The tensors of a local file: safetensors, or a state dict that `torch.save` wrote. `where` names it in errors.
+
+    A training checkpoint of the published code (`model`, `ema`, ...) gives its averaged weights, as the published sampler takes them.
+    Raises `WeightsError` for anything that is not plain tensors; nothing else is ever unpickled.
+    """
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start[8:9] == b"{":  # safetensors: eight bytes of length, then a JSON header
+        try:
+            return safetensors.torch.load_file(path)
+        except safetensors.SafetensorError as error:
+            raise WeightsError(f"{where}: not a readable safetensors file ({error}); fetch it again") from error
+    if not zipfile.is_zipfile(path) and not start.startswith(b"\x80"):
+        raise WeightsError(f"{where}: got neither safetensors nor a file of torch.save; expected a published checkpoint, whole")
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).partition("\n")[0].strip()[:160]
+        raise WeightsError(
+            f"{where}: refused, this pickle is damaged or holds more than plain tensors ({reason}); expected a state dict of tensors"
+        ) from error
+    if isinstance(found, dict) and isinstance(found.get("ema"), dict):
+        found = found["ema"]
+    return plain_tensors(found, where)
+
+
+def plain_tensors(found: Any, where: str) -> dict[str, Tensor]:
+    """`found` as a state dict, half precision widened to float32 (exactly). Raises `WeightsError` when it holds anything else."""
+    if not isinstance(found, dict) or not found:
+        raise WeightsError(f"{where}: refused, it holds a {type(found).__name__}; expected a state dict: names and plain tensors")
+    other = [
+        f"{name!r} ({type(value).__name__})" for name, value in found.items() if not (isinstance(name, str) and isinstance(value, Tensor))
+    ]
+    if other:
+        raise WeightsError(f"{where}: refused, not every entry is a tensor: {_some(other)}; expected a state dict of plain tensors")
+    return {name: value.float() if value.dtype in (torch.float16, torch.bfloat16) else value for name, value in found.items()}
+
+
+def require_keys(got: Iterable[str], wanted: Iterable[str], where: str) -> None:
+    """Raise `WeightsError` naming the first few keys that are missing or unknown."""
+    got, wanted = set(got), set(wanted)
+    for problem, keys in (("lacks", sorted(wanted - got)), ("has unknown", sorted(got - wanted))):
+        if keys:
+            raise WeightsError(f"{where}: {problem} {_some(keys)}; expected the weights of this model size")
+
+
 def load_into(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     """Load `state` into `net`; every key must be there with the right shape, and no other."""
     wanted = net.state_dict()
-    missing = sorted(wanted.keys() - state.keys())
-    extra = sorted(state.keys() - wanted.keys())
+    require_keys(state, wanted, where)
     wrong = [
-        f"{key} {tuple(state[key].shape)} for {tuple(wanted[key].shape)}"
-        for key in sorted(wanted.keys() & state.keys())
-        if state[key].shape != wanted[key].shape
+        f"{key} {tuple(state[key].shape)} for {tuple(tensor.shape)}"
+        for key, tensor in sorted(wanted.items())
+        if state[key].shape != tensor.shape
     ]
-    for problem, keys in (("lacks", missing), ("has unknown", extra), ("has wrong shapes:", wrong)):
-        if keys:
-            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            raise WeightsError(f"{where}: {problem} {', '.join(keys[:3])}{more}; expected the weights of this model size")
+    if wrong:
+        raise WeightsError(f"{where}: has wrong shapes: {_some(wrong)}; expected the weights of this model size")
     net.load_state_dict(state)
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

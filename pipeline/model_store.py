@@ -1,7 +1,10 @@
-"""Folders of weights: config.json, model.safetensors and, last, manifest.json with digests. Written by pretrain, read by all."""
+"""Folders of weights: config.json, model.safetensors and, last, manifest.json with digests. Written by pretrain, read by all.
+
+A model of latents has its autoencoder beside it. Weights in published formats are read too (`published.py`), and kept in this form.
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
@@ -11,17 +14,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CONFIG, WEIGHTS, MANIFEST = "config.json", "model.safetensors", "manifest.json"
+AUTOENCODER = "autoencoder.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """A folder of weights that was read: `digest` is that of the values, `manifest` what its maker recorded."""
+    """Weights that were read: `digest` is that of the values, `manifest` what their maker recorded.
+
+    `autoencoder` holds the weights of the autoencoder that `config` describes. `foreign`: in a published format, not one of our folders.
+    """
 
     uri: str
     config: dict[str, Any]
     state: Mapping[str, "Tensor"]
     digest: str
     manifest: dict[str, Any]
+    autoencoder: Mapping[str, "Tensor"] | None = None
+    foreign: bool = False
 
 
 def model_uri(storage_root: str, size: str, lake: str) -> str:
@@ -33,12 +42,21 @@ def judge_uri(storage_root: str, lake: str) -> str:
     return storage.join(storage_root, "models", f"judge-{lake.rstrip('/').rsplit('/', 1)[-1]}")
 
 
-def write(uri: str, config: Mapping[str, Any], state: Mapping[str, "Tensor"], manifest: Mapping[str, Any]) -> str:
+def write(
+    uri: str,
+    config: Mapping[str, Any],
+    state: Mapping[str, "Tensor"],
+    manifest: Mapping[str, Any],
+    autoencoder: Mapping[str, "Tensor"] | None = None,
+) -> str:
     """Write a folder of weights, its manifest last; returns the digest of the values."""
     from models import weights
 
     digest = weights.weights_digest(state)
     storage.write_bytes(storage.join(uri, WEIGHTS), weights.to_bytes(state))
+    if autoencoder is not None:
+        storage.write_bytes(storage.join(uri, AUTOENCODER), weights.to_bytes(autoencoder))
+        manifest = {"autoencoder_digest": weights.weights_digest(autoencoder), **manifest}
     storage.write_json(storage.join(uri, CONFIG), dict(config))
     storage.write_json(storage.join(uri, MANIFEST), {"weights_digest": digest, **manifest})
     return digest
@@ -50,18 +68,29 @@ def manifest_of(uri: str) -> dict[str, Any] | None:
     return storage.read_json(path) if storage.exists(path) else None
 
 
-def read(uri: str, what: str) -> Stored:
-    """The weights at `uri`, checked against their manifest; `what` ("model.weights", "judge.weights") names the key in errors."""
-    from models import weights
+def read(uri: str, what: str, *, size: str | None = None, sha256: str | None = None) -> Stored:
+    """The weights at `uri`, checked against their manifest; `what` ("model.weights", "judge.weights") names the key in errors.
 
-    manifest = manifest_of(uri)
+    Published formats are read as well: `size` is what a bare state dict of a DiT is taken for, `sha256` that of its file.
+    """
+    from models import weights
+    from pipeline import published
+
+    manifest = None if uri.startswith(published.HUB) or uri.endswith(published.FILES) else manifest_of(uri)
     if manifest is None:
+        if published.is_published(uri):
+            return _read_published(uri, what, size, sha256)
         raise InputError(
             f"{what}: no weights at {uri}; make them with "
             "`python jobs/pretrain.py --config jobs/configs/pretrain_<lake>.yaml` or name a folder"
         )
+    if sha256 is not None:
+        with published.fetched(storage.join(uri, WEIGHTS), what) as path:
+            published.require_sha256(path, sha256, what)
     try:
         state = weights.from_bytes(storage.read_bytes(storage.join(uri, WEIGHTS)), uri)
+        has_autoencoder = "autoencoder_digest" in manifest
+        autoencoder = weights.from_bytes(storage.read_bytes(storage.join(uri, AUTOENCODER)), uri) if has_autoencoder else None
     except weights.WeightsError as error:
         raise InputError(f"{what}: {error}") from error
     digest = weights.weights_digest(state)
@@ -70,4 +99,46 @@ def read(uri: str, what: str) -> Stored:
             f"{what}: {uri} holds weights {digest[:12]}, its manifest says {manifest['weights_digest'][:12]}; "
             "the folder is damaged, make it again"
         )
-    return Stored(uri=uri, config=storage.read_json(storage.join(uri, CONFIG)), state=state, digest=digest, manifest=manifest)
+    config = storage.read_json(storage.join(uri, CONFIG))
+    return Stored(uri=uri, config=config, state=state, digest=digest, manifest=manifest, autoencoder=autoencoder)
+
+
+def kept(stored: Stored, storage_root: str) -> Stored:
+    """`stored` as one of our own folders: itself, or what was published, written once under `<storage_root>/models/`."""
+    if not stored.foreign:
+        return stored
+    what = {"config": stored.config, "weights": stored.digest, "autoencoder": stored.manifest.get("autoencoder_digest")}
+    uri = storage.join(storage_root, "models", f"imported-{storage.digest_of(what)[:16]}")
+    if manifest_of(uri) is None:
+        write(uri, stored.config, stored.state, {**stored.manifest, "imported_from": stored.uri}, stored.autoencoder)
+    return replace(stored, uri=uri, foreign=False)
+
+
+def with_autoencoder(stored: Stored, description: Mapping[str, Any], autoencoder: Mapping[str, "Tensor"]) -> Stored:
+    """`stored` with another autoencoder beside it; to be `kept`."""
+    from models import weights
+
+    manifest = {**stored.manifest, "autoencoder_digest": weights.weights_digest(autoencoder)}
+    config = {**stored.config, "autoencoder": dict(description)}
+    return replace(stored, config=config, autoencoder=autoencoder, manifest=manifest, foreign=True)
+
+
+def _read_published(uri: str, what: str, size: str | None, sha256: str | None) -> Stored:
+    from models import weights
+    from pipeline import published
+
+    autoencoder = None
+    if what.startswith("judge"):
+        config, state = published.read_judge(uri, what, sha256)
+    else:
+        config, state, autoencoder = published.read_model(uri, what, size, sha256)
+    manifest = {} if autoencoder is None else {"autoencoder_digest": weights.weights_digest(autoencoder)}
+    return Stored(
+        uri=uri,
+        config=config,
+        state=state,
+        digest=weights.weights_digest(state),
+        manifest=manifest,
+        autoencoder=autoencoder,
+        foreign=True,
+    )

@@ -1,0 +1,147 @@
+"""Published weights: read from paths and URIs, checked, and refused in one line where they are not what they should be."""
+
+import hashlib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import fsspec
+import pytest
+import safetensors.torch
+import torch
+
+from models.dit import DiT, dit_config
+from pipeline import model_store, published
+from pipeline.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, torch.Tensor]:
+    net = DiT(dit_config("DiT-nano"))
+    net.initialise(torch.Generator().manual_seed(0))
+    return dict(net.state_dict())
+
+
+def saved(path: Path, value: Any) -> str:
+    torch.save(value, path)
+    return str(path)
+
+
+def read(uri: str, **options: Any) -> model_store.Stored:
+    return model_store.read(uri, "model.weights", **({"size": "DiT-nano"} | options))
+
+
+def test_bare_state_dicts_by_path_and_uri(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+    safetensors.torch.save_file(state, tmp_path / "w.safetensors")
+    pt = saved(tmp_path / "w.pt", state)
+    checkpoint = saved(tmp_path / "training.pt", {"model": {"x": torch.ones(1)}, "ema": state, "opt": {}})
+    half = saved(tmp_path / "half.pt", {name: value.bfloat16() for name, value in state.items()})
+    fsspec.filesystem("memory").pipe_file("/weights/w.pt", Path(pt).read_bytes())
+    found = [read(uri) for uri in (pt, str(tmp_path / "w.safetensors"), checkpoint, "memory://weights/w.pt")]
+    assert len({stored.digest for stored in found}) == 1
+    config = found[0].config
+    assert config["schedule"] == "linear" and config["clip_samples"] is False and config["architecture"]["learn_sigma"] is True
+    assert config["class_names"][207] == "golden_retriever" and len(config["class_names"]) == 1000
+    widened = read(half)
+    assert all(tensor.dtype == torch.float32 for tensor in widened.state.values())
+
+
+def test_larger_images_are_known_by_their_positions(tmp_path: Path) -> None:
+    net = DiT(dit_config("DiT-nano", input_size=8))
+    assert read(saved(tmp_path / "w.pt", net.state_dict())).config["architecture"]["input_size"] == 8
+
+
+def test_wrong_state_dicts_list_the_first_keys(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+    from models import weights
+
+    few = {name: value for name, value in state.items() if not name.startswith("blocks.1.")}
+    stored = read(saved(tmp_path / "few.pt", few))
+    net = DiT(dit_config("DiT-nano"))
+    with pytest.raises(weights.WeightsError, match=r"lacks blocks\.1\.adaLN_modulation\.1\.bias, .*, .* and 7 more"):
+        weights.load_into(net, stored.state, "w")
+    with pytest.raises(InputError, match=r"lacks 'x_embedder.proj.weight'; expected the names of the published DiT checkpoints"):
+        read(saved(tmp_path / "other.pt", {"conv.weight": torch.ones(2)}))
+    with pytest.raises(InputError, match=r"model.size: got 'DiT-XXL/2', expected one of"):
+        read(saved(tmp_path / "w.pt", state), size="DiT-XXL/2")
+
+
+class Mischief:
+    def __reduce__(self) -> Any:
+        return (Path("/tmp/never").touch, ())
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"w": torch.ones(1), "args": SimpleNamespace(lr=1)}, "holds more than plain tensors"),
+        ({"w": Mischief()}, "holds more than plain tensors"),
+        ([torch.ones(1)], "it holds a list; expected a state dict"),
+        ({"w": torch.ones(1), "step": 3}, r"not every entry is a tensor: 'step' \(int\)"),
+        ({}, "it holds a dict; expected a state dict"),
+    ],
+)
+def test_pickles_that_are_not_plain_tensors_are_refused(tmp_path: Path, value: Any, message: str) -> None:
+    with pytest.raises(InputError, match=rf"model.weights: .*w\.pt: refused, .*{message}") as caught:
+        read(saved(tmp_path / "w.pt", value))
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_and_foreign_files_are_refused(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+    whole = Path(saved(tmp_path / "w.pt", state)).read_bytes()
+    (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.pt").write_text("version https://git-lfs.github.com/spec/v1")
+    safetensors.torch.save_file(state, tmp_path / "w.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:-100])
+    for name in ("cut.pt", "text.pt"):
+        with pytest.raises(InputError, match=f"{name}: got neither safetensors nor a file of torch.save"):
+            read(str(tmp_path / name))
+    with pytest.raises(InputError, match=r"cut\.safetensors: not a readable safetensors file"):
+        read(str(tmp_path / "cut.safetensors"))
+    with pytest.raises(InputError, match=r"model\.weights: nothing at .*nowhere\.pt"):
+        read(str(tmp_path / "nowhere.pt"))
+    with pytest.raises(InputError, match=r"model\.weights: no weights at"):
+        read(str(tmp_path))
+
+
+def test_the_digest_is_held_against_the_file(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+    uri = saved(tmp_path / "w.pt", state)
+    digest = hashlib.sha256(Path(uri).read_bytes()).hexdigest()
+    assert read(uri, sha256=digest).state.keys() == state.keys()
+    with pytest.raises(InputError, match=rf"model\.sha256: w\.pt has {digest}, expected {'0' * 64}"):
+        read(uri, sha256="0" * 64)
+
+
+def test_what_is_kept_is_kept_once(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+    stored = read(saved(tmp_path / "w.pt", state))
+    kept = model_store.kept(stored, str(tmp_path / "runs"))
+    assert kept.uri != stored.uri and not kept.foreign and model_store.kept(kept, "elsewhere") is kept
+    manifest = Path(kept.uri) / "manifest.json"
+    before = manifest.stat().st_mtime_ns
+    assert model_store.kept(stored, str(tmp_path / "runs")).uri == kept.uri and manifest.stat().st_mtime_ns == before
+    again = model_store.read(kept.uri, "model.weights")
+    assert again.digest == stored.digest and again.config == stored.config and again.manifest["imported_from"] == stored.uri
+
+
+@pytest.mark.parametrize(
+    ("text", "uri"),
+    [
+        ("facebook/DiT-XL-2-256", "hf://facebook/DiT-XL-2-256"),
+        ("s3://bucket/dit.pt", "s3://bucket/dit.pt"),
+        ("weights/dit.pt", str(Path("weights/dit.pt").resolve())),
+        ("/data/dit", "/data/dit"),
+        ("./folder/model", str(Path("folder/model").resolve())),
+    ],
+)
+def test_where_weights_are(text: str, uri: str) -> None:
+    assert published.locate(text) == uri
+
+
+def test_a_repository_that_cannot_be_fetched_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+
+    def offline(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(hub, "snapshot_download", offline)
+    with pytest.raises(InputError, match="Hugging Face repository 'facebook/DiT-XL-2-256' cannot be fetched"):
+        read(published.locate("facebook/DiT-XL-2-256"))
