@@ -2,6 +2,7 @@
 
 import argparse
 import gc
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import TypeVar
 
 from pipeline import config as configuration
 from pipeline.errors import InputError
+from pipeline.interruption import raise_terminated
 from pipeline.redact import redact
 
 ConfigT = TypeVar("ConfigT", bound=configuration.JobConfig)
@@ -25,13 +27,14 @@ def main(
     *,
     shorthands: Sequence[str] = (),
 ) -> int:
-    """Parse, check, run. Returns 0 done, 1 failed, 2 bad input (one line on stderr, no traceback, nothing written).
+    """Parse, check, run. Returns 0 done, 1 failed, 2 bad input (one line on stderr, no traceback, nothing written); 143 by SIGTERM.
 
     A job with verbs gives `run` as a mapping from verb to function; the verb is then the first argument.
     `shorthands` are keys that may also be given as `--key value`.
     """
     if argv is not None:
         return _main(kind, run, description, argv, shorthands)
+    signal.signal(signal.SIGTERM, raise_terminated)
     gc.set_threshold(50_000, 20, 100)  # a third of what importing torch and MLflow takes is collecting garbage that is none
     try:
         return _main(kind, run, description, sys.argv[1:], shorthands)

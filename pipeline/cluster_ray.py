@@ -3,16 +3,21 @@
 import contextlib
 import logging
 import os
+import signal
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import ray
 
+from pipeline import storage
 from pipeline.errors import InputError
 from pipeline.storage import StorageError
 
 CHECKOUT = str(Path(__file__).resolve().parents[1])
+SAY_EVERY_S = 30.0  # while waiting for resources
 
 
 def connect(cpus: int | None = None, *, dashboard: bool = False) -> None:
@@ -24,6 +29,7 @@ def connect(cpus: int | None = None, *, dashboard: bool = False) -> None:
         return
     quietly: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     threads = {"OMP_NUM_THREADS": "1"}
+    handler = signal.getsignal(signal.SIGTERM)
     if os.environ.get("RAY_ADDRESS"):  # the submitted working directory holds the code there
         ray.init(runtime_env={"env_vars": threads}, **quietly)
     else:
@@ -31,6 +37,8 @@ def connect(cpus: int | None = None, *, dashboard: bool = False) -> None:
         imports = {"PYTHONPATH": os.pathsep.join([CHECKOUT, *inherited]), "RAY_USAGE_STATS_ENABLED": "0"}
         with _environment(threads | imports):  # inherited by the cluster; a runtime_env would cost every worker seconds more
             ray.init(num_cpus=cpus, include_dashboard=dashboard, **quietly)
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray sets one of its own
     quiet()
 
 
@@ -69,6 +77,78 @@ def plain_errors() -> Iterator[None]:
         if isinstance(error.cause, InputError | StorageError):
             raise error.cause from None
         raise
+
+
+def wait_for(bundle: Mapping[str, float], fewest: int, most: int, *, wait_s: float) -> None:
+    """Return once the nodes that are alive have room for `fewest` workers of `bundle` each; an autoscaler is asked for `most`.
+
+    Says what is missing and that it waits. A cluster of this process's own never grows, so there it is `InputError` at once;
+    `RuntimeError` after `wait_s`.
+    """
+    if _room(bundle) >= fewest:
+        return
+    if not os.environ.get("RAY_ADDRESS"):
+        raise InputError(f"{_missing(bundle, fewest)}; ask for less, or set RAY_ADDRESS to a cluster that has it")
+    from ray.autoscaler.sdk import request_resources
+
+    began = said = time.monotonic()
+    print(f"  {_missing(bundle, fewest)}; waiting up to {wait_s:.0f} s (train.wait_s)", flush=True)
+    request_resources(bundles=[dict(bundle)] * most)
+    try:
+        while _room(bundle) < fewest:
+            now = time.monotonic()
+            if now - began >= wait_s:
+                raise RuntimeError(f"{_missing(bundle, fewest)}; gave up after {wait_s:.0f} s. The run goes on when it is submitted again")
+            if now - said >= SAY_EVERY_S:
+                said = now
+                print(f"  {_missing(bundle, fewest)}; still waiting", flush=True)
+            time.sleep(min(1.0, wait_s))
+    finally:
+        request_resources(bundles=[])
+
+
+def _room(bundle: Mapping[str, float]) -> int:
+    """How many workers of `bundle` the nodes that are alive could hold if they were empty."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return int(sum(min(node.get(name, 0.0) // amount for name, amount in bundle.items() if amount > 0) for node in nodes))
+
+
+def _missing(bundle: Mapping[str, float], count: int) -> str:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    have = {name: sum(node.get(name, 0.0) for node in nodes) for name in bundle}
+    each = ", ".join(f"{amount:g} {name}" for name, amount in bundle.items())
+    short = [f"{amount * count - have[name]:g} {name}" for name, amount in bundle.items() if have[name] < amount * count]
+    return (
+        f"train.workers: the cluster has room for {_room(bundle)} of {count} workers ({each} each); its {len(nodes)} nodes have "
+        f"{', '.join(f'{amount:g} {name}' for name, amount in have.items())}"
+        + (f", missing {', '.join(short)}" if short else ", but no node enough of them together")
+    )
+
+
+def require_shared(uri: str) -> None:
+    """Raise `InputError` when `uri` is a local path that some node of this cluster does not share with this process."""
+    here = ray.get_runtime_context().get_node_id()
+    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+    if not storage.is_local(uri) or not others:
+        return
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    probe = storage.join(uri, f".shared-{os.getpid()}")
+    storage.write_text(probe, "")
+    look = ray.remote(num_cpus=0)(os.path.exists)
+    try:
+        asked = [
+            look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(probe) for node in others
+        ]
+        seen = ray.get(asked)
+    finally:
+        storage.remove(probe)
+    blind = [node["NodeManagerHostname"] for node, sees in zip(others, seen, strict=True) if not sees]
+    if blind:
+        raise InputError(
+            f"storage: {uri!r} is a folder of this machine that {', '.join(sorted(set(blind)))} cannot see; expected a place that all "
+            "nodes reach, such as s3://bucket/prefix or a shared mount"
+        )
 
 
 def disconnect() -> None:

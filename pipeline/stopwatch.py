@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import pairwise
 from typing import Any, TypeVar
 
 ItemT = TypeVar("ItemT")
@@ -47,7 +48,7 @@ class Stopwatch:
         if self._on_cuda and stamps:
             stamps[-1][1].synchronize()
         seconds: dict[str, float] = {}
-        for (name, begun), (_, ended) in zip(stamps, stamps[1:]):
+        for (name, begun), (_, ended) in pairwise(stamps):
             if name is not None:
                 seconds[name] = seconds.get(name, 0.0) + (begun.elapsed_time(ended) / 1000 if self._on_cuda else ended - begun)
         return seconds

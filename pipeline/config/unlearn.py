@@ -64,6 +64,7 @@ class Optim(Section):
     batch_size: int = Field(64, ge=1, description="rows of each kind (retain, exchange, forget) in the global batch")
     micro_batch: int | None = Field(None, ge=1, description="rows of each kind a worker holds at once; absent: its whole share")
     max_steps: int = Field(60, ge=1)
+    max_seconds: float | None = Field(None, gt=0, description="seconds of steps after which a run ends, at its next check; absent: no bound")
     warmup_steps: int = Field(0, ge=0)
     prime_steps: int = Field(0, ge=0, description="gradient evaluations at lr 0 that fill the optimiser's moments first")
     clip: float | None = Field(1.0, gt=0, description="bound on the gradient's norm")
@@ -71,13 +72,35 @@ class Optim(Section):
     ema: float = Field(0.7, ge=0, lt=1, description="decay of the averaged weights that are evaluated and registered; 0: off")
 
 
+Count = Annotated[int, Field(ge=1)]
+
+
 class Train(Section):
-    workers: int = Field(2, ge=1)
+    """The workers. With `workers: [min, max]` a run goes on with as many as are alive, on the same global batches."""
+
+    workers: Count | tuple[Count, Count] = Field(2, description="how many, or [fewest, most]")
     cpus_per_worker: float = Field(0.5, gt=0)
     gpus_per_worker: float = Field(0, ge=0)
     precision: Literal["fp32", "bf16"] = "fp32"
     threads: int = Field(1, ge=1, description="BLAS threads of a worker")
     max_failures: int = Field(3, ge=0, description="worker failures a run survives")
+    wait_s: float = Field(600.0, ge=0, description="how long to wait for a cluster that has not got the resources (yet)")
+    resize_s: float = Field(60.0, gt=0, description="elastic: seconds between two looks for workers to add")
+    grace_s: float = Field(30.0, gt=0, description="after SIGTERM: how long the driver waits for the workers' checkpoint")
+
+    @property
+    def fewest(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Train":
+        if self.fewest > self.most:
+            raise ValueError(f"workers: got {list(self.workers)}, expected [fewest, most]")  # type: ignore[arg-type]
+        return self
 
 
 class Evaluate(Section):
@@ -92,6 +115,16 @@ class Evaluate(Section):
     membership_draws: int = Field(16, ge=1, description="named samples: noises over which a row's loss is averaged")
     hold_steps: int = Field(16, ge=1, description="steps over which every check must stay below the target before the run is settled")
     batch: int = Field(128, ge=1, description="images sampled at once by a worker")
+    guard: Fraction | None = Field(
+        0.7,
+        description="share of the base model's retain_accuracy; a run that falls below it stops and returns to its best check; null: never",
+    )
+    guard_checks: int = Field(3, ge=1, description="checks in a row below the guard that stop a run")
+    max_checks: int | None = Field(None, ge=1, description="checks after which a run ends, settled or not; absent: optim.max_steps decides")
+    asynchronous: bool = Field(False, description="check in Ray tasks beside the training, which goes on meanwhile")
+    cpus: float = Field(0.5, ge=0, description="asynchronous: CPUs of such a task")
+    gpus: float = Field(0, ge=0, description="asynchronous: GPUs of such a task")
+    timeout_s: float = Field(1200.0, gt=0, description="asynchronous: a check that takes longer counts as failed")
 
 
 class Judge(Section):
@@ -135,14 +168,16 @@ class UnlearnConfig(JobConfig):
             raise ValueError(
                 "method.hvp: got fd_forward with train.precision bf16, whose rounding drowns a one-sided difference; expected fd_central"
             )
-        batch, lanes, workers = self.optim.batch_size, self.partition.lanes, self.train.workers
+        batch, lanes, fewest, most = self.optim.batch_size, self.partition.lanes, self.train.fewest, self.train.most
         if batch % lanes:
             raise ValueError(f"optim.batch_size: got {batch}, expected a multiple of partition.lanes ({lanes})")
-        if lanes % workers:
-            raise ValueError(f"train.workers: got {workers}, expected a divisor of partition.lanes ({lanes})")
-        if self.optim.micro_batch and (batch // workers) % self.optim.micro_batch:
+        if fewest == most and lanes % most:
+            raise ValueError(f"train.workers: got {most}, expected a divisor of partition.lanes ({lanes})")
+        if not any(lanes % workers == 0 for workers in range(fewest, most + 1)):
+            raise ValueError(f"train.workers: got [{fewest}, {most}], expected a divisor of partition.lanes ({lanes}) among them")
+        if self.optim.micro_batch and (batch // most) % self.optim.micro_batch:
             raise ValueError(
                 f"optim.micro_batch: got {self.optim.micro_batch}, expected a divisor of a worker's share of the batch "
-                f"({batch} / {workers} = {batch // workers})"
+                f"({batch} / {most} = {batch // most})"
             )
         return self

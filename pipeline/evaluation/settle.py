@@ -27,10 +27,11 @@ class SettleRule:
     first_crossing_step: first checked step whose measured share is below the target.
     settled_step: first checked step from which the UPPER 95 % bound stays below the target at every later check, once
     that has lasted `hold_steps` further steps; None until then.
-    kept_step: the check whose weights are kept: the latest of the latest stretch below the target whose retention is not worse,
-    beyond sampling noise (the intervals are apart), than the best of that stretch; without such a stretch the latest that the guard does not object to.
-    stopped: "settled", "guard" (at `guard_checks` checks in a row the upper bound of the retention was under `guard`) or "checks"
-    (`max_checks` are spent); None while it may go on.
+    kept_step: the check whose weights are kept. It is the latest of the latest stretch below the target whose retention is
+    not worse than the best of that stretch beyond sampling noise (their intervals are apart); without such a stretch the
+    latest that the guard does not object to.
+    stopped: "settled", "guard" (at `guard_checks` checks in a row the upper bound of the retention was under `guard`) or
+    "checks" (`max_checks` are spent); None while it may go on.
     """
 
     target: float

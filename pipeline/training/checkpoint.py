@@ -1,6 +1,11 @@
-"""What a run needs to go on exactly where it stopped: safetensors for numbers, JSON for the rest, nothing pickled."""
+"""What a run needs to go on exactly where it stopped: safetensors for numbers, JSON for the rest, nothing pickled.
+
+A checkpoint is a folder of two files. The JSON is written last and holds the digest of the tensors: where it lies, the
+checkpoint is whole, whatever was killed meanwhile.
+"""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,14 +14,19 @@ import torch
 from torch import Tensor
 
 from models import weights
+from pipeline import storage
 
 TENSORS, STATE = "checkpoint.safetensors", "checkpoint.json"
+KEEP = 2  # checkpoints of a run that stay
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """After `iteration` optimiser calls (priming included): the trained subset, its average, the optimiser's moments.
 
+    `kept` are the weights of the best check so far, `pending` those of checks (by step) whose outcome is not known yet.
     `progress` is plain data (settling rule, timings, the measures before): it rides along and comes back as it was.
     """
 
@@ -24,18 +34,25 @@ class Checkpoint:
     trained: Mapping[str, Tensor]
     average: Mapping[str, Tensor]
     moments: Mapping[str, Tensor]
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
+    pending: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
     progress: dict[str, Any] = field(default_factory=dict)
 
     def to_files(self) -> dict[str, bytes]:
-        groups = {"trained": self.trained, "average": self.average, "moments": self.moments}
+        groups = {"trained": self.trained, "average": self.average, "moments": self.moments, "kept": self.kept}
+        groups |= {f"pending-{step}": named for step, named in self.pending.items()}
         tensors = {f"{group}/{name}": tensor for group, named in groups.items() for name, tensor in named.items()}
-        state = {"iteration": self.iteration, "progress": self.progress}
-        return {TENSORS: weights.to_bytes(tensors), STATE: json.dumps(state).encode()}
+        state = {"iteration": self.iteration, "pending": sorted(self.pending), "progress": self.progress}
+        data = weights.to_bytes(tensors)
+        return {TENSORS: data, STATE: json.dumps({**state, "sha256": storage.sha256(data)}).encode()}
 
     @staticmethod
     def from_files(files: Mapping[str, bytes]) -> "Checkpoint":
-        tensors = weights.from_bytes(files[TENSORS], TENSORS)
+        """Raises `ValueError` when the tensors are not those that the JSON was written for."""
         state = json.loads(files[STATE])
+        if storage.sha256(files[TENSORS]) != state["sha256"]:
+            raise ValueError(f"{TENSORS} does not have the digest that {STATE} says; it was changed or cut short")
+        tensors = weights.from_bytes(files[TENSORS], TENSORS)
 
         def group(name: str) -> dict[str, Tensor]:
             return {key.removeprefix(f"{name}/"): tensor for key, tensor in tensors.items() if key.startswith(f"{name}/")}
@@ -45,8 +62,35 @@ class Checkpoint:
             trained=group("trained"),
             average=group("average"),
             moments=group("moments"),
+            kept=group("kept"),
+            pending={step: group(f"pending-{step}") for step in state["pending"]},
             progress=state["progress"],
         )
+
+
+def commit(uri: str, checkpoint: Checkpoint) -> str:
+    """Write `checkpoint` into a folder of its own under `uri`, all of it or nothing that counts; older ones go. Returns the folder."""
+    folder = storage.join(uri, f"{checkpoint.iteration:08d}")
+    files = checkpoint.to_files()
+    storage.remove(storage.join(folder, STATE))  # a checkpoint of the same place that is replaced is none meanwhile
+    for name in (TENSORS, STATE):
+        storage.write_bytes(storage.join(folder, name), files[name])
+    for name in storage.listing(uri)[:-KEEP]:
+        storage.remove(storage.join(uri, name))
+    return folder
+
+
+def latest(uri: str) -> Checkpoint | None:
+    """The last whole checkpoint under `uri`; None when there is none. What is torn or changed is passed over with a warning."""
+    for name in reversed(storage.listing(uri)):
+        folder = storage.join(uri, name)
+        try:
+            return Checkpoint.from_files({file: storage.read_bytes(storage.join(folder, file)) for file in (STATE, TENSORS)})
+        except FileNotFoundError:  # killed before it was whole
+            continue
+        except ValueError as error:
+            log.warning("checkpoint %s is passed over: %s", folder, error)
+    return None
 
 
 def optimiser_moments(optimiser: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, Tensor]:

@@ -1,54 +1,111 @@
-"""One way to run a function on Ray Train's workers: bounded retries, storage by fsspec, the collectives ready."""
+"""One way to run a function on Ray Train's workers: as many as are alive, bounded retries, one clear line when they are spent."""
 
+import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pipeline import storage
 from pipeline.config import Train
+from pipeline.errors import InputError
+from pipeline.training.world import usable_world
 from pipeline.unlearning.collectives import Collectives
 
 CONTROLLER_FAILURES = 3  # of Ray Train itself; without a bound it would try for ever
+POLL_S = 1.0  # how often Ray Train looks at its workers
+
+log = logging.getLogger(__name__)
 
 
 def launch(worker: Callable[[dict[str, Any]], Any], arguments: dict[str, Any], train: Train, *, storage_uri: str, name: str) -> Any:
-    """Run `worker(arguments)` on `train.workers` Ray Train workers; rank 0's return value.
+    """Run `worker(arguments)` on Ray Train workers; rank 0's return value.
 
-    Checkpoints that the workers report lie under `<storage_uri>/<name>/`; the same place given again continues from the last one.
+    Ray Train's own notes lie under `<storage_uri>/<name>/`; every node that gets a worker has to reach that place.
+    Raises `RuntimeError` when the retries are spent or the cluster never has the resources, `InputError` as a worker met it.
     """
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
+
+    from pipeline import cluster_ray
 
     gpu = train.gpus_per_worker > 0
     resources = {"CPU": train.cpus_per_worker} | ({"GPU": train.gpus_per_worker} if gpu else {})
+    cluster_ray.wait_for(resources, train.fewest, train.most, wait_s=train.wait_s)
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_S))
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(max(60.0, train.wait_s)))
     filesystem = None
     if not storage.is_local(storage_uri):
         filesystem, storage_uri = storage.arrow_filesystem(storage_uri), storage.filesystem(storage_uri)[1]
     else:
         Path(storage_uri).mkdir(parents=True, exist_ok=True)
+    elastic: dict[str, Any] = {"num_workers": train.most}
+    if train.fewest < train.most:
+        elastic = {"num_workers": (train.fewest, train.most), "elastic_resize_monitor_interval_s": train.resize_s}
     trainer = TorchTrainer(
         worker,
         train_loop_config=arguments,
-        scaling_config=ScalingConfig(num_workers=train.workers, use_gpu=gpu, resources_per_worker=resources),
+        scaling_config=ScalingConfig(use_gpu=gpu, resources_per_worker=resources, **elastic),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         run_config=RunConfig(
             name=name,
             storage_path=storage_uri,
             storage_filesystem=filesystem,
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
             failure_config=FailureConfig(max_failures=train.max_failures, controller_failure_limit=CONTROLLER_FAILURES),  # type: ignore[call-arg]
         ),
     )
-    return trainer.fit().return_value  # type: ignore[attr-defined]
+    try:
+        return trainer.fit().return_value  # type: ignore[attr-defined]
+    except TrainingFailedError as error:
+        raise _final(error, train) from error
 
 
-def worker_setup(threads: int) -> tuple[Any, Collectives]:
-    """On a worker: its device and collectives, with `threads` BLAS threads and Ray's chatter off."""
+def _final(error: Exception, train: Train) -> Exception:
+    """What a person is told when Ray Train has given up."""
+    failures: dict[int, Any] = getattr(error, "worker_failures", {})
+    for rank, failure in sorted(failures.items()):
+        cause = getattr(failure, "_base_exc", failure)
+        if isinstance(cause, InputError):
+            return cause
+        text = " ".join(str(cause).split())[:500]
+        return RuntimeError(
+            f"the workers failed {train.max_failures + 1} times (train.max_failures {train.max_failures}), "
+            f"at last rank {rank} by {type(cause).__name__}: {text}"
+        )
+    cause = getattr(error, "controller_failure", error)
+    return RuntimeError(f"Ray Train gave up ({type(cause).__name__}): {' '.join(str(cause).split())[:500]}")
+
+
+def worker_setup(threads: int, lanes: int, run: str) -> tuple[Any, Collectives] | None:
+    """On a worker: its device and collectives, with `threads` BLAS threads, Ray's chatter off and `run` and rank in its log lines.
+
+    None on a worker too many: the lanes are dealt out over the largest number of workers that divides them.
+    """
     import torch
+    import torch.distributed as dist
     from ray.train.torch import get_device
 
     from pipeline import cluster_ray
 
     cluster_ray.quiet()
     torch.set_num_threads(threads)
-    return get_device(), Collectives()
+    alive, group = (dist.get_world_size(), None) if dist.is_initialized() else (1, None)
+    world = usable_world(lanes, alive)
+    if world < alive:
+        group = dist.new_group(list(range(world)))
+        if dist.get_rank() >= world:
+            return None
+    collectives = Collectives(group)
+    _log_as(f"{run} rank {collectives.rank} of {world}")
+    log.info("%d workers alive, %d of them train", alive, world)
+    return get_device(), collectives
+
+
+def _log_as(who: str) -> None:
+    """Lines of the project's loggers go to this worker's log with `who` in front."""
+    logger = logging.getLogger("pipeline")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s [{who}] %(message)s"))
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False

@@ -1,14 +1,14 @@
 """The unlearning run on one worker: a plain loop that Ray Train, torchrun or a single process may call.
 
 Per step: fetch, draw, gradients (the method), finite?, clip and move, average, log; every few steps a check on fresh
-noise; it ends when the settling rule is satisfied or the steps are spent.
+noise and a checkpoint; it ends when the settling rule says so or the steps are spent, and keeps the weights of the best check.
 """
 
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,19 +18,31 @@ from models.generative import GenerativeModel
 from pipeline.config import UnlearnConfig
 from pipeline.data.cycle import Cycle
 from pipeline.data.rows import Batch
-from pipeline.evaluation.measure import Measures, Subject, measure
+from pipeline.evaluation.measure import Subject
 from pipeline.evaluation.settle import SettleRule
+from pipeline.stopwatch import Stopwatch, phase, timed
 from pipeline.training.checkpoint import Checkpoint, optimiser_moments, restore_moments
+from pipeline.training.checks import Checks, Evaluator, check, standing_in
 from pipeline.training.draws import step_rows
 from pipeline.training.optimiser import Average, adamw, apply_gradient, warmup
+from pipeline.training.world import micro_batches
 from pipeline.unlearning.collectives import Collectives
 from pipeline.unlearning.methods import METHODS
 from pipeline.unlearning.objectives import Teacher, Weights, build_terms
 from pipeline.unlearning.settings import MethodSettings
 from pipeline.unlearning.step import Step
-from pipeline.unlearning.trainable import select
+from pipeline.unlearning.trainable import flat, select, unflat
 
 FD_RADIUS = {"fp32": 2e-2, "bf16": 3e-1}  # distance at which finite differences lose least to rounding and curvature (docs/numerics.md)
+NO, YES, INTERRUPTED = 0, 1, 2  # what the ranks agree on: the largest of their words counts
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; a checkpoint of `step` lies ready. Raised on every rank at once."""
+
+    def __init__(self, step: int, reason: str):
+        super().__init__(f"stopped after step {step}: {reason}")
+        self.step, self.reason = step, reason
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,15 +62,23 @@ class Inputs:
     device: torch.device
     before: dict[str, Any] | None = None  # {"result", "record"} of the base model, where it was measured already
     record: Callable[[dict[str, Any]], None] = lambda record: None  # a line of metrics.jsonl
-    save: Callable[[Checkpoint], None] = lambda checkpoint: None
+    timing: Callable[[dict[str, Any]], None] = lambda seconds: None  # a step's seconds by phase, on this rank
+    save: Callable[[Checkpoint], None] | None = None  # on the rank that writes checkpoints
+    evaluator: Evaluator | None = None  # makes the checks beside the training; None: all ranks make them in place
+    interrupted: Callable[[], str | None] = lambda: None  # why the run should stop now, if it should
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a run came to. `trained` are the weights to register; `progress` is plain data for result.json."""
+    """What a run came to. `trained` are the weights to register, those of `kept_step`; `stopped` says what ended it
+    (settled, guard, checks, steps); `missing` are steps whose check could not be made.
+    """
 
     steps: int
     trained: Mapping[str, Tensor]
+    kept_step: int
+    stopped: str
+    missing: tuple[int, ...]
     first_crossing_step: int | None
     settled_step: int | None
     before: dict[str, Any]
@@ -67,85 +87,84 @@ class Outcome:
 
 
 def unlearn(inputs: Inputs, start: Checkpoint | None = None) -> Outcome:
-    """Run from the base weights, or go on from `start` as if it had never stopped."""
-    config, model = inputs.config, inputs.model
+    """Run from the base weights, or go on from `start` as if it had never stopped. Raises `Interrupted` when asked to stop."""
+    config, model, collectives = inputs.config, inputs.model, inputs.collectives
     named = select(model, config.trainable)
-    params, names = list(named.values()), list(named)
     teacher = Teacher(model, named) if config.method.targets == "teacher" or config.method.name == "esd" else None
-    optimiser = adamw(params, lr=config.optim.lr, weight_decay=config.optim.weight_decay)
+    optimiser = adamw(list(named.values()), lr=config.optim.lr, weight_decay=config.optim.weight_decay)
     average = Average(named, config.optim.ema)
-    target = config.gate.max_forget_fraction if config.request.forgotten_classes else config.gate.max_membership_auc
-    rule = SettleRule(target=target, hold_steps=config.evaluate.hold_steps)
-    method, prime = METHODS[config.method.name], config.optim.prime_steps
+    method, prime, last = METHODS[config.method.name], config.optim.prime_steps, config.optim.max_steps
     model.net.train()
 
-    if start is None:
-        before = inputs.before
-        if before is None:
-            measures = _check(inputs, 0, final=True)
-            before = {"result": measures.to_result(), "record": measures.to_record(0)}
-        inputs.record(before["record"])
-        progress: dict[str, Any] = {"before": before["result"], "step_seconds": [], "cpu_seconds": 0.0, "first_batch": None}
-        iteration = 0
-    else:
-        _restore(named, average, optimiser, rule, start)
-        progress, iteration = dict(start.progress), start.iteration
+    iteration, progress = (start.iteration, dict(start.progress)) if start else (0, _begin(inputs))
+    checks = Checks(inputs=inputs, named=named, rule=_rule(config, progress["before"]))
+    if start:
+        _restore(named, average, optimiser, checks, start, inputs.device)
 
-    step = iteration - prime
-    waiting_since = time.perf_counter()
-    for batch in () if rule.done or step >= config.optim.max_steps else inputs.retain(iteration):
-        started, cpu_started = time.perf_counter(), time.process_time()
-        data_seconds = started - waiting_since
-        if progress["first_batch"] is None:
-            progress["first_batch"] = data_seconds
-        iteration += 1
-        step = iteration - prime
-        log = train_step(inputs, batch, iteration, step, method=method, named=named, teacher=teacher, optimiser=optimiser)
-        average.update(named)
-        seconds = time.perf_counter() - started
-        progress["cpu_seconds"] += time.process_time() - cpu_started
-        if step >= 1:
-            progress["step_seconds"].append(round(seconds + data_seconds, 6))
-        inputs.record({"kind": "step", "step": step, **log, "seconds": seconds, "seconds_data": data_seconds})
-
-        due = step >= 1 and (step % config.evaluate.every == 0 or step == config.optim.max_steps)
-        if due:
-            with averaged(named, average):
-                check = _check(inputs, step, final=False)
-            rule.observe(step, check.decisive)
-            inputs.record(check.to_record(step))
-            progress |= {"rule": asdict(rule), "step": step}
-            inputs.save(
-                Checkpoint(
-                    iteration=iteration,
-                    trained={name: p.detach().clone() for name, p in named.items()},
-                    average={name: value.clone() for name, value in average.values.items()},
-                    moments=optimiser_moments(optimiser, names),
-                    progress=progress,
+    def save() -> None:
+        progress.update(step=iteration - prime, **checks.plain())
+        if inputs.save:
+            with phase("checkpoint"):
+                trained = {name: p.detach().clone() for name, p in named.items()}
+                averaged = {name: value.clone() for name, value in average.values.items()}
+                moments = optimiser_moments(optimiser, list(named))
+                inputs.save(
+                    Checkpoint(
+                        iteration=iteration,
+                        trained=trained,
+                        average=averaged,
+                        moments=moments,
+                        kept=checks.kept,
+                        pending=checks.pending,
+                        progress=progress,
+                    )
                 )
-            )
-        if rule.done or step >= config.optim.max_steps:
-            break
-        waiting_since = time.perf_counter()
 
-    with averaged(named, average):
-        after = _check(inputs, step, final=True)
-    spent = progress["step_seconds"]
-    return Outcome(
-        steps=step,
-        trained=dict(average.values),
-        first_crossing_step=rule.first_crossing_step,
-        settled_step=rule.settled_step,
-        before=progress["before"],
-        after=after.to_result(),
-        timing={
-            "seconds_to_first_batch": progress["first_batch"],
-            "seconds_per_step": statistics.median(spent) if spent else None,
-            "seconds_to_forget": sum(spent[: rule.settled_step]) if rule.settled_step else None,
-            "step_seconds": sum(spent),
-            "step_cpu_seconds": progress["cpu_seconds"],
-        },
-    )
+    def agreed(word: bool) -> int:
+        return collectives.largest(INTERRUPTED if inputs.interrupted() else int(word))
+
+    with Stopwatch(inputs.device.type) as watch:
+        step, word = iteration - prime, NO
+        waiting_since = time.perf_counter()
+        for batch in timed("data", () if checks.rule.stopped or step >= last else inputs.retain(iteration)):
+            started, cpu_started = time.perf_counter(), time.process_time()
+            data_seconds = started - waiting_since
+            if progress["first_batch"] is None:
+                progress["first_batch"] = data_seconds
+            iteration += 1
+            step = iteration - prime
+            log = train_step(inputs, batch, iteration, step, method=method, named=named, teacher=teacher, optimiser=optimiser)
+            with phase("optimiser"):
+                average.update(named)
+            seconds = time.perf_counter() - started
+            progress["cpu_seconds"] += time.process_time() - cpu_started
+            if step >= 1:
+                progress["step_seconds"].append(round(seconds + data_seconds, 6))
+            inputs.record({"kind": "step", "step": step, **log, "seconds": seconds, "seconds_data": data_seconds})
+
+            due = step >= 1 and (step % config.evaluate.every == 0 or step == last)
+            if due:
+                checks.make(step, average.values)
+            checks.collect()
+            spent = due and config.optim.max_seconds is not None and sum(progress["step_seconds"]) >= config.optim.max_seconds
+            word = agreed(checks.rule.stopped is not None or spent)
+            if due or word == INTERRUPTED:
+                save()
+            inputs.timing({"step": step, **watch.lap(), "step_seconds": seconds + data_seconds})
+            if word != NO or step >= last:
+                break
+            waiting_since = time.perf_counter()
+
+    while word != INTERRUPTED and (word := agreed(bool(checks.pending))) == YES:
+        checks.collect(wait_s=1.0)
+    if word == INTERRUPTED:
+        raise Interrupted(step, inputs.interrupted() or "another rank was told to")
+
+    kept = _from_first(checks, average, collectives)
+    with standing_in(named, kept):
+        after = check(inputs, step, final=True)
+    progress["final_check"] = after.seconds
+    return _outcome(checks.rule, checks.missing, progress, kept, after.to_result(), last)
 
 
 def train_step(
@@ -162,20 +181,21 @@ def train_step(
     """One step on this worker's share of global batch `iteration` (1, 2, ...); returns what to log."""
     config, collectives, model = inputs.config, inputs.collectives, inputs.model
     place = (iteration - 1, config.optim.batch_size, config.partition.lanes, collectives.rank, collectives.world)
-    rows = step_rows(
-        model,
-        batch,
-        inputs.forget.take(*place),
-        inputs.exchange.take(*place) if inputs.exchange else None,
-        seed=config.seed,
-        step=iteration,
-        device=inputs.device,
-        null_fraction=config.method.null_fraction if teacher else 0.0,
-        exchange_classes=config.request.exchange_classes,
-        share_noise=config.method.share_noise,
-    )
+    with phase("data"):
+        rows = step_rows(
+            model,
+            batch,
+            inputs.forget.take(*place),
+            inputs.exchange.take(*place) if inputs.exchange else None,
+            seed=config.seed,
+            step=iteration,
+            device=inputs.device,
+            null_fraction=config.method.null_fraction if teacher else 0.0,
+            exchange_classes=config.request.exchange_classes,
+            share_noise=config.method.share_noise,
+        )
     settings = config.method
-    micro = len(batch) // (config.optim.micro_batch or len(batch))
+    micro = micro_batches(config, len(batch))
     # exact keeps the graphs of every micro-batch at once, which is what micro-batches are there to avoid
     hvp = "recompute" if micro > 1 and settings.hvp == "exact" else settings.hvp
     terms = build_terms(
@@ -193,58 +213,85 @@ def train_step(
     gradient = method(this, MethodSettings(penalty=settings.penalty, surgery_every=settings.surgery_every))
     collectives.require_finite({**this.local, "gradient": gradient.norm()}, step)
     lr = warmup(step, lr=config.optim.lr, warmup_steps=config.optim.warmup_steps)
-    norm = apply_gradient(optimiser, params, gradient, lr=lr, clip=config.optim.clip)
+    with phase("optimiser"):
+        norm = apply_gradient(optimiser, params, gradient, lr=lr, clip=config.optim.clip)
     losses = {name.replace("loss of ", "loss/"): value for name, value in this.local.items() if name.startswith("loss of ")}
     reduced = collectives.mean(torch.stack([value.double() for value in losses.values()])).tolist()
     return {"phase": config.method.name, **this.log, **dict(zip(losses, reduced)), "grad_norm/update": norm, "lr": lr}
 
 
-def _check(inputs: Inputs, step: int, *, final: bool) -> Measures:
-    """Measure on noise of its own: every check has fresh seeds; before and after share theirs, so they can be compared in pairs."""
-    evaluate = inputs.config.evaluate
-    return measure(
-        inputs.model,
-        inputs.subject,
-        inputs.collectives,
-        forget_samples=evaluate.final_samples if final else evaluate.samples,
-        retain_samples=evaluate.final_retain_samples if final else evaluate.retain_samples,
-        seed=inputs.config.seed,
-        purpose="final" if final else f"check at {step}",
-        cfg_scale=evaluate.cfg_scale,
-        steps=evaluate.final_sampler_steps if final else evaluate.sampler_steps,
-        batch=evaluate.batch,
+def _begin(inputs: Inputs) -> dict[str, Any]:
+    """The progress of a run that has not taken a step: what the base model measures."""
+    before = inputs.before
+    if before is None:
+        measures = check(inputs, 0, final=True)
+        before = {"result": measures.to_result(), "record": measures.to_record(0)}
+    inputs.record(before["record"])
+    return {"before": before["result"], "step_seconds": [], "cpu_seconds": 0.0, "first_batch": None}
+
+
+def _rule(config: UnlearnConfig, before: Mapping[str, Any]) -> SettleRule:
+    evaluate = config.evaluate
+    return SettleRule(
+        target=config.gate.max_forget_fraction if config.request.forgotten_classes else config.gate.max_membership_auc,
+        hold_steps=evaluate.hold_steps,
+        guard=None if evaluate.guard is None else evaluate.guard * before["retain_accuracy"]["mean"],
+        guard_checks=evaluate.guard_checks,
+        max_checks=evaluate.max_checks,
     )
 
 
-class averaged:
-    """Context: the averaged weights stand in for the trained ones."""
+def _from_first(checks: Checks, average: Average, collectives: Collectives) -> dict[str, Tensor]:
+    """The kept weights, as the first rank has them; those of the last step where no check could be made at all."""
+    kept = checks.kept or average.values
+    parts = list(kept.values())
+    return dict(zip(kept, unflat(collectives.broadcast(flat(parts, parts)), parts), strict=True))
 
-    def __init__(self, named: Mapping[str, torch.nn.Parameter], average: Average):
-        self._named, self._average = named, average
 
-    def __enter__(self) -> None:
-        self._trained = {name: p.detach().clone() for name, p in self._named.items()}
-        self._copy(self._average.values)
-
-    def __exit__(self, *exception: object) -> None:
-        self._copy(self._trained)
-
-    @torch.no_grad()
-    def _copy(self, values: Mapping[str, Tensor]) -> None:
-        for name, parameter in self._named.items():
-            parameter.copy_(values[name])
+def _outcome(
+    rule: SettleRule, missing: list[int], progress: dict[str, Any], kept: Mapping[str, Tensor], after: dict[str, Any], last: int
+) -> Outcome:
+    spent = progress["step_seconds"]
+    return Outcome(
+        steps=rule.last_step or last,
+        trained=kept,
+        kept_step=rule.kept_step if rule.kept_step is not None else last,
+        stopped=rule.stopped or "steps",
+        missing=tuple(missing),
+        first_crossing_step=rule.first_crossing_step,
+        settled_step=rule.settled_step,
+        before=progress["before"],
+        after=after,
+        timing={
+            "seconds_to_first_batch": progress["first_batch"],
+            "seconds_per_step": statistics.median(spent) if spent else None,
+            "seconds_to_forget": sum(spent[: rule.settled_step]) if rule.settled_step else None,
+            "step_seconds": sum(spent),
+            "step_cpu_seconds": progress["cpu_seconds"],
+            "final_check_seconds": progress["final_check"],
+        },
+    )
 
 
 @torch.no_grad()
 def _restore(
-    named: Mapping[str, torch.nn.Parameter], average: Average, optimiser: torch.optim.Optimizer, rule: SettleRule, start: Checkpoint
+    named: Mapping[str, torch.nn.Parameter],
+    average: Average,
+    optimiser: torch.optim.Optimizer,
+    checks: Checks,
+    start: Checkpoint,
+    device: torch.device,
 ) -> None:
     for name, parameter in named.items():
         parameter.copy_(start.trained[name])
         average.values[name].copy_(start.average[name])
     restore_moments(optimiser, list(named), start.moments)
-    for key, value in start.progress.get("rule", {}).items():
-        setattr(rule, key, value)
+    for key, value in start.progress["rule"].items():
+        setattr(checks.rule, key, value)
+    checks.missing = list(start.progress["missing"])
+    checks.kept = {name: value.to(device) for name, value in start.kept.items()}
+    checks.pending = {step: {name: value.to(device) for name, value in named.items()} for step, named in start.pending.items()}
+    checks.resume()
 
 
 def _autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:

@@ -100,6 +100,7 @@ def _train(
     from pipeline.training.launch_ray import launch
 
     cluster_ray.connect()
+    cluster_ray.require_shared(config.storage)
     progress = Progress(f"training {config.model.size} and its judge", config.optim.max_steps + config.judge.max_steps)
 
     def show(fresh: list[records.Record]) -> None:
@@ -137,10 +138,13 @@ def _worker(arguments: dict[str, Any]) -> None:
     from pipeline.evaluation.sampling import judge_samples, plan
     from pipeline.seeding import generator
     from pipeline.training.launch_ray import worker_setup
-    from pipeline.training.pretrain import judge_accuracy, train_dit, train_judge
+    from pipeline.training.pretrain import LANES, judge_accuracy, train_dit, train_judge
 
     config = configuration.parse(PretrainConfig, arguments["config"])
-    device, collectives = worker_setup(config.train.threads)
+    place = worker_setup(config.train.threads, LANES, config.model.size)
+    if place is None:
+        return
+    device, collectives = place
     first = collectives.rank == 0
     lake = read_lake(arguments["lake_uri"])
     rows, seed, made_with = lake.read(), config.seed, arguments["made_with"]

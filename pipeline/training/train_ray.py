@@ -1,8 +1,10 @@
-"""The unlearning loop on Ray Train's workers: streams by Ray Data, checkpoints by Ray Train, everything else as without Ray."""
+"""The unlearning loop on Ray Train's workers: streams by Ray Data, everything else as without Ray.
 
-import tempfile
+A worker that starts, for the first time or after any death, goes on from the last checkpoint that lies under the run.
+"""
+
+import logging
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,14 +20,21 @@ from pipeline.data.partition import find_partition
 from pipeline.data.rows import unit_to_pixels
 from pipeline.evaluation.measure import Subject
 from pipeline.evaluation.sampling import draw_images
+from pipeline.interruption import STOP, Terminated, stopping
+from pipeline.training import checkpoint as checkpoints
 from pipeline.training.assemble import assemble
-from pipeline.training.checkpoint import STATE, TENSORS, Checkpoint
+from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.checks import Elsewhere
 from pipeline.training.launch_ray import launch, worker_setup
-from pipeline.training.loop import Outcome, unlearn
+from pipeline.training.loop import Inputs, Interrupted, Outcome, unlearn
 from pipeline.unlearning.collectives import NonFiniteError
 
-METRICS, OUTCOME, TRAINED = "metrics.jsonl", "outcome.json", "trained.safetensors"
+METRICS, OUTCOME, TRAINED, CHECKPOINTS = "metrics.jsonl", "outcome.json", "trained.safetensors", "checkpoints"
+NOTES = ".train"  # Ray Train's own folder under the run
 GRID_FORGET, GRID_RETAIN = 8, 4  # images of each label in the before and after grids
+PREEMPTIONS = 100  # times a run goes on elsewhere when its nodes are taken away
+
+log = logging.getLogger(__name__)
 
 
 def train(
@@ -53,15 +62,26 @@ def train(
         "before": before,
         "run_uri": run_uri,
     }
-    return launch(_worker, arguments, config.train, storage_uri=run_uri, name="checkpoints")
+    with stopping(run_uri, config.train.grace_s) as stop:
+        for _ in range(PREEMPTIONS):
+            outcome = launch(_worker, arguments, config.train, storage_uri=run_uri, name=NOTES)
+            if stop.asked:
+                raise Terminated()
+            if "interrupted" not in outcome:
+                storage.remove(storage.join(run_uri, NOTES))
+                return outcome
+            print(f"  {outcome['interrupted']}; going on from there", flush=True)
+    raise RuntimeError(f"the workers were taken away {PREEMPTIONS} times; the run goes on when it is submitted again")
 
 
-def _worker(arguments: dict[str, Any]) -> dict[str, Any]:
+def _worker(arguments: dict[str, Any]) -> dict[str, Any] | None:
     config = configuration.parse(UnlearnConfig, arguments["config"])
-    device, collectives = worker_setup(config.train.threads)
-    first, run_uri = collectives.rank == 0, arguments["run_uri"]
-    start = _reported()
-
+    run_uri = arguments["run_uri"]
+    run_id = run_uri.rsplit("/", 1)[-1]
+    place = worker_setup(config.train.threads, config.partition.lanes, run_id)
+    if place is None:
+        return None
+    device, collectives = place
     partition = find_partition(arguments["partition_uri"])
     assert partition is not None
     inputs = assemble(
@@ -75,47 +95,80 @@ def _worker(arguments: dict[str, Any]) -> dict[str, Any]:
         collectives=collectives,
         device=device,
     )
-
-    metrics_uri = storage.join(run_uri, METRICS)
-    kept = [r for r in records.read(metrics_uri) if start is not None and r["step"] <= start.progress["step"]] if first else []
-    writer = records.Writer(metrics_uri, kept)
-    if first:
-        _draw_grids(inputs.model, config, inputs.subject, storage.join(run_uri, "samples", "before.safetensors"))
-
-    def save(checkpoint: Checkpoint) -> None:
-        import ray.train
-
-        if not first:
-            ray.train.report({})
-            return
-        writer.flush()
-        with tempfile.TemporaryDirectory() as folder:
-            for name, data in checkpoint.to_files().items():
-                (Path(folder) / name).write_bytes(data)
-            ray.train.report({"iteration": checkpoint.iteration}, checkpoint=ray.train.Checkpoint.from_directory(folder))
-
+    start = checkpoints.latest(storage.join(run_uri, CHECKPOINTS))
+    log.info("starting %s", "from the base model" if start is None else f"after step {start.progress['step']}")
+    inputs, close = _connected(inputs, arguments, run_id, start)
     try:
-        outcome = unlearn(replace(inputs, before=arguments["before"], record=writer.write if first else inputs.record, save=save), start)
+        outcome = unlearn(inputs, start)
     except NonFiniteError as error:  # on every rank at once, and again however often it is tried: not a failure to retry
-        if first:
-            writer.flush()
+        close(None)
         return {"failed": str(error)}
+    except Interrupted as stopped:
+        close(None)
+        log.info("%s", stopped)
+        return {"interrupted": str(stopped)}
     plain = _plain(outcome, collectives.world)
-    if first:
-        writer.flush()
+    close(outcome.steps)
+    if collectives.rank == 0:
         _finish(inputs.model, outcome, config, inputs.subject, run_uri, plain)
     return plain
 
 
-def _reported() -> Checkpoint | None:
-    """The last checkpoint that was reported, when this run continues one."""
-    import ray.train
+def _connected(inputs: Inputs, arguments: dict[str, Any], run_id: str, start: Checkpoint | None) -> tuple[Inputs, Any]:
+    """`inputs` with everything that reaches out of the loop, and what to call at its end with the last step that counts."""
+    from pipeline.training.checks_ray import RayEvaluator
+    from pipeline.training.interruption_ray import Interruption
+    from pipeline.training.timings_ray import Quality, Timings
 
-    found = ray.train.get_checkpoint()
-    if found is None:
-        return None
-    with found.as_directory() as folder:
-        return Checkpoint.from_files({name: (Path(folder) / name).read_bytes() for name in (TENSORS, STATE)})
+    config, rank, run_uri = inputs.config, inputs.collectives.rank, arguments["run_uri"]
+    begun = None if start is None else start.progress["step"]
+    timings = Timings(run_uri, run_id, rank, inputs.collectives.world, begun)
+    beside = config.evaluate.asynchronous
+    if rank > 0:
+        changed = replace(
+            inputs,
+            before=arguments["before"],
+            timing=timings,
+            evaluator=Elsewhere() if beside else None,
+            interrupted=Interruption(None),
+        )
+        return changed, lambda last: timings.flush()
+
+    uri = storage.join(run_uri, METRICS)
+    writer = records.Writer(uri, [] if begun is None else _up_to(begun, records.read(uri)))
+    quality = Quality(run_id)
+    _draw_grids(inputs.model, config, inputs.subject, storage.join(run_uri, "samples", "before.safetensors"))
+
+    def record(line: records.Record) -> None:
+        writer.write(line)
+        quality(line)
+
+    def save(checkpoint: Checkpoint) -> None:
+        writer.flush()
+        folder = checkpoints.commit(storage.join(run_uri, CHECKPOINTS), checkpoint)
+        log.info("checkpoint %s", folder)
+
+    def close(last: int | None) -> None:
+        timings.flush()
+        writer.flush()
+        if last is not None and beside:  # what was trained while the deciding check was under way does not count
+            records.Writer(uri, _up_to(last, records.read(uri))).flush()
+
+    changed = replace(
+        inputs,
+        before=arguments["before"],
+        record=record,
+        timing=timings,
+        save=save,
+        evaluator=RayEvaluator(arguments, config) if beside else None,
+        interrupted=Interruption(storage.join(run_uri, STOP)),
+    )
+    return changed, close
+
+
+def _up_to(step: int, lines: list[records.Record]) -> list[records.Record]:
+    """The records of a run that is taken back to `step`; what the base model measures stays in any case."""
+    return [r for r in lines if r["step"] <= step or (r["kind"] == "evaluation" and r["step"] == 0)]
 
 
 @torch.no_grad()
@@ -145,6 +198,9 @@ def _draw_grids(model: GenerativeModel, config: UnlearnConfig, subject: Subject,
 def _plain(outcome: Outcome, world: int) -> dict[str, Any]:
     return {
         "steps": outcome.steps,
+        "kept_step": outcome.kept_step,
+        "stopped": outcome.stopped,
+        "missing_checks": list(outcome.missing),
         "world_size": world,
         "first_crossing_step": outcome.first_crossing_step,
         "settled_step": outcome.settled_step,
