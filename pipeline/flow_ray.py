@@ -114,7 +114,8 @@ def run(prepared: Prepared) -> dict[str, Any]:
         return storage.read_json(storage.join(run_uri, RESULT))
     storage.require_writable(config.storage)
     preload()
-    cluster_ray.connect(max(os.cpu_count() or 1, math.ceil(config.train.workers * config.train.cpus_per_worker) + 1))  # one for Ray Data
+    cluster_ray.connect(max(os.cpu_count() or 1, math.ceil(config.train.most * config.train.cpus_per_worker) + 1))  # one for Ray Data
+    cluster_ray.require_shared(config.storage)
     if not storage.exists(storage.join(run_uri, SETTINGS)):
         storage.write_text(storage.join(run_uri, "request.yaml"), configuration.dump(config.request))
         storage.write_text(storage.join(run_uri, SETTINGS), _settings(prepared))
@@ -251,6 +252,9 @@ def _result(prepared: Prepared, outcome: dict[str, Any], digest: str, partition_
         "seed": config.seed,
         "world_size": outcome["world_size"],
         "steps": outcome["steps"],
+        "kept_step": outcome["kept_step"],
+        "stopped": outcome["stopped"],
+        "missing_checks": outcome["missing_checks"],
         "first_crossing_step": outcome["first_crossing_step"],
         "settled_step": outcome["settled_step"],
         "before": outcome["before"],
