@@ -1,0 +1,131 @@
+"""The commands of cluster/README.md on a real head with token authentication: status, exit codes, metadata, and no secret anywhere."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.cluster.conftest import PLANTED
+from tests.cluster.local_head import LocalHead
+from tests.cluster.manifests import ROOT
+
+pytestmark = [pytest.mark.e2e, pytest.mark.ray]
+
+TINY = {
+    "optim": {"batch_size": 16, "max_steps": 4},
+    "partition": {"lanes": 4, "segment_steps": 2},
+    "train": {"workers": 2, "cpus_per_worker": 0.4},
+    "evaluate": {
+        "every": 2,
+        "samples": 20,
+        "retain_samples": 2,
+        "final_samples": 100,
+        "final_retain_samples": 4,
+        "sampler_steps": 2,
+        "final_sampler_steps": 3,
+    },
+}
+DETAILS = """
+import json
+from ray.job_submission import JobSubmissionClient
+print(json.dumps([json.loads(job.json()) for job in JobSubmissionClient().list_jobs()]))
+"""
+
+
+def jobs(head: LocalHead) -> dict[str, dict[str, Any]]:
+    """What the cluster says of every submitted job, by submission id."""
+    said = head.run(sys.executable, "-c", DETAILS)
+    assert said.returncode == 0, said.stderr
+    return {job["submission_id"]: job for job in json.loads(said.stdout.splitlines()[-1])}
+
+
+@pytest.fixture(scope="module")
+def config(untrained: str, mlflow_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The quickstart on the smallest settings, its tracking URI with a password: given as a file, since a command line is shown."""
+    values = yaml.safe_load((ROOT / "jobs/configs/quickstart.yaml").read_text())
+    for section, small in TINY.items():
+        values[section] = {**values.get(section, {}), **small}
+    values |= {"storage": untrained, "tracking": {**values["tracking"], "uri": mlflow_uri}}
+    path = tmp_path_factory.mktemp("config") / "quickstart.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(head: LocalHead, config: Path) -> str:
+    """The output of `ray job submit` for the main job."""
+    metadata = ("--metadata-json", '{"request_id": "forget-1"}', "--submission-id", "first")
+    job = ("python", "jobs/unlearn_imagenet.py", "--config", str(config), "--set", "run_id=first")
+    done = head.ray("job", "submit", "--working-dir", ".", *metadata, "--", *job)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_a_submitted_job_succeeds_on_the_cluster_it_was_given_to(head: LocalHead, finished: str, untrained: str) -> None:
+    assert "registered dit-digits-unlearned version 1 @candidate" in finished
+    result = json.loads((Path(untrained) / "runs/first/result.json").read_text())
+    assert (result["run_id"], result["world_size"], result["steps"]) == ("first", 2, 4)
+    job = jobs(head)["first"]
+    assert (job["status"], job["driver_exit_code"], job["metadata"]["request_id"]) == ("SUCCEEDED", 0, "forget-1")
+    assert job["driver_info"], "its driver joined this cluster instead of starting one of its own"
+    assert "succeeded" in head.ray("job", "status", "first").stderr + head.ray("job", "status", "first").stdout
+    assert len(list(head.folder.glob("session_2*"))) == 1
+
+
+def test_submit_follows_to_the_end_and_passes_the_status_on(head: LocalHead, finished: str, config: Path, untrained: str) -> None:
+    """A finished run id returns its result at once, so this one is quick."""
+    storage = ("--storage", untrained, "--run-id", "first", "--set", "tracking.uri=sqlite:///" + untrained + "/mlflow.db", "--follow")
+    tiny = [f"--set={key}={json.dumps(value)}" for key, value in TINY.items()]
+    done = head.submit("--config", "jobs/configs/quickstart.yaml", *storage, *tiny)
+    (job_id,) = re.findall(r"^first-[0-9a-f]{6}$", done.stdout, re.MULTILINE)
+    job = jobs(head)[job_id]
+    assert done.returncode == 2 and job["status"] == "FAILED", "another tracking store is another setting, and is refused"
+    assert "was started with other settings (tracking.uri" in done.stdout and PLANTED["MLFLOW_PASSWORD_IN_URI"] not in done.stdout
+    assert job["metadata"]["request_id"] == "forget-1" and job["metadata"]["run_id"] == "first"
+    assert job["driver_exit_code"] == 2 and "was started with other settings" in job["message"]
+
+
+def test_bad_input_is_a_failed_job_with_its_line(head: LocalHead, tmp_path: Path) -> None:
+    done = head.submit("--config", "jobs/configs/quickstart.yaml", "--storage", str(tmp_path), "--follow")
+    assert done.returncode == 2, done.stdout + done.stderr
+    line = next(line for line in done.stdout.splitlines() if line.startswith("error: "))
+    job = jobs(head)[done.stdout.splitlines()[0]]
+    assert job["status"] == "FAILED" and job["driver_exit_code"] == 2 and line in job["message"]
+    assert "Traceback" not in done.stdout and list(tmp_path.iterdir()) == []
+
+
+def test_a_job_succeeds_by_submit(head: LocalHead, tmp_path: Path) -> None:
+    done = head.submit("--job", "prepare_data", "--config", "jobs/configs/prepare_digits.yaml", "--storage", str(tmp_path), "--follow")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "lake digits: " in done.stdout and done.stdout.splitlines()[-1].endswith(": SUCCEEDED")
+    assert (tmp_path / "lakes/digits/manifest.json").is_file()
+
+
+def test_a_wrong_token_is_one_clear_line(head: LocalHead, tmp_path: Path) -> None:
+    before = jobs(head).keys()
+    done = head.submit("--config", "jobs/configs/quickstart.yaml", "--storage", str(tmp_path), token="another-token-0123456789")
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert "refuses the token" in done.stderr and "another-token" not in done.stderr
+    assert jobs(head).keys() == before
+
+
+def test_no_planted_secret_is_anywhere(head: LocalHead, finished: str, untrained: str, mlflow_folder: Path) -> None:
+    """Run folder, report, MLflow's database and artifacts, the driver's log, all of Ray's logs, what the dashboard is told."""
+    told = json.dumps(jobs(head)).encode()
+    secrets = {**PLANTED, "RAY_AUTH_TOKEN": head.token}
+    said = head.ray("job", "logs", "first").stdout
+    assert "forget [1]" in said
+    places = [Path(untrained) / "runs", mlflow_folder, head.folder]
+    files = [path for place in places for path in place.rglob("*") if path.is_file() and not path.is_symlink()]
+    names = {path.name for path in files}
+    assert {"config.yaml", "result.json", "report.html", "metrics.jsonl", "mlflow.db", "job-driver-first.log"} <= names
+    assert b"operator:***@" in (Path(untrained) / "runs/first/config.yaml").read_bytes(), "the rest of the URI stays readable"
+    for name, secret in secrets.items():
+        found = [str(path) for path in files if secret.encode() in path.read_bytes()]
+        assert found == [], name
+        for text in (told, said.encode(), finished.encode()):
+            assert secret.encode() not in text, name
