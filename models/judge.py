@@ -1,6 +1,6 @@
 """Classifiers that judge samples. Small ones are trained by jobs/pretrain.py from the same lake."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -115,6 +115,18 @@ def mlp_description(*, shape: Sequence[int], num_classes: int, class_names: Sequ
     channels, size, _ = shape
     names = list(class_names)
     return {"family": "mlp", "channels": channels, "num_classes": num_classes, "size": size, "features": features, "class_names": names}
+
+
+def describe_mlp(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The config.json of the MLP judge whose bare state dict this is, for square grey images. Raises `ValueError` for other weights."""
+    wanted = {"fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"}
+    if state.keys() != wanted:
+        raise ValueError(f"got weights named {', '.join(sorted(state)[:4])}, expected those of an MLP judge: {', '.join(sorted(wanted))}")
+    (features, pixels), classes = state["fc1.weight"].shape, len(state["fc2.bias"])
+    side = round(pixels**0.5)
+    if side**2 != pixels:
+        raise ValueError(f"got an MLP judge of {pixels} pixels, expected a square grey image")
+    return mlp_description(shape=(1, side, side), num_classes=classes, class_names=[str(c) for c in range(classes)], features=features)
 
 
 def build_judge(config: dict[str, Any]) -> Judge:

@@ -4,7 +4,7 @@ Unconditional: a sample is one pass of the decoder from a normal latent, and can
 published names. Shape legend: N images, C channels, H x W, Z latent.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
@@ -212,6 +212,19 @@ def vae_description(
         "class_names": list(class_names),
         "sampler": {"cfg_scale": 1.0, "steps": 1},  # what the sampling interface asks for; a decoder has neither
     }
+
+
+def describe_state(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
+    """The config.json of the VAE whose bare published state dict this is, with that data set's classes; None for any other weights."""
+    for size, name, names in (
+        ("vae-mnist", "enc_mu.weight", [str(digit) for digit in range(10)]),
+        ("vae-celeba", "fc_mu.weight", ["0", "1"]),
+    ):
+        if name in state:
+            config = SIZES[size]
+            shape = (config.channels, config.input_size, config.input_size)
+            return vae_description(size, shape=shape, num_classes=len(names), class_names=names)
+    return None
 
 
 def _halve(inputs: int, outputs: int) -> nn.Sequential:

@@ -81,10 +81,19 @@ def read_autoencoder(uri: str, what: str, sha256: str | None = None) -> tuple[di
 
 
 def read_judge(uri: str, what: str, sha256: str | None) -> tuple[dict[str, Any], dict[str, "Tensor"]]:
-    """Description and weights of the transformers image classifier at `uri`."""
+    """Description and weights of the transformers image classifier at `uri`, or of the file of an MLP's weights there."""
+    from models.judge import describe_mlp
     from models.transformers_judge import describe, load_folder
+    from models.weights import WeightsError, read_file
 
     with fetched(uri, what) as path:
+        if path.is_file():
+            require_sha256(path, sha256, what)
+            try:
+                mlp = read_file(path, uri)
+                return describe_mlp(mlp), mlp
+            except (WeightsError, ValueError) as error:
+                raise InputError(f"{what}: {uri}: {_line(error)}") from error
         if not path.is_dir() or not (path / CONFIG).is_file():
             raise InputError(f"{what}: {uri} is no image classifier; expected a transformers folder with {CONFIG} and {JUDGE_FILES[0]}")
         preprocessor = storage.read_json(str(path / PREPROCESSOR)) if (path / PREPROCESSOR).is_file() else {}
@@ -150,6 +159,7 @@ def _from_hub(name: str, what: str) -> Path:
 
 
 def _state_dict(path: Path, uri: str, what: str, size: str | None, sha256: str | None) -> tuple[dict[str, Any], dict[str, "Tensor"]]:
+    from models.vae import describe_state
     from models.weights import WeightsError, read_file
 
     require_sha256(path, sha256, what)
@@ -157,11 +167,14 @@ def _state_dict(path: Path, uri: str, what: str, size: str | None, sha256: str |
     beside = storage.join(uri.rsplit("/", 1)[0], f"{path.stem}.json")  # what our own export writes
     if storage.exists(beside):
         return storage.read_json(beside), state
+    vae = describe_state(state)
+    if vae is not None:
+        return vae, state
     try:
         patches, table = state["x_embedder.proj.weight"], state["y_embedder.embedding_table.weight"]
         positions, last = state["pos_embed"], state["final_layer.linear.bias"]
     except KeyError as error:
-        raise WeightsError(f"{uri}: lacks {error}; expected the names of the published DiT checkpoints") from error
+        raise WeightsError(f"{uri}: lacks {error}; expected the names of the published DiT or VAE checkpoints") from error
     channels, patch = patches.shape[1:3]
     side = round(positions.shape[1] ** 0.5) * patch
     return (
