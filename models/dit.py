@@ -14,9 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.second_order import attention, gated, gelu, modulated_norm
-
-EPS = 1e-6  # of every layer norm; scale and shift come from the conditioning
+from models.second_order import attention, gelu, layer_norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +41,10 @@ class DiTConfig:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return x * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
 
 
 def sincos_position(width: int, grid: int) -> Tensor:
@@ -100,6 +102,13 @@ class Attention(nn.Module):
         return self.proj(attention(q, k, v).transpose(1, 2).reshape(n, t, d))  # (N, T, D)
 
 
+class Norm(nn.Module):
+    """Layer norm without scale and shift: adaLN gives both."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return layer_norm(x, 1e-6)
+
+
 class Mlp(nn.Module):
     def __init__(self, width: int):
         super().__init__()
@@ -113,25 +122,28 @@ class Mlp(nn.Module):
 class DiTBlock(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
+        self.norm1 = Norm()
         self.attn = Attention(width, heads)
+        self.norm2 = Norm()
         self.mlp = Mlp(width)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c).chunk(6, dim=1)
-        x = gated(x, gate_a, self.attn(modulated_norm(x, shift_a, scale_a, EPS)))
-        return gated(x, gate_m, self.mlp(modulated_norm(x, shift_m, scale_m, EPS)))  # (N, T, D)
+        x = x + gate_a.unsqueeze(1) * self.attn(modulate(self.norm1(x), shift_a, scale_a))
+        return x + gate_m.unsqueeze(1) * self.mlp(modulate(self.norm2(x), shift_m, scale_m))  # (N, T, D)
 
 
 class FinalLayer(nn.Module):
     def __init__(self, width: int, patch: int, channels: int):
         super().__init__()
+        self.norm_final = Norm()
         self.linear = nn.Linear(width, patch * patch * channels)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
-        return self.linear(modulated_norm(x, shift, scale, EPS))  # (N, T, patch * patch * channels)
+        return self.linear(modulate(self.norm_final(x), shift, scale))  # (N, T, patch * patch * channels)
 
 
 class DiT(nn.Module):

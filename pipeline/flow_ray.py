@@ -5,6 +5,7 @@ import math
 import os
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ import yaml
 
 from models import weights
 from models.generative import GenerativeModel, build
-from models.judge import build_judge
+from models.judge import Judge, build_judge
 from pipeline import config as configuration
 from pipeline import model_store, records, storage
 from pipeline.code_version import code_version
@@ -22,7 +23,7 @@ from pipeline.data.lake import Lake, lake_uri, read_lake
 from pipeline.data.partition import read_sample_ids, selections
 from pipeline.errors import InputError
 from pipeline.evaluation.gate import judge_gate
-from pipeline.evaluation.neighbours import nearest_classes
+from pipeline.evaluation.neighbours import confused_classes, nearest_classes
 from pipeline.progress import Progress
 from pipeline.redact import redacted
 from pipeline.request import resolve
@@ -72,7 +73,8 @@ def check(config: UnlearnConfig) -> Prepared:
         raise InputError(f"model.size: got {config.model.size}, but {model_uri} holds a {base.config.get('size')}; set model.size to that")
     model = build(base.config)
     weights.load_into(model.net, base.state, base.uri)
-    weights.load_into(build_judge(judge.config).net, judge.state, judge.uri)
+    verdict = build_judge(judge.config)
+    weights.load_into(verdict.net, judge.state, judge.uri)
     _require_same_classes(lake, model, judge)
     try:
         named = select(model, config.trainable)
@@ -81,7 +83,7 @@ def check(config: UnlearnConfig) -> Prepared:
     tracking_uri(config.tracking, config.storage)
     classes = config.request.forgotten_classes
     retained = [item.label for item in lake.manifest.classes if item.label not in classes]
-    near = nearest_classes(model, classes, retained, config.request.neighbours) if classes else []
+    near = _nearest(config, lake, model, verdict, retained) if classes else []
     run_id = config.run_id or f"{config.request.id}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
     prepared = Prepared(
         config=config,
@@ -100,12 +102,24 @@ def check(config: UnlearnConfig) -> Prepared:
     return prepared
 
 
+def _nearest(config: UnlearnConfig, lake: Lake, model: GenerativeModel, judge: Judge, retained: list[int]) -> list[int]:
+    """The neighbours of the forgotten classes, by the model's label table or by the judge's confusion on their own images."""
+    request = config.request
+    if request.nearest_by == "embedding":
+        return nearest_classes(model, request.forgotten_classes, retained, request.neighbours)
+    if lake.manifest.kind != "image":
+        raise InputError(
+            f"request.nearest_by: got judge, but lake {lake.manifest.name!r} holds latents, which a judge cannot read; expected embedding"
+        )
+    shown = lake.read(request.forgotten_classes, "heldout")
+    return confused_classes(judge, shown if len(shown) else lake.read(request.forgotten_classes), retained, request.neighbours)
+
+
 def run(prepared: Prepared) -> dict[str, Any]:
     """Do it, or what is left of it: a run id that is finished returns its result, an interrupted one goes on."""
     from pipeline import cluster_ray
     from pipeline.data.partition_ray import build_partition
-    from pipeline.tracking.mlflow_tracking import Tracker, flatten, preload
-    from pipeline.tracking.registry import register
+    from pipeline.tracking.mlflow_tracking import preload
     from pipeline.training import train_ray
 
     started = time.perf_counter()
@@ -116,14 +130,8 @@ def run(prepared: Prepared) -> dict[str, Any]:
     preload()
     cluster_ray.connect(max(os.cpu_count() or 1, math.ceil(config.train.most * config.train.cpus_per_worker) + 1))  # one for Ray Data
     cluster_ray.require_shared(config.storage)
-    if not storage.exists(storage.join(run_uri, SETTINGS)):
-        storage.write_text(storage.join(run_uri, "request.yaml"), configuration.dump(config.request))
-        storage.write_text(storage.join(run_uri, SETTINGS), _settings(prepared))
-    settings = config.model_dump(mode="json", exclude={"storage", "run_id", "tracking"})
     progress = Progress(f"unlearning by {config.method.name}", config.optim.max_steps)
-    tags = {"request_id": str(config.request.id), "method": config.method.name}
-    tracker = Tracker(tracking=config.tracking, storage_root=config.storage, run_id=prepared.run_id, tags=tags, params=flatten(settings))
-    with tracker:
+    with begin(prepared) as tracker:
         partition = build_partition(config, prepared.lake, prepared.subject["neighbours"])
         print(f"  partition {partition.digest[:12]}{' (made before)' if partition.reused else ''}; starting the workers", flush=True)
 
@@ -137,7 +145,7 @@ def run(prepared: Prepared) -> dict[str, Any]:
             if storage.exists(outcome_uri):
                 outcome = storage.read_json(outcome_uri)
             else:
-                known_uri, known = _measured_before(prepared, partition.digest)
+                known_uri, known = measured_before(prepared, partition.digest)
                 outcome = train_ray.train(config, partition_uri=partition.uri, run_uri=run_uri, before=known, **prepared.sources)
                 if known is None and "failed" not in outcome:
                     first = next(r for r in records.read(metrics_uri) if r["kind"] == "evaluation" and r["step"] == 0)
@@ -145,27 +153,55 @@ def run(prepared: Prepared) -> dict[str, Any]:
             if "failed" in outcome:
                 raise RuntimeError(outcome["failed"])
         progress.close()
+        return finish(prepared, tracker, outcome, partition.digest, started)
 
-        trained = weights.from_bytes(storage.read_bytes(storage.join(run_uri, train_ray.TRAINED)), train_ray.TRAINED)
-        digest = model_store.write(
-            storage.join(run_uri, "model"),
-            prepared.base.config,
-            {**prepared.base.state, **trained},
-            {
-                "base_digest": prepared.base.digest,
-                "run_id": prepared.run_id,
-            },
-        )
-        result = _result(prepared, outcome, digest, partition.digest, time.perf_counter() - started)
-        height, width, channels = _image_shape(prepared)
-        version = register(tracker, folder=storage.join(run_uri, "model"), image_shape=(height, width, channels), result=result)
-        result["model"] |= {"version": version, "alias": "candidate"}
-        result["timing"]["total_seconds"] = time.perf_counter() - started
-        _publish(prepared, result, records.read(metrics_uri), tracker)
+
+def begin(prepared: Prepared, tags: Mapping[str, str] | None = None) -> "Tracker":
+    """Leave the run's settings in its folder, before anything else, and return its tracker, to be entered."""
+    from pipeline.tracking.mlflow_tracking import Tracker, flatten
+
+    config, run_uri = prepared.config, prepared.run_uri
+    if not storage.exists(storage.join(run_uri, SETTINGS)):
+        storage.write_text(storage.join(run_uri, "request.yaml"), configuration.dump(config.request))
+        storage.write_text(storage.join(run_uri, SETTINGS), _settings(prepared))
+    return Tracker(
+        tracking=config.tracking,
+        storage_root=config.storage,
+        run_id=prepared.run_id,
+        tags={"request_id": str(config.request.id), "method": config.method.name, **(tags or {})},
+        params=flatten(config.model_dump(mode="json", exclude={"storage", "run_id", "tracking"})),
+    )
+
+
+def finish(
+    prepared: Prepared,
+    tracker: "Tracker",
+    outcome: dict[str, Any],
+    partition_digest: str,
+    started: float,
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """From a run's outcome, weights, records and grids under its folder to a registered candidate, the report and result.json.
+
+    `started` is `time.perf_counter()` of the job's beginning; `extra` joins the result. Returns the result.
+    """
+    from pipeline.tracking.registry import register
+    from pipeline.training import train_ray
+
+    run_uri = prepared.run_uri
+    trained = weights.from_bytes(storage.read_bytes(storage.join(run_uri, train_ray.TRAINED)), train_ray.TRAINED)
+    about = {"base_digest": prepared.base.digest, "run_id": prepared.run_id}
+    digest = model_store.write(storage.join(run_uri, "model"), prepared.base.config, {**prepared.base.state, **trained}, about)
+    result = _result(prepared, outcome, digest, partition_digest, time.perf_counter() - started) | dict(extra or {})
+    height, width, channels = _image_shape(prepared)
+    version = register(tracker, folder=storage.join(run_uri, "model"), image_shape=(height, width, channels), result=result)
+    result["model"] |= {"version": version, "alias": "candidate"}
+    result["timing"]["total_seconds"] = time.perf_counter() - started
+    _publish(prepared, result, records.read(storage.join(run_uri, train_ray.METRICS)), tracker)
     return result
 
 
-def _measured_before(prepared: Prepared, partition_digest: str) -> tuple[str, dict[str, Any] | None]:
+def measured_before(prepared: Prepared, partition_digest: str) -> tuple[str, dict[str, Any] | None]:
     """Where the base model's measures lie that this run would take, and those measures when an earlier run took them.
 
     They depend on the two sets of weights, the partition, the seed, the evaluation's settings and the code.

@@ -22,6 +22,9 @@ class Request(Section):
     without_exchange: bool = Field(False, description="accept a forgotten class without an exchange class")
     retain: Literal["exchange", "neighbours", "all"] = "all"
     neighbours: int = Field(5, ge=1, description="how many nearest classes count as neighbours of the forgotten ones")
+    nearest_by: Literal["embedding", "judge"] = Field(
+        "embedding", description="what nearest means: the model's label table, or what the judge confuses on images of the forgotten classes"
+    )
     reason: str = ""
 
     @property
