@@ -10,6 +10,9 @@ from pipeline.config.base import Fraction, JobConfig, Section
 class Model(Section):
     size: str = "DiT-tiny"
     weights: str | None = Field(None, description="folder or URI; absent: what pretrain.py left under storage for this lake")
+    batch_norm: Literal["running", "batch"] = Field(
+        "running", description="statistics of a VAE's batch norm while it is trained: stored ones, or the batch's (one worker, whole batches)"
+    )
 
 
 class Request(Section):
@@ -50,6 +53,8 @@ class Method(Section):
     hat_weight: float = Field(
         0.0, ge=0, description="unconditional models: weight of the judge's pull towards the kept classes, in L_r and L_f; 0: off"
     )
+    eta: float = Field(3.0, ge=0, description="esd: how far the forgotten label is steered away from itself")
+    saliency: float = Field(0.5, gt=0, le=1, description="salun: share of the trained parameters that move")
     share_noise: bool = Field(False, description="L_f draws the timestep and noise of L_x")
 
 
@@ -138,6 +143,9 @@ class Gate(Section):
     max_forget_fraction: Fraction = Field(0.05, description="bound on the measured share and, for settling, on its upper 95 % bound")
     min_retain_accuracy: Fraction = Field(0.97, description="bound on the mean over retained classes")
     min_class_accuracy: Fraction = Field(0.90, description="bound on the worst retained class")
+    max_share_drift: Fraction = Field(
+        0.03, description="unconditional models: how far any kept class's share may be from its share before among the kept classes"
+    )
     max_membership_auc: Fraction = Field(
         0.60, description="named samples: bound on the loss attack's AUC and, for settling, on its upper bound"
     )

@@ -201,7 +201,7 @@ def train_step(
     terms = build_terms(
         model,
         rows,
-        Weights(exchange=settings.exchange_weight, targets=settings.targets, contrast=settings.contrast),
+        Weights(exchange=settings.exchange_weight, targets=settings.targets, contrast=settings.contrast, eta=settings.eta),
         teacher=teacher,
         micro_batches=micro,
         joint=hvp != "recompute",
@@ -210,7 +210,7 @@ def train_step(
     params = list(named.values())
     radius = FD_RADIUS[config.train.precision]
     this = Step(index=step, params=params, terms=terms, collectives=collectives, hvp=hvp, fd_radius=radius)
-    gradient = method(this, MethodSettings(penalty=settings.penalty, surgery_every=settings.surgery_every))
+    gradient = method(this, MethodSettings(penalty=settings.penalty, surgery_every=settings.surgery_every, saliency=settings.saliency))
     collectives.require_finite({**this.local, "gradient": gradient.norm()}, step)
     lr = warmup(step, lr=config.optim.lr, warmup_steps=config.optim.warmup_steps)
     with phase("optimiser"):
