@@ -28,6 +28,7 @@ class Scope:
     timesteps: int
     seed: int
     settings: Measuring
+    conditional: bool = True  # whether the model draws what a label asks for
     sample_ids: tuple[str, ...] = ()  # where samples are named, the forgotten rows; `forgotten` is then empty
     sample_classes: tuple[int, ...] = ()  # the classes they are of
 

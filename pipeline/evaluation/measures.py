@@ -129,21 +129,31 @@ def _classes(scope: Scope) -> bool:
     return bool(scope.forgotten)
 
 
+def _labels(scope: Scope) -> bool:
+    return scope.conditional
+
+
+def _both(scope: Scope) -> bool:
+    return _classes(scope) and _labels(scope)
+
+
 MEASURES: dict[str, Measure] = {
     "forget_fraction": Measure(works=("drawing",), result=_forget, needs=_classes, about="forgotten class still drawn, at each CFG scale"),
-    "leakage": Measure(works=("drawing",), result=_leakage, needs=_classes, about="forgotten class drawn under other labels and none"),
-    "retain_accuracy": Measure(works=("drawing",), result=_retain, about="other labels drawn right"),
+    "leakage": Measure(works=("drawing",), result=_leakage, needs=_both, about="forgotten class drawn under other labels and none"),
+    "retain_accuracy": Measure(works=("drawing",), result=_retain, needs=_labels, about="other labels drawn right"),
     "fid": Measure(works=("drawing",), result=_fid, about="Frechet distance to real retained rows"),
     "kid": Measure(works=("drawing",), result=_kid, about="kernel distance to real retained rows"),
     "precision_recall": Measure(works=("drawing",), result=_manifold, about="share of images that look real, share of real rows covered"),
-    "paired_drift": Measure(works=("drawing",), result=_drift, of="both", about="how far the same seed moved under the same label"),
+    "paired_drift": Measure(
+        works=("drawing",), result=_drift, of="both", needs=_labels, about="how far the same seed moved under the same label"
+    ),
     "loss_by_timestep": Measure(works=("losing",), result=_timesteps, about="the model's own loss, trained on and held out"),
     "membership_auc": Measure(works=("attacking",), result=_membership, about="loss attack, forgotten rows against never-seen ones"),
     "relearn_steps": Measure(
         works=("drawing", "relearning"),
         result=_relearn,
         of="after",
-        needs=_classes,
+        needs=_both,
         about="steps until half of it is back, against a label that was never trained",
     ),
 }

@@ -44,6 +44,7 @@ def plans(scope: Scope) -> dict[str, Plan]:
         each = -(-s.samples // len(scope.forgotten))
         for scale in dict.fromkeys([s.cfg_scale, *s.cfg_scales]):
             found[f"forgotten@{scale:g}"] = made(dict.fromkeys(scope.forgotten, each), scale)
+    if scope.conditional:
         found["null"] = made({scope.null_label: s.null_samples}, 1.0)
     return found
 

@@ -1,0 +1,266 @@
+"""Any list of measures, and the battery, on any model: Ray tasks side by side, each a shard of some work, merged on the driver."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from models import weights
+from models.generative import GenerativeModel, build
+from models.judge import build_judge
+from pipeline import model_store, storage, target
+from pipeline.config.evaluate import EvaluateConfig, Workers
+from pipeline.config.measuring import Attacks
+from pipeline.data.lake import Lake, lake_uri, read_lake
+from pipeline.errors import InputError
+from pipeline.evaluation.battery import attacks, battery_result
+from pipeline.evaluation.bench import Bench, Scope
+from pipeline.evaluation.gate import JUDGE_BOUND
+from pipeline.evaluation.gold import gold_result, gold_sums
+from pipeline.evaluation.measures import MEASURES, results, works_of
+from pipeline.evaluation.neighbours import nearest_classes
+from pipeline.evaluation.sums import Shard, added
+from pipeline.evaluation.works import WORKS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Weights = tuple[dict[str, Any], Mapping[str, "Tensor"]]  # config.json and what lies beside it
+RETRIES = 2  # of a task whose worker died
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """An evaluation that was checked: what is measured, against what, by whom, and how much of it.
+
+    `bound` is the gate's on the forget fraction, by which the battery's verdicts go.
+    """
+
+    subject: Weights = field(repr=False)
+    base: Weights | None = field(repr=False)
+    judge: Weights = field(repr=False)
+    gold: Weights | None = field(repr=False)
+    lake: str
+    scope: Scope
+    measures: tuple[str, ...]
+    attacks: Attacks | None
+    bound: float
+    workers: Workers
+    facts: dict[str, Any]  # what goes into the JSON as it is: names and digests
+    warnings: tuple[str, ...] = ()
+
+
+def check(config: EvaluateConfig) -> Asked:
+    """Raise `InputError` for anything that would stop the evaluation later; nothing is written."""
+    unknown = [name for name in config.measures if name not in MEASURES]
+    if unknown:
+        raise InputError(f"measures: got {unknown[0]!r}, expected some of {', '.join(MEASURES)}")
+    if not config.measures and not config.battery and not config.gold:
+        raise InputError("measures: got none, expected at least one measure, battery=true or gold=<model>")
+    found = target.find(config)
+    run = found.run
+    lake_name = config.lake or (run.lake if run else None)
+    if lake_name is None:
+        raise InputError(f"lake: got none, and {found.what} is no run's: say which images it was trained on, such as --set lake=digits")
+    lake = read_lake(lake_uri(config.storage, lake_name))
+    request = config.request if config.request.classes or config.request.sample_ids or run is None else run.request
+    judge_uri = config.judge.weights or (run.judge.weights if run else None)
+    judge = model_store.read(
+        storage.absolute(judge_uri) if judge_uri else model_store.judge_uri(config.storage, lake_name), "judge.weights"
+    )
+    base_uri = target.named_model(config.storage, config.base) if config.base else (target.base_of(run) if run else None)
+    base = model_store.read(base_uri, "base") if base_uri else None
+    gold = model_store.read(target.named_model(config.storage, config.gold), "gold") if config.gold else None
+    scope = scope_of(config, lake, found.description, base, request)
+    if (config.battery or gold) and not scope.forgotten:
+        raise InputError("battery, gold: they ask about forgotten classes, and there are none; give --set request.classes=[1]")
+    for what, other in (("version", found.description), ("base", base and base.config), ("gold", gold and gold.config)):
+        if other and build(other).num_classes != len(lake.manifest.classes):
+            raise InputError(f"{what}: knows {build(other).num_classes} classes, but lake {lake_name!r} has {len(lake.manifest.classes)}")
+    accuracy = judge.manifest.get("heldout_accuracy")
+    return Asked(
+        subject=(found.description, found.state),
+        base=None if base is None else (base.config, base.state),
+        judge=(judge.config, judge.state),
+        gold=None if gold is None else (gold.config, gold.state),
+        lake=lake.uri,
+        scope=scope,
+        measures=tuple(dict.fromkeys(config.measures)),
+        attacks=config.attacks if config.battery else None,
+        bound=run.gate.max_forget_fraction if run else 0.05,
+        workers=config.train,
+        facts={
+            "what": found.what,
+            "run_id": found.run_id,
+            "weights_digest": found.digest,
+            "base_digest": base.digest if base else None,
+            "judge_digest": judge.digest,
+            "judge_heldout_accuracy": accuracy,
+            "lake_digest": lake.digest,
+            "gold": None if gold is None else {"name": config.gold, "weights_digest": gold.digest},
+        },
+        warnings=judge_warning(accuracy),
+    )
+
+
+def judge_warning(accuracy: float | None) -> tuple[str, ...]:
+    """What to say of a judge that is worse than the gate's bound on held-out images, or was never tried on any."""
+    if accuracy is None:
+        return ("the judge was never tried on held-out images: what it says here is not known to be worth anything",)
+    if accuracy < JUDGE_BOUND:
+        return (f"the judge is right on {accuracy:.1%} of held-out images, less than {JUDGE_BOUND:.0%}: its verdicts are not worth much",)
+    return ()
+
+
+def scope_of(config: EvaluateConfig, lake: Lake, description: dict[str, Any], base: model_store.Stored | None, request: Any) -> Scope:
+    """The question that `request` asks of the lake's classes."""
+    from pipeline.data.partition import find_ids, read_sample_ids
+
+    labels = [item.label for item in lake.manifest.classes]
+    unknown = [label for label in request.classes if label not in labels]
+    if unknown:
+        raise InputError(
+            f"request.classes: class {unknown[0]} is not in lake {lake.manifest.name!r}, expected one of {labels[0]} to {labels[-1]}"
+        )
+    forgotten = tuple(request.forgotten_classes)
+    retained = tuple(label for label in labels if label not in forgotten)
+    if not retained:
+        raise InputError("request.classes: got every class of the lake, expected at least one to be kept")
+    model = build(description)
+    if base is not None:
+        model = build(base.config)
+        weights.load_into(model.net, base.state, base.uri)
+    ids = read_sample_ids(request) or []
+    classes = tuple(request.classes)
+    if ids and not classes:
+        found = find_ids(lake, lake.shards(), ids)
+        classes = tuple(sorted({shard.label for shard in lake.shards() if len(found[shard.path][0])}))
+    return Scope(
+        forgotten=forgotten,
+        exchange=request.exchange_classes,
+        retained=retained,
+        neighbours=tuple(nearest_classes(model, forgotten, retained, request.neighbours)) if forgotten and base is not None else (),
+        null_label=model.null_label,
+        timesteps=int(model.config.get("timesteps", 1)),
+        seed=config.seed,
+        settings=config.measuring,
+        conditional=model.conditional,
+        sample_ids=tuple(ids),
+        sample_classes=classes,
+    )
+
+
+def evaluate(asked: Asked) -> dict[str, Any]:
+    """Everything that was asked for, as plain data: {measures, battery, gold, …}. Needs a connected Ray."""
+    import ray
+
+    started = time.perf_counter()
+    scope, wanted = asked.scope, asked.workers
+    shared: Any = ray.put({"model": asked.subject, "base": asked.base, "judge": asked.judge, "gold": asked.gold})
+    worker = ray.remote(_task).options(
+        num_cpus=wanted.cpus_per_worker, num_gpus=wanted.gpus_per_worker, max_retries=RETRIES, retry_exceptions=False
+    )
+
+    def start(kind: str, name: str, rank: int = 0, world: int = 1) -> Any:
+        job = {"kind": kind, "name": name, "rank": rank, "world": world, "lake": asked.lake, "threads": wanted.threads}
+        return worker.remote(shared, replace(scope), asked.attacks, job)
+
+    made = attacks(asked.attacks, scope.settings.cfg_scale, scope.settings.sampler_steps) if asked.attacks else {}
+    names = list(asked.measures)
+    shards = {work: [start("work", work, rank, wanted.workers) for rank in range(wanted.workers)] for work in works_of(names, scope)}
+    gold = [start("gold", "gold", rank, wanted.workers) for rank in range(wanted.workers)] if asked.gold else []
+    tried = {name: start("attack", name) for name in made}
+    sums = {work: added(_tensors(ray.get(parts))) for work, parts in shards.items()}
+    found = {name: _outcome(reference) for name, reference in tried.items()}
+    return {
+        **asked.facts,
+        "forgotten": list(scope.forgotten),
+        "seed": scope.seed,
+        "settings": scope.settings.model_dump(mode="json"),
+        "measures": results(names, scope, sums, with_before=asked.base is not None) if names else None,
+        "battery": battery_result(found, made, asked.bound) if made else None,
+        "gold": asked.facts["gold"] | gold_result(scope, added(_tensors(ray.get(gold)))) if gold else None,
+        "warnings": list(asked.warnings),
+        "workers": wanted.workers,
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def _tensors(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, "Tensor"]]:
+    import torch
+
+    return [{name: torch.from_numpy(value.copy()) for name, value in part.items()} for part in parts]
+
+
+def _outcome(reference: Any) -> dict[str, Any]:
+    """What an attack's task returned; a task that failed says why, which never counts as an attack that was withstood."""
+    import ray
+
+    try:
+        return dict(ray.get(reference))
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        return {"error": f"{type(cause).__name__}: {cause}".splitlines()[0]}
+    except ray.exceptions.RayError as error:
+        return {"error": f"{type(error).__name__}: the worker did not finish"}
+
+
+def _task(shared: Mapping[str, Any], scope: Scope, settings: Attacks | None, job: Mapping[str, Any]) -> dict[str, Any]:
+    """On a worker: one shard of a work (arrays by name), or one attack (plain data)."""
+    import torch
+
+    from pipeline import cluster_ray
+
+    cluster_ray.quiet()
+    torch.set_num_threads(job["threads"])
+    started = time.perf_counter()
+    bench = open_bench(shared, scope, job["lake"])
+    shard = Shard(job["rank"], job["world"])
+    if job["kind"] == "attack":
+        assert settings is not None
+        attack = attacks(settings, scope.settings.cfg_scale, scope.settings.sampler_steps)[job["name"]]
+        return {**attack.run(bench), "seconds": time.perf_counter() - started}
+    if job["kind"] == "gold":
+        sums = gold_sums(bench, _model(shared["gold"], bench.device), shard)
+    else:
+        sums = WORKS[job["name"]](bench, shard)
+    return {name: value.cpu().numpy() for name, value in sums.items()}
+
+
+def open_bench(parts: Mapping[str, Any], scope: Scope, lake_at: str) -> Bench:
+    """Models and judge loaded, on a GPU where this process has one."""
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    description, state = parts["judge"]
+    judge = build_judge(description)
+    weights.load_into(judge.net, state, "judge")
+    judge.net.to(device).eval()
+    lake = read_lake(lake_at)
+
+    def rows(labels: Sequence[int], split: Literal["train", "heldout"]) -> Any:
+        return lake.read(labels, split)
+
+    return Bench(
+        model=_model(parts["model"], device),
+        base=None if parts["base"] is None else _model(parts["base"], device),
+        judge=judge,
+        scope=scope,
+        rows=rows,
+    )
+
+
+def _model(stored: Weights, device: Any) -> GenerativeModel:
+    model = build(stored[0])
+    weights.load_into(model.net, stored[1], "model")
+    model.net.to(device).eval()
+    return model
+
+
+def output_uri(config: EvaluateConfig, found: Mapping[str, Any]) -> str:
+    """Where the JSON goes: `output`, else evaluations/ in the run's folder or, for a model that no run made, under the storage root."""
+    if config.output:
+        return storage.absolute(config.output)
+    asked = config.model_dump(mode="json", include={"measures", "battery", "gold", "measuring", "attacks", "request", "seed"})
+    name = f"{found['weights_digest'][:12]}-{storage.digest_of(asked)[:8]}.json"
+    return storage.join(config.storage, *(("runs", found["run_id"]) if found["run_id"] else ()), "evaluations", name)
