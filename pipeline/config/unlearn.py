@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config.base import Fraction, JobConfig, Section
+from pipeline.config.measuring import Attacks, Measuring
 
 
 class Model(Section):
@@ -133,6 +134,9 @@ class Evaluate(Section):
     cpus: float = Field(0.5, ge=0, description="asynchronous: CPUs of such a task")
     gpus: float = Field(0, ge=0, description="asynchronous: GPUs of such a task")
     timeout_s: float = Field(1200.0, gt=0, description="asynchronous: a check that takes longer counts as failed")
+    battery: bool = Field(False, description="at the end, try to bring the class back (attacks says how)")
+    measures: list[str] = Field([], description="at the end, further measures of jobs/evaluate.py, such as leakage and loss_by_timestep")
+    gold: str | None = Field(None, description="name or URI of a model trained without the forgotten rows, to compare with at the end")
 
 
 class Judge(Section):
@@ -150,6 +154,9 @@ class Gate(Section):
         0.60, description="named samples: bound on the loss attack's AUC and, for settling, on its upper bound"
     )
     max_fid_increase: float | None = Field(None, ge=0, description="bound on how far the Frechet distance may rise; absent: reported only")
+    min_judge_accuracy: Fraction | None = Field(
+        0.90, description="bound on the judge itself, on held-out images; null: accept what any judge says"
+    )
 
 
 class Tracking(Section):
@@ -171,6 +178,8 @@ class UnlearnConfig(JobConfig):
     evaluate: Evaluate = Evaluate()
     judge: Judge = Judge()
     gate: Gate = Gate()
+    measuring: Measuring = Field(Measuring(), description="how much evaluate.measures, evaluate.gold and the battery draw")
+    attacks: Attacks = Field(Attacks(), description="what evaluate.battery tries")
     tracking: Tracking = Tracking()
 
     @model_validator(mode="after")

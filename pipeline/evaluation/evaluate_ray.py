@@ -15,7 +15,7 @@ from pipeline.data.lake import Lake, lake_uri, read_lake
 from pipeline.errors import InputError
 from pipeline.evaluation.battery import attacks, battery_result
 from pipeline.evaluation.bench import Bench, Scope
-from pipeline.evaluation.gate import JUDGE_BOUND
+from pipeline.evaluation.gate import judge_warning
 from pipeline.evaluation.gold import gold_result, gold_sums
 from pipeline.evaluation.measures import MEASURES, results, works_of
 from pipeline.evaluation.neighbours import nearest_classes
@@ -99,17 +99,8 @@ def check(config: EvaluateConfig) -> Asked:
             "lake_digest": lake.digest,
             "gold": None if gold is None else {"name": config.gold, "weights_digest": gold.digest},
         },
-        warnings=judge_warning(accuracy),
+        warnings=tuple(line for line in [judge_warning(accuracy)] if line),
     )
-
-
-def judge_warning(accuracy: float | None) -> tuple[str, ...]:
-    """What to say of a judge that is worse than the gate's bound on held-out images, or was never tried on any."""
-    if accuracy is None:
-        return ("the judge was never tried on held-out images: what it says here is not known to be worth anything",)
-    if accuracy < JUDGE_BOUND:
-        return (f"the judge is right on {accuracy:.1%} of held-out images, less than {JUDGE_BOUND:.0%}: its verdicts are not worth much",)
-    return ()
 
 
 def scope_of(config: EvaluateConfig, lake: Lake, description: dict[str, Any], base: model_store.Stored | None, request: Any) -> Scope:

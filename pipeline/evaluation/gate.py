@@ -8,6 +8,15 @@ from pipeline.config import Gate
 JUDGE_BOUND = 0.90  # a judge worse than this on held-out images proves nothing
 
 
+def judge_warning(accuracy: float | None) -> str | None:
+    """What to say of a judge that is below the bound on held-out images, or was never tried on any; None of a good one."""
+    if accuracy is None:
+        return "the judge was never tried on held-out images: what its verdicts are worth is not known"
+    if accuracy < JUDGE_BOUND:
+        return f"the judge is right on {accuracy:.1%} of held-out images, less than {JUDGE_BOUND:.0%}: its verdicts are not worth much"
+    return None
+
+
 def judge_gate(gate: Gate, outcome: Mapping[str, Any], judge_accuracy: float | None) -> dict[str, Any]:
     """The `gate` block of result.json: {passed, checks [{name, value, bound, passed}]}."""
     before, after = outcome["before"], outcome["after"]
@@ -25,8 +34,8 @@ def judge_gate(gate: Gate, outcome: Mapping[str, Any], judge_accuracy: float | N
         _at_least("retain_accuracy/mean", retain["mean"], gate.min_retain_accuracy),
         _at_least("retain_accuracy/min", retain["min"], gate.min_class_accuracy) | {"class": _worst(retain["per_class"])},
     ]
-    if judge_accuracy is not None:
-        checks.append(_at_least("judge_heldout_accuracy", judge_accuracy, JUDGE_BOUND))
+    if gate.min_judge_accuracy is not None:
+        checks.append(_at_least("judge_heldout_accuracy", judge_accuracy, gate.min_judge_accuracy))
     if gate.max_fid_increase is not None:
         for features, value in after["fid"].items():
             checks.append(_at_most(f"fid_increase/{features}", value - before["fid"][features], gate.max_fid_increase))

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import Gate
-from pipeline.evaluation.gate import judge_gate
+from pipeline.config import Gate, UnlearnConfig, parse
+from pipeline.errors import InputError
+from pipeline.evaluation.gate import judge_gate, judge_warning
 
 GOOD: dict[str, Any] = {
     "settled_step": 8,
@@ -56,6 +57,28 @@ def test_a_damaged_class_is_refused_and_named() -> None:
 )
 def test_each_bound_refuses(changed: dict[str, Any], settings: dict[str, Any], accuracy: float, names: list[str]) -> None:
     assert failed(judge_gate(Gate(**settings), outcome(**changed), accuracy)) == names
+
+
+def test_a_judge_that_nobody_tried_is_refused_unless_told_otherwise() -> None:
+    assert failed(judge_gate(Gate(), GOOD, None)) == ["judge_heldout_accuracy"]
+    for accuracy in (None, 0.5):
+        assert failed(judge_gate(Gate(min_judge_accuracy=None), GOOD, accuracy)) == []
+    assert failed(judge_gate(Gate(min_judge_accuracy=0.7), GOOD, 0.8)) == []
+
+
+@pytest.mark.parametrize(("accuracy", "said"), [(0.8, "right on 80.0% of held-out images"), (None, "never tried"), (0.95, None)])
+def test_a_weak_judge_is_warned_of(accuracy: float | None, said: str | None) -> None:
+    warning = judge_warning(accuracy)
+    assert warning is None if said is None else said in (warning or "")
+
+
+@pytest.mark.parametrize(
+    "bound", ["max_forget_fraction", "min_retain_accuracy", "min_class_accuracy", "max_membership_auc", "min_judge_accuracy"]
+)
+@pytest.mark.parametrize("value", [-0.1, 1.1])
+def test_a_bound_outside_zero_to_one_is_no_bound(bound: str, value: float) -> None:
+    with pytest.raises(InputError, match=rf"gate\.{bound}: got {value}"):
+        parse(UnlearnConfig, {"gate": {bound: value}})
 
 
 def test_a_run_that_did_not_settle_is_refused() -> None:
