@@ -69,7 +69,7 @@ class LocalHead:
     def __exit__(self, *exception: object) -> None:
         os.killpg(self.process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(20)
+            self.process.wait(5)
         with contextlib.suppress(ProcessLookupError):  # whoever of its own group is left
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
