@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import sys
 import time
 import uuid
 from collections.abc import Mapping
@@ -22,7 +23,8 @@ from pipeline.config import UnlearnConfig
 from pipeline.data.lake import Lake, lake_uri, read_lake
 from pipeline.data.partition import read_sample_ids, selections
 from pipeline.errors import InputError
-from pipeline.evaluation.gate import judge_gate
+from pipeline.evaluation import prove_ray
+from pipeline.evaluation.gate import judge_gate, judge_warning
 from pipeline.evaluation.neighbours import confused_classes, nearest_classes
 from pipeline.progress import Progress
 from pipeline.redact import redacted
@@ -81,6 +83,7 @@ def check(config: UnlearnConfig) -> Prepared:
     except ValueError as error:
         raise InputError(str(error)) from error
     tracking_uri(config.tracking, config.storage)
+    prove_ray.check(config)
     classes = config.request.forgotten_classes
     retained = [item.label for item in lake.manifest.classes if item.label not in classes]
     near = _nearest(config, lake, model, verdict, retained) if classes else []
@@ -99,6 +102,9 @@ def check(config: UnlearnConfig) -> Prepared:
     _require_same_settings(prepared)
     if not storage.exists(storage.join(prepared.run_uri, SETTINGS)):  # a run that was begun was served
         selections(config, lake, read_sample_ids(config.request), near)
+    warning = judge_warning(judge.manifest.get("heldout_accuracy"))
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr)
     return prepared
 
 
@@ -192,7 +198,15 @@ def finish(
     trained = weights.from_bytes(storage.read_bytes(storage.join(run_uri, train_ray.TRAINED)), train_ray.TRAINED)
     about = {"base_digest": prepared.base.digest, "run_id": prepared.run_id}
     digest = model_store.write(storage.join(run_uri, "model"), prepared.base.config, {**prepared.base.state, **trained}, about)
-    result = _result(prepared, outcome, digest, partition_digest, time.perf_counter() - started) | dict(extra or {})
+    proof = prove_ray.prove(
+        prepared.config,
+        lake=prepared.lake,
+        base=prepared.base,
+        judge=prepared.judge,
+        state={**prepared.base.state, **trained},
+        run_uri=run_uri,
+    )
+    result = _result(prepared, outcome, digest, partition_digest, time.perf_counter() - started) | proof | dict(extra or {})
     height, width, channels = _image_shape(prepared)
     version = register(tracker, folder=storage.join(run_uri, "model"), image_shape=(height, width, channels), result=result)
     result["model"] |= {"version": version, "alias": "candidate"}

@@ -9,8 +9,9 @@ from models import weights
 from models.generative import GenerativeModel, build
 from models.judge import build_judge
 from pipeline import model_store, storage, target
+from pipeline.config import Request
 from pipeline.config.evaluate import EvaluateConfig, Workers
-from pipeline.config.measuring import Attacks
+from pipeline.config.measuring import Attacks, Measuring
 from pipeline.data.lake import Lake, lake_uri, read_lake
 from pipeline.errors import InputError
 from pipeline.evaluation.battery import attacks, battery_result
@@ -71,7 +72,7 @@ def check(config: EvaluateConfig) -> Asked:
     base_uri = target.named_model(config.storage, config.base) if config.base else (target.base_of(run) if run else None)
     base = model_store.read(base_uri, "base") if base_uri else None
     gold = model_store.read(target.named_model(config.storage, config.gold), "gold") if config.gold else None
-    scope = scope_of(config, lake, found.description, base, request)
+    scope = scope_of(request, lake, found.description, base, seed=config.seed, settings=config.measuring)
     if (config.battery or gold) and not scope.forgotten:
         raise InputError("battery, gold: they ask about forgotten classes, and there are none; give --set request.classes=[1]")
     for what, other in (("version", found.description), ("base", base and base.config), ("gold", gold and gold.config)):
@@ -103,7 +104,9 @@ def check(config: EvaluateConfig) -> Asked:
     )
 
 
-def scope_of(config: EvaluateConfig, lake: Lake, description: dict[str, Any], base: model_store.Stored | None, request: Any) -> Scope:
+def scope_of(
+    request: Request, lake: Lake, description: dict[str, Any], base: model_store.Stored | None, *, seed: int, settings: Measuring
+) -> Scope:
     """The question that `request` asks of the lake's classes."""
     from pipeline.data.partition import find_ids, read_sample_ids
 
@@ -133,8 +136,8 @@ def scope_of(config: EvaluateConfig, lake: Lake, description: dict[str, Any], ba
         neighbours=tuple(nearest_classes(model, forgotten, retained, request.neighbours)) if forgotten and base is not None else (),
         null_label=model.null_label,
         timesteps=int(model.config.get("timesteps", 1)),
-        seed=config.seed,
-        settings=config.measuring,
+        seed=seed,
+        settings=settings,
         conditional=model.conditional,
         sample_ids=tuple(ids),
         sample_classes=classes,
