@@ -14,6 +14,7 @@ import ray
 
 from pipeline import storage
 from pipeline.errors import InputError
+from pipeline.milestones import mark
 from pipeline.storage import StorageError
 
 CHECKOUT = str(Path(__file__).resolve().parents[1])
@@ -27,6 +28,7 @@ def connect(cpus: int | None = None, *, dashboard: bool = False) -> None:
     """
     if ray.is_initialized():
         return
+    mark("checked")
     quietly: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     threads = {"OMP_NUM_THREADS": "1"}
     handler = signal.getsignal(signal.SIGTERM)
@@ -40,6 +42,7 @@ def connect(cpus: int | None = None, *, dashboard: bool = False) -> None:
     if callable(handler) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray sets one of its own
     quiet()
+    mark("connected")
 
 
 @contextlib.contextmanager

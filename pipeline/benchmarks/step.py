@@ -40,9 +40,9 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
     """The table as one JSON value: medians of paired, interleaved rounds, with the bounds beside them."""
     torch.set_num_threads(config.threads)
     settings = config.step
-    model = _model(settings.width, settings.depth, settings.tokens, config.seed)
+    model = model_of(settings.width, settings.depth, settings.tokens, config.seed)
     params = list(select(model, settings.trainable).values())
-    rows = _rows(model, settings.batch, config.seed)
+    rows = rows_of(model, settings.batch, config.seed)
 
     def step(method: str, hvp: str = "exact", micro_batches: int = 1) -> Callable[[], Tensor]:
         def once() -> Tensor:
@@ -112,7 +112,7 @@ def _errors(model: DiTModel, params: Sequence[Tensor], rows: StepRows, batch: in
     return {f"{name}_error": relative_error(value, found["exact"]) for name, value in found.items() if name != "exact"}
 
 
-def _model(width: int, depth: int, tokens: int, seed: int) -> DiTModel:
+def model_of(width: int, depth: int, tokens: int, seed: int) -> DiTModel:
     side = int(tokens**0.5) * 2
     description = dit_description("DiT-S/2", shape=(4, side, side), num_classes=1000, class_names=[], latent=True)
     description["architecture"] |= {"width": width, "depth": depth, "input_size": side}
@@ -123,7 +123,7 @@ def _model(width: int, depth: int, tokens: int, seed: int) -> DiTModel:
     return model
 
 
-def _rows(model: DiTModel, batch: int, seed: int) -> StepRows:
+def rows_of(model: DiTModel, batch: int, seed: int) -> StepRows:
     g = generator(seed, "benchmark rows")
 
     def rows(label: int) -> Rows:

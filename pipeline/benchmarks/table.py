@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.benchmarks import step
+from pipeline.benchmarks import scaling, step
 from pipeline.config import BenchmarkConfig
 
-BENCHMARKS: dict[str, Callable[[BenchmarkConfig], dict[str, Any]]] = {"step": step.run}
+BENCHMARKS: dict[str, Callable[[BenchmarkConfig], dict[str, Any]]] = {"step": step.run, "scaling": scaling.run}

@@ -47,7 +47,23 @@ class StepBenchmark(Section):
     repeats: int = Field(11, ge=1)
 
 
+class ScalingBenchmark(Section):
+    """The same step on one worker and on two, and under Ray Train and under plain torch.distributed."""
+
+    width: int = Field(384, ge=24, multiple_of=12)
+    depth: int = Field(6, ge=1)
+    tokens: int = Field(64, ge=4, description="a square number")
+    batch: int = Field(8, ge=2, multiple_of=2, description="images of each kind in the global batch")
+    trainable: str = "labels_and_adaln:4"
+    method: str = "uno_s"
+    rounds: int = Field(12, ge=2, description="bursts of each kind, in turn")
+    burst: int = Field(2, ge=2, multiple_of=2, description="steps of one burst")
+    ray: bool = Field(True, description="measure the loop under Ray Train beside the plain one")
+    start_up: bool = Field(True, description="run the quickstart's job up to its first steps (needs its lake and models under storage)")
+
+
 class BenchmarkConfig(JobConfig):
     benchmark: str = "step"
     threads: int = Field(1, ge=1)
     step: StepBenchmark = StepBenchmark()
+    scaling: ScalingBenchmark = ScalingBenchmark()

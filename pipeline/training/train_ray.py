@@ -21,6 +21,7 @@ from pipeline.data.rows import unit_to_pixels
 from pipeline.evaluation.measure import Subject
 from pipeline.evaluation.sampling import draw_images
 from pipeline.interruption import STOP, Terminated, stopping
+from pipeline.milestones import mark, reached, spans
 from pipeline.training import checkpoint as checkpoints
 from pipeline.training.assemble import assemble
 from pipeline.training.checkpoint import Checkpoint
@@ -30,6 +31,7 @@ from pipeline.training.loop import Inputs, Interrupted, Outcome, unlearn
 from pipeline.unlearning.collectives import NonFiniteError
 
 METRICS, OUTCOME, TRAINED, CHECKPOINTS = "metrics.jsonl", "outcome.json", "trained.safetensors", "checkpoints"
+START_UP = "timings/start-up.json"  # seconds from the driver's process to the first step
 NOTES = ".train"  # Ray Train's own folder under the run
 GRID_FORGET, GRID_RETAIN = 8, 4  # images of each label in the before and after grids
 PREEMPTIONS = 100  # times a run goes on elsewhere when its nodes are taken away
@@ -62,6 +64,8 @@ def train(
         "before": before,
         "run_uri": run_uri,
     }
+    mark("partition_ready")
+    arguments["milestones"] = reached()
     with stopping(run_uri, config.train.grace_s) as stop:
         for _ in range(PREEMPTIONS):
             outcome = launch(_worker, arguments, config.train, storage_uri=run_uri, name=NOTES)
@@ -75,6 +79,7 @@ def train(
 
 
 def _worker(arguments: dict[str, Any]) -> dict[str, Any] | None:
+    mark("worker_started")
     config = configuration.parse(UnlearnConfig, arguments["config"])
     run_uri = arguments["run_uri"]
     run_id = run_uri.rsplit("/", 1)[-1]
@@ -96,6 +101,7 @@ def _worker(arguments: dict[str, Any]) -> dict[str, Any] | None:
         device=device,
     )
     start = checkpoints.latest(storage.join(run_uri, CHECKPOINTS))
+    mark("assembled")
     log.info("starting %s", "from the base model" if start is None else f"after step {start.progress['step']}")
     inputs, close = _connected(inputs, arguments, run_id, start)
     try:
@@ -142,6 +148,12 @@ def _connected(inputs: Inputs, arguments: dict[str, Any], run_id: str, start: Ch
     def record(line: records.Record) -> None:
         writer.write(line)
         quality(line)
+        if line["kind"] == "evaluation" and line["step"] == 0:
+            mark("base_measured")
+        elif begun is None and "first_step" not in reached():
+            mark("first_step")
+            here = {name: when for name, when in reached().items() if name != "process"}
+            storage.write_json(storage.join(run_uri, START_UP), spans({**arguments["milestones"], **here}))
 
     def save(checkpoint: Checkpoint) -> None:
         writer.flush()

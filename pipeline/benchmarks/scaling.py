@@ -1,0 +1,171 @@
+"""The step on two workers of one thread against one worker on the same global batch, and what of it is the all-reduce.
+
+Two processes hold the model. In turn, one of them takes steps on the whole batch while the other waits, and both take steps on
+half of it each: whatever else the machine does, it does to both. CPU time is the busiest rank's, without its waiting: it is what
+the wall time comes to where every worker has a core of its own.
+"""
+
+import os
+import statistics
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from pipeline.benchmarks.step import model_of, rows_of
+from pipeline.config import BenchmarkConfig
+from pipeline.stopwatch import Stopwatch
+from pipeline.unlearning.collectives import Collectives
+from pipeline.unlearning.methods import METHODS
+from pipeline.unlearning.objectives import Rows, StepRows, Weights, build_terms
+from pipeline.unlearning.settings import MethodSettings
+from pipeline.unlearning.step import Step
+from pipeline.unlearning.trainable import select
+
+Seconds = dict[str, float]
+
+
+def run(config: BenchmarkConfig) -> dict[str, Any]:
+    """The figures as one JSON value; every time is a median over bursts, per step."""
+    settings = config.scaling
+    with tempfile.TemporaryDirectory() as folder:
+        if settings.ray:
+            from pipeline.benchmarks.scaling_ray import under_ray
+
+            plain, under = under_ray(config, folder)
+            worlds = {"plain": plain, "ray": under}
+        else:
+            worlds = {"plain": plain_world(config, folder)}
+    found: dict[str, Any] = {"benchmark": "scaling", "cores": os.cpu_count(), "load": os.getloadavg()[0]}
+    for name, ranks in worlds.items():
+        found[name] = _figures(ranks)
+    if settings.ray:
+        found["ray_over_plain"] = {
+            kind: round(found["ray"]["two_workers"][kind] / found["plain"]["two_workers"][kind], 4)
+            for kind in ("cpu_seconds", "wall_seconds")
+        }
+    if settings.start_up:
+        found["start_up_seconds"] = start_up(config)
+    return {**found, "setting": settings.model_dump() | {"threads": config.threads}}
+
+
+def _figures(ranks: list[list[Seconds]]) -> dict[str, Any]:
+    """Medians over rounds of the busiest rank's seconds per step, and of the ratios within a round.
+
+    `reduce_share`: of the wall time, on the rank that waits least in a round, since the other one also waits for it.
+    """
+    rounds = list(zip(*ranks, strict=True))
+    kinds = ("cpu_seconds", "wall_seconds")
+
+    def busiest(name: str, both: tuple[Seconds, ...]) -> float:
+        return max(rank[name] for rank in both)
+
+    def median(values: Iterator[float]) -> float:
+        return round(statistics.median(values), 5)
+
+    return {
+        "one_worker": {kind: median(busiest(f"alone/{kind}", both) for both in rounds) for kind in kinds},
+        "two_workers": {kind: median(busiest(f"both/{kind}", both) for both in rounds) for kind in kinds},
+        "two_over_one": {kind: median(busiest(f"both/{kind}", both) / busiest(f"alone/{kind}", both) for both in rounds) for kind in kinds},
+        "reduce_share": median(min(rank["both/reduce"] / rank["both/wall_seconds"] for rank in both) for both in rounds),
+    }
+
+
+def start_up(config: BenchmarkConfig) -> dict[str, float]:
+    """Seconds from the main job's process to its first step, by what is reached on the way, on the quickstart's lake and models.
+
+    The median of three submissions, after one that leaves the partition and the base model's measures behind.
+    """
+    import subprocess
+    import sys
+
+    from pipeline import storage
+    from pipeline.training.train_ray import START_UP
+
+    root = Path(__file__).resolve().parents[2]
+    found = []
+    for _ in range(4):
+        run_id = f"start-up-{uuid.uuid4().hex[:8]}"
+        sets = [f"storage={config.storage}", f"run_id={run_id}", "optim.max_steps=2", "evaluate.samples=20", "evaluate.retain_samples=1"]
+        command = [sys.executable, str(root / "jobs/unlearn_imagenet.py"), "--config", "jobs/configs/quickstart.yaml"]
+        done = subprocess.run(
+            [*command, *(part for one in sets for part in ("--set", one))], capture_output=True, text=True, check=False, cwd=root
+        )
+        if done.returncode:
+            raise RuntimeError(f"the main job ended with {done.returncode}: {done.stderr[-500:]}")
+        run_uri = storage.join(config.storage, "runs", run_id)
+        found.append(storage.read_json(storage.join(run_uri, START_UP)))
+    return {name: round(statistics.median(one[name] for one in found[1:]), 2) for name in found[-1]}
+
+
+def bursts(config: BenchmarkConfig, folder: str) -> list[Seconds]:
+    """On one of two ranks with a process group: the seconds per step of every round, alone and together."""
+    torch.set_num_threads(config.threads)
+    settings = config.scaling
+    model = model_of(settings.width, settings.depth, settings.tokens, config.seed)
+    params = list(select(model, settings.trainable).values())
+    whole = rows_of(model, settings.batch, config.seed)
+    together = Collectives()
+    rank = together.rank
+    half = StepRows(**{name: part.part(rank, 2) for name, part in vars(whole).items() if isinstance(part, Rows)})
+    first = dist.new_group([0])
+
+    def burst(rows: StepRows, collectives: Collectives) -> Seconds:
+        with Stopwatch() as watch:
+            wall, cpu = time.perf_counter(), time.process_time()
+            for index in range(settings.burst):
+                terms = build_terms(model, rows, Weights(), teacher=None)
+                step = Step(index=index, params=params, terms=terms, collectives=collectives)
+                METHODS[settings.method](step, MethodSettings(penalty=0.01, surgery_every=2))
+            spent = {"cpu_seconds": time.process_time() - cpu, "wall_seconds": time.perf_counter() - wall, **watch.lap()}
+        return {name: value / settings.burst for name, value in spent.items()}
+
+    found = []
+    for index in range(settings.rounds + 1):
+        with _turn(folder, rank):
+            round_: Seconds = {"alone/cpu_seconds": 0.0, "alone/wall_seconds": 0.0}
+            if rank == 0:
+                round_ = {f"alone/{name}": value for name, value in burst(whole, Collectives(first)).items()}
+            dist.barrier()
+            round_ |= {f"both/{name}": value for name, value in burst(half, together).items()}
+            dist.barrier()
+        if index:  # the first warms up
+            found.append({"both/reduce": 0.0, **round_})
+    return found
+
+
+@contextmanager
+def _turn(folder: str, rank: int) -> Iterator[None]:
+    """One world at a time: its first rank holds the file, the other follows it."""
+    import fcntl
+
+    with (Path(folder) / "turn").open("w") as file:
+        if rank == 0:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        dist.barrier()
+        yield
+        if rank == 0:
+            fcntl.flock(file, fcntl.LOCK_UN)
+    time.sleep(0.02)  # whoever waits gets it
+
+
+def plain_world(config: BenchmarkConfig, folder: str) -> list[list[Seconds]]:
+    """Both ranks in processes of their own, as torchrun would start them."""
+    import torch.multiprocessing as mp
+
+    mp.spawn(_rank, (config, folder), nprocs=2)
+    return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def _rank(rank: int, config: BenchmarkConfig, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    try:
+        torch.save(bursts(config, folder), Path(folder) / f"{rank}.pt")
+    finally:
+        dist.destroy_process_group()

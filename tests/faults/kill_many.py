@@ -1,0 +1,159 @@
+"""Random kills in a row on a real cluster: python tests/faults/kill_many.py [--kills 20] [--seed 0] [--victims worker,raylet,driver,head]
+
+Every part of a submitted job is killed by `kill -9` at random steps: a worker, a raylet (a fresh one takes its place), the driver
+(the job is submitted again) and the head (a new one starts on the same ports, with new raylets, and the job is submitted again).
+A run that ends is compared with an undisturbed one: the same weights digest, or it ended with one clear error and the next
+submission goes on. Prints one JSON line a kill and a summary; exit code 1 when a digest differs or a run does not come to its end.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[2])]
+
+from nodes import SMALL, Cluster, Process, Run, command, environment, wait_until  # noqa: E402
+
+VICTIMS = ("worker", "raylet", "driver", "head")
+DRIVER = "jobs/unlearn_imagenet.py"
+SUBMISSIONS = 12  # of one run; a run that needs more has not survived
+
+
+def fill(storage: str) -> None:
+    """The digits lake and weights that were never trained."""
+    from models.generative import build, dit_description
+    from models.judge import build_judge, small_cnn_description
+    from pipeline import model_store
+    from pipeline.config import PrepareConfig, parse
+    from pipeline.data import prepare_ray
+
+    config = parse(PrepareConfig, {"storage": storage, "prepare": {"size": 8, "channels": 1}})
+    prepare_ray.prepare(config, run=lambda tasks: map(prepare_ray.make_shard, tasks))
+    names = [str(label) for label in range(10)]
+    model = dit_description("DiT-tiny", shape=(1, 8, 8), num_classes=10, class_names=names)
+    judge = small_cnn_description(shape=(1, 8, 8), num_classes=10, class_names=names)
+    model_store.write(model_store.model_uri(storage, "DiT-tiny", "digits"), model, build(model).net.state_dict(), {})
+    model_store.write(model_store.judge_uri(storage, "digits"), judge, build_judge(judge).net.state_dict(), {"heldout_accuracy": 0.1})
+
+
+def undisturbed(storage: str, folder: Path, **changes: Any) -> str:
+    """The weights digest of a run that nobody touches, on a local cluster of its own."""
+    alone = Process(command(storage, "undisturbed", **changes), folder / "undisturbed.log", environment())
+    try:
+        alone.popen.wait(600)
+        result = Run(storage, "undisturbed").result
+        if result is None:
+            raise RuntimeError(alone.said[-2000:])
+        return str(result["weights_digest"])
+    finally:
+        alone.end()
+
+
+class Submitted:
+    """One run on the cluster, submitted again whenever its driver is gone before the end."""
+
+    def __init__(self, cluster: Cluster, storage: str, run_id: str, **changes: Any) -> None:
+        self.cluster, self.storage, self.run_id, self.changes = cluster, storage, run_id, changes
+        self.run = Run(storage, run_id)
+        self.submissions = 0
+        self.driver: Process | None = None
+
+    def ensure(self) -> bool:
+        """True when the result is there; else a driver is at work afterwards."""
+        if self.run.result is not None and (self.driver is None or self.driver.code is not None):
+            return True
+        if self.driver is None or self.driver.code is not None:
+            if self.submissions >= SUBMISSIONS:
+                raise RuntimeError(f"{self.run_id} did not end after {SUBMISSIONS} submissions: {self.driver.said[-1500:]}")  # type: ignore[union-attr]
+            self.submissions += 1
+            self.driver = self.cluster.driver(f"{self.run_id}-{self.submissions}.log", command(self.storage, self.run_id, **self.changes))
+        return False
+
+    def kill(self, victim: str, rng: random.Random) -> int | None:
+        """Kill -9 one process of that kind, if there is one now; its pid."""
+        assert self.driver is not None and self.cluster.head is not None
+        if victim == "worker":
+            pids = self.cluster.pids("RayTrainWorker")
+        elif victim == "driver":
+            pids = [self.driver.pid] if self.driver.code is None else []
+        else:
+            pids = [node.pid for node in ([self.cluster.head] if victim == "head" else self.cluster.raylets)]
+        if not pids:
+            return None
+        pid = rng.choice(sorted(pids))
+        if victim in ("worker", "driver"):
+            os.kill(pid, signal.SIGKILL)
+        elif victim == "raylet":  # one that is not the driver's: a driver does not outlive the node it is attached to
+            gone = next(node for node in self.cluster.raylets if node.pid == pid)
+            self.cluster.raylets.remove(gone)
+            gone.end()
+            self.cluster.start_raylet()
+        else:
+            self.driver.end()  # a submitted job's driver lives on the head
+            self.cluster.restart_head()
+        return pid
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--victims", default=",".join(VICTIMS))
+    parser.add_argument("--steps", type=int, default=SMALL["optim.max_steps"])
+    parser.add_argument("--keep", action="store_true", help="leave logs and storage where they are and say where")
+    given = parser.parse_args()
+    rng, victims = random.Random(given.seed), given.victims.split(",")
+    changes = {"optim.max_steps": given.steps, "train.max_failures": 10}
+    folder = Path(tempfile.mkdtemp(prefix="rk-", dir="/tmp"))  # short: Ray makes sockets below it
+    storage = str(folder / "storage")
+    kills, differ, runs = 0, 0, 0
+    try:
+        fill(storage)
+        wanted = undisturbed(storage, folder, **changes)
+        with Cluster(folder / "c", raylets=2) as cluster:
+            while kills < given.kills:
+                runs += 1
+                job = Submitted(cluster, storage, f"run-{runs}", **changes)
+                while not job.ensure():
+                    at = rng.randrange(job.run.step, given.steps)
+                    wait_until(
+                        f"step {at}",
+                        lambda job=job, at=at: job.run.step > at or job.driver.code is not None,
+                        timeout_s=600,  # type: ignore[misc]
+                    )
+                    time.sleep(rng.random())
+                    if kills >= given.kills or job.driver is None or job.driver.code is not None or job.run.step >= given.steps:
+                        if job.driver is not None:
+                            job.driver.popen.wait(600)
+                        continue
+                    victim = rng.choice(victims)
+                    step = job.run.step
+                    if job.kill(victim, rng) is not None:
+                        kills += 1
+                        print(json.dumps({"kill": kills, "victim": victim, "run": job.run_id, "after_step": step}), flush=True)
+                found = job.run.result["weights_digest"]  # type: ignore[index]
+                differ += found != wanted
+                print(json.dumps({"run": job.run_id, "submissions": job.submissions, "same_digest": found == wanted}), flush=True)
+    except (RuntimeError, TimeoutError) as error:
+        print(json.dumps({"failed": str(error)[-1500:], "logs": str(folder)}), flush=True)
+        given.keep = True
+        return 1
+    finally:
+        if given.keep:
+            print(folder)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+    print(json.dumps({"kills": kills, "runs": runs, "different_digests": differ, "seed": given.seed}))
+    return 1 if differ else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""Parts of a running job are killed at random steps: what comes out is what would have come out anyway.
+
+`python tests/faults/kill_many.py` does the same many times over, on a cluster, the head included.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from kill_many import fill, undisturbed
+from nodes import ROOT, SMALL, Cluster, Process, Run, command, environment, wait_until
+
+from models import weights
+
+pytestmark = [pytest.mark.e2e, pytest.mark.ray]
+SEED = random.randrange(1000)  # in every message of a test that fails
+STEPS = SMALL["optim.max_steps"]
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """A short path: Ray makes sockets below it."""
+    made = Path(tempfile.mkdtemp(prefix="rf-", dir="/tmp"))
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def storage(folder: Path) -> str:
+    fill(str(folder / "storage"))
+    return str(folder / "storage")
+
+
+@pytest.fixture(scope="module")
+def wanted(storage: str, folder: Path) -> str:
+    """The digest of the run that nobody touches."""
+    return undisturbed(storage, folder)
+
+
+def status_of(storage: str, run_id: str) -> str:
+    """What MLflow says of the run."""
+    with sqlite3.connect(f"file:{storage}/mlflow.db?mode=ro", uri=True) as database:
+        query = "select status from runs join tags on runs.run_uuid = tags.run_uuid where tags.key = 'run_id' and tags.value = ?"
+        (status,) = database.execute(query, (run_id,)).fetchone()
+    return str(status)
+
+
+def test_worker_killed_driver_killed_told_to_stop_and_still_the_same(storage: str, folder: Path, wanted: str) -> None:
+    rng, run = random.Random(SEED), Run(storage, "chain")
+    at = sorted(rng.sample(range(1, STEPS - 2), 3))
+    log = folder / "chain.log"
+
+    def begin() -> Process:
+        return Process(command(storage, "chain"), log, environment())
+
+    def reaches(process: Process, step: int) -> None:
+        wait_until(f"step {step} (seed {SEED})", lambda: run.step >= step or process.code is not None)
+        assert process.code is None, process.said[-2000:]
+
+    first = begin()
+    try:
+        reaches(first, at[0])
+        os.kill(rng.choice(first.below("RayTrainWorker")), signal.SIGKILL)
+        reaches(first, at[1])
+        os.kill(first.pid, signal.SIGKILL)
+    finally:
+        first.end()
+    assert run.result is None
+    second = begin()
+    try:
+        reaches(second, at[2])
+        os.kill(second.pid, signal.SIGTERM)
+        assert second.popen.wait(60) == 143, second.said[-2000:]
+    finally:
+        second.end()
+    assert run.result is None and status_of(storage, "chain") == "KILLED" and "told to stop" in second.said
+    third = begin()
+    try:
+        assert third.popen.wait(300) == 0, third.said[-2000:]
+    finally:
+        third.end()
+    assert run.result is not None and run.result["weights_digest"] == wanted, f"seed {SEED}, killed after {at}"
+    assert status_of(storage, "chain") == "FINISHED"
+    records = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records if r["kind"] == "step"] == list(range(1, STEPS + 1))
+    assert [r["step"] for r in records if r["kind"] == "evaluation"] == list(range(0, STEPS + 1, 2))
+    for rank in range(2):
+        taken = [json.loads(line) for line in (run.folder / "timings" / f"rank-{rank}.jsonl").read_text().splitlines()]
+        assert taken[-1]["step"] == STEPS and taken[-1]["run_id"] == "chain" and taken[-1]["forward"] > 0
+
+
+@pytest.fixture(scope="module")
+def cluster(folder: Path) -> Iterator[Cluster]:
+    with Cluster(folder / "c", raylets=2) as made:
+        yield made
+
+
+ELASTIC = {"train.workers": [1, 2], "train.cpus_per_worker": 1, "train.resize_s": 600.0}
+
+
+def submitted(cluster: Cluster, job: str, storage: str, run_id: str, **changes: Any) -> None:
+    """`ray job submit`, as a user does it; returns once it is taken."""
+    environment_ = {"working_dir": str(ROOT), "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}
+    arguments = ["job", "submit", "--no-wait", "--submission-id", job, "--runtime-env-json", json.dumps(environment_)]
+    done = cluster.ray(*arguments, "--", *command(storage, run_id, **changes))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def job_status(cluster: Cluster, job: str) -> str:
+    said = cluster.ray("job", "status", job)
+    text = said.stdout + said.stderr
+    return next((word for word in ("SUCCEEDED", "STOPPED", "FAILED", "RUNNING", "PENDING") if word in text.upper()), text)
+
+
+def test_a_submitted_job_outlives_a_node_and_is_stopped_and_goes_on(cluster: Cluster, storage: str, wanted: str) -> None:
+    """Two workers on two raylets; one raylet dies, the other worker goes on alone; `ray job stop`; submitted again, it ends."""
+    run = Run(storage, "elastic")
+    submitted(cluster, "elastic-1", storage, "elastic", **ELASTIC)
+    wait_until("a few steps", lambda: run.step >= 2 or job_status(cluster, "elastic-1") in ("FAILED", "SUCCEEDED"))
+    gone = cluster.raylets.pop()
+    gone.end()
+    at = run.step
+    wait_until("steps alone", lambda: run.step > at or job_status(cluster, "elastic-1") in ("FAILED", "SUCCEEDED"))
+    assert cluster.ray("job", "stop", "elastic-1").returncode == 0
+    assert job_status(cluster, "elastic-1") == "STOPPED", cluster.ray("job", "logs", "elastic-1").stdout[-2000:]
+    assert status_of(storage, "elastic") == "KILLED" and run.result is None
+
+    submitted(cluster, "elastic-2", storage, "elastic", **ELASTIC)
+    wait_until("the end", lambda: job_status(cluster, "elastic-2") in ("FAILED", "SUCCEEDED"), every_s=2.0)
+    assert job_status(cluster, "elastic-2") == "SUCCEEDED", cluster.ray("job", "logs", "elastic-2").stdout[-2000:]
+    worlds = {json.loads(line)["world"] for line in (run.folder / "timings" / "rank-0.jsonl").read_text().splitlines()}
+    assert worlds == {1, 2}
+    ours, undisturbed_ = (
+        weights.from_bytes((Path(storage) / "runs" / name / "trained.safetensors").read_bytes(), name)
+        for name in ("elastic", "undisturbed")
+    )
+    base = weights.from_bytes((Path(storage) / "models/dit-tiny-digits/model.safetensors").read_bytes(), "base")
+    moved = torch.cat([(undisturbed_[name] - base[name]).reshape(-1) for name in ours])
+    apart = torch.cat([(undisturbed_[name] - ours[name]).reshape(-1) for name in ours])
+    assert moved.norm() > 0 and apart.norm() < 2e-3 * moved.norm(), (apart.norm() / moved.norm()).item()
+
+
+def test_a_cluster_without_what_was_asked_for_is_named_and_given_up(cluster: Cluster, storage: str) -> None:
+    driver = cluster.driver("gpus.log", command(storage, "gpus", **{"train.gpus_per_worker": 1, "train.wait_s": 2.0}))
+    try:
+        assert driver.popen.wait(200) == 1, driver.said[-2000:]
+    finally:
+        driver.end()
+    said = driver.said
+    assert "room for 0 of 2 workers (0.4 CPU, 1 GPU each)" in said and "missing 2 GPU" in said and "waiting up to 2 s" in said
+    assert "gave up after 2 s" in said.splitlines()[-1] and status_of(storage, "gpus") == "FAILED"

@@ -1,0 +1,167 @@
+"""Checks beside the training, stopping when told, and checkpoints: nothing of it changes what comes out."""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import run_config, run_inputs
+from torch import Tensor
+
+from models.weights import weights_digest
+from pipeline import storage
+from pipeline.evaluation.measure import Measures
+from pipeline.training import checkpoint as checkpoints
+from pipeline.training.checkpoint import STATE, TENSORS, Checkpoint
+from pipeline.training.checks import MOST_PENDING, check, standing_in
+from pipeline.training.loop import Inputs, Interrupted, Outcome, unlearn
+from pipeline.training.world import micro_batches, usable_world
+from pipeline.unlearning.trainable import select
+
+SETTLES = {"gate.max_forget_fraction": 1.0, "evaluate.hold_steps": 4, "optim.max_steps": 30, "evaluate.guard": None}
+
+
+class Late:
+    """An evaluator whose every outcome comes `polls` questions late; the checks of `fails` never succeed."""
+
+    def __init__(self, polls: int, fails: tuple[int, ...] = ()) -> None:
+        self._inputs = run_inputs(run_config(**SETTLES))
+        self._polls, self._fails = polls, fails
+        self._sent: deque[list[Any]] = deque()
+        self.most, self.steps = 0, []  # type: ignore[var-annotated]
+
+    def send(self, step: int, weights: Mapping[str, Tensor]) -> None:
+        self._sent.append([self._polls, step, {name: value.clone() for name, value in weights.items()}])
+        self.most = max(self.most, len(self._sent))
+        self.steps.append(step)
+
+    def take(self, wait_s: float) -> tuple[int, Measures | None] | None:
+        if not self._sent:
+            return None
+        self._sent[0][0] -= 1
+        if self._sent[0][0] > 0 and not wait_s:
+            return None
+        _, step, weights = self._sent.popleft()
+        if step in self._fails:
+            return step, None
+        with standing_in(select(self._inputs.model, self._inputs.config.trainable), weights):
+            return step, check(self._inputs, step, final=False)
+
+
+def decided(outcome: Outcome) -> tuple[Any, ...]:
+    """All that a run decides, without its timings."""
+    return (
+        *(outcome.steps, outcome.kept_step, outcome.stopped, outcome.first_crossing_step, outcome.settled_step),
+        *(weights_digest(outcome.trained), outcome.before, outcome.after),
+    )
+
+
+def inputs_of(changes: dict[str, Any] | None = None, **channels: Any) -> Inputs:
+    return replace(run_inputs(run_config(**(changes or SETTLES))), **channels)
+
+
+@pytest.fixture(scope="module")
+def in_place() -> Outcome:
+    return unlearn(inputs_of())
+
+
+@pytest.mark.parametrize("polls", [1, 2, 5, 1000])
+def test_checks_beside_the_training_decide_the_same_however_late_they_come(polls: int, in_place: Outcome) -> None:
+    evaluator = Late(polls)
+    outcome = unlearn(inputs_of(evaluator=evaluator))
+    assert in_place.stopped == "settled" and decided(outcome) == decided(in_place)
+    assert evaluator.most <= MOST_PENDING + 1 and (polls < 5 or evaluator.steps[-1] > outcome.steps)  # it did run ahead
+
+
+def test_a_check_that_fails_never_settles_anything(in_place: Outcome) -> None:
+    late = unlearn(inputs_of(evaluator=Late(2, fails=(4,))))
+    assert (in_place.settled_step, late.settled_step, late.missing) == (2, 6, (4,))
+    never = unlearn(inputs_of({**SETTLES, "optim.max_steps": 8}, evaluator=Late(2, fails=tuple(range(100)))))
+    assert (never.settled_step, never.first_crossing_step, never.stopped) == (None, None, "steps")
+    assert never.missing == (2, 4, 6, 8)
+
+
+def test_a_run_stopped_with_checks_under_way_goes_on_to_the_same_end(in_place: Outcome) -> None:
+    """Stopped after any step: the checkpoint holds the weights of the checks whose outcome is not known."""
+    for at in (3, 5, 6):
+        saved: list[dict[str, bytes]] = []
+        taken: list[int] = []
+        with pytest.raises(Interrupted) as stopped:
+            unlearn(
+                inputs_of(
+                    evaluator=Late(1000),
+                    timing=lambda seconds, taken=taken: taken.append(seconds["step"]),
+                    interrupted=lambda taken=taken, at=at: "told to" if len(taken) >= at - 1 else None,
+                    save=lambda checkpoint, saved=saved: saved.append(checkpoint.to_files()),
+                )
+            )
+        assert stopped.value.step == at and "told to" in str(stopped.value)
+        start = Checkpoint.from_files(saved[-1])
+        assert (start.iteration, start.progress["step"]) == (at, at)
+        assert sorted(start.pending) == [step for step in (2, 4, 6) if step <= at]
+        assert decided(unlearn(inputs_of(evaluator=Late(2)), start)) == decided(in_place)
+
+
+def test_a_stop_at_any_step_is_bit_exact_in_place(in_place: Outcome) -> None:
+    saved: list[dict[str, bytes]] = []
+    with pytest.raises(Interrupted):
+        unlearn(
+            inputs_of(interrupted=lambda: "now" if len(saved) >= 1 else None, save=lambda checkpoint: saved.append(checkpoint.to_files()))
+        )
+    start = Checkpoint.from_files(saved[-1])
+    assert decided(unlearn(inputs_of(), start)) == decided(in_place)
+
+
+def test_the_guard_ends_a_run_and_gives_back_what_it_was_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retention that breaks down after step 4: three checks later it is over, and the weights are those of step 4."""
+    from pipeline.training import checks
+
+    weights: dict[int, str] = {}
+    measure = checks.measure
+
+    def damaged(model: Any, subject: Any, collectives: Any, **settings: Any) -> Measures:
+        found = measure(model, subject, collectives, **settings)
+        step = int(settings["purpose"].removeprefix("check at ")) if settings["purpose"] != "final" else 0
+        if step:
+            weights[step] = weights_digest({name: p.detach().clone() for name, p in select(model, "labels_and_adaln:1").items()})
+        mean = 0.0 if step > 4 else 1.0
+        return replace(found, retention=replace(found.retention, mean=mean, min=mean))
+
+    monkeypatch.setattr(checks, "measure", damaged)
+    outcome = unlearn(inputs_of({"optim.max_steps": 40, "evaluate.guard": 0.7, "evaluate.retain_samples": 30}))
+    assert (outcome.stopped, outcome.steps, outcome.kept_step, outcome.settled_step) == ("guard", 10, 4, None)
+    assert weights_digest(outcome.trained) == weights[4] != weights[10]
+
+
+def test_only_whole_checkpoints_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Torn, changed or half-removed ones are passed over for the one before; at most two stay."""
+    uri = str(tmp_path / "checkpoints")
+    assert checkpoints.latest(uri) is None
+    made = [
+        Checkpoint(iteration=i, trained={"w": torch.full((3,), float(i))}, average={}, moments={}, progress={"step": i})
+        for i in (2, 4, 6, 8)
+    ]
+    folders = [checkpoints.commit(uri, one) for one in made]
+    assert storage.listing(uri) == ["00000006", "00000008"]
+    assert checkpoints.latest(uri).iteration == 8  # type: ignore[union-attr]
+    (Path(folders[3]) / STATE).unlink()
+    found = checkpoints.latest(uri)
+    assert found is not None and found.iteration == 6 and torch.equal(found.trained["w"], made[2].trained["w"])
+    checkpoints.commit(uri, made[3])
+    tensors = Path(folders[3]) / TENSORS
+    tensors.write_bytes(tensors.read_bytes()[:-1] + b"\x01")
+    assert checkpoints.latest(uri).iteration == 6 and "does not have the digest" in caplog.text  # type: ignore[union-attr]
+    checkpoints.commit(uri, made[3])
+    assert checkpoints.latest(uri).iteration == 8  # type: ignore[union-attr]
+
+
+def test_fewer_workers_cut_their_share_so_that_none_holds_more() -> None:
+    assert [usable_world(8, alive) for alive in range(1, 10)] == [1, 2, 2, 4, 4, 4, 4, 8, 8]
+    elastic = run_config(**{"train.workers": [1, 4], "optim.batch_size": 16, "partition.lanes": 4})
+    assert [micro_batches(elastic, 16 // world) for world in (1, 2, 4)] == [4, 2, 1]
+    fixed = run_config(**{"train.workers": 4, "optim.batch_size": 16, "partition.lanes": 4})
+    assert [micro_batches(fixed, 16 // world) for world in (1, 2, 4)] == [1, 1, 1]
+    assert micro_batches(run_config(**{"optim.micro_batch": 2}), 8) == 4
