@@ -119,6 +119,11 @@ class DiTModel:
 FAMILIES: dict[str, Callable[[dict[str, Any]], GenerativeModel]] = {"dit": DiTModel, "vae": VAEModel}
 
 
+def is_conditional(size: str) -> bool:
+    """Whether models of `size` draw what a label asks for."""
+    return size not in VAE_SIZES
+
+
 def describe(size: str, *, shape: Sequence[int], class_names: Sequence[str], **options: Any) -> dict[str, Any]:
     """The config.json of a model of `size`, of whichever family, for rows of `shape` (C, H, W); `ValueError` where they do not fit."""
     if size in VAE_SIZES:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from models import weights
-from models.generative import GenerativeModel, build
+from models.generative import GenerativeModel, build, is_conditional
 from models.judge import Judge, build_judge
 from pipeline import config as configuration
 from pipeline import model_store, records, storage
@@ -28,7 +28,7 @@ from pipeline.evaluation.gate import judge_gate, judge_warning
 from pipeline.evaluation.neighbours import confused_classes, nearest_classes
 from pipeline.progress import Progress
 from pipeline.redact import redacted
-from pipeline.request import resolve
+from pipeline.request import require_fit, resolve
 from pipeline.tracking.mlflow_tracking import tracking_uri
 from pipeline.unlearning.methods import METHODS
 from pipeline.unlearning.trainable import select
@@ -64,7 +64,7 @@ def check(config: UnlearnConfig) -> Prepared:
     if config.method.name not in METHODS:
         raise InputError(f"method.name: got {config.method.name!r}, expected one of {', '.join(METHODS)}")
     lake = read_lake(lake_uri(config.storage, config.lake))
-    config = resolve(config, {item.label: item.name for item in lake.manifest.classes})
+    config = resolve(config, {item.label: item.name for item in lake.manifest.classes}, conditional=is_conditional(config.model.size))
     if config.model.weights:
         model_uri = storage.absolute(config.model.weights)
     else:
@@ -73,11 +73,14 @@ def check(config: UnlearnConfig) -> Prepared:
     base, judge = model_store.read(model_uri, "model.weights"), model_store.read(judge_uri, "judge.weights")
     if base.config.get("size") != config.model.size:
         raise InputError(f"model.size: got {config.model.size}, but {model_uri} holds a {base.config.get('size')}; set model.size to that")
-    model = build(base.config)
-    weights.load_into(model.net, base.state, base.uri)
-    verdict = build_judge(judge.config)
-    weights.load_into(verdict.net, judge.state, judge.uri)
+    model, verdict = build(base.config, batch_norm=config.model.batch_norm), build_judge(judge.config)
+    try:
+        weights.load_into(model.net, base.state, f"model.weights: {base.uri}")
+        weights.load_into(verdict.net, judge.state, f"judge.weights: {judge.uri}")
+    except weights.WeightsError as error:
+        raise InputError(str(error)) from error
     _require_same_classes(lake, model, judge)
+    require_fit(config, model)
     try:
         named = select(model, config.trainable)
     except ValueError as error:
@@ -239,11 +242,11 @@ def show(progress: Progress, fresh: list[records.Record]) -> None:
     for record in fresh:
         if record["kind"] == "evaluation":
             name = "forget_fraction" if record["forget_fraction"] is not None else "membership_auc"
-            progress.line(
-                f"  step {record['step']:>3}  {name} {record[name]:.3f} "
-                f"[{record[f'{name}/low']:.3f}, {record[f'{name}/high']:.3f}]  "
-                f"retain_accuracy {record['retain_accuracy/mean']:.3f} (worst class {record['retain_accuracy/min']:.3f})"
-            )
+            kept = ""
+            if record["retain_accuracy/mean"] is not None:
+                kept = f"  retain_accuracy {record['retain_accuracy/mean']:.3f} (worst class {record['retain_accuracy/min']:.3f})"
+            interval = f"[{record[f'{name}/low']:.3f}, {record[f'{name}/high']:.3f}]"
+            progress.line(f"  step {record['step']:>3}  {name} {record[name]:.3f} {interval}{kept}")
         elif record["step"] > 0:
             progress.at(record["step"], f"{record['phase']} loss {record.get('loss/keep', record.get('loss/retain', 0)):.4f}")
 
@@ -309,7 +312,7 @@ def _result(prepared: Prepared, outcome: dict[str, Any], digest: str, partition_
         "settled_step": outcome["settled_step"],
         "before": outcome["before"],
         "after": outcome["after"],
-        "gate": judge_gate(config.gate, outcome, prepared.judge.manifest.get("heldout_accuracy")),
+        "gate": judge_gate(config.gate, outcome, prepared.judge.manifest.get("heldout_accuracy"), config.request.forgotten_classes),
         "timing": {
             "seconds_to_first_batch": timing["seconds_to_first_batch"],
             "seconds_per_step": timing["seconds_per_step"],
@@ -327,6 +330,10 @@ def _image_shape(prepared: Prepared) -> tuple[int, int, int]:
 
 def _require_same_classes(lake: Lake, model: GenerativeModel, judge: model_store.Stored) -> None:
     labels = len(lake.manifest.classes)
-    for what, count in (("model.weights", model.num_classes), ("judge.weights", judge.config["num_classes"])):
+    own = [("model.weights", model.num_classes)] if model.conditional else []
+    for what, count in (*own, ("judge.weights", judge.config["num_classes"])):
         if count != labels:
             raise InputError(f"{what}: knows {count} classes, but lake {lake.manifest.name!r} has {labels}; use weights made for this lake")
+    rows = tuple(lake.manifest.shape) if lake.manifest.kind == "latent" else (lake.manifest.shape[2], *lake.manifest.shape[:2])  # (C, H, W)
+    if rows != tuple(model.shape):
+        raise InputError(f"model.weights: for rows of shape {model.shape}, but lake {lake.manifest.name!r} holds {rows}")

@@ -1,9 +1,13 @@
 """An unlearning request checked against the lake and the model it is about, before anything is written."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from pipeline.config import Request, UnlearnConfig
 from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from models.generative import GenerativeModel
 
 WITHOUT_DRIVE = ("exchange", "finetune", "surgery", "uno", "uno_s", "salun")  # their gradient is that of what is kept
 
@@ -35,6 +39,8 @@ def resolve(config: UnlearnConfig, class_names: Mapping[int, str], *, conditiona
         raise InputError(
             "request.exchange: named samples have none, their class goes on being drawn; drop request.exchange or request.sample_ids"
         )
+    if not conditional:
+        _require_unlabelled(config)
     missing = [c for c in request.classes if c not in request.exchange]
     if missing and conditional and not request.sample_ids and not request.without_exchange:
         raise InputError(
@@ -50,6 +56,37 @@ def resolve(config: UnlearnConfig, class_names: Mapping[int, str], *, conditiona
     if request.id:
         return config
     return config.model_copy(update={"request": request.model_copy(update={"id": request_id(request)})})
+
+
+def require_fit(config: UnlearnConfig, model: "GenerativeModel") -> None:
+    """Raise `InputError` for settings that the model cannot be trained with."""
+    if config.method.hat_weight and model.latent is None:
+        raise InputError(
+            f"method.hat_weight: got {config.method.hat_weight:g} for {config.model.size}, whose samples take many passes and cannot be "
+            "differentiated; expected 0"
+        )
+    if config.method.hat_weight and not config.request.forgotten_classes:
+        raise InputError("method.hat_weight: a judge of classes cannot tell named samples apart; expected 0")
+    if model.whole_batch and (config.train.most > 1 or config.optim.micro_batch):
+        cut = f"train.workers {config.train.most}" if config.train.most > 1 else f"optim.micro_batch {config.optim.micro_batch}"
+        raise InputError(
+            f"model.batch_norm: got batch with {cut}; statistics of a batch that is cut are those of another batch: "
+            "use one worker and no micro-batches, or model.batch_norm=running"
+        )
+
+
+def _require_unlabelled(config: UnlearnConfig) -> None:
+    """An unconditional model is asked for nothing, so what is about labels has no meaning."""
+    request, method = config.request, config.method
+    wrong = [
+        (bool(request.exchange), "request.exchange", request.exchange, "none"),
+        (request.retain != "all", "request.retain", request.retain, "all"),
+        (method.contrast, "method.contrast", method.contrast, "false"),
+        (method.name == "esd", "method.name", method.name, "a method without labels, such as surgery"),
+    ]
+    for is_wrong, key, got, expected in wrong:
+        if is_wrong:
+            raise InputError(f"{key}: got {got}, but {config.model.size} draws without labels; expected {expected}")
 
 
 def request_id(request: Request) -> str:

@@ -1,9 +1,10 @@
 """The gate before promotion: every bound with what was measured. What was not measured does not pass."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.config import Gate
+from pipeline.evaluation.shares import drift
 
 JUDGE_BOUND = 0.90  # a judge worse than this on held-out images proves nothing
 
@@ -17,10 +18,11 @@ def judge_warning(accuracy: float | None) -> str | None:
     return None
 
 
-def judge_gate(gate: Gate, outcome: Mapping[str, Any], judge_accuracy: float | None) -> dict[str, Any]:
+def judge_gate(
+    gate: Gate, outcome: Mapping[str, Any], judge_accuracy: float | None, forgotten_classes: Sequence[int] = ()
+) -> dict[str, Any]:
     """The `gate` block of result.json: {passed, checks [{name, value, bound, passed}]}."""
     before, after = outcome["before"], outcome["after"]
-    retain = after["retain_accuracy"]
     if after.get("membership"):
         forgotten = [
             {"name": "memorised_before", "value": before["membership"]["low"], "bound": 0.5, "passed": before["membership"]["memorised"]},
@@ -28,11 +30,11 @@ def judge_gate(gate: Gate, outcome: Mapping[str, Any], judge_accuracy: float | N
         ]
     else:
         forgotten = [_at_most("forget_fraction", (after["forget_fraction"] or {}).get("value"), gate.max_forget_fraction)]
+    retained = _shares(gate, before, after, forgotten_classes) if after.get("class_shares") else _accuracy(gate, after["retain_accuracy"])
     checks = [
         *forgotten,
         {"name": "settled", "value": outcome["settled_step"], "bound": None, "passed": outcome["settled_step"] is not None},
-        _at_least("retain_accuracy/mean", retain["mean"], gate.min_retain_accuracy),
-        _at_least("retain_accuracy/min", retain["min"], gate.min_class_accuracy) | {"class": _worst(retain["per_class"])},
+        *retained,
     ]
     if gate.min_judge_accuracy is not None:
         checks.append(_at_least("judge_heldout_accuracy", judge_accuracy, gate.min_judge_accuracy))
@@ -40,6 +42,20 @@ def judge_gate(gate: Gate, outcome: Mapping[str, Any], judge_accuracy: float | N
         for features, value in after["fid"].items():
             checks.append(_at_most(f"fid_increase/{features}", value - before["fid"][features], gate.max_fid_increase))
     return {"passed": all(check["passed"] for check in checks), "checks": checks}
+
+
+def _accuracy(gate: Gate, retain: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        _at_least("retain_accuracy/mean", retain["mean"], gate.min_retain_accuracy),
+        _at_least("retain_accuracy/min", retain["min"], gate.min_class_accuracy) | {"class": _worst(retain["per_class"])},
+    ]
+
+
+def _shares(gate: Gate, before: Mapping[str, Any], after: Mapping[str, Any], forgotten: Sequence[int]) -> list[dict[str, Any]]:
+    """A model without labels: how far the share of the kept class that moved most is from where it was among the kept ones."""
+    moved = {label: abs(change) for label, change in drift(before["class_shares"], after["class_shares"], forgotten).items()}
+    worst = max(moved, key=lambda label: moved[label])
+    return [_at_most("class_share_drift", moved[worst], gate.max_share_drift) | {"class": worst}]
 
 
 def _at_most(name: str, value: float | None, bound: float) -> dict[str, Any]:

@@ -13,12 +13,16 @@ from pipeline.data.rows import Batch
 from pipeline.evaluation.forgetting import exchange_fraction, forget_fraction
 from pipeline.evaluation.frechet import Moments, frechet_distance, merged
 from pipeline.evaluation.membership import Membership, membership, sample_losses
-from pipeline.evaluation.proportion import Proportion
+from pipeline.evaluation.proportion import Proportion, proportion
 from pipeline.evaluation.retention import Retention, retain_accuracy
 from pipeline.evaluation.sampling import judge_samples, plan
 from pipeline.evaluation.settle import Measured
+from pipeline.evaluation.shares import Shares, shares_of
 from pipeline.seeding import seed_of
 from pipeline.unlearning.collectives import Collectives
+
+UNLABELLED = 0  # the label of every image in the plan of a model that reads none
+NOT_ASKED = Retention(mean=None, min=None, neighbours=None, per_class={})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +47,7 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class Measures:
-    """`forget` where whole classes are forgotten, `membership` where samples are."""
+    """`forget` where whole classes are forgotten, `membership` where samples are; `shares` where the model draws without labels."""
 
     forget: Proportion | None
     exchange: Proportion | None
@@ -51,6 +55,7 @@ class Measures:
     retention: Retention
     fid: Mapping[str, float]
     seconds: float
+    shares: Shares | None = None
 
     @property
     def decisive(self) -> Measured:
@@ -58,6 +63,13 @@ class Measures:
         decisive = self.forget or self.membership
         assert decisive is not None
         return decisive
+
+    def retained(self, before: Mapping[str, Any], forgotten: Sequence[int], n: int) -> Proportion | None:
+        """How much is kept: of `n` images under retained labels those drawn right; without labels, the overlap with the mixture `before`."""
+        if self.shares is not None:
+            return self.shares.overlap(before["class_shares"], forgotten)
+        assert self.retention.mean is not None
+        return proportion(round(self.retention.mean * n), n)
 
     def to_result(self) -> dict[str, Any]:
         """The `before` and `after` blocks of result.json."""
@@ -67,6 +79,7 @@ class Measures:
             "exchange_fraction": self.exchange.to_dict() if self.exchange else None,
             "retain_accuracy": retain | {"per_class": {str(label): value for label, value in retain["per_class"].items()}},
             "fid": dict(self.fid),
+            **({"class_shares": self.shares.to_dict()} if self.shares else {}),
             **({"membership": self.membership.to_dict()} if self.membership else {}),
         }
 
@@ -96,6 +109,7 @@ class Measures:
             "retain_accuracy/min": self.retention.min,
             "retain_accuracy/neighbours": self.retention.neighbours,
             **{f"fid/{features}": value for features, value in self.fid.items()},
+            **({f"class_share/{label}": count / self.shares.n for label, count in self.shares.counts.items()} if self.shares else {}),
             "seconds": self.seconds,
         }
 
@@ -115,11 +129,15 @@ def measure(
 ) -> Measures:
     """Draw `forget_samples` images over the forgotten labels together and `retain_samples` for each retained one, and judge them.
 
+    A model without labels draws `forget_samples` in all: the forget fraction is then the share of all samples called a forgotten class.
+
     Collective: every rank calls it with the same arguments and gets the same answer. The noise is keyed by (seed, purpose).
     """
     started = time.perf_counter()
     share = -(-forget_samples // max(1, len(subject.forgotten)))
     counts = dict.fromkeys(subject.retained, retain_samples) | dict.fromkeys(subject.forgotten, share)
+    if not model.conditional:
+        counts = {UNLABELLED: forget_samples}
     what = plan(counts, seed=seed, purpose=purpose, cfg_scale=cfg_scale, steps=steps, batch=batch)
     training = model.net.training
     model.net.eval()
@@ -128,12 +146,18 @@ def measure(
     model.net.train(training)
     fid = {}
     if subject.reference is not None:
-        fid["judge"] = frechet_distance(merged([verdicts.moments[label] for label in subject.retained]), subject.reference)
+        drawn = subject.retained if model.conditional else (UNLABELLED,)
+        fid["judge"] = frechet_distance(merged([verdicts.moments[label] for label in drawn]), subject.reference)
+    shares = None if model.conditional else shares_of(verdicts.called, subject.judge.num_classes)
+    forget = None
+    if subject.forgotten:
+        forget = shares.of(subject.forgotten) if shares else forget_fraction(verdicts, subject.forgotten)
     return Measures(
-        forget=forget_fraction(verdicts, subject.forgotten) if subject.forgotten else None,
+        forget=forget,
+        shares=shares,
         membership=attack,
         exchange=exchange_fraction(verdicts, subject.exchange),
-        retention=retain_accuracy(verdicts, subject.forgotten, subject.neighbours),
+        retention=NOT_ASKED if shares else retain_accuracy(verdicts, subject.forgotten, subject.neighbours),
         fid=fid,
         seconds=time.perf_counter() - started,
     )

@@ -10,10 +10,13 @@ from pipeline.evaluation.sampling import Verdicts
 
 @dataclass(frozen=True, kw_only=True)
 class Retention:
-    """Share of samples called by their own label: mean and minimum over classes, and mean over the forgotten classes' neighbours."""
+    """Share of samples called by their own label: mean and minimum over classes, and mean over the forgotten classes' neighbours.
 
-    mean: float
-    min: float
+    None where the model draws without labels.
+    """
+
+    mean: float | None
+    min: float | None
     neighbours: float | None
     per_class: dict[int, float]
 

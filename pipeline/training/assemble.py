@@ -40,7 +40,7 @@ def assemble(
     `heldout` reads the never-seen rows of labels; it is asked only where named samples are forgotten.
     """
     stored = model_store.read(model_uri, "model.weights")
-    model = build(stored.config)
+    model = build(stored.config, batch_norm=config.model.batch_norm)
     weights.load_into(model.net, stored.state, stored.uri)
     model.net.to(device)
     kept = model_store.read(judge_uri, "judge.weights")

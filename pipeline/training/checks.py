@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from pipeline.evaluation.measure import Measures, measure
-from pipeline.evaluation.proportion import proportion
 from pipeline.evaluation.settle import SettleRule
 from pipeline.stopwatch import phase
 
@@ -54,6 +53,7 @@ class Checks:
     inputs: "Inputs"
     named: Mapping[str, torch.nn.Parameter]
     rule: SettleRule
+    before: Mapping[str, Any]  # the base model's measures
     kept: dict[str, Tensor] = field(default_factory=dict)
     pending: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     missing: list[int] = field(default_factory=list)
@@ -100,7 +100,7 @@ class Checks:
             self.rule.miss(step)
         else:
             n = self.inputs.config.evaluate.retain_samples * len(measures.retention.per_class)
-            retained = proportion(round(measures.retention.mean * n), n)
+            retained = measures.retained(self.before, self.inputs.subject.forgotten, n)
             if self.rule.observe(step, measures.decisive, retained):
                 self.kept = weights
             self.inputs.record(measures.to_record(step))

@@ -40,6 +40,12 @@ def draw_rows(
     return Rows(x0=x0.to(device), y=y.to(device), target_y=target_y.to(device), noise=noise)
 
 
+def sample_latents(model: GenerativeModel, numbers: Sequence[int], *, seed: int, step: int) -> Tensor:
+    """Normal latents (n, *latent) of the samples with these numbers in the global batch of step `step`, one per number."""
+    assert model.latent is not None
+    return torch.stack([torch.randn(model.latent, generator=generator(seed, step, "sample", number)) for number in numbers])
+
+
 def drop_labels(fraction: float, null_label: int) -> Relabel:
     """A relabelling that gives a share of the rows the null label, for student and teacher alike."""
 

@@ -23,10 +23,11 @@ from pipeline.evaluation.settle import SettleRule
 from pipeline.stopwatch import Stopwatch, phase, timed
 from pipeline.training.checkpoint import Checkpoint, optimiser_moments, restore_moments
 from pipeline.training.checks import Checks, Evaluator, check, standing_in
-from pipeline.training.draws import step_rows
+from pipeline.training.draws import sample_latents, step_rows
 from pipeline.training.optimiser import Average, adamw, apply_gradient, warmup
 from pipeline.training.world import micro_batches
 from pipeline.unlearning.collectives import Collectives
+from pipeline.unlearning.hat import hat_loss
 from pipeline.unlearning.methods import METHODS
 from pipeline.unlearning.objectives import Teacher, Weights, build_terms
 from pipeline.unlearning.settings import MethodSettings
@@ -97,7 +98,7 @@ def unlearn(inputs: Inputs, start: Checkpoint | None = None) -> Outcome:
     model.net.train()
 
     iteration, progress = (start.iteration, dict(start.progress)) if start else (0, _begin(inputs))
-    checks = Checks(inputs=inputs, named=named, rule=_rule(config, progress["before"]))
+    checks = Checks(inputs=inputs, named=named, rule=_rule(config, progress["before"]), before=progress["before"])
     if start:
         _restore(named, average, optimiser, checks, start, inputs.device)
 
@@ -198,6 +199,7 @@ def train_step(
     micro = micro_batches(config, len(batch))
     # exact keeps the graphs of every micro-batch at once, which is what micro-batches are there to avoid
     hvp = "recompute" if micro > 1 and settings.hvp == "exact" else settings.hvp
+    hat = _hat(inputs, iteration, len(batch))
     terms = build_terms(
         model,
         rows,
@@ -205,6 +207,7 @@ def train_step(
         teacher=teacher,
         micro_batches=micro,
         joint=hvp != "recompute",
+        hat=hat,
         autocast=lambda: _autocast(config.train.precision, inputs.device),
     )
     params = list(named.values())
@@ -230,12 +233,22 @@ def _begin(inputs: Inputs) -> dict[str, Any]:
     return {"before": before["result"], "step_seconds": [], "cpu_seconds": 0.0, "first_batch": None}
 
 
+def _hat(inputs: Inputs, iteration: int, rows: int) -> Callable[[], Tensor] | None:
+    """The judge's pull towards the kept classes on this rank's samples, as many as it has rows; None where it is off."""
+    weight, rank = inputs.config.method.hat_weight, inputs.collectives.rank
+    if not weight:
+        return None
+    latents = sample_latents(inputs.model, range(rank * rows, (rank + 1) * rows), seed=inputs.config.seed, step=iteration).to(inputs.device)
+    loss = hat_loss(inputs.model, inputs.subject.judge, latents, inputs.subject.retained, inputs.collectives)
+    return lambda: weight * loss()
+
+
 def _rule(config: UnlearnConfig, before: Mapping[str, Any]) -> SettleRule:
-    evaluate = config.evaluate
+    evaluate, kept = config.evaluate, before["retain_accuracy"]["mean"]  # None without labels: then the mixture's overlap with itself
     return SettleRule(
         target=config.gate.max_forget_fraction if config.request.forgotten_classes else config.gate.max_membership_auc,
         hold_steps=evaluate.hold_steps,
-        guard=None if evaluate.guard is None else evaluate.guard * before["retain_accuracy"]["mean"],
+        guard=None if evaluate.guard is None else evaluate.guard * (1.0 if kept is None else kept),
         guard_checks=evaluate.guard_checks,
         max_checks=evaluate.max_checks,
     )

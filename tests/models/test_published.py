@@ -59,7 +59,7 @@ def test_wrong_state_dicts_list_the_first_keys(tmp_path: Path, state: dict[str, 
     net = DiT(dit_config("DiT-nano"))
     with pytest.raises(weights.WeightsError, match=r"lacks blocks\.1\.adaLN_modulation\.1\.bias, .*, .* and 7 more"):
         weights.load_into(net, stored.state, "w")
-    with pytest.raises(InputError, match=r"lacks 'x_embedder.proj.weight'; expected the names of the published DiT checkpoints"):
+    with pytest.raises(InputError, match=r"lacks 'x_embedder.proj.weight'; expected the names of the published DiT or VAE checkpoints"):
         read(saved(tmp_path / "other.pt", {"conv.weight": torch.ones(2)}))
     with pytest.raises(InputError, match=r"model.size: got 'DiT-XXL/2', expected one of"):
         read(saved(tmp_path / "w.pt", state), size="DiT-XXL/2")
