@@ -65,7 +65,7 @@ class Measures:
         return decisive
 
     def retained(self, before: Mapping[str, Any], forgotten: Sequence[int], n: int) -> Proportion | None:
-        """How much is kept: of `n` images under retained labels those drawn right; without labels, the overlap with the mixture `before`."""
+        """How much is kept: of `n` images under retained labels those drawn right; without labels, overlap with the mixture `before`."""
         if self.shares is not None:
             return self.shares.overlap(before["class_shares"], forgotten)
         assert self.retention.mean is not None
