@@ -7,7 +7,7 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from pipeline.evaluation.neighbours import confused_classes, nearest_classes
 from pipeline.progress import Progress
 from pipeline.redact import redacted
 from pipeline.request import require_fit, resolve
+from pipeline.sweep.autopilot import AUTO, contestants, settled_on
 from pipeline.tracking.mlflow_tracking import tracking_uri
 from pipeline.unlearning.methods import METHODS
 from pipeline.unlearning.trainable import select
@@ -61,8 +62,10 @@ class Prepared:
 
 def check(config: UnlearnConfig) -> Prepared:
     """Raise `InputError` for anything that would stop the job later."""
-    if config.method.name not in METHODS:
-        raise InputError(f"method.name: got {config.method.name!r}, expected one of {', '.join(METHODS)}")
+    if config.method.name not in (*METHODS, AUTO):
+        raise InputError(f"method.name: got {config.method.name!r}, expected one of {', '.join((*METHODS, AUTO))}")
+    if config.method.name == AUTO:
+        contestants(config)
     lake = read_lake(lake_uri(config.storage, config.lake))
     config = resolve(config, {item.label: item.name for item in lake.manifest.classes}, conditional=is_conditional(config.model.size))
     if config.model.weights:
@@ -128,6 +131,7 @@ def run(prepared: Prepared) -> dict[str, Any]:
     """Do it, or what is left of it: a run id that is finished returns its result, an interrupted one goes on."""
     from pipeline import cluster_ray
     from pipeline.data.partition_ray import build_partition
+    from pipeline.sweep import autopilot_ray
     from pipeline.tracking.mlflow_tracking import preload
     from pipeline.training import train_ray
 
@@ -143,6 +147,12 @@ def run(prepared: Prepared) -> dict[str, Any]:
     with begin(prepared) as tracker:
         partition = build_partition(config, prepared.lake, prepared.subject["neighbours"])
         print(f"  partition {partition.digest[:12]}{' (made before)' if partition.reused else ''}; starting the workers", flush=True)
+
+        extra = {}
+        if config.method.name == AUTO:
+            extra["contest"] = autopilot_ray.contest(prepared, partition)
+            config = settled_on(config, extra["contest"])
+            prepared = replace(prepared, config=config)
 
         def watch(fresh: list[records.Record]) -> None:
             show(progress, fresh)
@@ -162,7 +172,7 @@ def run(prepared: Prepared) -> dict[str, Any]:
             if "failed" in outcome:
                 raise RuntimeError(outcome["failed"])
         progress.close()
-        return finish(prepared, tracker, outcome, partition.digest, started)
+        return finish(prepared, tracker, outcome, partition.digest, started, extra)
 
 
 def begin(prepared: Prepared, tags: Mapping[str, str] | None = None) -> "Tracker":

@@ -25,7 +25,9 @@ class Distribution(Section):
         if bounds and bounds[0] >= bounds[1]:
             raise ValueError(f"got low {bounds[0]:g} >= high {bounds[1]:g}, expected low < high")
         if self.loguniform and self.loguniform[0] <= 0:
-            raise ValueError(f"got low {self.loguniform[0]:g}, expected above 0 for a logarithm; say zero: true to have exactly 0 among the values")
+            raise ValueError(
+                f"got low {self.loguniform[0]:g}, expected above 0 for a logarithm; say zero: true to have exactly 0 among the values"
+            )
         if self.zero and not self.loguniform:
             raise ValueError("zero: goes with loguniform; a uniform range or a choice can hold 0 itself")
         if self.choice is not None and (not self.choice or len({repr(value) for value in self.choice}) != len(self.choice)):
@@ -39,7 +41,9 @@ class Search(Section):
     objectives: list[str] = Field(
         ["settled_step", "retain_accuracy/min"], min_length=1, description="one: a single objective; more: a front; the first ranks first"
     )
-    include_base: bool = Field(True, description="trial 0 is the base configuration itself; penalty 0 beside it where zero is among its values")
+    include_base: bool = Field(
+        True, description="trial 0 is the base configuration itself; penalty 0 beside it where zero is among its values"
+    )
     concurrency: int = Field(2, ge=1, description="trials that run at once at most")
 
 

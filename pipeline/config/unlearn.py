@@ -12,7 +12,8 @@ class Model(Section):
     size: str = "DiT-tiny"
     weights: str | None = Field(None, description="folder or URI; absent: what pretrain.py left under storage for this lake")
     batch_norm: Literal["running", "batch"] = Field(
-        "running", description="statistics of a VAE's batch norm while it is trained: stored ones, or the batch's (one worker, whole batches)"
+        "running",
+        description="statistics of a VAE's batch norm while it is trained: stored ones, or the batch's (one worker, whole batches)",
     )
 
 
@@ -27,7 +28,8 @@ class Request(Section):
     retain: Literal["exchange", "neighbours", "all"] = "all"
     neighbours: int = Field(5, ge=1, description="how many nearest classes count as neighbours of the forgotten ones")
     nearest_by: Literal["embedding", "judge"] = Field(
-        "embedding", description="what nearest means: the model's label table, or what the judge confuses on images of the forgotten classes"
+        "embedding",
+        description="what nearest means: the model's label table, or what the judge confuses on images of the forgotten classes",
     )
     reason: str = ""
 
@@ -59,6 +61,13 @@ class Method(Section):
     share_noise: bool = Field(False, description="L_f draws the timestep and noise of L_x")
 
 
+class Autopilot(Section):
+    """The contest of `method.name: auto`."""
+
+    steps: int = Field(12, ge=2, description="steps of the dearest method; the seconds they take are what each gets in the first round")
+    seconds: float | None = Field(None, gt=0, description="those seconds themselves; absent: measured in the first steps")
+
+
 class Partition(Section):
     lanes: int = Field(
         8, ge=1, description="equal streams the retain side is cut into; any worker count that divides it sees the same batches"
@@ -73,7 +82,9 @@ class Optim(Section):
     batch_size: int = Field(64, ge=1, description="rows of each kind (retain, exchange, forget) in the global batch")
     micro_batch: int | None = Field(None, ge=1, description="rows of each kind a worker holds at once; absent: its whole share")
     max_steps: int = Field(60, ge=1)
-    max_seconds: float | None = Field(None, gt=0, description="seconds of steps after which a run ends, at its next check; absent: no bound")
+    max_seconds: float | None = Field(
+        None, gt=0, description="seconds of steps after which a run ends, at its next check; absent: no bound"
+    )
     warmup_steps: int = Field(0, ge=0)
     prime_steps: int = Field(0, ge=0, description="gradient evaluations at lr 0 that fill the optimiser's moments first")
     clip: float | None = Field(1.0, gt=0, description="bound on the gradient's norm")
@@ -171,6 +182,7 @@ class UnlearnConfig(JobConfig):
     model: Model = Model()
     request: Request = Request()
     method: Method = Method()
+    autopilot: Autopilot = Autopilot()
     trainable: str = "labels_and_adaln:2"
     partition: Partition = Partition()
     optim: Optim = Optim()

@@ -13,14 +13,19 @@ from pipeline.config.sweep import Distribution
 from pipeline.errors import InputError
 from pipeline.unlearning.methods import METHODS
 
-SEARCHABLE = ("method.", "optim.", "trainable", "train.precision")  # what else there is says which question is asked, not how it is answered
+SEARCHABLE = (
+    "method.",
+    "optim.",
+    "trainable",
+    "train.precision",
+)  # what else there is says which question is asked, not how it is answered
 SHARED = ("optim.max_steps",)  # the budget, the same for all
 Settings = dict[str, Any]  # dotted key -> value: a point of the space
 
 
 def base_config(config: SweepConfig) -> UnlearnConfig:
     """The main job's configuration that every trial starts from, under the sweep's storage, seed and tracking."""
-    values = configuration.apply_overrides(configuration.read_yaml(config.base), _as_overrides(config.set))
+    values = configuration.apply_overrides(configuration.read_yaml(config.base), _as_overrides(_by_key(config.set)))
     values |= {"storage": config.storage, "seed": config.seed, "tracking": config.tracking.model_dump(mode="json"), "run_id": None}
     if config.trial.runner == "inline":
         values["train"] = {**values.get("train", {}), "workers": 1}
@@ -34,7 +39,7 @@ def configured(base: UnlearnConfig, settings: Mapping[str, Any]) -> UnlearnConfi
 
 
 def check_space(space: Mapping[str, Distribution], base: UnlearnConfig) -> None:
-    """Raise `InputError` for a key no job knows (with the ones near it), one that must be the same for all trials, or a value it refuses."""
+    """Raise `InputError` for a key no job knows (naming those near it), one that must be the same for all, or a value it refuses."""
     for key, distribution in space.items():
         for value in _samples(distribution):
             try:
@@ -49,7 +54,9 @@ def check_space(space: Mapping[str, Distribution], base: UnlearnConfig) -> None:
                 f"searchable are the settings under {', '.join(name.rstrip('.') for name in SEARCHABLE)} except {', '.join(SHARED)}"
             )
         if key == "optim.batch_size" and distribution.choice is None:
-            raise InputError("space: optim.batch_size: got a range, expected a choice, since the stream of every batch size is prepared beforehand")
+            raise InputError(
+                "space: optim.batch_size: got a range, expected a choice, since the stream of every batch size is prepared beforehand"
+            )
 
 
 def at(config: UnlearnConfig, key: str) -> Any:
@@ -103,5 +110,17 @@ def _samples(distribution: Distribution) -> list[Any]:
     return [low, low + 0.37 * (high - low), high, *([0.0] if distribution.zero else [])]
 
 
+def _by_key(settings: Mapping[str, Any]) -> Settings:
+    """A section given as a mapping, as `--set set.optim.lr=...` makes it, key by key; later ones win."""
+    found: Settings = {}
+    for key, value in settings.items():
+        nested = "." not in key and isinstance(value, dict)
+        found |= {f"{key}.{name}": inner for name, inner in value.items()} if nested else {key: value}
+    return found
+
+
 def _as_overrides(settings: Mapping[str, Any]) -> list[str]:
-    return [f"{key}={yaml.safe_dump(value, default_flow_style=True).strip() if isinstance(value, dict) else json.dumps(value)}" for key, value in settings.items()]
+    return [
+        f"{key}={yaml.safe_dump(value, default_flow_style=True).strip() if isinstance(value, dict) else json.dumps(value)}"
+        for key, value in settings.items()
+    ]

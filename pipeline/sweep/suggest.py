@@ -7,7 +7,7 @@ function of the seed and of those results, whatever the machine does, and can be
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.config.sweep import Distribution, Search
 from pipeline.sweep.space import Settings, below_zero, rounded
@@ -26,7 +26,7 @@ class Suggestions:
     space: Mapping[str, Distribution]
     search: Search
     seed: int
-    directions: Sequence[str]
+    directions: Sequence[Literal["minimize", "maximize"]]
     points: Sequence[Settings]
     asked: list[Settings] = field(default_factory=list)
     results: dict[int, Values] = field(default_factory=dict)
@@ -144,7 +144,11 @@ def importance(suggestions: Suggestions, objective: int) -> dict[str, float]:
     if sum(values is not None for values in suggestions.results.values()) < 4:
         return {}
     again = Suggestions(
-        space=suggestions.space, search=suggestions.search, seed=suggestions.seed, directions=suggestions.directions, points=suggestions.points
+        space=suggestions.space,
+        search=suggestions.search,
+        seed=suggestions.seed,
+        directions=suggestions.directions,
+        points=suggestions.points,
     )
     again.asked = list(suggestions.asked)
     again.results = dict(suggestions.results)
