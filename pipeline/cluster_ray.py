@@ -113,7 +113,7 @@ def wait_for(bundle: Mapping[str, float], fewest: int, most: int, *, wait_s: flo
 def _room(bundle: Mapping[str, float]) -> int:
     """How many workers of `bundle` the nodes that are alive could hold if they were empty."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return int(sum(min(node.get(name, 0.0) // amount for name, amount in bundle.items() if amount > 0) for node in nodes))
+    return int(sum(min((node.get(name, 0.0) + 1e-9) // amount for name, amount in bundle.items() if amount > 0) for node in nodes))
 
 
 def _missing(bundle: Mapping[str, float], count: int) -> str:

@@ -14,6 +14,7 @@ from pipeline.unlearning.collectives import Collectives
 
 CONTROLLER_FAILURES = 3  # of Ray Train itself; without a bound it would try for ever
 POLL_S = 1.0  # how often Ray Train looks at its workers
+COLLATERAL = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL")  # what the others die of when one has died
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ def launch(worker: Callable[[dict[str, Any]], Any], arguments: dict[str, Any], t
     cluster_ray.wait_for(resources, train.fewest, train.most, wait_s=train.wait_s)
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_S))
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(max(60.0, train.wait_s)))
+    if not os.environ.get("RAY_ADDRESS"):  # a cluster of this process's own loses no nodes: no need for a process that watches them
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     filesystem = None
     if not storage.is_local(storage_uri):
         filesystem, storage_uri = storage.arrow_filesystem(storage_uri), storage.filesystem(storage_uri)[1]
@@ -61,19 +64,22 @@ def launch(worker: Callable[[dict[str, Any]], Any], arguments: dict[str, Any], t
 
 
 def _final(error: Exception, train: Train) -> Exception:
-    """What a person is told when Ray Train has given up."""
+    """What a person is told when Ray Train has given up: the failure that the others followed from."""
     failures: dict[int, Any] = getattr(error, "worker_failures", {})
-    for rank, failure in sorted(failures.items()):
-        cause = getattr(failure, "_base_exc", failure)
+    causes = {rank: getattr(failure, "_base_exc", failure) for rank, failure in sorted(failures.items())}
+    for cause in causes.values():
         if isinstance(cause, InputError):
             return cause
-        text = " ".join(str(cause).split())[:500]
+    again = "The run goes on from its last checkpoint when it is submitted again"
+    if causes:
+        rank = min(causes, key=lambda rank: any(word in str(causes[rank]) for word in COLLATERAL))
+        text = " ".join(str(causes[rank]).split())[:500]
         return RuntimeError(
             f"the workers failed {train.max_failures + 1} times (train.max_failures {train.max_failures}), "
-            f"at last rank {rank} by {type(cause).__name__}: {text}"
+            f"at last rank {rank} by {type(causes[rank]).__name__}: {text}. {again}"
         )
-    cause = getattr(error, "controller_failure", error)
-    return RuntimeError(f"Ray Train gave up ({type(cause).__name__}): {' '.join(str(cause).split())[:500]}")
+    failed = getattr(error, "controller_failure", error)
+    return RuntimeError(f"Ray Train gave up ({type(failed).__name__}): {' '.join(str(failed).split())[:500]}. {again}")
 
 
 def worker_setup(threads: int, lanes: int, run: str) -> tuple[Any, Collectives] | None:

@@ -1,9 +1,10 @@
-"""Random kills in a row on a real cluster: python tests/faults/kill_many.py [--kills 20] [--seed 0] [--victims worker,raylet,driver,head]
+"""Random kills in a row on a real cluster: python tests/faults/kill_many.py [--kills 20] [--seed 0] [--victims worker,driver]
 
-Every part of a submitted job is killed by `kill -9` at random steps: a worker, a raylet (a fresh one takes its place), the driver
-(the job is submitted again) and the head (a new one starts on the same ports, with new raylets, and the job is submitted again).
-A run that ends is compared with an undisturbed one: the same weights digest, or it ended with one clear error and the next
-submission goes on. Prints one JSON line a kill and a summary; exit code 1 when a digest differs or a run does not come to its end.
+Every part of a job is killed by `kill -9` at random steps: a worker (or told to go, by SIGTERM), a raylet (a fresh one takes its
+place), the driver (the job is submitted again) and the head (a new one starts on the same ports, with new raylets, and the job
+is submitted again). A run that ends is compared with an undisturbed one: the same weights digest, whatever was killed; one that
+ended with an error goes on with the next submission. Prints one JSON line a kill and a run and a summary; exit code 1 when a
+digest differs or a run does not come to its end.
 """
 
 import argparse
@@ -22,7 +23,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 
 from nodes import SMALL, Cluster, Process, Run, command, environment, wait_until  # noqa: E402
 
-VICTIMS = ("worker", "raylet", "driver", "head")
+VICTIMS = ("worker", "told", "raylet", "driver", "head")
 DRIVER = "jobs/unlearn_imagenet.py"
 SUBMISSIONS = 12  # of one run; a run that needs more has not survived
 
@@ -80,7 +81,7 @@ class Submitted:
     def kill(self, victim: str, rng: random.Random) -> int | None:
         """Kill -9 one process of that kind, if there is one now; its pid."""
         assert self.driver is not None and self.cluster.head is not None
-        if victim == "worker":
+        if victim in ("worker", "told"):
             pids = self.cluster.pids("RayTrainWorker")
         elif victim == "driver":
             pids = [self.driver.pid] if self.driver.code is None else []
@@ -89,8 +90,8 @@ class Submitted:
         if not pids:
             return None
         pid = rng.choice(sorted(pids))
-        if victim in ("worker", "driver"):
-            os.kill(pid, signal.SIGKILL)
+        if victim in ("worker", "driver", "told"):
+            os.kill(pid, signal.SIGTERM if victim == "told" else signal.SIGKILL)
         elif victim == "raylet":  # one that is not the driver's: a driver does not outlive the node it is attached to
             gone = next(node for node in self.cluster.raylets if node.pid == pid)
             self.cluster.raylets.remove(gone)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from distributed import run_world
 from runs import run_config, run_inputs
 from torch import Tensor
 
@@ -165,3 +166,46 @@ def test_fewer_workers_cut_their_share_so_that_none_holds_more() -> None:
     fixed = run_config(**{"train.workers": 4, "optim.batch_size": 16, "partition.lanes": 4})
     assert [micro_batches(fixed, 16 // world) for world in (1, 2, 4)] == [1, 1, 1]
     assert micro_batches(run_config(**{"optim.micro_batch": 2}), 8) == 4
+
+
+def started_with_two(changes: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """On each of two ranks: the run up to a stop after step 3; the checkpoint's files as tensors of bytes, from the first rank."""
+    saved: list[dict[str, bytes]] = []
+    taken: list[int] = []
+    inputs = replace(
+        run_inputs(run_config(**changes)),
+        save=lambda checkpoint: saved.append(checkpoint.to_files()),
+        timing=lambda seconds: taken.append(1),
+    )
+    rank = inputs.collectives.rank  # only one rank is told, both stop
+    with pytest.raises(Interrupted):
+        unlearn(replace(inputs, interrupted=lambda: "told to" if rank == 1 and len(taken) >= 2 else None))
+    return {name: torch.frombuffer(bytearray(data), dtype=torch.uint8) for name, data in saved[-1].items()}
+
+
+def test_a_run_of_two_ranks_goes_on_with_one() -> None:
+    """One of two is told to stop, both do; alone it ends where a run that was alone all the time ends, to summation noise."""
+    changes = {"train.workers": [1, 2], "optim.max_steps": 6, "optim.ema": 0.5}
+    first, second = run_world(2, started_with_two, changes)
+    start = Checkpoint.from_files({name: bytes(data.numpy()) for name, data in first.items()})
+    other = Checkpoint.from_files({name: bytes(data.numpy()) for name, data in second.items()})
+    assert start.iteration == 3 and weights_digest(start.trained) == weights_digest(other.trained)
+    alone, rest = unlearn(inputs_of(changes)), unlearn(inputs_of(changes), start)
+    base = dict(run_inputs(run_config()).model.net.named_parameters())
+    moved = torch.cat([(value - base[name]).reshape(-1) for name, value in alone.trained.items()])
+    apart = torch.cat([(value - rest.trained[name]).reshape(-1) for name, value in alone.trained.items()])
+    assert rest.steps == alone.steps == 6 and moved.norm() > 0.1 and apart.norm() < 1e-3 * moved.norm()
+
+
+def test_every_second_of_a_step_is_counted_once() -> None:
+    laps: list[dict[str, Any]] = []
+    unlearn(inputs_of({"method.name": "uno", "method.penalty": 0.1}, timing=laps.append, save=lambda checkpoint: None))
+    assert [lap["step"] for lap in laps] == [1, 2, 3, 4, 5, 6]
+    for lap in laps:
+        phases = {name: lap.get(name, 0.0) for name in ("data", "forward", "gradients", "second_order", "optimiser")}
+        assert all(phases.values()) and sum(phases.values()) <= lap["step_seconds"] + 1e-3
+        assert ("evaluation" in lap) == ("checkpoint" in lap) == (lap["step"] % 2 == 0)
+    steps = sorted(laps, key=lambda lap: lap["step_seconds"])[: len(laps) // 2]  # what a busy machine took in between is nobody's
+    assert sum(sum(lap.get(n, 0.0) for n in ("data", "forward", "gradients", "second_order", "optimiser")) for lap in steps) > 0.5 * sum(
+        lap["step_seconds"] for lap in steps
+    )

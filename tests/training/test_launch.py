@@ -1,0 +1,49 @@
+"""What a person is told when the retries are spent, without a cluster."""
+
+from typing import Any
+
+import pytest
+
+from pipeline.config import Train
+from pipeline.errors import InputError
+from pipeline.training.launch_ray import _final
+
+
+class Wrapped(Exception):
+    """As Ray Train wraps what a worker raised."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__("a long traceback")
+        self._base_exc = cause
+
+
+def failed(**failures: Any) -> Exception:
+    error = Exception("Training failed due to worker errors:\n many\nlines")
+    error.worker_failures = {int(rank[1:]): Wrapped(cause) for rank, cause in failures.items()}  # type: ignore[attr-defined]
+    return error
+
+
+def test_the_failure_that_the_others_followed_from_is_named() -> None:
+    said = _final(
+        failed(r0=RuntimeError("[gloo/transport/tcp/pair.cc:538] Connection closed by peer"), r1=MemoryError("no room\nat all")), Train()
+    )
+    assert str(said).startswith("the workers failed 4 times (train.max_failures 3), at last rank 1 by MemoryError: no room at all. ")
+    assert "submitted again" in str(said) and "\n" not in str(said)
+
+
+def test_bad_input_met_by_a_worker_stays_bad_input() -> None:
+    assert isinstance(_final(failed(r0=RuntimeError("gloo"), r1=InputError("storage s3://b: no credentials")), Train()), InputError)
+
+
+def test_a_controller_that_gave_up_says_why() -> None:
+    error = Exception("…")
+    error.controller_failure = TimeoutError("60 s\nwithout workers")  # type: ignore[attr-defined]
+    assert "Ray Train gave up (TimeoutError): 60 s without workers" in str(_final(error, Train()))
+
+
+@pytest.mark.parametrize(("workers", "range_"), [(2, (2, 2)), ([1, 4], (1, 4))])
+def test_workers_are_a_number_or_a_range(workers: Any, range_: tuple[int, int]) -> None:
+    train = Train(workers=workers)
+    assert (train.fewest, train.most) == range_
+    with pytest.raises(ValueError, match="expected \\[fewest, most\\]"):
+        Train(workers=(3, 2))
