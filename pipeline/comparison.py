@@ -10,11 +10,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import config as configuration
 from pipeline import storage
 from pipeline.config import CompareConfig, UnlearnConfig
+
+if TYPE_CHECKING:
+    from pipeline.data.partition import Partition
+    from pipeline.flow_ray import Prepared
+    from pipeline.training.loop import Inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,19 +64,18 @@ def compare(config: CompareConfig, results_uri: str) -> Iterator[dict[str, Any]]
             yield result
 
 
-def run_cell(cell: Cell) -> dict[str, Any]:
-    """One run in this process, on one thread; a run that breaks down numerically is a result too."""
+def assembled(config: UnlearnConfig) -> "tuple[Prepared, Partition, Inputs]":
+    """All that a run of the main job needs, in this process and on one thread."""
     import torch
 
     from pipeline import flow_ray
     from pipeline.data.partition_ray import build_partition
     from pipeline.data.stream_local import retain_stream
     from pipeline.training.assemble import assemble
-    from pipeline.training.loop import unlearn
-    from pipeline.unlearning.collectives import Collectives, NonFiniteError
+    from pipeline.unlearning.collectives import Collectives
 
     torch.set_num_threads(1)
-    prepared = flow_ray.check(cell.config)
+    prepared = flow_ray.check(config)
     partition = build_partition(prepared.config, prepared.lake, prepared.subject["neighbours"])
     inputs = assemble(
         prepared.config,
@@ -84,6 +88,16 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         collectives=Collectives(),
         device=torch.device("cpu"),
     )
+    return prepared, partition, inputs
+
+
+def run_cell(cell: Cell) -> dict[str, Any]:
+    """One run in this process, on one thread; a run that breaks down numerically is a result too."""
+    from pipeline import flow_ray
+    from pipeline.training.loop import unlearn
+    from pipeline.unlearning.collectives import NonFiniteError
+
+    prepared, partition, inputs = assembled(cell.config)
     known_uri, known = flow_ray.measured_before(prepared, partition.digest)
     first: list[dict[str, Any]] = []
     inputs = replace(inputs, before=known, record=lambda r: first.append(r) if r["kind"] == "evaluation" and r["step"] == 0 else None)
