@@ -1,6 +1,7 @@
 """Train a small DiT and its judge from a lake.
 
 python jobs/pretrain.py --config jobs/configs/pretrain_digits.yaml [--set optim.max_steps=1200 ...]
+python jobs/pretrain.py --config jobs/configs/pretrain_digits.yaml --set without=[1]    (a gold reference that never saw a 1)
 """
 
 import sys
@@ -18,9 +19,11 @@ def run(config: PretrainConfig, dry_run: bool) -> None:
 
     if dry_run:
         lake = read_lake(lake_uri(config.storage, config.lake))
+        pretrain_ray.check(config, lake)
         description, _ = pretrain_ray.descriptions(config, lake)
         print(
-            f"would train {description['size']} and its judge on {config.lake} ({len(description['class_names'])} classes), "
+            f"would train {description['size']}{'' if config.without else ' and its judge'} on {config.lake} "
+            f"({len(description['class_names']) - len(config.without)} classes), "
             f"{config.optim.max_steps} steps of {config.optim.batch_size} on {config.train.workers} workers"
         )
         return

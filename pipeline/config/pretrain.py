@@ -30,6 +30,9 @@ class JudgeOptim(Section):
 class PretrainConfig(JobConfig):
     lake: str = "digits"
     model: Model = Model()
+    without: list[int] = Field(
+        [], description="classes it never sees: a gold reference, in a folder of its own, judged by the judge that is there"
+    )
     label_dropout: Fraction = Field(0.1, description="share of rows trained under the null label (classifier-free guidance)")
     optim: PretrainOptim = PretrainOptim()
     judge: JudgeOptim = JudgeOptim()

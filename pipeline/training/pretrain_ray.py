@@ -55,10 +55,31 @@ def descriptions(config: PretrainConfig, lake: Lake) -> tuple[dict[str, Any], di
     return model, small_cnn_description(shape=shape, num_classes=len(names), class_names=names)
 
 
+def model_uri_of(config: PretrainConfig) -> str:
+    """Where the model goes: a gold reference beside the one that saw every class."""
+    uri = model_store.model_uri(config.storage, config.model.size, config.lake)
+    return "-".join([uri, "without", *map(str, sorted(config.without))]) if config.without else uri
+
+
+def check(config: PretrainConfig, lake: Lake) -> None:
+    """Raise `InputError` for classes that cannot be left out."""
+    labels = [item.label for item in lake.manifest.classes]
+    for label in config.without:
+        if label not in labels:
+            raise InputError(f"without: class {label} is not in lake {config.lake!r}, expected some of {labels[0]} to {labels[-1]}")
+    if set(config.without) >= set(labels):
+        raise InputError("without: got every class of the lake, expected at least one to learn from")
+    if config.without and model_store.manifest_of(model_store.judge_uri(config.storage, config.lake)) is None:
+        raise InputError(
+            "without: no judge is there yet, and one that never saw a class cannot judge it; run this job without `without` first"
+        )
+
+
 def pretrain(config: PretrainConfig) -> Pretrained:
     """Train both, or return them when they are there with the same settings, lake and seed."""
     started = time.perf_counter()
     lake = read_lake(lake_uri(config.storage, config.lake))
+    check(config, lake)
     made_with = {  # decided without building anything, so that finding both there already takes no time
         "lake_digest": lake.digest,
         "size": config.model.size,
@@ -66,12 +87,13 @@ def pretrain(config: PretrainConfig) -> Pretrained:
         "label_dropout": config.label_dropout,
         "optim": config.optim.model_dump(),
         "judge": config.judge.model_dump(),
-        "evaluate": config.evaluate.model_dump(),
+        "evaluate": config.evaluate.model_dump(include={"retain_samples", "cfg_scale", "final_sampler_steps", "batch"}),
+        **({"without": sorted(config.without)} if config.without else {}),
     }
-    model_uri = model_store.model_uri(config.storage, config.model.size, config.lake)
+    model_uri = model_uri_of(config)
     judge_uri = model_store.judge_uri(config.storage, config.lake)
     manifest, judge_manifest = model_store.manifest_of(model_uri), model_store.manifest_of(judge_uri)
-    reused = all(m is not None and m["made_with"] == made_with for m in (manifest, judge_manifest))
+    reused = all(m is not None and m["made_with"] == made_with for m in ([manifest] if config.without else [manifest, judge_manifest]))
     if not reused:
         described = descriptions(config, lake)
         storage.require_writable(config.storage)
@@ -101,11 +123,12 @@ def _train(
 
     cluster_ray.connect()
     cluster_ray.require_shared(config.storage)
-    progress = Progress(f"training {config.model.size} and its judge", config.optim.max_steps + config.judge.max_steps)
+    first = 0 if config.without else config.judge.max_steps
+    progress = Progress(f"training {config.model.size}{"" if config.without else " and its judge"}", config.optim.max_steps + first)
 
     def show(fresh: list[records.Record]) -> None:
         last = fresh[-1]
-        done = last["step"] + (config.judge.max_steps if last["of"] == "model" else 0)
+        done = last["step"] + (first if last["of"] == "model" else 0)
         progress.at(done, f"{last['of']} loss {last['loss']:.3f}")
 
     metrics_uri = storage.join(model_uri, METRICS)
@@ -132,6 +155,7 @@ def _train(
 
 
 def _worker(arguments: dict[str, Any]) -> None:
+    from models import weights
     from models.generative import build
     from models.judge import build_judge, initialise
     from pipeline.evaluation.retention import retain_accuracy
@@ -147,32 +171,39 @@ def _worker(arguments: dict[str, Any]) -> None:
     device, collectives = place
     first = collectives.rank == 0
     lake = read_lake(arguments["lake_uri"])
-    rows, seed, made_with = lake.read(), config.seed, arguments["made_with"]
+    seen = [item.label for item in lake.manifest.classes if item.label not in config.without]
+    rows, seed, made_with = lake.read(seen), config.seed, arguments["made_with"]
     description, judge_description = arguments["described"]
     writer = records.Writer(arguments["metrics_uri"])
 
     def progress(of: str) -> Any:
         return (lambda step, loss: writer.write({"of": of, "step": step, "loss": loss})) if first else (lambda step, loss: None)
 
-    judge = build_judge(judge_description)
-    initialise(judge.net, generator(seed, "judge"))
-    judge.net.to(device)
     common = {"seed": seed, "device": device, "collectives": collectives}
-    optim = config.judge
-    train_judge(
-        judge,
-        rows,
-        noise=optim.noise,
-        batch_size=optim.batch_size,
-        steps=optim.max_steps,
-        lr=optim.lr,
-        ema=optim.ema,
-        warmup_steps=optim.warmup_steps,
-        clip=None,
-        weight_decay=0.0,
-        progress=progress("judge"),
-        **common,
-    )
+    if config.without:
+        stored = model_store.read(arguments["judge_uri"], "judge.weights")
+        judge = build_judge(stored.config)
+        weights.load_into(judge.net, stored.state, stored.uri)
+        judge.net.to(device).eval()
+    else:
+        judge = build_judge(judge_description)
+        initialise(judge.net, generator(seed, "judge"))
+        judge.net.to(device)
+        optim = config.judge
+        train_judge(
+            judge,
+            rows,
+            noise=optim.noise,
+            batch_size=optim.batch_size,
+            steps=optim.max_steps,
+            lr=optim.lr,
+            ema=optim.ema,
+            warmup_steps=optim.warmup_steps,
+            clip=None,
+            weight_decay=0.0,
+            progress=progress("judge"),
+            **common,
+        )
     heldout = lake.read(split="heldout")
     accuracy = judge_accuracy(judge, heldout, device=device) if len(heldout) else None
 
@@ -196,7 +227,7 @@ def _worker(arguments: dict[str, Any]) -> None:
     model.net.eval()
     evaluate = config.evaluate
     what = plan(
-        dict.fromkeys(range(model.num_classes), evaluate.retain_samples),
+        dict.fromkeys(seen, evaluate.retain_samples),
         seed=seed,
         purpose="pretrained",
         cfg_scale=evaluate.cfg_scale,
@@ -206,16 +237,17 @@ def _worker(arguments: dict[str, Any]) -> None:
     drawn = retain_accuracy(judge_samples(model, judge, what, collectives), ())
     if first:
         writer.flush()
-        model_store.write(
-            arguments["judge_uri"],
-            judge.config,
-            judge.net.state_dict(),
-            {
-                "made_with": made_with,
-                "heldout_accuracy": accuracy,
-                "heldout_rows": len(heldout),
-            },
-        )
+        if not config.without:
+            model_store.write(
+                arguments["judge_uri"],
+                judge.config,
+                judge.net.state_dict(),
+                {
+                    "made_with": made_with,
+                    "heldout_accuracy": accuracy,
+                    "heldout_rows": len(heldout),
+                },
+            )
         model_store.write(
             arguments["model_uri"],
             model.config,
