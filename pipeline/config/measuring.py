@@ -25,10 +25,10 @@ class Measuring(Section):
     membership_draws: int = Field(16, ge=1, description="noises over which a row's loss is averaged")
     membership_rows: int = Field(500, ge=2, description="rows on either side of the loss attack, at most")
     relearn_images: int = Field(10, ge=1, description="images of a forgotten class that it is taught again with")
-    relearn_lr: float = Field(1e-3, gt=0)
+    relearn_lr: float = Field(1e-4, gt=0)
     relearn_batch: int = Field(32, ge=1)
-    relearn_checks: list[Annotated[int, Field(ge=1)]] = Field(
-        [1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96], min_length=1, description="steps after which it is judged"
+    relearn_checks: list[Annotated[int, Field(ge=0)]] = Field(
+        [0, 1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96], min_length=1, description="steps after which it is judged"
     )
     relearn_samples: int = Field(100, ge=20, description="images drawn at each of these checks")
 

@@ -59,17 +59,19 @@ def _curve(bench: Bench, variant: str) -> Sums:
         hits[index], drawn[index] = count_forgotten(bench, model, s.relearn_samples, purpose=f"relearn at {step}")
         return 2 * int(hits[index]) >= int(drawn[index])
 
-    tune(
-        model,
-        select(model, "all"),
-        images,
-        steps=checks[-1],
-        lr=s.relearn_lr,
-        batch=s.relearn_batch,
-        seed=scope.seed,
-        purpose="relearn",
-        stop=check,
-    )
+    model.net.eval()
+    if not check(0):
+        tune(
+            model,
+            select(model, "all"),
+            images,
+            steps=checks[-1],
+            lr=s.relearn_lr,
+            batch=s.relearn_batch,
+            seed=scope.seed,
+            purpose="relearn",
+            stop=check,
+        )
     return {f"{variant}/hits": hits, f"{variant}/drawn": drawn}
 
 

@@ -24,7 +24,7 @@ FEW = Measuring(
     timestep_bins=3,
     membership_draws=2,
     relearn_images=3,
-    relearn_checks=[1, 2],
+    relearn_checks=[0, 1, 2],
     relearn_samples=20,
     relearn_batch=4,
 )
