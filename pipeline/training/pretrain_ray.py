@@ -124,7 +124,8 @@ def _train(
     cluster_ray.connect()
     cluster_ray.require_shared(config.storage)
     first = 0 if config.without else config.judge.max_steps
-    progress = Progress(f"training {config.model.size}{"" if config.without else " and its judge"}", config.optim.max_steps + first)
+    judge_too = "" if config.without else " and its judge"
+    progress = Progress(f"training {config.model.size}{judge_too}", config.optim.max_steps + first)
 
     def show(fresh: list[records.Record]) -> None:
         last = fresh[-1]
