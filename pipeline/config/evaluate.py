@@ -4,6 +4,7 @@ from pydantic import Field
 
 from pipeline.config.base import JobConfig, Section, Version
 from pipeline.config.measuring import Attacks, Measuring
+from pipeline.config.tools import CompareConfig
 from pipeline.config.unlearn import Judge, Request, Tracking
 
 
@@ -31,3 +32,16 @@ class EvaluateConfig(JobConfig):
     attacks: Attacks = Attacks()
     train: Workers = Workers()
     output: str | None = Field(None, description="JSON to write; absent: evaluations/ in the run's folder, or under storage")
+
+
+class AttackMethodsConfig(CompareConfig):
+    """A comparison whose runs are attacked: see jobs/attack_methods.py."""
+
+    references: bool = Field(True, description="rows for the base model and, where it was pretrained, for one that never saw the class")
+    battery: list[str] = Field(
+        ["none", "finetune", "int8", "embedding from own", "embedding from mean", "embedding from random"],
+        min_length=1,
+        description="names of the attacks",
+    )
+    measuring: Measuring = Measuring()
+    attacks: Attacks = Attacks()

@@ -1,0 +1,36 @@
+"""Methods under attack: free label embeddings, benign fine-tuning, quantisation and relearning, on several requests and seeds; prints a
+Markdown table with the model before and, where it was pretrained, one that never saw the class. An interrupted comparison goes on.
+
+python jobs/attack_methods.py --config jobs/configs/attack_digits.yaml [--set seeds=[0] --set processes=1 ...]
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pipeline import cli, storage
+from pipeline.config.evaluate import AttackMethodsConfig
+
+
+def run(config: AttackMethodsConfig, dry_run: bool) -> None:
+    from pipeline.attack_comparison import attacked_cells, compare, table
+    from pipeline.progress import Progress
+
+    wanted = attacked_cells(config)
+    uri = storage.join(config.storage, "comparisons", f"{config.name}.jsonl")
+    if dry_run:
+        print(f"would make {len(wanted)} runs, each with {len(config.battery)} attacks and relearning")
+        return
+    progress = Progress("attacking methods", len(wanted))
+    found = []
+    for result in compare(config, uri):
+        found.append(result)
+        progress.at(len(found), result["row"])
+    progress.close()
+    print(table(found, config))
+    print(f"\n{len(found)} runs in {uri}")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(AttackMethodsConfig, run, __doc__))

@@ -1,0 +1,140 @@
+"""Methods under attack: the runs of a comparison, each followed by attacks of the battery and by relearning, in plain processes."""
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipeline import comparison, model_store, storage
+from pipeline.comparison import Cell
+from pipeline.config.evaluate import AttackMethodsConfig
+from pipeline.config.measuring import Attacks, Measuring
+from pipeline.errors import InputError
+from pipeline.evaluation.battery import attacks
+from pipeline.resumable import results
+
+BASE, GOLD = "the model before", "never saw the class"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackedCell:
+    """A run and what is tried on it. `reference` names weights that are taken as they are, without a run."""
+
+    cell: Cell
+    measuring: Measuring
+    attacks: Attacks
+    battery: tuple[str, ...]
+    reference: str | None = None
+
+    @property
+    def key(self) -> str:
+        asked = [self.measuring.model_dump(mode="json"), self.attacks.model_dump(mode="json"), list(self.battery), self.reference]
+        return storage.digest_of([self.cell.key, asked])
+
+
+def attacked_cells(config: AttackMethodsConfig) -> list[AttackedCell]:
+    """Every run, then the references; raises `InputError` for a setting or an attack that there is not."""
+    known = attacks(config.attacks, config.measuring.cfg_scale, config.measuring.sampler_steps)
+    unknown = [name for name in config.battery if name not in known]
+    if unknown:
+        raise InputError(f"battery: got {unknown[0]!r}, expected some of {', '.join(known)}")
+    made = []
+    options: dict[str, Any] = {"measuring": config.measuring, "attacks": config.attacks, "battery": tuple(config.battery)}
+    runs = comparison.cells(config)
+    for cell in runs:
+        made.append(AttackedCell(cell=cell, **options))
+    if config.references:
+        first = next(iter(config.rows))
+        for cell in (cell for cell in runs if cell.row == first):
+            model = cell.config.model
+            base = model.weights or model_store.model_uri(config.storage, model.size, config.lake)
+            gold = f"{base}-without-{cell.pair[0]}"
+            for row, uri in ((BASE, base), (GOLD, gold)):
+                if model_store.manifest_of(uri) is not None:
+                    made.append(AttackedCell(cell=replace(cell, row=row), reference=uri, **options))
+    return made
+
+
+def compare(config: AttackMethodsConfig, results_uri: str) -> Iterator[dict[str, Any]]:
+    """Run what `results_uri` (JSON lines) does not hold yet; yields every result, old ones first."""
+    return results(attacked_cells(config), run_attacked, results_uri, config.processes)
+
+
+def run_attacked(asked: AttackedCell) -> dict[str, Any]:
+    """One run, attacked, in this process and on one thread."""
+    import torch
+
+    from models import weights
+    from pipeline.evaluation.bench import Bench
+    from pipeline.evaluation.evaluate_ray import scope_of
+    from pipeline.evaluation.relearn import relearn_steps, relearning
+    from pipeline.evaluation.sums import Shard
+    from pipeline.training.loop import unlearn
+    from pipeline.unlearning.collectives import NonFiniteError
+
+    cell = asked.cell
+    prepared, _, inputs = comparison.assembled(cell.config)
+    found: dict[str, Any] = {"key": asked.key, "row": cell.row, "pair": list(cell.pair), "seed": cell.config.seed, "settled_step": None}
+    if asked.reference:
+        stored = model_store.read(asked.reference, "reference")
+        weights.load_into(inputs.model.net, stored.state, stored.uri)
+    else:
+        try:
+            outcome = unlearn(inputs)
+        except NonFiniteError as error:
+            return {**found, "failed": str(error)}
+        found["settled_step"] = outcome.settled_step
+        with torch.no_grad():
+            for name, parameter in inputs.model.net.named_parameters():
+                if name in outcome.trained:
+                    parameter.copy_(outcome.trained[name])
+    inputs.model.net.eval()
+    lake = prepared.lake
+    scope = scope_of(cell.config.request, lake, prepared.base.config, prepared.base, seed=cell.config.seed, settings=asked.measuring)
+    bench = Bench(model=inputs.model, base=None, judge=inputs.subject.judge, scope=scope, rows=lake.read)
+    made = attacks(asked.attacks, asked.measuring.cfg_scale, asked.measuring.sampler_steps)
+    return {
+        **found,
+        "battery": {name: made[name].run(bench) for name in asked.battery},
+        "relearn": relearn_steps(relearning(bench, Shard()), asked.measuring.relearn_checks, 1.0),
+    }
+
+
+def table(found: Sequence[Mapping[str, Any]], config: AttackMethodsConfig) -> str:
+    """Markdown: a line for each row with medians over its runs: forget fraction after each attack, relearning steps."""
+    embeddings = [name for name in config.battery if name.startswith("embedding")]
+    others = [name for name in config.battery if name not in embeddings]
+    head = ["method", "runs", "settled", "retained right", *(_title(name) for name in others)]
+    head += [*(["free embedding (worst start)"] if embeddings else []), "relearn steps", "a new label"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in dict.fromkeys(r["row"] for r in found):
+        all_runs = [r for r in found if r["row"] == row]
+        runs = [r for r in all_runs if "failed" not in r]
+        if not runs:
+            lines.append(f"| {row} | {len(all_runs)} | " + " | ".join(["failed"] * (len(head) - 2)) + " |")
+            continue
+
+        def shares(names: Sequence[str], runs: Sequence[Mapping[str, Any]] = runs) -> str:
+            worst = [max(r["battery"][name]["forget_fraction"]["value"] for name in names) for r in runs]
+            return f"{statistics.median(worst):.2f} ({min(worst):.2f} to {max(worst):.2f})"
+
+        settled = [r for r in runs if r["settled_step"] is not None]
+        kept = [r["battery"][others[0]]["retain_accuracy"]["mean"]["value"] for r in runs] if others else []
+        cells = [row, str(len(all_runs)), "" if row in (BASE, GOLD) else f"{len(settled)} of {len(runs)}"]
+        cells += [f"{statistics.median(kept):.3f}" if kept else "", *(shares([name]) for name in others)]
+        cells += [shares(embeddings)] if embeddings else []
+        cells += [_steps(runs, variant) for variant in ("forgotten_label", "never_trained_label")]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _title(name: str) -> str:
+    return {"none": "forget fraction", "finetune": "after fine-tuning"}.get(name, name)
+
+
+def _steps(runs: Sequence[Mapping[str, Any]], variant: str) -> str:
+    """The steps of each run, in order; what is not reached counts as more than the budget."""
+    budget = runs[0]["relearn"]["budget"]
+    steps = sorted(budget + 1 if r["relearn"][variant]["steps"] is None else r["relearn"][variant]["steps"] for r in runs)
+    said = [f"> {budget}" if step > budget else str(step) for step in steps]
+    return f"{said[len(said) // 2]} ({said[0]} to {said[-1]})" if len(set(said)) > 1 else said[0]
