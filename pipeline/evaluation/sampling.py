@@ -9,7 +9,7 @@ from torch import Tensor
 from models.generative import GenerativeModel
 from models.judge import Judge
 from pipeline.evaluation.frechet import Moments
-from pipeline.evaluation.sums import Ranks, blocks
+from pipeline.evaluation.sums import Ranks, Shard, blocks
 from pipeline.seeding import seed_of
 from pipeline.unlearning.collectives import Collectives
 
@@ -105,6 +105,18 @@ def draw_images(
     """`each` images of every label, in label order, on the same noise as `plan` gives its first ones: (len * each, C, H, W)."""
     what = plan(dict.fromkeys(labels, each), seed=seed, purpose=purpose, cfg_scale=cfg_scale, steps=steps, batch=128)
     return model.sample(labels=torch.tensor(what.labels), seeds=list(what.seeds), cfg_scale=cfg_scale, steps=steps)
+
+
+@torch.no_grad()
+def seeds_called(model: GenerativeModel, judge: Judge, counts: Mapping[int, int], *, seed: int, among: int = 1024) -> dict[int, list[int]]:
+    """For a model that reads no labels: of `among` seeds the first `counts[label]` whose image is called `label`; fewer where it is rare."""
+    what = plan({0: among}, seed=seed, purpose="grid", cfg_scale=1.0, steps=1, batch=128)
+    found: dict[int, list[int]] = {label: [] for label in counts}
+    for block in draw_blocks(model, judge, what, Shard()):
+        for position, label in zip(block.positions, block.ranked[:, 0].tolist()):
+            if label in found and len(found[label]) < counts[label]:
+                found[label].append(what.seeds[position])
+    return {label: seeds for label, seeds in found.items() if seeds}
 
 
 def _reduced(m: Moments, collectives: Collectives, device: torch.device) -> Moments:
