@@ -109,7 +109,7 @@ def draw_images(
 
 @torch.no_grad()
 def seeds_called(model: GenerativeModel, judge: Judge, counts: Mapping[int, int], *, seed: int, among: int = 1024) -> dict[int, list[int]]:
-    """For a model that reads no labels: of `among` seeds the first `counts[label]` whose image is called `label`; fewer where it is rare."""
+    """For a model that reads no labels: of `among` seeds the first `counts[label]` whose image is called `label`; fewer if it is rare."""
     what = plan({0: among}, seed=seed, purpose="grid", cfg_scale=1.0, steps=1, batch=128)
     found: dict[int, list[int]] = {label: [] for label in counts}
     for block in draw_blocks(model, judge, what, Shard()):
