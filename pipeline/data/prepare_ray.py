@@ -237,4 +237,4 @@ class _EncodingActor:
             raise pixels
         if self.encoder is None:
             self.encoder = Encoder(task.rows)
-        return write_shard(task, pixels, self.encoder.columns)
+        return write_shard(task, [(pixels.sample_ids, pixels.images)] if pixels.sample_ids else [], pixels.rejected, self.encoder.columns)

@@ -8,6 +8,7 @@ from PIL import Image, ImageOps
 from pipeline.data.sources.base import Raw
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+ORIENTATION = 0x0112  # EXIF tag
 LARGEST_ASPECT = 64  # beyond it the scaled image before the crop would not fit in memory
 
 
@@ -41,7 +42,8 @@ def decode(data: bytes) -> Image.Image:
     if max(image.size) > LARGEST_ASPECT * min(image.size):
         raise Unreadable(f"got {image.size[0]}x{image.size[1]} pixels, expected sides within a factor {LARGEST_ASPECT}")
     try:
-        return ImageOps.exif_transpose(image)
+        upright = image.getexif().get(ORIENTATION, 1) == 1
+        return image if upright else ImageOps.exif_transpose(image)  # which would copy an upright one
     except Exception:  # the pixels are whole: broken EXIF data says nothing of how to turn them
         return image
 
@@ -55,7 +57,8 @@ def as_channels(image: Image.Image, channels: int) -> Image.Image:
         raise Unreadable("floating-point pixels have no known range; expected 8 or 16 bits")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    return image.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    return image if image.mode == mode else image.convert(mode)
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:

@@ -1,8 +1,9 @@
 """The shards of a lake as tasks: what goes into each, making one, and remembering those that are done."""
 
 import hashlib
+import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from pipeline.data.sources.base import Item, RawImages, Split
 
 SHARD_BYTES = 128 << 20  # pixels a task holds at once
 PROGRESS = "progress"
+Block = tuple[list[str], np.ndarray]  # sample ids and pixels, uint8 (n, H, W, C)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,45 +93,80 @@ def plan(items: Sequence[Item], source: RawImages, uri: str, config: PrepareConf
     return tasks
 
 
-def read_pixels(task: Task) -> Pixels:
-    """Read, decode and transform the task's images. One that cannot be used is named with its reason; failing storage raises."""
-    ids: list[str] = []
-    images = np.empty((len(task.items) * (2 if task.flip else 1), *task.shape), np.uint8)
-    rejected = []
+def pixel_rows(task: Task, rejected: list[Rejected]) -> Iterator[tuple[str, np.ndarray]]:
+    """The task's images read, decoded and transformed, mirrored ones after their originals: sample id and pixels.
+
+    One that cannot be used is added to `rejected` with its reason; failing storage raises.
+    """
     for item, raw in zip(task.items, task.source.read(task.items), strict=True):
         try:
             pixels = to_pixels(raw, task.shape)
         except Unreadable as error:
             rejected.append(Rejected(sample_id=item.sample_id, label=item.label, ref=item.ref, reason=str(error)))
             continue
-        images[len(ids)] = pixels
-        ids.append(item.sample_id)
+        yield item.sample_id, pixels
         if task.flip:
-            images[len(ids)] = pixels[:, ::-1]
-            ids.append(item.sample_id + FLIP_MARK)
-    return Pixels(sample_ids=ids, images=images[: len(ids)], rejected=rejected)
+            yield item.sample_id + FLIP_MARK, pixels[:, ::-1]
+
+
+def blocks(rows: Iterable[tuple[str, np.ndarray]], shape: Sequence[int], size: int) -> Iterator[Block]:
+    """`rows` gathered `size` at a time. The memory is used again: a block is good until the next is asked for."""
+    ids: list[str] = []
+    images = np.empty((size, *shape), np.uint8)
+    for sample_id, pixels in rows:
+        images[len(ids)] = pixels
+        ids.append(sample_id)
+        if len(ids) == size:
+            yield ids, images
+            ids = []
+    if ids:
+        yield ids, images[: len(ids)]
+
+
+def read_pixels(task: Task) -> Pixels:
+    """All images of the task at once."""
+    rejected: list[Rejected] = []
+    found = list(blocks(pixel_rows(task, rejected), task.shape, len(task.items) * (2 if task.flip else 1)))
+    ids, images = found[0] if found else ([], np.empty((0, *task.shape), np.uint8))
+    return Pixels(sample_ids=ids, images=images, rejected=rejected)
 
 
 def image_columns(images: np.ndarray) -> dict[str, pa.Array]:
     return {"image": shards.tensor_array(images, "image")}
 
 
-def write_shard(task: Task, pixels: Pixels, columns: Callable[[np.ndarray], dict[str, pa.Array]] = image_columns) -> Made:
-    """Write the task's rows, their tensors by `columns`, then note that it is done: a killed run need not do it again."""
-    shard = None
-    if pixels.sample_ids:
-        labels = pa.array([task.label] * len(pixels.sample_ids), pa.int32())
-        table = pa.table({"sample_id": pixels.sample_ids, "label": labels, **columns(pixels.images)})
-        shard = shards.write(task.root, task.path, [table], task.rows.kind, task.rows.shape, label=task.label, split=task.split)
-        shards.require_rows(storage.join(task.root, task.path), shard.rows, len(pixels.sample_ids))
-    made = Made(task=task_digest(task), items=len(task.items), shard=shard, rejected=pixels.rejected)
+def write_shard(
+    task: Task, read: Iterable[Block], rejected: list[Rejected], columns: Callable[[np.ndarray], dict[str, pa.Array]] = image_columns
+) -> Made:
+    """Write the rows of `read`, their tensors by `columns`, then note that the task is done: a killed run need not do it again.
+
+    `rejected` is looked at when everything was read.
+    """
+    count = 0
+
+    def tables(first: Block, rest: Iterator[Block]) -> Iterator[pa.Table]:
+        nonlocal count
+        for ids, images in itertools.chain([first], rest):
+            count += len(ids)
+            yield pa.table({"sample_id": ids, "label": pa.array([task.label] * len(ids), pa.int32()), **columns(images)})
+
+    shard, rest = None, iter(read)
+    first = next(rest, None)
+    if first is not None:
+        shard = shards.write(task.root, task.path, tables(first, rest), task.rows.kind, task.rows.shape, label=task.label, split=task.split)
+        shards.require_rows(storage.join(task.root, task.path), shard.rows, count)
+    rows_each = 2 if task.flip else 1
+    shards.require_rows(f"the images of {task.path}", count + rows_each * len(rejected), rows_each * len(task.items))
+    made = Made(task=task_digest(task), items=len(task.items), shard=shard, rejected=rejected)
     storage.write_json(_note(task), made.model_dump(mode="json"))
     return made
 
 
 def make_shard(task: Task) -> Made:
-    """One shard of pixels, from the raw images to the file."""
-    return write_shard(task, read_pixels(task))
+    """One shard of pixels, from the raw images to the file. A row group is in memory at a time, and still in cache when it is written."""
+    rejected: list[Rejected] = []
+    size = min(shards.group_rows("image", task.shape), len(task.items) * (2 if task.flip else 1))
+    return write_shard(task, blocks(pixel_rows(task, rejected), task.shape, size), rejected)
 
 
 def finished(tasks: Sequence[Task], uri: str) -> Iterator[tuple[Task, Made | None]]:
