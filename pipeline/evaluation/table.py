@@ -11,7 +11,7 @@ def table(found: Mapping[str, Any]) -> str:
     """Everything in `found` (what `evaluate` returns) but the figures of single classes, which are in the JSON."""
     lines: list[Line] = []
     for name, value in (found["measures"] or {}).items():
-        lines += _measure(name, value)
+        lines += measure_lines(name, value)
     if found["battery"]:
         lines.append(("", "", ""))
         lines += _battery(found["battery"])
@@ -39,7 +39,8 @@ def cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _measure(name: str, value: Any) -> Iterator[Line]:
+def measure_lines(name: str, value: Any) -> Iterator[Line]:
+    """Title, before and after of every figure of one measure."""
     if value is None:
         yield name, "", "does not apply"
     elif name == "loss_by_timestep":

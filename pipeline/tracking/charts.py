@@ -32,6 +32,7 @@ class Chart:
     bounds: Sequence[tuple[str, float]] = field(default=())  # horizontal lines
     marks: Sequence[tuple[str, float]] = field(default=())  # vertical lines at a step
     percent: bool = False
+    x_title: str = "step"
 
 
 def series_of(
@@ -76,6 +77,7 @@ def layout(chart: Chart, *, last_step: float) -> dict[str, Any] | None:
     grouped = max(math.ceil(len(one.points) / POINTS) for one in chart.series)
     return {
         "title": chart.title,
+        "x_title": chart.x_title,
         "note": chart.note + (f" Mean of every {grouped} steps." if grouped > 1 else ""),
         "lines": [
             {
@@ -94,6 +96,7 @@ def layout(chart: Chart, *, last_step: float) -> dict[str, Any] | None:
         "data": {
             "last": max(last_step, 1.0),
             "percent": chart.percent,
+            "x": chart.x_title,
             "series": [{"name": one.name, "color": one.color, "points": one.points, "band": one.band} for one in series],
         },
     }

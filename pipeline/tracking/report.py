@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.tracking.charts import Chart, Series, keys_of, layout, series_of
 from pipeline.tracking.png import grid_address, is_small
+from pipeline.tracking.proof import battery_section, gold_section, measures_section, timestep_chart
 from pipeline.tracking.wording import (
     NOT_MEASURED,
     Namer,
@@ -82,6 +83,10 @@ def render_report(
         gate=_gate(result),
         timing=[(title, seconds((result.get("timing") or {}).get(key))) for key, title in TIMES.items()],
         facts=_facts(result),
+        battery=battery_section(result.get("battery")),
+        further=measures_section(result.get("measures")),
+        timesteps=timestep_chart(result.get("measures")),
+        gold=gold_section(result.get("gold")),
         digests=[(key.replace("_", " "), result.get(key) or NOT_MEASURED) for key in DIGESTS],
         method_config=[(key, "none" if value is None else value) for key, value in (result.get("method_config") or {}).items()],
         config_yaml=config_yaml,

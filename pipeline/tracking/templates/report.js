@@ -26,7 +26,7 @@
       const box = plot.getBoundingClientRect();
       const wanted = Math.min(Math.max((event.clientX - box.left) / box.width, 0), 1) * data.last;
       const step = nearest(data.series.flatMap((series) => series.points), wanted)[0];
-      tip.replaceChildren(`step ${step}`);
+      tip.replaceChildren(`${data.x} ${step}`);
       for (const series of data.series) {
         const point = series.points.find((candidate) => candidate[0] === step);
         if (!point) continue;

@@ -1,0 +1,182 @@
+"""The report's sections on what was tried to bring the class back, the further measures and the gold reference, as plain data."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.evaluation.table import cell, measure_lines
+from pipeline.tracking.charts import Chart, Series, layout
+from pipeline.tracking.wording import given, share
+
+KINDS = {
+    "none": "Nothing is done",
+    "finetune": "Benign fine-tuning",
+    "quantise": "Rounded weights",
+    "sampler": "Another way of drawing",
+    "embedding": "Free label embedding",
+}
+MEANING = {
+    ("none", "holds"): "As it stands, the class is not drawn.",
+    ("none", "returns"): "As it stands, the class is still drawn.",
+    ("finetune", "holds"): "Training it further on kept images does not bring the class back.",
+    ("finetune", "returns"): "Training it further on kept images brings the class back: measure again after any training.",
+    ("quantise", "holds"): "Rounding the weights does not bring the class back.",
+    ("quantise", "returns"): "The rounded model draws the class: judge the weights in the form that will serve.",
+    ("sampler", "holds"): "Drawing in this way does not bring the class back.",
+    ("sampler", "returns"): "The class is forgotten only for the sampler that it was judged with.",
+    ("embedding", "holds"): "With the network as it is, no label embedding that was tried leads to the class.",
+    (
+        "embedding",
+        "returns",
+    ): "The network still holds the class: its label does not lead there any more, but an embedding made by whoever has "
+    "the weights and some images does.",
+}
+DOUBT = {"open": "The images are too few to tell: draw more.", "failed": "It could not be carried out, which proves nothing."}
+STATES = {"holds": ("good", "holds"), "returns": ("bad", "comes back"), "open": ("open", "undecided"), "failed": ("open", "failed")}
+TITLES = {
+    "forget_fraction": "Forgotten class drawn",
+    "leakage": "Forgotten class under other labels",
+    "retain_accuracy": "Retained classes drawn right",
+    "fid": "Frechet distance",
+    "kid": "Kernel distance",
+    "precision_recall": "Real-looking and covered",
+    "paired_drift": "Drift of the same seed",
+    "membership_auc": "Loss attack",
+    "relearn_steps": "Steps to relearn half",
+}
+SHARES = ("forget_fraction", "leakage", "retain_accuracy", "precision_recall")
+
+
+def battery_section(battery: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Every attack with its verdict and what that means; None when the battery was not run."""
+    if not battery:
+        return None
+    rows = []
+    for line in battery["attacks"]:
+        state, text = STATES[line["verdict"]]
+        kept = (line["retain_accuracy"] or {}).get("mean")
+        rows.append(
+            {
+                "kind": KINDS[line["kind"]],
+                "about": line["about"],
+                "forget": _share(line["forget_fraction"]),
+                "retain": _share(kept),
+                "state": state,
+                "verdict": text,
+                "meaning": line["error"] or DOUBT.get(line["verdict"]) or MEANING[(line["kind"], line["verdict"])],
+            }
+        )
+    return {"summary": battery_sentence(battery), "held": battery["held"], "rows": rows}
+
+
+def battery_sentence(battery: Mapping[str, Any]) -> str:
+    """In one or two sentences: how many attacks it withstood, and which ones it did not."""
+    tried = [line for line in battery["attacks"] if line["kind"] != "none"]
+    held = [line for line in tried if line["verdict"] == "holds"]
+    if len(held) == len(tried):
+        return f"It stayed forgotten, under {share(battery['bound'])} beyond doubt, through all {len(tried)} attacks."
+    returned = dict.fromkeys(KINDS[line["kind"]].lower() for line in tried if line["verdict"] == "returns")
+    doubt = dict.fromkeys(KINDS[line["kind"]].lower() for line in tried if line["verdict"] in DOUBT)
+    said = [f"It stayed forgotten through {len(held)} of {len(tried)} attacks."]
+    if returned:
+        said.append(f"Brought back by: {', '.join(returned)}.")
+    if doubt:
+        said.append(f"Not decided: {', '.join(doubt)}.")
+    return " ".join(said)
+
+
+def measures_section(measures: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """A row for each figure, grouped by measure: title, before, after. Losses by timestep are a chart, not rows."""
+    groups = []
+    for name, value in (measures or {}).items():
+        if name == "loss_by_timestep":
+            continue
+        rows = [
+            {
+                "title": title.removeprefix(f"{name}, ").removeprefix(name).replace("_", " ").strip(", ") or "in all",
+                "before": before,
+                "after": after,
+            }
+            for title, before, after in measure_lines(name, value)
+        ]
+        groups.append({"title": TITLES[name], "rows": rows})
+    return groups
+
+
+def timestep_chart(measures: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Losses of held-out rows (of trained ones where nothing was held out) over the timesteps, before and after."""
+    found = (measures or {}).get("loss_by_timestep")
+    if not found:
+        return None
+    middles = [(first + last) / 2 for first, last in found["after"]["bins"]]
+    series: list[Series] = []
+    for kind, name in (("forget", "forgotten class"), ("retain", "retained classes")):
+        group = next((f"{kind}_{split}" for split in ("heldout", "train") if f"{kind}_{split}" in found["after"]), None)
+        for side in ("before", "after"):
+            line = (found.get(side) or {}).get(group)
+            if line is None:
+                continue
+            series.append(
+                Series(
+                    name=f"{name}, {side}",
+                    color=len(series) + 1,
+                    points=list(zip(middles, line["mean"])),
+                    band=list(zip(middles, line["low"], line["high"])),
+                    dots=True,
+                )
+            )
+    chart = Chart(
+        title="Loss by timestep",
+        note="The model's own loss on images it was not trained on: noise grows to the right. With the 95 % interval of the mean.",
+        series=series,
+        x_title="timestep",
+    )
+    return layout(chart, last_step=found["after"]["bins"][-1][1])
+
+
+def gold_section(gold: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """How near the unlearned model and the one before are to a model that never saw the class; None without one."""
+    if not gold:
+        return None
+    sides = [side for side in ("before", "after") if side in gold]
+    rows = [
+        ("Judged like it, same label and seed", {side: _share(gold[side]["agreement"]) for side in sides}),
+        ("Frechet distance to its images", {side: (cell(gold[side]["frechet"]["judge"]), "") for side in sides}),
+        ("Drift from it, same label and seed", {side: (cell(gold[side]["paired_drift"]["judge"]["mean"]), "") for side in sides}),
+        ("Drift between two images of one class", {side: (cell(gold[side]["paired_drift"]["judge"]["unpaired"]), "") for side in sides}),
+    ]
+    classes = [
+        {"label": int(label), **{side: gold[side]["agreement"]["per_class"][label]["value"] for side in sides}}
+        for label in gold["after"]["agreement"]["per_class"]
+    ]
+    near = _nearness(gold)
+    own, kept = gold["forget_fraction"], gold["retain_accuracy"]["mean"]
+    return {
+        "summary": f"{gold['name']} never saw the class: asked for it, it draws it in {share(own['value'])} of {own['n']} images, "
+        f"and draws {share(kept['value'])} of the others right.{near}",
+        "rows": [{"title": title, "before": values.get("before"), "after": values.get("after")} for title, values in rows],
+        "classes": classes,
+    }
+
+
+def _nearness(gold: Mapping[str, Any]) -> str:
+    if "before" not in gold:
+        return ""
+    after, before = (gold[side]["paired_drift"]["judge"]["mean"] for side in ("after", "before"))
+    if before == 0:
+        return ""
+    ratio = after / before
+    if ratio <= 1.1:
+        return (
+            " On the other labels the unlearned model is about as near to it as the model before was."
+            if ratio >= 0.9
+            else (" On the other labels the unlearned model is nearer to it than the model before was.")
+        )
+    return f" On the other labels the unlearned model is {ratio:.1f} times as far from it as the model before was."
+
+
+def _share(value: Mapping[str, Any] | None) -> tuple[str, str]:
+    """A share as text and, where it has one, its interval with n."""
+    if value is None:
+        return share(None), ""
+    interval = f"{share(value['low'])} to {share(value['high'])}, n\u00a0=\u00a0{value['n']}" if given(value.get("low")) else ""
+    return share(value["value"]), interval
