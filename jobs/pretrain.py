@@ -1,11 +1,13 @@
-"""Train a small DiT and its judge from a lake.
+"""Train a small DiT or VAE and its judge from a lake.
 
 python jobs/pretrain.py --config jobs/configs/pretrain_digits.yaml [--set optim.max_steps=1200 ...]
 python jobs/pretrain.py --config jobs/configs/pretrain_digits.yaml --set without=[1]    (a gold reference that never saw a 1)
 """
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -28,17 +30,24 @@ def run(config: PretrainConfig, dry_run: bool) -> None:
         )
         return
     made = pretrain_ray.pretrain(config)
-    drawn, judge = made.manifest["judged_right"], made.judge_manifest
+    judge = made.judge_manifest
     held = (
         "" if judge["heldout_accuracy"] is None else f": {judge['heldout_accuracy']:.1%} right on {judge['heldout_rows']} held-out images"
     )
     print(f"judge{held}")
-    print(
-        f"{config.model.size}, {made.manifest['parameters']:,} parameters: {drawn['mean']:.1%} of {drawn['samples']} drawn images "
-        f"judged right (worst class {drawn['min']:.1%}, CFG {drawn['cfg_scale']:g})"
-    )
+    print(f"{config.model.size}, {made.manifest['parameters']:,} parameters: {quality(made.manifest)}")
     print(f"  {made.model_uri}")
     print("  trained already with these settings, used as it is" if made.reused else f"  trained in {made.seconds:.1f} s")
+
+
+def quality(manifest: Mapping[str, Any]) -> str:
+    """What the judge found: images drawn right or, of a model without labels, what its images are."""
+    if drawn := manifest.get("judged_right"):
+        worst = f"worst class {drawn['min']:.1%}, CFG {drawn['cfg_scale']:g}"
+        return f"{drawn['mean']:.1%} of {drawn['samples']} drawn images judged right ({worst})"
+    shares = manifest["class_shares"]
+    found = ", ".join(f"{label}: {share:.1%}" for label, share in shares["per_class"].items())
+    return f"{shares['n']} drawn images judged {found}"
 
 
 if __name__ == "__main__":

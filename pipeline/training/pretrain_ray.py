@@ -27,8 +27,8 @@ class Pretrained:
 
 
 def descriptions(config: PretrainConfig, lake: Lake) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The config.json of the DiT and of the judge for the rows of `lake`."""
-    from models.generative import dit_description
+    """The config.json of the model and of the judge for the rows of `lake`."""
+    from models.generative import describe, is_conditional
     from models.judge import small_cnn_description
 
     manifest = lake.manifest
@@ -40,16 +40,9 @@ def descriptions(config: PretrainConfig, lake: Lake) -> tuple[dict[str, Any], di
         raise InputError(f"lake {manifest.name!r} has labels with gaps, expected 0 to {len(names) - 1}")
     shape = (channels, height, width)
     try:
-        model = dit_description(
-            config.model.size,
-            shape=shape,
-            num_classes=len(names),
-            class_names=names,
-            sampler={
-                "cfg_scale": config.evaluate.cfg_scale,
-                "steps": config.evaluate.final_sampler_steps,
-            },
-        )
+        sampler = {"cfg_scale": config.evaluate.cfg_scale, "steps": config.evaluate.final_sampler_steps}
+        own = {"sampler": sampler} if is_conditional(config.model.size) else {}
+        model = describe(config.model.size, shape=shape, class_names=names, **own)
     except ValueError as error:
         raise InputError(str(error)) from error
     return model, small_cnn_description(shape=shape, num_classes=len(names), class_names=names)
@@ -62,7 +55,13 @@ def model_uri_of(config: PretrainConfig) -> str:
 
 
 def check(config: PretrainConfig, lake: Lake) -> None:
-    """Raise `InputError` for classes that cannot be left out."""
+    """Raise `InputError` for classes that cannot be left out, and for workers that would each learn other batch statistics."""
+    from models.generative import is_conditional
+
+    if not is_conditional(config.model.size) and config.train.most > 1:
+        raise InputError(
+            f"train.workers: got {config.train.most}, expected 1: {config.model.size} learns the statistics of whole batches (batch norm)"
+        )
     labels = [item.label for item in lake.manifest.classes]
     for label in config.without:
         if label not in labels:
@@ -161,6 +160,7 @@ def _worker(arguments: dict[str, Any]) -> None:
     from models.judge import build_judge, initialise
     from pipeline.evaluation.retention import retain_accuracy
     from pipeline.evaluation.sampling import judge_samples, plan
+    from pipeline.evaluation.shares import shares_of
     from pipeline.seeding import generator
     from pipeline.training.launch_ray import worker_setup
     from pipeline.training.pretrain import LANES, judge_accuracy, train_dit, train_judge
@@ -208,7 +208,7 @@ def _worker(arguments: dict[str, Any]) -> None:
     heldout = lake.read(split="heldout")
     accuracy = judge_accuracy(judge, heldout, device=device) if len(heldout) else None
 
-    model = build(description)
+    model = build(description, batch_norm="tracked")
     model.net.initialise(generator(seed, "model"))  # type: ignore[operator]
     model.net.to(device).train()
     train_dit(
@@ -228,14 +228,19 @@ def _worker(arguments: dict[str, Any]) -> None:
     model.net.eval()
     evaluate = config.evaluate
     what = plan(
-        dict.fromkeys(seen, evaluate.retain_samples),
+        dict.fromkeys(seen, evaluate.retain_samples),  # a model without labels draws as many
         seed=seed,
         purpose="pretrained",
         cfg_scale=evaluate.cfg_scale,
         steps=evaluate.final_sampler_steps,
         batch=evaluate.batch,
     )
-    drawn = retain_accuracy(judge_samples(model, judge, what, collectives), ())
+    verdicts = judge_samples(model, judge, what, collectives)
+    quality: dict[str, Any] = {"class_shares": shares_of(verdicts.called, judge.num_classes).to_dict()}
+    if model.conditional:
+        drawn = retain_accuracy(verdicts, ())
+        right = {"mean": drawn.mean, "min": drawn.min, "samples": len(what.labels), "cfg_scale": evaluate.cfg_scale}
+        quality = {"judged_right": right}
     if first:
         writer.flush()
         if not config.without:
@@ -251,11 +256,7 @@ def _worker(arguments: dict[str, Any]) -> None:
             )
         model_store.write(
             arguments["model_uri"],
-            model.config,
+            description,
             model.net.state_dict(),
-            {
-                "made_with": made_with,
-                "parameters": sum(p.numel() for p in model.net.parameters()),
-                "judged_right": {"mean": drawn.mean, "min": drawn.min, "samples": len(what.labels), "cfg_scale": evaluate.cfg_scale},
-            },
+            {"made_with": made_with, "parameters": sum(p.numel() for p in model.net.parameters()), **quality},
         )
