@@ -7,14 +7,13 @@ so an interrupted comparison goes on.
 import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
 from pipeline import config as configuration
 from pipeline import storage
 from pipeline.config import CompareConfig, UnlearnConfig
+from pipeline.resumable import results
 
 if TYPE_CHECKING:
     from pipeline.data.partition import Partition
@@ -50,18 +49,7 @@ def cells(config: CompareConfig) -> list[Cell]:
 
 def compare(config: CompareConfig, results_uri: str) -> Iterator[dict[str, Any]]:
     """Run what `results_uri` (JSON lines) does not hold yet; yields every result, old ones first."""
-    known = {}
-    if storage.exists(results_uri):
-        known = {r["key"]: r for r in map(json.loads, storage.read_bytes(results_uri).decode().splitlines())}
-    wanted = cells(config)
-    yield from (known[cell.key] for cell in wanted if cell.key in known)
-    missing = [cell for cell in wanted if cell.key not in known]
-    with ProcessPoolExecutor(config.processes, mp_context=get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(run_cell, cell) for cell in missing]):
-            result = future.result()
-            known[result["key"]] = result
-            storage.write_text(results_uri, "".join(json.dumps(r) + "\n" for r in known.values()))
-            yield result
+    return results(cells(config), run_cell, results_uri, config.processes)
 
 
 def assembled(config: UnlearnConfig) -> "tuple[Prepared, Partition, Inputs]":

@@ -4,6 +4,7 @@ from pipeline.config.base import Fraction, JobConfig, Section, Version
 from pipeline.config.data import Encoder, Prepare, PrepareConfig, Source
 from pipeline.config.pretrain import JudgeOptim, PretrainConfig, PretrainOptim
 from pipeline.config.reading import ConfigT, apply_overrides, dump, load, parse, read_yaml
+from pipeline.config.reproduce import ReproduceConfig
 from pipeline.config.sweep import SweepConfig
 from pipeline.config.tools import BenchmarkConfig, CompareConfig, GenerateConfig, RegistryConfig, StepBenchmark
 from pipeline.config.unlearn import Evaluate, Gate, Judge, Method, Model, Optim, Partition, Request, Tracking, Train, UnlearnConfig
@@ -29,6 +30,7 @@ __all__ = [
     "PretrainConfig",
     "PretrainOptim",
     "RegistryConfig",
+    "ReproduceConfig",
     "Request",
     "Section",
     "Source",

@@ -1,0 +1,39 @@
+"""The paper's MNIST table again: every method from one checkpoint under the published protocol, beside the published figures.
+
+python jobs/reproduce_paper.py --config jobs/configs/reproduce_mnist.yaml [--set model.weights=<vae_200.pth> --set judge.weights=<classifier> ...]
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pipeline import cli, storage
+from pipeline.config import ReproduceConfig
+
+
+def run(config: ReproduceConfig, dry_run: bool) -> None:
+    from pipeline import reproduction_table as reproduction
+    from pipeline.progress import Progress
+
+    inputs = reproduction.check(config)
+    wanted = len(config.rows) * len(config.seeds)
+    if dry_run:
+        print(f"would make {wanted} runs: {len(config.rows)} rows on {len(config.seeds)} seeds, from {inputs.model.uri}")
+        return
+    storage.require_writable(config.storage)
+    progress = Progress(f"reproducing {len(config.rows)} rows", wanted)
+    found = []
+    for result in reproduction.runs(config, inputs):
+        found.append(result)
+        progress.at(len(found), result["row"])
+    progress.close()
+    page = reproduction.table(config, found, reproduction.costs(config, inputs), reproduction.base(config, inputs))
+    uri = storage.join(config.storage, "reproductions", f"{config.name}.md")
+    storage.write_text(uri, page + "\n")
+    print(page)
+    print(f"\n{len(found)} runs from {inputs.model.uri}; {uri}")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(ReproduceConfig, run, __doc__))

@@ -1,0 +1,36 @@
+"""A list of runs in plain processes, whose results are appended as they come: what was interrupted goes on."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from typing import Any, Protocol, TypeVar
+
+from pipeline import storage
+
+
+class Keyed(Protocol):
+    """A run by all that its result depends on."""
+
+    @property
+    def key(self) -> str: ...
+
+
+KeyedT = TypeVar("KeyedT", bound=Keyed)
+
+
+def results(wanted: Sequence[KeyedT], run: Callable[[KeyedT], dict[str, Any]], uri: str, processes: int) -> Iterator[dict[str, Any]]:
+    """Run what `uri` (JSON lines) does not hold yet; yields every result, old ones first. `run` puts the run's `key` into its result."""
+    known = {}
+    if storage.exists(uri):
+        known = {r["key"]: r for r in map(json.loads, storage.read_bytes(uri).decode().splitlines())}
+    yield from (known[one.key] for one in wanted if one.key in known)
+    missing = [one for one in wanted if one.key not in known]
+    if not missing:
+        return
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(run, one) for one in missing]):
+            result = future.result()
+            known[result["key"]] = result
+            storage.write_text(uri, "".join(json.dumps(r) + "\n" for r in known.values()))
+            yield result
