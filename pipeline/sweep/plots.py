@@ -12,7 +12,7 @@ from pipeline.sweep.scores import OBJECTIVES
 from pipeline.tracking.charts import ticks
 
 WIDTH, HEIGHT = 440, 300
-LEFT, RIGHT, TOP, BOTTOM = 58, 16, 18, 46
+LEFT, RIGHT, TOP, BOTTOM = 58, 16, 30, 46
 STYLE = """
 .sp { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Liberation Sans", sans-serif; }
 .sp.alone { --ink: #16191f; --soft: #5b6472; --line: #e1e5ea; --card: #fff; --s1: #2460d8; --s2: #c2640a; background: var(--card); }
@@ -78,11 +78,11 @@ def parallel(rows: Sequence[Mapping[str, Any]], space: Sequence[str], names: Seq
     for place, (x, (title, values, name)) in enumerate(zip(xs, axes)):
         where, marks = _positions(values, name)
         columns.append(where)
-        parts.append(f'<path class="axis" d="M{x:.1f} {TOP + 22}V{HEIGHT - BOTTOM}"/>')
+        parts.append(f'<path class="axis" d="M{x:.1f} {TOP + 12}V{HEIGHT - BOTTOM}"/>')
         anchor = "start" if place == 0 else "end" if place == len(axes) - 1 else "middle"
         shift = -LEFT + 16 if place == 0 else RIGHT if place == len(axes) - 1 else 0
         parts += [
-            f'<text class="ink" x="{x + shift:.1f}" y="{TOP - 4 + 13 * row}" text-anchor="{anchor}">{escape(words)}</text>'
+            f'<text class="ink" x="{x + shift:.1f}" y="{TOP - 16 + 13 * row}" text-anchor="{anchor}">{escape(words)}</text>'
             for row, words in enumerate(_in_two(title))
         ]
         parts += [f'<text x="{x - 6:.1f}" y="{y + 4:.1f}" text-anchor="end">{escape(text)}</text>' for y, text in marks]
@@ -146,18 +146,20 @@ def _axis(values: Sequence[float], start: float, end: float, name: str) -> tuple
     low, high = min(values), max(values)
     margin = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
     low, high = low - margin, high + margin
+    if OBJECTIVES[name].percent:
+        low, high = max(low, -0.02), min(high, 1.02)
 
     def of(value: float) -> float:
         return start + (end - start) * (value - low) / (high - low)
 
-    return of, [(of(value), value_text(name, value)) for value in ticks(low, high, 4)]
+    return of, [(of(value), value_text(name, value)) for value in ticks(low, high, 4) if not OBJECTIVES[name].percent or 0 <= value <= 1]
 
 
 def _positions(values: Sequence[Any], name: str | None) -> tuple[list[float], list[tuple[float, str]]]:
     """Heights of values on a parallel axis and its marks: few or unordered values evenly, positive ones over a decade by logarithm."""
     import math
 
-    bottom, top = HEIGHT - BOTTOM, TOP + 30
+    bottom, top = HEIGHT - BOTTOM, TOP + 20
     distinct = sorted(set(values)) if all(isinstance(value, int | float) for value in values) else sorted(set(values), key=str)
     if len(distinct) == 1:
         return [(bottom + top) / 2] * len(values), [((bottom + top) / 2, _text(name, distinct[0]))]
@@ -206,7 +208,7 @@ def _frame(x_marks: Sequence[tuple[float, str]], y_marks: Sequence[tuple[float, 
     parts += [f'<text x="{x:.1f}" y="{low + 18}" text-anchor="middle">{escape(text)}</text>' for x, text in x_marks]
     parts.append(f'<path class="axis" d="M{LEFT} {low}H{WIDTH - RIGHT}"/>')
     parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 8}" text-anchor="end">{escape(x_title)}</text>')
-    return [*parts, f'<text x="4" y="{TOP - 6}">{escape(y_title)}</text>']
+    return [*parts, f'<text x="4" y="{TOP - 16}">{escape(y_title)}</text>']
 
 
 def _svg(parts: Sequence[str], title: str, height: float = HEIGHT) -> str:

@@ -9,6 +9,7 @@ from models import weights
 from pipeline import storage
 from pipeline.config import RegistryConfig, UnlearnConfig, parse
 from pipeline.errors import InputError
+from pipeline.sweep.autopilot import AUTO, CONTEST, settled_on
 from pipeline.tracking.registry import CHAMPION, RUN_ID_TAG, resolve
 
 
@@ -36,6 +37,8 @@ def replay(config: RegistryConfig) -> Replay:
         raise InputError(f"{version.name} version {version.version}: no configuration at {uri}, so it cannot be replayed; check storage")
     values = yaml.safe_load(storage.read_bytes(uri))
     run_config = parse(UnlearnConfig, {**values, "storage": config.storage, "run_id": f"replay-{uuid.uuid4().hex[:8]}"})
+    if run_config.method.name == AUTO:  # the winner of its contest ran as if it had been named
+        run_config = settled_on(run_config, storage.read_json(storage.join(config.storage, "runs", run_id, CONTEST)))
     prepared = flow_ray.check(run_config)
     place = storage.join(config.storage, "replays", prepared.run_id)
     cluster_ray.connect()

@@ -21,6 +21,7 @@ from pipeline.tracking.wording import (
     namer,
     number,
     seconds,
+    selected,
     share,
     summary,
     title_of,
@@ -81,6 +82,8 @@ def render_report(
         measures=_measures(result),
         classes=_classes(result, named),
         gate=_gate(result),
+        contest=_contest(result),
+        selection=selected(result.get("selection")),
         timing=[(title, seconds((result.get("timing") or {}).get(key))) for key, title in TIMES.items()],
         facts=_facts(result),
         battery=battery_section(result.get("battery")),
@@ -245,6 +248,38 @@ def _cell(path: tuple[str, ...], value: Any) -> tuple[str, str]:
         return text(value.get("value")), ""
     return text(value["value"]), f"{text(value['low'])} to {text(value['high'])}" + (
         f", n\u00a0=\u00a0{value['n']}" if given(value.get("n")) else ""
+    )
+
+
+def _contest(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rounds of a run whose method was left to a contest: seconds given, and where each contestant stood, best first."""
+    return (
+        [
+            {
+                "seconds": seconds(held["seconds"]),
+                "rows": [
+                    {
+                        "method": one["method"],
+                        "failed": one["failed"],
+                        "winner": last and one["method"] == result["contest"]["winner"],
+                        "steps": number(one.get("steps")),
+                        "spent": seconds(one.get("step_seconds")),
+                        "settled": NOT_MEASURED
+                        if one["failed"]
+                        else "not yet"
+                        if one["settled_step"] is None
+                        else f"step {one['settled_step']}",
+                        "held": share(one.get("held")),
+                        "mean": share(one.get("retain_mean")),
+                        "lowest": share(one.get("retain_min")),
+                    }
+                    for one in held["standings"]
+                ],
+            }
+            for last, held in ((held is result["contest"]["rounds"][-1], held) for held in result["contest"]["rounds"])
+        ]
+        if result.get("contest")
+        else []
     )
 
 

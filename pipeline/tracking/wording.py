@@ -160,3 +160,15 @@ def bound_of(result: Mapping[str, Any], name: str) -> float | None:
     """The bound of the gate's check `name`."""
     checks = (result.get("gate") or {}).get("checks") or []
     return next((float(check["bound"]) for check in checks if check["name"] == name and given(check.get("bound"))), None)
+
+
+def selected(selection: Mapping[str, Any] | None) -> str:
+    """What is said of a model that a sweep chose; nothing of any other."""
+    if not selection:
+        return ""
+    others = selection["verified_before_it"]
+    return (
+        f"Chosen by sweep {selection['sweep']} as trial {selection['trial']} of {selection['of']}. "
+        f"The best of many is in part the luckiest, so everything before and after on this page was measured again on a seed that no trial saw ({selection['seed_verified']})"
+        + (f"; {others} better placed trial{'s' * (others > 1)} did not hold on theirs." if others else ".")
+    )

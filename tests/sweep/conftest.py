@@ -1,0 +1,53 @@
+"""A storage root with the digits lake and weights that were never trained, on seeds of their own: enough to run every part of a sweep."""
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = [  # the quickstart's sweep at its smallest: what is measured means nothing, that it is measured does
+    "set.optim.max_steps=2",
+    "set.optim.batch_size=8",
+    "set.evaluate.every=1",
+    "set.evaluate.samples=20",
+    "set.evaluate.retain_samples=1",
+    "set.evaluate.final_samples=100",
+    "set.evaluate.final_retain_samples=1",
+    "set.evaluate.sampler_steps=2",
+    "set.evaluate.final_sampler_steps=2",
+    "set.evaluate.hold_steps=1",
+    "set.evaluate.guard=null",
+    "set.gate.max_forget_fraction=1",
+    "set.gate.min_retain_accuracy=0",
+    "set.gate.min_class_accuracy=0",
+    "set.gate.min_judge_accuracy=null",
+    "verify.samples=100",
+    "verify.retain_samples=1",
+]
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> str:
+    import torch
+
+    from models.generative import build, dit_description
+    from models.judge import build_judge, small_cnn_description
+    from pipeline import model_store
+    from pipeline.config import PrepareConfig, parse
+    from pipeline.data import prepare_ray
+
+    root = str(tmp_path_factory.mktemp("sweep"))
+    config = parse(PrepareConfig, {"storage": root, "prepare": {"size": 8, "channels": 1}})
+    prepare_ray.prepare(config, run=lambda tasks: map(prepare_ray.make_shard, tasks))
+    names = [str(label) for label in range(10)]
+    model = dit_description("DiT-tiny", shape=(1, 8, 8), num_classes=10, class_names=names)
+    judge = small_cnn_description(shape=(1, 8, 8), num_classes=10, class_names=names)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made, verdict = build(model).net, build_judge(judge).net
+        with torch.no_grad():
+            for parameter in made.parameters():
+                parameter.normal_(std=0.05)
+    model_store.write(model_store.model_uri(root, "DiT-tiny", "digits"), model, made.state_dict(), {})
+    model_store.write(model_store.judge_uri(root, "digits"), judge, verdict.state_dict(), {"heldout_accuracy": 0.95})
+    return root
