@@ -216,7 +216,7 @@ def test_the_s3_policy_allows_nothing_outside_the_storage_root() -> None:
             if actions == ["s3:ListBucket"]:
                 assert statement["Condition"]
             else:
-                assert resource.startswith("arn:aws:s3:::BUCKET/PREFIX/"), resource
+                assert resource.startswith("arn:aws:s3:::BUCKET/PREFIX"), resource
     assert (CLUSTER / "s3-policy.json").read_text() in (CLUSTER / "README.md").read_text(), "written out there as it is"
 
 
