@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.benchmarks import scaling, step
+from pipeline.benchmarks import data, scaling, step, sweep_ray
 from pipeline.config import BenchmarkConfig
 
-BENCHMARKS: dict[str, Callable[[BenchmarkConfig], dict[str, Any]]] = {"step": step.run, "scaling": scaling.run}
+BENCHMARKS: dict[str, Callable[[BenchmarkConfig], dict[str, Any]]] = {"step": step.run, "scaling": scaling.run, "sweep": sweep_ray.run}

@@ -1,6 +1,6 @@
 """The jobs around a finished run: generate, registry, compare, benchmark."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -62,8 +62,31 @@ class ScalingBenchmark(Section):
     start_up: bool = Field(True, description="run the quickstart's job up to its first steps (needs its lake and models under storage)")
 
 
+class SweepBenchmark(Section):
+    """The overhead of a sweep's trials (needs the quickstart's lake and models under storage)."""
+
+    base: str = Field("jobs/configs/quickstart.yaml", description="configuration of the main job that the trials start from")
+    ways: list[Literal["trainer", "inline_cold", "inline_warm"]] = Field(["trainer", "inline_cold", "inline_warm"], min_length=1)
+    trials: int = Field(3, ge=1, description="of each way, one at a time")
+    max_steps: int = Field(4, ge=1)
+
+
+class DataBenchmark(Section):
+    """Raw images into a lake, a partition's rows into workers."""
+
+    images: int = Field(400, ge=10, description="photographs to prepare, made for the purpose")
+    images_uri: str | None = Field(None, description="class folders of real ones instead")
+    rows: int = Field(200_000, ge=2_000, description="latents of 4x32x32 in the lake; each takes 32 KB of temporary space")
+    batch: int = Field(64, ge=8, multiple_of=8, description="rows of the global batch")
+    workers: int = Field(2, ge=1)
+    steps: int = Field(30, ge=2, description="steps over which waiting is measured")
+    repeats: int = Field(3, ge=1)
+
+
 class BenchmarkConfig(JobConfig):
     benchmark: str = "step"
     threads: int = Field(1, ge=1)
     step: StepBenchmark = StepBenchmark()
     scaling: ScalingBenchmark = ScalingBenchmark()
+    data: DataBenchmark = DataBenchmark()
+    sweep: SweepBenchmark = SweepBenchmark()

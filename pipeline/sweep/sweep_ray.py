@@ -89,7 +89,7 @@ def run(prepared: PreparedSweep) -> dict[str, Any]:
     )
     with Tracker(tracking=config.tracking, storage_root=config.storage, run_id=prepared.sweep_id, tags=tags, params=params) as parent:
         plan = make_shared(prepared)
-        rows = _run_trials(prepared, plan, parent)
+        rows = run_trials(prepared, plan, parent)
         searched = time.perf_counter() - started
         summary = summarise(prepared, rows, searched)
         if not summary["ranking"]:
@@ -100,7 +100,7 @@ def run(prepared: PreparedSweep) -> dict[str, Any]:
     return summary
 
 
-def _run_trials(prepared: PreparedSweep, plan: dict[str, Any], parent: "Tracker") -> list[dict[str, Any]]:
+def run_trials(prepared: PreparedSweep, plan: dict[str, Any], parent: "Tracker") -> list[dict[str, Any]]:
     """Every trial's row, in order, whatever an interruption left undone."""
     from pipeline.sweep import tune_ray
 
