@@ -4,6 +4,7 @@ A worker that starts, for the first time or after any death, goes on from the la
 """
 
 import logging
+from collections.abc import Container
 from dataclasses import replace
 from typing import Any
 
@@ -141,7 +142,7 @@ def _connected(inputs: Inputs, arguments: dict[str, Any], run_id: str, start: Ch
         return changed, lambda last: timings.flush()
 
     uri = storage.join(run_uri, METRICS)
-    writer = records.Writer(uri, [] if begun is None else _up_to(begun, records.read(uri)))
+    writer = records.Writer(uri, [] if start is None else _up_to(start.progress["step"], records.read(uri), set(start.pending)))
     quality = Quality(run_id)
     _draw_grids(inputs.model, config, inputs.subject, storage.join(run_uri, "samples", "before.safetensors"))
 
@@ -178,9 +179,17 @@ def _connected(inputs: Inputs, arguments: dict[str, Any], run_id: str, start: Ch
     return changed, close
 
 
-def _up_to(step: int, lines: list[records.Record]) -> list[records.Record]:
-    """The records of a run that is taken back to `step`; what the base model measures stays in any case."""
-    return [r for r in lines if r["step"] <= step or (r["kind"] == "evaluation" and r["step"] == 0)]
+def _up_to(step: int, lines: list[records.Record], pending: Container[int] = ()) -> list[records.Record]:
+    """The records of a run that is taken back to `step`, with the checks of `pending` steps still to be made.
+
+    What the base model measures stays in any case.
+    """
+    return [
+        r
+        for r in lines
+        if (r["kind"] == "evaluation" and r["step"] == 0)
+        or (r["step"] <= step and not (r["kind"] == "evaluation" and r["step"] in pending))
+    ]
 
 
 @torch.no_grad()

@@ -1,10 +1,10 @@
 """Random kills in a row on a real cluster: python tests/faults/kill_many.py [--kills 20] [--seed 0] [--victims worker,driver]
 
-Every part of a job is killed by `kill -9` at random steps: a worker (or told to go, by SIGTERM), a raylet (a fresh one takes its
-place), the driver (the job is submitted again) and the head (a new one starts on the same ports, with new raylets, and the job
-is submitted again). A run that ends is compared with an undisturbed one: the same weights digest, whatever was killed; one that
-ended with an error goes on with the next submission. Prints one JSON line a kill and a run and a summary; exit code 1 when a
-digest differs or a run does not come to its end.
+Every part of a job is killed by `kill -9` at random steps: a worker (`told`: by SIGTERM), a raylet, in whose place a fresh one
+comes (`drained`: it is told to go, as a spot node is), the driver (the job is submitted again) and the head (a new one starts on
+the same ports, with new raylets, and the job is submitted again). A run that ends is compared with an undisturbed one: the same
+weights digest, whatever was killed; one that ended with an error goes on with the next submission. Prints one JSON line a kill
+and a run and a summary; exit code 1 when a digest differs or a run does not come to its end.
 """
 
 import argparse
@@ -23,7 +23,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 
 from nodes import SMALL, Cluster, Process, Run, command, environment, wait_until  # noqa: E402
 
-VICTIMS = ("worker", "told", "raylet", "driver", "head")
+VICTIMS = ("worker", "told", "raylet", "drained", "driver", "head")
 DRIVER = "jobs/unlearn_imagenet.py"
 SUBMISSIONS = 12  # of one run; a run that needs more has not survived
 
@@ -92,10 +92,16 @@ class Submitted:
         pid = rng.choice(sorted(pids))
         if victim in ("worker", "driver", "told"):
             os.kill(pid, signal.SIGTERM if victim == "told" else signal.SIGKILL)
-        elif victim == "raylet":  # one that is not the driver's: a driver does not outlive the node it is attached to
+        elif victim == "raylet":
             gone = next(node for node in self.cluster.raylets if node.pid == pid)
             self.cluster.raylets.remove(gone)
             gone.end()
+            self.cluster.start_raylet()
+        elif victim == "drained":
+            going = next(node for node in self.cluster.raylets if node.pid == pid)
+            self.cluster.raylets.remove(going)
+            self.cluster.leaving.append(going)
+            os.kill(pid, signal.SIGTERM)
             self.cluster.start_raylet()
         else:
             self.driver.end()  # a submitted job's driver lives on the head

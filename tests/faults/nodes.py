@@ -149,6 +149,7 @@ class Cluster:
         self.environment = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
         self.head: Process | None = None
         self.raylets: list[Process] = []
+        self.leaving: list[Process] = []  # told to go, which takes them a while
         self.started = 0
 
     def __enter__(self) -> "Cluster":
@@ -162,7 +163,7 @@ class Cluster:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for process in [*self.raylets, *([self.head] if self.head else [])]:
+        for process in [*self.leaving, *self.raylets, *([self.head] if self.head else [])]:
             process.end()
 
     def start_head(self) -> None:
@@ -185,17 +186,19 @@ class Cluster:
         for _ in range(count):
             self.start_raylet()
 
-    def start_raylet(self) -> Process:
-        raylet = self._start(f"--address={self.address}", f"--num-cpus={self.cpus:g}", temp=False)
+    def start_raylet(self, hidden: str | None = None) -> Process:
+        """One more raylet; the folder `hidden` looks empty to it, as a folder of another machine would (needs root)."""
+        raylet = self._start(f"--address={self.address}", f"--num-cpus={self.cpus:g}", temp=False, hidden=hidden)
         self.raylets.append(raylet)
         return raylet
 
-    def _start(self, *arguments: str, temp: bool) -> Process:
+    def _start(self, *arguments: str, temp: bool, hidden: str | None = None) -> Process:
         self.started += 1
         log = self.folder / f"node-{self.started}.log"
         options = ("--block", "--disable-usage-stats", "--object-store-memory=100000000", "--node-ip-address=127.0.0.1", "--num-gpus=0")
         folder = (f"--temp-dir={self.folder / 'ray'}",) if temp else ()
-        process = Process([str(PROGRAMS / "ray"), "start", *options, *folder, *arguments], log, self.environment)
+        before = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none "$1" && shift && exec "$@"', "sh", hidden] if hidden else []
+        process = Process([*before, str(PROGRAMS / "ray"), "start", *options, *folder, *arguments], log, self.environment)
 
         def up() -> bool:
             if process.code is not None:

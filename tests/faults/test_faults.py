@@ -24,6 +24,7 @@ from models import weights
 pytestmark = [pytest.mark.e2e, pytest.mark.ray]
 SEED = random.randrange(1000)  # in every message of a test that fails
 STEPS = SMALL["optim.max_steps"]
+BESIDE = {"evaluate.asynchronous": True}  # the checks are tasks: what is under way is lost and made again
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def storage(folder: Path) -> str:
 @pytest.fixture(scope="module")
 def wanted(storage: str, folder: Path) -> str:
     """The digest of the run that nobody touches."""
-    return undisturbed(storage, folder)
+    return undisturbed(storage, folder, **BESIDE)
 
 
 def status_of(storage: str, run_id: str) -> str:
@@ -60,7 +61,7 @@ def test_worker_killed_driver_killed_told_to_stop_and_still_the_same(storage: st
     log = folder / "chain.log"
 
     def begin() -> Process:
-        return Process(command(storage, "chain"), log, environment())
+        return Process(command(storage, "chain", **BESIDE), log, environment())
 
     def reaches(process: Process, step: int) -> None:
         wait_until(f"step {step} (seed {SEED})", lambda: run.step >= step or process.code is not None)
@@ -158,3 +159,18 @@ def test_a_cluster_without_what_was_asked_for_is_named_and_given_up(cluster: Clu
     said = driver.said
     assert "room for 0 of 2 workers (0.4 CPU, 1 GPU each)" in said and "missing 2 GPU" in said and "waiting up to 2 s" in said
     assert "gave up after 2 s" in said.splitlines()[-1] and status_of(storage, "gpus") == "FAILED"
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None or os.geteuid() != 0, reason="only root may give a process its own view of a folder")
+def test_storage_that_a_node_cannot_see_is_refused(cluster: Cluster, storage: str) -> None:
+    blind = cluster.start_raylet(hidden=storage)
+    driver = cluster.driver("blind.log", command(storage, "blind"))
+    try:
+        assert driver.popen.wait(200) == 2, driver.said[-2000:]
+    finally:
+        driver.end()
+        cluster.raylets.remove(blind)
+        blind.end()
+    last = driver.said.splitlines()[-1]
+    assert last.startswith(f"error: storage: '{storage}' is a folder of this machine that ") and "s3://bucket/prefix" in last
+    assert not (Path(storage) / "runs" / "blind").exists() and not list(Path(storage).glob(".shared-*"))
