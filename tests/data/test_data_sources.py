@@ -159,6 +159,27 @@ def test_mnist(tmp_path: Path, gz: bool) -> None:
         assert np.allclose(batch.mean[:, 0].numpy(), images[rows] / 127.5 - 1, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda data: data[:3] + bytes([1]) + data[4:], r"begins with 00 00 08 01, not 00 00 08 03"),
+        (lambda data: bytes([0, 0, 9]) + data[3:], r"begins with 00 00 09 03, not 00 00 08 03"),
+        (lambda data: data[:-1], r"is damaged \(cannot reshape"),
+        (lambda data: data + b"0", r"is damaged \(cannot reshape"),
+        (lambda data: data[: -28 * 28].replace((9).to_bytes(4, "big"), (8).to_bytes(4, "big"), 1), r"has 8 train images and 9 labels"),
+    ],
+)
+def test_idx_files_of_another_kind_or_length_are_refused(tmp_path: Path, spoil: Callable[[bytes], bytes], message: str) -> None:
+    for part in ("train", "t10k"):
+        (tmp_path / f"{part}-labels-idx1-ubyte").write_bytes(idx(np.zeros(9, np.uint8)))
+        (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(idx(np.zeros((9, 28, 28), np.uint8)))
+    images = tmp_path / "train-images-idx3-ubyte"
+    images.write_bytes(spoil(images.read_bytes()))
+    with pytest.raises(InputError, match=message) as caught:
+        make(tmp_path / "runs", kind="mnist", uri=str(tmp_path), prepare={"size": 28, "channels": 1})
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("form", ["txt", "csv"])
 @pytest.mark.parametrize("packed", ["zip", "folder"])
 def test_celeba(tmp_path: Path, photos: list[Photo], form: str, packed: str) -> None:
@@ -191,6 +212,8 @@ def test_celeba(tmp_path: Path, photos: list[Photo], form: str, packed: str) -> 
     assert len(lake.read()) == 8
     with pytest.raises(InputError, match=r"source\.attribute: got 'Hat', expected one of Smiling, Eyeglasses"):
         make(tmp_path / "bad", kind="celeba", uri=str(raw), attribute="Hat")
+    with pytest.raises(InputError, match=r"got 'Eyeglass', did you mean Eyeglasses\? expected one of Smiling, Eyeglasses"):
+        make(tmp_path / "bad", kind="celeba", uri=str(raw), attribute="Eyeglass")
 
 
 def test_cifar10_counts(tmp_path: Path) -> None:

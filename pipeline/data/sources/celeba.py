@@ -5,6 +5,7 @@ import io
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from functools import partial
 from pathlib import PurePosixPath
 
@@ -68,7 +69,9 @@ class CelebA:
     def _attributes(self, table: str) -> dict[str, int]:
         header, rows = self._table(table)
         if self.attribute not in header:
-            raise InputError(f"source.attribute: got {self.attribute!r}, expected one of {', '.join(header)}")
+            near = get_close_matches(self.attribute, header, n=3, cutoff=0.5)
+            known = f"did you mean {' or '.join(near)}? expected one of" if near else "expected one of"
+            raise InputError(f"source.attribute: got {self.attribute!r}, {known} {', '.join(header)}")
         column = header.index(self.attribute)
         return {name: int(values[column]) for name, *values in rows}
 

@@ -25,7 +25,7 @@ class Mnist:
     def items(self) -> list[Item]:
         items = []
         for part, split in PARTS:
-            labels, images = _idx(self._file(part, "labels", 1)), _idx(self._file(part, "images", 3))
+            labels, images = _idx(self._file(part, "labels", 1), 1), _idx(self._file(part, "images", 3), 3)
             if len(labels) != len(images):
                 raise InputError(f"source: {self.uri} has {len(images)} {part} images and {len(labels)} labels, expected as many")
             if labels.size and labels.max() > 9:
@@ -37,7 +37,7 @@ class Mnist:
         """uint8 (28, 28, 1)."""
         for item in items:
             part, _, row = item.ref.partition("#")
-            yield _idx(self._file(part, "images", 3))[int(row)][..., None]
+            yield _idx(self._file(part, "images", 3), 3)[int(row)][..., None]
 
     def _file(self, part: str, what: str, dimensions: int) -> str:
         return _found(self.uri, part, what, dimensions)
@@ -53,15 +53,16 @@ def _found(uri: str, part: str, what: str, dimensions: int) -> str:
 
 
 @lru_cache(maxsize=4)
-def _idx(file: str) -> np.ndarray:
+def _idx(file: str, dimensions: int) -> np.ndarray:
     """An idx file's array: two zero bytes, type 8 (unsigned byte), the number of dimensions, their big-endian sizes, the data."""
     data = storage.read_bytes(file)
     try:
         if file.endswith(".gz"):
             data = gzip.decompress(data)
-        if data[:3] != b"\0\0\x08":
-            raise ValueError("not an idx file of bytes")
-        shape = np.frombuffer(data, ">u4", data[3], 4)
-        return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
+        magic = bytes([0, 0, 8, dimensions])
+        if data[:4] != magic:
+            raise ValueError(f"it begins with {data[:4].hex(' ')}, not {magic.hex(' ')}")
+        shape = np.frombuffer(data, ">u4", dimensions, 4)
+        return np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
     except (ValueError, IndexError, EOFError, OSError) as error:
         raise InputError(f"source: {file} is damaged ({error}), expected MNIST's idx format: fetch it again") from error
