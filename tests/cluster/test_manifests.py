@@ -223,8 +223,11 @@ def test_the_s3_policy_allows_nothing_outside_the_storage_root() -> None:
 def test_runtime_env_is_one_that_ray_takes() -> None:
     from ray.runtime_env import RuntimeEnv
 
+    from pipeline import config as configuration
+
     described = yaml.safe_load((CLUSTER / "runtime_env.yaml").read_text())
     assert described["working_dir"] == "." and "pip" not in described, "packages are in the image"
     made = RuntimeEnv(**{**described, "working_dir": "gcs://_ray_pkg_0.zip"})
     assert made.env_vars()["PYTHONUNBUFFERED"] == "1"
+    assert int(made.env_vars()["RAY_JOB_STOP_WAIT_TIME_S"]) > configuration.Train().grace_s, "ray job stop leaves time for a checkpoint"
     assert "OMP_NUM_THREADS" not in made.env_vars(), "the job sets it itself, and Ray refuses a variable set twice"

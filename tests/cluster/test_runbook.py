@@ -44,7 +44,7 @@ def test_there_are_messages_to_check() -> None:
     assert len(quoted()) > 30
 
 
-@pytest.mark.parametrize("message", quoted())
+@pytest.mark.parametrize("message", sorted(set(quoted())))
 def test_a_quoted_message_is_in_the_code(message: str, known: list[str]) -> None:
     """Its literal parts, in order, in one text; what stands where the doc has a gap may be anything."""
     parts = [part for part in message.split(GAP) if part.strip()]
