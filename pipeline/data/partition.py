@@ -139,7 +139,13 @@ def forget_selection(request: Request, lake: Lake, sample_ids: Sequence[str] | N
     if sample_ids is None:
         if not request.classes:
             raise InputError("request: got neither classes nor sample_ids, expected at least one: --set request.classes=[1]")
-        return [Selection(shard=shard) for shard in lake.shards(sorted(set(request.classes)))]
+        selected = [Selection(shard=shard) for shard in lake.shards(sorted(set(request.classes))) if shard.rows]
+        bare = set(request.classes) - {item.shard.label for item in selected}
+        if bare:
+            raise InputError(
+                f"request.classes: class {min(bare)} has no training images in lake {lake.manifest.name!r}; expected a class that has some"
+            )
+        return selected
     found = find_ids(lake, lake.shards(sorted(set(request.classes)) or None), sample_ids)
     missing = set(sample_ids) - {name for names in found.values() for name in names[1]}
     if missing:
