@@ -50,13 +50,16 @@ class Reporter(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         cause = trial.get_pickled_error() or trial.get_error()
-        self._end(trial, " ".join(str(getattr(cause, "cause", None) or cause).split())[-600:])
+        said = [line.strip() for line in str(cause).splitlines() if line.strip()]
+        self._end(trial, said[-1][:600] if said else "no reason given")
 
     def _end(self, trial: Any, error: str | None) -> None:
         watch = _WATCHES[self._sweep_uri]
         number = trial.config["number"]
         seconds = time.time() - watch.began[number] if number in watch.began else None
-        row = row_of(number, trial.config["settings"], trial.last_result or {}, error, attempts=1 + trial.num_failures, wall=seconds)
+        row = row_of(
+            number, trial.config["settings"], trial.last_result or {}, error, attempts=trial.num_failures + (error is None), wall=seconds
+        )
         watch.ended(row)
 
 

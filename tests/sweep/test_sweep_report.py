@@ -1,0 +1,114 @@
+"""The sweep's page and plots from a summary: complete, escaped, nothing from outside."""
+
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from pipeline.config.sweep import Distribution, Search
+from pipeline.sweep import scores
+from pipeline.sweep.suggest import Suggestions, importance
+from pipeline.sweep.sweep_report import figures, render_page
+from pipeline.sweep.wording import ending
+
+OBJECTIVES = ["settled_step", "forget_fraction/high", "retain_accuracy/min"]
+
+
+def row(number: int, settings: dict[str, Any], values: list[float] | None, **changed: Any) -> dict[str, Any]:
+    after = {"forget_fraction": {"value": 0.01, "high": 0.03}, "retain_accuracy": {"mean": 0.99, "min": 0.97}}
+    seconds = {"steps": 3.0, "evaluation": 10.0, "setup": 0.3, "wall": 14.0}
+    return {
+        "number": number,
+        "settings": settings,
+        "status": scores.FINISHED,
+        "reason": None,
+        "attempts": 1,
+        "step": 20,
+        "held": 0.04,
+        "values": values,
+        "gate_passed": True,
+        "settled_step": None if values is None else int(values[0]),
+        "first_crossing_step": 2,
+        "after": after,
+        "seconds": seconds,
+        **changed,
+    }
+
+
+@pytest.fixture
+def summary() -> dict[str, Any]:
+    settings = [
+        {"method.penalty": penalty, "method.surgery_every": every, "trainable": "labels"}
+        for penalty, every in ((0.01, 2), (0.0, 2), (0.0004, 5), (0.3, 1), (0.02, 3), (0.9, 4))
+    ]
+    rows = [row(n, one, [4.0 + n % 3, 0.03 + 0.01 * n, 1 - 0.02 * n]) for n, one in enumerate(settings)]
+    rows[4] |= {
+        "status": scores.FAILED,
+        "reason": "ValueError: <b>bad</b>",
+        "attempts": 3,
+        "values": None,
+        "after": None,
+        "seconds": {"wall": 3.0},
+    }
+    rows[5] |= {"status": scores.STOPPED, "settled_step": None}
+    space = {
+        "method.penalty": Distribution(loguniform=(1e-4, 1), zero=True),
+        "method.surgery_every": Distribution(choice=[1, 2, 3, 4, 5]),
+        "trainable": Distribution(choice=["labels", "all"]),
+    }
+    these = Suggestions(
+        space=space, search=Search(objectives=OBJECTIVES), seed=0, directions=["minimize", "minimize", "maximize"], points=[]
+    )
+    assert importance(these, 0) == {}
+    verified = {"number": 0, "seed": 77, "after": rows[0]["after"], "values": [4.0, 0.05, 0.96], "gate": {"passed": True, "checks": []}}
+    return {
+        "sweep_id": "sweep-1",
+        "request": {"classes": [1], "exchange": {"1": 7}, "sample_ids": None},
+        "class_names": ["<zero>", "one"],
+        "objectives": OBJECTIVES,
+        "base": settings[0],
+        "default_trial": 0,
+        "trials": rows,
+        "ranking": [row["number"] for row in scores.ranked(rows, OBJECTIVES)],
+        "front": scores.front(rows, OBJECTIVES),
+        "importance": {OBJECTIVES[0]: {"method.penalty": 0.7, "method.surgery_every": 0.3}, OBJECTIVES[1]: {}, OBJECTIVES[2]: {}},
+        "seconds": {"searched": 80.0, "total": 100.0, "steps": 12.0, "evaluation": 40.0, "overhead_per_trial": 1.0, "overhead_first": 6.0},
+        "winner": {"number": 0, "version": 3, "model": "m", "run_id": "sweep-1-best", "report": "/r", "verified": [verified]},
+        "seed": 0,
+    }
+
+
+def checks() -> dict[int, list[dict[str, Any]]]:
+    return {n: [{"step": s, "forget_fraction/high": 1 / (1 + s)} for s in (0, 2, 4)] for n in range(6)}
+
+
+def test_plots_stand_alone_and_are_well_formed(summary: dict[str, Any]) -> None:
+    drawn = figures(summary, checks(), target=0.05, last=20)
+    fronts = {name for name in drawn if name.startswith("front-")}
+    assert len(fronts) == 3 and set(drawn) - fronts == {"parallel-coordinates", "importance", "curves"}
+    for svg in drawn.values():
+        root = ElementTree.fromstring(svg)
+        assert root.tag.endswith("svg") and "prefers-color-scheme: dark" in svg and "href" not in svg
+        for element in root.iter():
+            for name in ("x", "y", "cx", "cy"):
+                if element.get(name) is not None:
+                    assert -20 <= float(element.get(name, "")) <= 460, ElementTree.tostring(element)
+    lines = [e for e in ElementTree.fromstring(drawn["parallel-coordinates"]).iter() if e.get("class") in ("trial", "best", "default")]
+    assert len(lines) == 4  # the finished ones; best and default are one here
+
+
+def test_the_page_shows_every_trial_and_why_the_winner_is_measured_again(summary: dict[str, Any]) -> None:
+    page = render_page(summary, figures(summary, checks(), target=0.05, last=20), "space: {}")
+    assert "Trial 4 failed after 3 attempts: ValueError: &lt;b&gt;bad" in page and "<b>bad" not in page
+    assert "in part the luckiest" in page and "m version 3, candidate; run sweep-1-best" in page
+    assert page.count("<tr>") >= 6 + 3 and ">stopped<" in page and ">default<" in page and 'data-value="0.0">0<' in page
+    assert "https://" not in page and "http://" not in page.replace("http://www.w3.org/2000/svg", "") and 'class="sp alone"' not in page
+    none = summary | {"winner": {"number": None, "verified": summary["winner"]["verified"]}}
+    assert "nothing was registered" in render_page(none, figures(none, checks(), target=0.05, last=20), "")
+
+
+def test_the_terminal_says_what_counts(summary: dict[str, Any]) -> None:
+    said = ending(summary, "/s/sweeps/sweep-1")
+    assert "6 trials: 4 finished, 1 stopped, 1 failed; 1 retried" in said
+    assert "on fresh seeds, which is what counts: settled_step 4, forget_fraction/high 0.05, retain_accuracy/min 0.96" in said
+    assert "registered m version 3 @candidate" in said and said.endswith("/s/sweeps/sweep-1/sweep.html")
