@@ -7,7 +7,8 @@ from pipeline.config import UnlearnConfig
 from pipeline.data.partition import Partition, find_partition
 from pipeline.sweep.autopilot import CONTEST, contestants, limited, order, standing
 from pipeline.sweep.shared_ray import base_measures
-from pipeline.sweep.trial import METRICS, Shared, run
+from pipeline.sweep.trial import Shared, run
+from pipeline.training.train_ray import METRICS
 
 if TYPE_CHECKING:
     from pipeline.flow_ray import Prepared

@@ -16,8 +16,9 @@ from pipeline.progress import Progress
 from pipeline.sweep import scores
 from pipeline.sweep.space import Settings, at, base_config, check_space, configured, fixed_points, shown
 from pipeline.sweep.suggest import Suggestions, importance
-from pipeline.sweep.trial import METRICS, Shared
+from pipeline.sweep.trial import Shared
 from pipeline.sweep.trial_ray import TRIAL, trial_uri
+from pipeline.training.train_ray import METRICS
 
 if TYPE_CHECKING:
     from pipeline.tracking.mlflow_tracking import Tracker

@@ -18,9 +18,8 @@ from pipeline.training.assemble import assemble
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.checks import check
 from pipeline.training.loop import Inputs, Outcome, unlearn
+from pipeline.training.train_ray import CHECKPOINTS, METRICS, OUTCOME, TRAINED
 from pipeline.unlearning.collectives import Collectives, NonFiniteError
-
-METRICS, OUTCOME, TRAINED, CHECKPOINTS = "metrics.jsonl", "outcome.json", "trained.safetensors", "checkpoints"
 
 
 @dataclass(frozen=True, kw_only=True)

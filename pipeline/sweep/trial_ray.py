@@ -12,8 +12,8 @@ from pipeline.errors import InputError
 from pipeline.evaluation.gate import judge_gate
 from pipeline.sweep import scores
 from pipeline.sweep.space import configured
-from pipeline.sweep.trial import METRICS as METRICS_FILE
-from pipeline.sweep.trial import OUTCOME, Shared
+from pipeline.sweep.trial import Shared
+from pipeline.training.train_ray import METRICS, OUTCOME
 
 TRIAL = "trial.json"  # a trial's row of the sweep's table, written by the driver when it has ended
 
@@ -58,7 +58,7 @@ def trial_uri(sweep_uri: str, number: int) -> str:
 
 def final(outcome: dict[str, Any], config: UnlearnConfig, plan: dict[str, Any], number: int, uri: str) -> dict[str, Any]:
     """What a finished trial reports: the sweep's table has nothing else of it."""
-    checks = [r for r in records.read(storage.join(uri, METRICS_FILE)) if r["kind"] == "evaluation"]
+    checks = [r for r in records.read(storage.join(uri, METRICS)) if r["kind"] == "evaluation"]
     timing = outcome["timing"]
     return {
         "number": number,
@@ -135,7 +135,7 @@ def _on_workers(config: UnlearnConfig, plan: dict[str, Any], uri: str, see: Call
         for record in fresh:
             see(record)
 
-    with records.Follower(storage.join(uri, METRICS_FILE), watch):
+    with records.Follower(storage.join(uri, METRICS), watch):
         outcome: dict[str, Any] = train_ray.train(
             config, partition_uri=prepared["partition_uri"], run_uri=uri, before=prepared["before"], **plan["shared"]
         )

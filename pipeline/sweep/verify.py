@@ -11,9 +11,10 @@ from pipeline.config import UnlearnConfig
 from pipeline.config.sweep import Verify
 from pipeline.data.partition import Partition
 from pipeline.seeding import seed_of
-from pipeline.sweep.trial import TRAINED, Shared, inputs_of
+from pipeline.sweep.trial import Shared, inputs_of
 from pipeline.training.checks import check
 from pipeline.training.grids import draw_grids
+from pipeline.training.train_ray import TRAINED
 
 
 def fresh(config: UnlearnConfig, verify: Verify, attempt: int) -> UnlearnConfig:

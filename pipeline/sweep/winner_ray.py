@@ -11,9 +11,10 @@ from pipeline.evaluation.gate import judge_gate
 from pipeline.sweep import scores
 from pipeline.sweep.shared_ray import on_one_worker, trial_resources
 from pipeline.sweep.space import configured, shown
-from pipeline.sweep.trial import METRICS, OUTCOME, TRAINED, Shared
+from pipeline.sweep.trial import Shared
 from pipeline.sweep.trial_ray import trial_uri
 from pipeline.sweep.verify import measure_again
+from pipeline.training.train_ray import METRICS, OUTCOME, TRAINED
 
 if TYPE_CHECKING:
     from pipeline.sweep.sweep_ray import PreparedSweep

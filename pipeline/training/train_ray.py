@@ -18,15 +18,14 @@ from pipeline.config import UnlearnConfig
 from pipeline.data import stream_ray
 from pipeline.data.lake import read_lake
 from pipeline.data.partition import find_partition
-from pipeline.data.rows import unit_to_pixels
 from pipeline.evaluation.measure import Subject
-from pipeline.evaluation.sampling import draw_images
 from pipeline.interruption import STOP, Terminated, stopping
 from pipeline.milestones import mark, reached, spans
 from pipeline.training import checkpoint as checkpoints
 from pipeline.training.assemble import assemble
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.checks import Elsewhere
+from pipeline.training.grids import draw_grids
 from pipeline.training.launch_ray import launch, worker_setup
 from pipeline.training.loop import Inputs, Interrupted, Outcome, unlearn
 from pipeline.unlearning.collectives import NonFiniteError
@@ -34,7 +33,6 @@ from pipeline.unlearning.collectives import NonFiniteError
 METRICS, OUTCOME, TRAINED, CHECKPOINTS = "metrics.jsonl", "outcome.json", "trained.safetensors", "checkpoints"
 START_UP = "timings/start-up.json"  # seconds from the driver's process to the first step
 NOTES = ".train"  # Ray Train's own folder under the run
-GRID_FORGET, GRID_RETAIN = 8, 4  # images of each label in the before and after grids
 PREEMPTIONS = 100  # times a run goes on elsewhere when its nodes are taken away
 
 log = logging.getLogger(__name__)
@@ -144,7 +142,7 @@ def _connected(inputs: Inputs, arguments: dict[str, Any], run_id: str, start: Ch
     uri = storage.join(run_uri, METRICS)
     writer = records.Writer(uri, [] if start is None else _up_to(start.progress["step"], records.read(uri), set(start.pending)))
     quality = Quality(run_id)
-    _draw_grids(inputs.model, config, inputs.subject, storage.join(run_uri, "samples", "before.safetensors"))
+    draw_grids(inputs.model, config, inputs.subject, storage.join(run_uri, "samples", "before.safetensors"))
 
     def record(line: records.Record) -> None:
         writer.write(line)
@@ -192,30 +190,6 @@ def _up_to(step: int, lines: list[records.Record], pending: Container[int] = ())
     ]
 
 
-@torch.no_grad()
-def _draw_grids(model: GenerativeModel, config: UnlearnConfig, subject: Subject, uri: str) -> None:
-    """Images of every judged label on fixed seeds, as uint8 (n, H, W, C) tensors named by label; drawn once."""
-    if storage.exists(uri):
-        return
-    evaluate = config.evaluate
-    grids: dict[str, torch.Tensor] = {}
-    for labels, each in ((subject.forgotten, GRID_FORGET), (subject.retained, GRID_RETAIN)):
-        if not labels:
-            continue
-        x = draw_images(
-            model,
-            sorted(labels),
-            each=each,
-            seed=config.seed,
-            purpose="final",
-            cfg_scale=evaluate.cfg_scale,
-            steps=evaluate.final_sampler_steps,
-        )
-        pixels = torch.from_numpy(unit_to_pixels(subject.to_pixels(x)))
-        grids |= {str(label): pixels[i * each : (i + 1) * each] for i, label in enumerate(sorted(labels))}
-    storage.write_bytes(uri, weights.to_bytes(grids))
-
-
 def _plain(outcome: Outcome, world: int) -> dict[str, Any]:
     return {
         "steps": outcome.steps,
@@ -239,5 +213,5 @@ def _finish(model: GenerativeModel, outcome: Outcome, config: UnlearnConfig, sub
             if name in outcome.trained:
                 parameter.copy_(outcome.trained[name])
     model.net.eval()
-    _draw_grids(model, config, subject, storage.join(run_uri, "samples", "after.safetensors"))
+    draw_grids(model, config, subject, storage.join(run_uri, "samples", "after.safetensors"))
     storage.write_json(storage.join(run_uri, OUTCOME), plain)
