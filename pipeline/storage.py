@@ -149,10 +149,16 @@ def download(uri: str, target: Path) -> None:
 
 
 def remove(uri: str) -> None:
-    """Remove a file, or a folder with all it holds. What is not there is no error."""
+    """Remove a file, or a folder with all it holds. What is not there is no error; what the store will not give up is a `StorageError`."""
     fs, path = filesystem(uri)
     if exists(uri):
         retrying(uri, "remove", lambda: fs.rm(path, recursive=True))
+        left = [] if is_local(uri) else walk(uri) or ([path] if fs.isfile(path) else [])
+        if left:  # s3fs passes over what a store refuses to delete
+            raise StorageError(
+                f"could not remove {uri}: the store keeps {len(left)} objects, the first is {left[0]}; "
+                "check that its policy allows to delete"
+            )
 
 
 def read_json(uri: str) -> Any:

@@ -3,6 +3,8 @@
 import json
 import re
 import sys
+import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import yaml
 
 from tests.cluster.conftest import PLANTED
 from tests.cluster.local_head import LocalHead
-from tests.cluster.manifests import ROOT
+from tests.cluster.manifests import CLUSTER, ROOT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ray]
 
@@ -33,6 +35,28 @@ DETAILS = """
 import json
 from ray.job_submission import JobSubmissionClient
 print(json.dumps([json.loads(job.json()) for job in JobSubmissionClient().list_jobs()]))
+"""
+
+
+EMITTER = """
+import sys, time
+from pathlib import Path
+import ray
+from pipeline.training.timings_ray import PHASES, Quality, Timings
+
+@ray.remote(num_cpus=0)
+def emit(folder):
+    timings, quality = Timings(folder, "metrics", 0, 1, None), Quality("metrics")
+    for step in range(1, 600):
+        timings({"step": step, **dict.fromkeys(PHASES, 0.1)})
+        measured = {"forget_fraction": 0.5, "membership_auc": 0.5, "retain_accuracy/mean": 0.9, "retain_accuracy/min": 0.8}
+        quality({"kind": "evaluation", **measured})
+        if (Path(folder) / "enough").exists():
+            return
+        time.sleep(0.2)
+
+ray.init(log_to_driver=False)
+ray.get(emit.remote(sys.argv[1]))
 """
 
 
@@ -129,3 +153,24 @@ def test_no_planted_secret_is_anywhere(head: LocalHead, finished: str, untrained
         assert found == [], name
         for text in (told, said.encode(), finished.encode()):
             assert secret.encode() not in text, name
+
+
+def test_prometheus_sees_the_metrics_the_dashboard_asks_for(head: LocalHead, tmp_path: Path) -> None:
+    """Under the very names and labels, as the node's metrics port shows them."""
+    board = (CLUSTER / "grafana-dashboard.json").read_text()
+    wanted = set(re.findall(r"(ray_unlearn_[a-z_]+)\{", board))
+    script = tmp_path / "script"
+    script.mkdir()
+    (script / "emit.py").write_text(EMITTER)
+    environment = json.dumps({"working_dir": str(script), "env_vars": {"PYTHONPATH": str(ROOT)}})
+    job = ("--no-wait", "--submission-id", "metrics", "--runtime-env-json", environment, "--", "python", "emit.py", str(tmp_path))
+    assert head.ray("job", "submit", *job).returncode == 0
+    shown, deadline = "", time.monotonic() + 120
+    while missing := {name for name in wanted if f"{name}{{" not in shown}:
+        assert time.monotonic() < deadline, f"{missing}\n{head.ray('job', 'logs', 'metrics').stdout[-2000:]}"
+        time.sleep(1)
+        with urllib.request.urlopen(f"http://127.0.0.1:{head.metrics_port}/metrics", timeout=10) as answer:
+            shown = answer.read().decode()
+    (tmp_path / "enough").touch()
+    line = next(line for line in shown.splitlines() if line.startswith("ray_unlearn_phase_seconds_total{") and 'phase="reduce"' in line)
+    assert 'run="metrics"' in line and 'rank="0"' in line and float(line.rsplit(" ", 1)[1]) > 0

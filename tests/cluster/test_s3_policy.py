@@ -86,6 +86,8 @@ def test_what_no_job_replaces_cannot_be_removed(as_node: None) -> None:
         fs, path = storage.filesystem(kept)
         with pytest.raises(PermissionError):
             fs.rm_file(path)
+        with pytest.raises(storage.StorageError, match="check that its policy allows to delete"):
+            storage.remove(kept)
 
 
 @pytest.mark.parametrize("place", ["s3://bucket/others/secret", "s3://bucket/secret", "s3://bucket/unlearning-too/x"])
