@@ -5,17 +5,27 @@ python jobs/unlearn_imagenet.py --config jobs/configs/quickstart.yaml [--set req
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline import cli, storage
 from pipeline.config import UnlearnConfig
+from pipeline.errors import InputError
 from pipeline.tracking.terminal import summary
+
+if TYPE_CHECKING:
+    from pipeline.model_store import Stored
 
 
 def run(config: UnlearnConfig, dry_run: bool) -> None:
-    from pipeline import flow_ray
+    from pipeline import bases, flow_ray
 
+    if dry_run and (absent := bases.missing(config)):
+        for line in plan_lines(config):
+            print(line)
+        print("dry run: the plan needs no data; not there yet: " + "; ".join(absent))
+        return
     prepared = flow_ray.check(config)
     request = prepared.config.request
     print(
@@ -25,11 +35,26 @@ def run(config: UnlearnConfig, dry_run: bool) -> None:
         f"{prepared.trainable:,} of {sum(p.numel() for p in prepared.model.net.parameters()):,} parameters",
         flush=True,
     )
+    if prepared.choice is not None and not dry_run:
+        print(f"  hvp {prepared.choice.hvp}: {prepared.choice.why}", flush=True)
     if dry_run:
+        for line in plan_lines(prepared.config, prepared.base):
+            print(line)
         print("dry run: the request, the lake and the weights fit together; nothing was written")
         return
     result = flow_ray.run(prepared)
     print(summary(result, storage.join(prepared.run_uri, flow_ray.REPORT)))
+
+
+def plan_lines(config: UnlearnConfig, base: "Stored | None" = None) -> list[str]:
+    """The memory plan as lines; none for a family that has no plan."""
+    from pipeline import bases
+
+    try:
+        plan = bases.plan_of(config, base)
+        return plan.lines(config.train.memory_gib) if plan else []
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ import yaml
 from models import weights
 from models.generative import GenerativeModel, build, is_conditional
 from models.judge import Judge, build_judge
+from pipeline import bases, model_store, records, storage
 from pipeline import config as configuration
-from pipeline import model_store, records, storage
 from pipeline.code_version import code_version
 from pipeline.config import UnlearnConfig
 from pipeline.data.lake import Lake, lake_uri, read_lake
@@ -32,9 +32,10 @@ from pipeline.request import require_fit, resolve
 from pipeline.sweep.autopilot import AUTO, contestants, settled_on
 from pipeline.tracking.mlflow_tracking import tracking_uri
 from pipeline.unlearning.methods import METHODS
-from pipeline.unlearning.trainable import select
+from pipeline.unlearning.trainable import label_parameter, select
 
 if TYPE_CHECKING:
+    from pipeline.memory_plan import Choice
     from pipeline.tracking.mlflow_tracking import Tracker
 
 SETTINGS, RESULT, REPORT = "config.yaml", "result.json", "report.html"
@@ -53,6 +54,7 @@ class Prepared:
     model: GenerativeModel
     trainable: int
     subject: dict[str, Any]
+    choice: "Choice | None" = None  # how the step will be made on the GPUs that train.memory_gib speaks of
 
     @property
     def sources(self) -> dict[str, Any]:
@@ -68,14 +70,7 @@ def check(config: UnlearnConfig) -> Prepared:
         contestants(config)
     lake = read_lake(lake_uri(config.storage, config.lake))
     config = resolve(config, {item.label: item.name for item in lake.manifest.classes}, conditional=is_conditional(config.model.size))
-    if config.model.weights:
-        model_uri = storage.absolute(config.model.weights)
-    else:
-        model_uri = model_store.model_uri(config.storage, config.model.size, config.lake)
-    judge_uri = storage.absolute(config.judge.weights) if config.judge.weights else model_store.judge_uri(config.storage, config.lake)
-    base, judge = model_store.read(model_uri, "model.weights"), model_store.read(judge_uri, "judge.weights")
-    if base.config.get("size") != config.model.size:
-        raise InputError(f"model.size: got {config.model.size}, but {model_uri} holds a {base.config.get('size')}; set model.size to that")
+    base, judge = bases.read_base(config, lake), bases.read_judge(config)
     model, verdict = build(base.config, batch_norm=config.model.batch_norm), build_judge(judge.config)
     try:
         weights.load_into(model.net, base.state, f"model.weights: {base.uri}")
@@ -83,11 +78,14 @@ def check(config: UnlearnConfig) -> Prepared:
     except weights.WeightsError as error:
         raise InputError(str(error)) from error
     _require_same_classes(lake, model, judge)
+    bases.require_same_names(lake, judge)
     require_fit(config, model)
     try:
         named = select(model, config.trainable)
     except ValueError as error:
         raise InputError(str(error)) from error
+    if config.method.start == "exchange" and label_parameter(model, named) is None:
+        raise InputError(f"method.start: exchange moves rows of the label table, which trainable {config.trainable} leaves out")
     tracking_uri(config.tracking, config.storage)
     prove_ray.check(config)
     classes = config.request.forgotten_classes
@@ -104,6 +102,7 @@ def check(config: UnlearnConfig) -> Prepared:
         model=model,
         trainable=sum(p.numel() for p in named.values()),
         subject={"retained": retained, "neighbours": near},
+        choice=bases.choose(config, base),
     )
     _require_same_settings(prepared)
     if not storage.exists(storage.join(prepared.run_uri, SETTINGS)):  # a run that was begun was served
@@ -141,6 +140,9 @@ def run(prepared: Prepared) -> dict[str, Any]:
         return storage.read_json(storage.join(run_uri, RESULT))
     storage.require_writable(config.storage)
     preload()
+    prepared = replace(
+        prepared, base=model_store.kept(prepared.base, config.storage), judge=model_store.kept(prepared.judge, config.storage)
+    )
     cluster_ray.connect(max(os.cpu_count() or 1, math.ceil(config.train.most * config.train.cpus_per_worker) + 1))  # one for Ray Data
     cluster_ray.require_shared(config.storage)
     progress = Progress(f"unlearning by {config.method.name}", config.optim.max_steps)
@@ -165,7 +167,9 @@ def run(prepared: Prepared) -> dict[str, Any]:
                 outcome = storage.read_json(outcome_uri)
             else:
                 known_uri, known = measured_before(prepared, partition.digest)
-                outcome = train_ray.train(config, partition_uri=partition.uri, run_uri=run_uri, before=known, **prepared.sources)
+                outcome = train_ray.train(
+                    bases.fitted(config, prepared.choice), partition_uri=partition.uri, run_uri=run_uri, before=known, **prepared.sources
+                )
                 if known is None and "failed" not in outcome:
                     first = next(r for r in records.read(metrics_uri) if r["kind"] == "evaluation" and r["step"] == 0)
                     storage.write_json(known_uri, {"result": outcome["before"], "record": first})
@@ -210,7 +214,9 @@ def finish(
     run_uri = prepared.run_uri
     trained = weights.from_bytes(storage.read_bytes(storage.join(run_uri, train_ray.TRAINED)), train_ray.TRAINED)
     about = {"base_digest": prepared.base.digest, "run_id": prepared.run_id}
-    digest = model_store.write(storage.join(run_uri, "model"), prepared.base.config, {**prepared.base.state, **trained}, about)
+    digest = model_store.write(
+        storage.join(run_uri, "model"), prepared.base.config, {**prepared.base.state, **trained}, about, prepared.base.autoencoder
+    )
     proof = prove_ray.prove(
         prepared.config,
         lake=prepared.lake,
@@ -305,7 +311,11 @@ def _result(prepared: Prepared, outcome: dict[str, Any], digest: str, partition_
         "request": redacted(config.request.model_dump(mode="json")),
         "method": config.method.name,
         "method_config": config.method.model_dump(mode="json")
-        | {"trainable": config.trainable, "trainable_parameters": prepared.trainable},
+        | {
+            "trainable": config.trainable,
+            "trainable_parameters": prepared.trainable,
+            "hvp": bases.fitted(config, prepared.choice).method.hvp,
+        },
         "model": {"name": config.tracking.model_name, "version": None, "alias": None},
         "base_digest": prepared.base.digest,
         "weights_digest": digest,
@@ -334,8 +344,7 @@ def _result(prepared: Prepared, outcome: dict[str, Any], digest: str, partition_
 
 
 def _image_shape(prepared: Prepared) -> tuple[int, int, int]:
-    channels, height, width = prepared.model.shape
-    return height, width, channels
+    return bases.image_shape(prepared.base, prepared.model.shape)
 
 
 def _require_same_classes(lake: Lake, model: GenerativeModel, judge: model_store.Stored) -> None:

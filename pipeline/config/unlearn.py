@@ -7,14 +7,27 @@ from pydantic import Field, model_validator
 from pipeline.config.base import Fraction, JobConfig, Section
 from pipeline.config.measuring import Attacks, Measuring
 
+SHA256 = r"^[0-9a-fA-F]{64}$"
+
 
 class Model(Section):
     size: str = "DiT-tiny"
-    weights: str | None = Field(None, description="folder or URI; absent: what pretrain.py left under storage for this lake")
+    weights: str | None = Field(
+        None,
+        description="folder, published .pt, DiTPipeline folder: path, URI or Hugging Face id; absent: what pretrain.py left",
+    )
+    sha256: str | None = Field(None, pattern=SHA256, description="of the file that holds the weights: any other is refused")
     batch_norm: Literal["running", "batch"] = Field(
         "running",
         description="statistics of a VAE's batch norm while it is trained: stored ones, or the batch's (one worker, whole batches)",
     )
+
+
+class Decoder(Section):
+    """The autoencoder of a model of latents: what turns its samples into images."""
+
+    weights: str | None = Field(None, description="AutoencoderKL folder, URI or Hugging Face id; absent: what came with model.weights")
+    sha256: str | None = Field(None, pattern=SHA256)
 
 
 class Request(Section):
@@ -51,6 +64,12 @@ class Method(Section):
     hvp: Literal["exact", "recompute", "fd_central", "fd_forward"] = Field("exact", description="how the penalty's gradient is made")
     targets: Literal["data", "teacher"] = Field("teacher", description="what L_r and L_x are measured against")
     exchange_weight: float = Field(0.5, ge=0, description="weight of L_x against L_r; 1 in the paper")
+    start: Literal["base", "exchange"] = Field(
+        "base", description="exchange: the forgotten labels' rows begin at those of their exchange classes (docs/methods.md)"
+    )
+    push: float = Field(
+        0.0, ge=0, description="start and teacher targets of L_x: how far beyond the exchange class, away from the forgotten"
+    )
     contrast: bool = Field(False, description="L_f minus the loss of the same noised images under the null label")
     null_fraction: Fraction = Field(0.1, description="teacher targets: share of retain rows under the null label")
     hat_weight: float = Field(
@@ -79,6 +98,7 @@ class Optim(Section):
     """AdamW of an unlearning run. The defaults are those that served the digits model best (docs/methods.md)."""
 
     lr: float = Field(0.01, gt=0)
+    label_lr: float | None = Field(None, gt=0, description="learning rate of the label table; absent: lr")
     batch_size: int = Field(64, ge=1, description="rows of each kind (retain, exchange, forget) in the global batch")
     micro_batch: int | None = Field(None, ge=1, description="rows of each kind a worker holds at once; absent: its whole share")
     max_steps: int = Field(60, ge=1)
@@ -102,6 +122,10 @@ class Train(Section):
     cpus_per_worker: float = Field(0.5, gt=0)
     gpus_per_worker: float = Field(0, ge=0)
     precision: Literal["fp32", "bf16"] = "fp32"
+    tf32: bool = Field(False, description="float32 matrix products in TF32 on GPUs: faster, with 10 bits of mantissa")
+    memory_gib: float | None = Field(
+        None, gt=0, description="memory of one GPU: hvp exact gives way to recompute where it would not fit; absent: not looked at"
+    )
     threads: int = Field(1, ge=1, description="BLAS threads of a worker")
     max_failures: int = Field(3, ge=0, description="worker failures a run survives")
     wait_s: float = Field(600.0, ge=0, description="how long to wait for a cluster that has not got the resources (yet)")
@@ -151,7 +175,11 @@ class Evaluate(Section):
 
 
 class Judge(Section):
-    weights: str | None = Field(None, description="folder or URI; absent: what pretrain.py left under storage for this lake")
+    weights: str | None = Field(
+        None,
+        description="folder, transformers image classifier: path, URI or Hugging Face id; absent: what pretrain.py left",
+    )
+    sha256: str | None = Field(None, pattern=SHA256, description="of the file that holds the weights: any other is refused")
 
 
 class Gate(Section):
@@ -174,12 +202,16 @@ class Tracking(Section):
     uri: str | None = Field(None, description="MLflow tracking URI; absent: SQLite under the storage root")
     experiment: str = "unlearning"
     model_name: str = "dit-digits-unlearned"
+    artifact: Literal["full", "delta"] = Field(
+        "full", description="what a version holds: all weights, or the trained subset and the digest of the base it belongs to"
+    )
 
 
 class UnlearnConfig(JobConfig):
     run_id: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     lake: str = "digits"
     model: Model = Model()
+    encoder: Decoder = Decoder()
     request: Request = Request()
     method: Method = Method()
     autopilot: Autopilot = Autopilot()
@@ -196,6 +228,10 @@ class UnlearnConfig(JobConfig):
 
     @model_validator(mode="after")
     def _divisible(self) -> "UnlearnConfig":
+        if self.train.tf32 and self.train.precision == "fp32" and self.method.hvp.startswith("fd"):
+            raise ValueError(
+                f"train.tf32: its rounding drowns the differences of method.hvp {self.method.hvp}; expected exact or recompute"
+            )
         if self.method.hvp == "fd_forward" and self.train.precision == "bf16":
             raise ValueError(
                 "method.hvp: got fd_forward with train.precision bf16, whose rounding drowns a one-sided difference; expected fd_central"

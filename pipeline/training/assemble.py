@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from models import weights
 from models.generative import build
 from models.judge import Judge, build_judge
-from pipeline import model_store
+from pipeline import bases, model_store
 from pipeline.config import UnlearnConfig
 from pipeline.data import stream_local
 from pipeline.data.cycle import Cycle
@@ -43,6 +44,9 @@ def assemble(
     model = build(stored.config, batch_norm=config.model.batch_norm)
     weights.load_into(model.net, stored.state, stored.uri)
     model.net.to(device)
+    bases.require_bf16(device, config.train.precision)
+    torch.set_float32_matmul_precision("high" if config.train.tf32 else "highest")
+    to_pixels = bases.to_pixels(stored, device)
     kept = model_store.read(judge_uri, "judge.weights")
     judge = build_judge(kept.config)
     weights.load_into(judge.net, kept.state, kept.uri)
@@ -58,7 +62,8 @@ def assemble(
         exchange=config.request.exchange_classes,
         retained=tuple(described["retained"]),
         neighbours=tuple(described["neighbours"]),
-        reference=_reference(partition, judge),
+        reference=_reference(partition, judge, to_pixels),
+        to_pixels=to_pixels,
     )
     by_data = config.request.exchange and config.method.targets == "data"
     exchange = exchange_rows(partition.exchange(), config.request.exchange_classes) if by_data else None
@@ -75,7 +80,7 @@ def assemble(
 
 
 @torch.no_grad()
-def _reference(partition: Partition, judge: Judge) -> Moments:
+def _reference(partition: Partition, judge: Judge, to_pixels: Callable[[Tensor], Tensor]) -> Moments:
     """Moments of the judge's features of the partition's first retained rows: real ones, each once."""
     seen: set[str] = set()
     batches = []
@@ -83,7 +88,7 @@ def _reference(partition: Partition, judge: Judge) -> Moments:
         fresh = [i for i, (name, draw) in enumerate(zip(batch.sample_id, batch.draw)) if draw == 0 and name not in seen]
         seen.update(batch.sample_id)
         if fresh:
-            batches.append(batch.take(fresh).mean)
+            batches.append(to_pixels(batch.take(fresh).mean))
         if len(seen) >= REFERENCE_ROWS or any(batch.draw):
             break
     return feature_moments(judge, batches)

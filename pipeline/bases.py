@@ -1,0 +1,182 @@
+"""What a main job starts from: the base model with its decoder, the judge, and how its step fits the device."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pipeline import model_store, published, storage
+from pipeline.config import UnlearnConfig
+from pipeline.data.lake import Lake
+from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from pipeline.memory_plan import Choice, MemoryPlan
+
+
+def read_base(config: UnlearnConfig, lake: Lake) -> model_store.Stored:
+    """The base model that `config` names, with its decoder where the lake holds latents."""
+    if config.model.weights:
+        uri = published.locate(config.model.weights)
+    else:
+        uri = model_store.model_uri(config.storage, config.model.size, config.lake)
+    base = model_store.read(uri, "model.weights", size=config.model.size, sha256=config.model.sha256)
+    if base.config.get("size") != config.model.size:
+        raise InputError(f"model.size: got {config.model.size}, but {uri} holds a {base.config.get('size')}; set model.size to that")
+    names = [item.name for item in lake.manifest.classes]
+    if base.foreign and len(names) == len(base.config["class_names"]):
+        base.config["class_names"] = names
+    if lake.manifest.kind != "latent":
+        return base
+    if config.encoder.weights:
+        described, state = published.read_autoencoder(published.locate(config.encoder.weights), "encoder.weights", config.encoder.sha256)
+        base = model_store.with_autoencoder(base, described, state)
+    if base.autoencoder is None:
+        raise InputError(
+            f"encoder.weights: lake {lake.manifest.name!r} holds latents and {uri} came without a decoder; expected the AutoencoderKL that "
+            "the lake was made with, such as stabilityai/sd-vae-ft-mse"
+        )
+    require_decoder(base.config, lake)
+    return base
+
+
+def require_decoder(config: dict[str, Any], lake: Lake) -> None:
+    """Raise `InputError` when the autoencoder of a model's config.json does not turn the lake's latents into the lake's images."""
+    from models.latents import latent_shape
+
+    described, manifest = config["autoencoder"], lake.manifest
+    size = int(manifest.preprocessing.get("size") or manifest.shape[1] * factor(described))
+    try:
+        shape = latent_shape(described["config"], size)
+    except ValueError as error:
+        raise InputError(f"encoder.weights: {error}") from error
+    if list(shape) != manifest.shape:
+        raise InputError(
+            f"encoder.weights: its latents of {size} pixels are {shape}, but lake {manifest.name!r} holds {tuple(manifest.shape)}; "
+            "expected the autoencoder that the lake was made with"
+        )
+    if abs(described["scale"] - manifest.encoder.scale) > 1e-6:
+        raise InputError(f"encoder.weights: its scale is {described['scale']}, the lake was made with {manifest.encoder.scale}")
+
+
+def read_judge(config: UnlearnConfig) -> model_store.Stored:
+    """The judge that `config` names."""
+    uri = published.locate(config.judge.weights) if config.judge.weights else model_store.judge_uri(config.storage, config.lake)
+    return model_store.read(uri, "judge.weights", sha256=config.judge.sha256)
+
+
+def require_same_names(lake: Lake, judge: model_store.Stored) -> None:
+    """Raise `InputError` when a judge made elsewhere gives its classes other names than the lake: another order would judge nonsense."""
+    if judge.config.get("family") != "transformers":
+        return
+    theirs, ours = judge.config["class_names"], [item.name for item in lake.manifest.classes]
+    different = [label for label, (a, b) in enumerate(zip(theirs, ours)) if not _same_name(a, b)]
+    if len(different) > len(ours) / 2 and not all(name.startswith("LABEL_") for name in theirs):
+        label = different[0]
+        raise InputError(
+            f"judge.weights: its class {label} is {theirs[label]!r}, the lake's is {ours[label]!r}, and {len(different) - 1} more differ; "
+            "expected a classifier of the same classes in the same order"
+        )
+
+
+def image_shape(stored: model_store.Stored, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """(H, W, C) of the images of a model whose rows are `shape` (C, H, W)."""
+    channels, height, width = shape
+    if stored.autoencoder is None:
+        return height, width, channels
+    by = factor(stored.config["autoencoder"])
+    return height * by, width * by, int(stored.config["autoencoder"]["config"]["out_channels"])
+
+
+def factor(autoencoder: dict[str, Any]) -> int:
+    """How many pixels a latent stands for, in each direction."""
+    return 2 ** (len(autoencoder["config"]["block_out_channels"]) - 1)
+
+
+def to_pixels(stored: model_store.Stored, device: "torch.device") -> Callable[["Tensor"], "Tensor"]:
+    """From samples of the model to images (N, C, H, W) in [-1, 1]: the decoder of a model of latents, else nothing."""
+    if stored.autoencoder is None:
+        return lambda x: x
+    from models.latents import decoder
+
+    return decoder(stored.config["autoencoder"], stored.autoencoder, device)
+
+
+def require_bf16(device: "torch.device", precision: str) -> None:
+    """Raise `InputError` where bfloat16 is asked of a GPU without it. CPUs compute it, slowly."""
+    import torch
+
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        name = torch.cuda.get_device_name(device)
+        raise InputError(
+            f"train.precision: got bf16, which {name} does not have; expected fp32, or a GPU of compute capability 8.0 or newer"
+        )
+
+
+def plan_of(config: UnlearnConfig, base: model_store.Stored | None = None) -> "MemoryPlan | None":
+    """The memory plan of `config`, for `base` or, without one, for the published model of its size; None where it has no plan."""
+    from models.dit import SIZES
+    from models.generative import dit_description
+    from pipeline.memory_plan import MemoryPlan
+    from pipeline.sweep.autopilot import AUTO
+    from pipeline.unlearning.methods import METHODS
+
+    if config.method.name not in (*METHODS, AUTO):
+        raise InputError(f"method.name: got {config.method.name!r}, expected one of {', '.join((*METHODS, AUTO))}")
+    if base is not None:
+        return MemoryPlan(config, base.config) if base.config["family"] == "dit" else None
+    size = SIZES.get(config.model.size)
+    if size is None:
+        return None
+    shape = (size.channels, size.input_size, size.input_size)
+    names = [""] * size.num_classes
+    return MemoryPlan(
+        config, dit_description(config.model.size, shape=shape, num_classes=len(names), class_names=names, latent=shape[0] == 4)
+    )
+
+
+def choose(config: UnlearnConfig, base: model_store.Stored) -> "Choice | None":
+    """How the step will be made on GPUs of `train.memory_gib`; None where that is not given. Raises `InputError` when nothing fits."""
+    plan = plan_of(config, base) if config.train.memory_gib else None
+    if plan is None:
+        return None
+    choice = plan.choose(config.train.memory_gib)
+    if not choice.fits:
+        raise InputError(f"train.memory_gib: {choice.why}")
+    return choice
+
+
+def fitted(config: UnlearnConfig, choice: "Choice | None") -> UnlearnConfig:
+    """`config` as it will run: with the chosen mode and micro-batch."""
+    if choice is None:
+        return config
+    method = config.method.model_copy(update={"hvp": choice.hvp})
+    return config.model_copy(update={"method": method, "optim": config.optim.model_copy(update={"micro_batch": choice.micro_batch})})
+
+
+def missing(config: UnlearnConfig) -> list[str]:
+    """What a run of `config` reads and is not there yet, each with the key that names it."""
+    from pipeline.data.lake import find_lake, lake_uri
+
+    found = []
+    lake = lake_uri(config.storage, config.lake)
+    if find_lake(lake) is None:
+        found.append(f"lake: {lake}")
+    own_model = model_store.model_uri(config.storage, config.model.size, config.lake)
+    for key, text, default in (
+        ("model.weights", config.model.weights, own_model),
+        ("judge.weights", config.judge.weights, model_store.judge_uri(config.storage, config.lake)),
+        ("encoder.weights", config.encoder.weights, None),
+    ):
+        uri = published.locate(text) if text else default
+        if uri is not None and not uri.startswith(published.HUB) and not storage.exists(uri):
+            found.append(f"{key}: {uri}")
+    return found
+
+
+def _same_name(a: str, b: str) -> bool:
+    def synonyms(name: str) -> set[str]:
+        return {part.strip().lower().replace("_", " ") for part in name.split(",")}
+
+    return bool(synonyms(a) & synonyms(b))
