@@ -6,4 +6,9 @@ from typing import Any
 from pipeline.benchmarks import data, scaling, step, sweep_ray
 from pipeline.config import BenchmarkConfig
 
-BENCHMARKS: dict[str, Callable[[BenchmarkConfig], dict[str, Any]]] = {"step": step.run, "scaling": scaling.run, "sweep": sweep_ray.run}
+BENCHMARKS: dict[str, Callable[[BenchmarkConfig], dict[str, Any]]] = {
+    "step": step.run,
+    "scaling": scaling.run,
+    "sweep": sweep_ray.run,
+    "data": data.run,
+}

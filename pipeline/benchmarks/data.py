@@ -1,0 +1,228 @@
+"""The data plane's figures: images into a lake beside a plain PIL loop, rows out of a partition beside pyarrow.dataset,
+seconds to the first batch, how long steps wait, and memory as the lake grows tenfold.
+
+Rates that Ray reaches are of wall time on all cores; `prepare_over_pil_cpu` compares CPU seconds of one process, which a busy
+machine does not change.
+"""
+
+import io
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from pipeline import storage
+from pipeline.benchmarks.measure import paired_cpu_seconds, ratio
+from pipeline.config import BenchmarkConfig, PrepareConfig, UnlearnConfig, parse
+from pipeline.data import prepare_ray, shard_tasks, shards
+from pipeline.data.lake import MANIFEST, SCHEMA_VERSION, Class, Encoding, Lake, Manifest
+from pipeline.data.partition import Partition
+from pipeline.data.partition_ray import build_partition
+from pipeline.data.preprocess import center_crop
+
+if TYPE_CHECKING:
+    from pipeline.data.rows import Batch
+
+LATENT = (4, 32, 32)
+CLASS_ROWS = 1000
+BOUNDS = {
+    "prepare_over_pil": 0.8,
+    "stream_over_pyarrow": 0.5,
+    "seconds_to_first_batch": 8.0,
+    "waiting_share/digits": 0.02,
+    "waiting_share/latents": 0.02,
+}
+
+
+def run(config: BenchmarkConfig) -> dict[str, Any]:
+    """The figures as one JSON value, what they are held against beside them. Everything it writes is temporary."""
+    from pipeline import cluster_ray
+    from pipeline.benchmarks import data_ray
+
+    settings = config.data
+    cores = data_ray.cores()
+    cluster_ray.connect(cores)
+    with tempfile.TemporaryDirectory() as root:
+        raw = settings.images_uri or photographs(f"{root}/raw", settings.images, config.seed)
+        found = preparing(raw, root, cores, settings.repeats)
+        small = latent_partition(f"{root}/small", max(2 * CLASS_ROWS, settings.rows // 10), settings.batch)
+        large = latent_partition(f"{root}/large", settings.rows, settings.batch)
+        found |= streaming(large, settings.workers, settings.repeats)
+        found |= growth(small, large, settings.workers, raw, root)
+        digits = digits_partition(f"{root}/digits")
+        for name, partition in (("digits", digits), ("latents", large)):
+            ranks = data_ray.consume(partition, settings.workers, steps=settings.steps)
+            found[f"waiting_share/{name}"] = round(max(rank["waiting"] / rank["seconds"] for rank in ranks), 4)
+            found[f"step_seconds/{name}"] = round(statistics.median(rank["step"] for rank in ranks), 4)
+    return {"benchmark": "data", "cores": cores, **found, "bounds": BOUNDS, "setting": settings.model_dump()}
+
+
+def preparing(raw: str, root: str, cores: int, repeats: int) -> dict[str, float]:
+    """Images of the folder `raw` into a lake at 256 pixels, and through the same transform in a plain loop."""
+    files = [storage.join(raw, name) for name in storage.walk(raw)]
+
+    def loop() -> None:
+        for file in files:
+            with Image.open(file) as image:
+                np.asarray(center_crop(image.convert("RGB"), 256))
+
+    def on_ray() -> None:
+        prepare_ray.prepare(prepare_config(raw, f"{root}/prepared"))
+        storage.remove(f"{root}/prepared")
+
+    seconds = paired_cpu_seconds({"pil": loop, "prepare": lambda: prepare_here(raw, f"{root}/prepared")}, repeats=repeats)
+    walls: dict[str, list[float]] = {"pil": [], "ray": []}
+    for _ in range(repeats + 1):
+        for name, this in (("pil", loop), ("ray", on_ray)):
+            started = time.perf_counter()
+            this()
+            walls[name].append(time.perf_counter() - started)
+    pil, ray = (len(files) / statistics.median(walls[name][1:]) for name in ("pil", "ray"))
+    return {
+        "images": len(files),
+        "pil_images_per_second": round(pil, 2),
+        "prepare_images_per_second_per_core": round(ray / cores, 2),
+        "prepare_over_pil": round(ray / cores / pil, 4),
+        "prepare_over_pil_cpu": round(ratio(seconds, "pil", "prepare"), 4),
+    }
+
+
+def streaming(partition: Partition, workers: int, repeats: int) -> dict[str, float]:
+    """Every row of the retain side into the workers by Ray Data, and the same files through one process of pyarrow.dataset."""
+    from pyarrow import dataset
+
+    from pipeline.benchmarks import data_ray
+
+    files = [storage.join(partition.uri, file.path) for file in partition.manifest.retain]
+    rows = sum(file.rows for file in partition.manifest.retain)
+    rates: dict[str, list[float]] = {"stream": [], "from_start": [], "pyarrow": []}
+    first = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        ranks = data_ray.consume(partition, workers)
+        seconds = time.perf_counter() - started
+        shards.require_rows(partition.uri, sum(int(rank["rows"]) for rank in ranks), rows)
+        first.append(max(rank["first"] for rank in ranks))
+        rates["from_start"].append(rows / seconds)
+        rates["stream"].append(sum((rank["rows"] - rank["first_rows"]) / rank["seconds"] for rank in ranks))
+        started = time.perf_counter()
+        shards.require_rows(partition.uri, sum(batch.num_rows for batch in dataset.dataset(files).to_batches()), rows)
+        rates["pyarrow"].append(rows / (time.perf_counter() - started))
+    return {
+        "rows": rows,
+        "stream_rows_per_second": round(statistics.median(rates["stream"])),
+        "stream_rows_per_second_from_start": round(statistics.median(rates["from_start"])),
+        "pyarrow_rows_per_second": round(statistics.median(rates["pyarrow"])),
+        "stream_over_pyarrow": round(statistics.median(a / b for a, b in zip(rates["stream"], rates["pyarrow"], strict=True)), 4),
+        "seconds_to_first_batch": round(first[0], 3),  # of processes that had read nothing yet
+    }
+
+
+def growth(small: Partition, large: Partition, workers: int, raw: str, root: str) -> dict[str, float]:
+    """Peak memory in MB of a worker that streams, and of a process that prepares, at a tenth of the rows and at all of them."""
+    from pipeline.benchmarks import data_ray
+
+    for name in storage.walk(raw)[::10]:
+        storage.write_bytes(storage.join(root, "tenth", name), storage.read_bytes(storage.join(raw, name)))
+    streamed = [max(rank["peak_mb"] for rank in data_ray.consume(part, workers)) for part in (small, large)]
+    prepared = [data_ray.preparing_peak_mb(uri, f"{root}/peak") for uri in (f"{root}/tenth", raw)]
+    return {
+        f"{what}_peak_mb{at}": round(value, 1)
+        for what, values in (("stream", streamed), ("prepare", prepared))
+        for at, value in zip(("/tenth", ""), values, strict=True)
+    } | {"stream_peak_growth": round(streamed[1] / streamed[0], 3), "prepare_peak_growth": round(prepared[1] / prepared[0], 3)}
+
+
+def prepare_here(raw: str, root: str) -> None:
+    """The lake of the folder `raw`, made in this process and removed again."""
+    prepare_ray.prepare(prepare_config(raw, root), run=lambda tasks: map(shard_tasks.make_shard, tasks))
+    storage.remove(root)
+
+
+def prepare_config(raw: str, root: str) -> PrepareConfig:
+    source = {"kind": "imagefolder", "uri": raw, "held_out": 0.0}
+    return parse(PrepareConfig, {"storage": root, "lake": "benchmark", "source": source, "prepare": {"size": 256, "shard_rows": 64}})
+
+
+def photographs(root: str, count: int, seed: int) -> str:
+    """`count` JPEGs of 500x375 pixels in two class folders: smooth colour fields with grain, about as large as photographs are."""
+    random = np.random.default_rng(seed)
+    for number in range(count):
+        field = Image.fromarray(random.integers(0, 256, (24, 32, 3), np.uint8)).resize((500, 375), Image.Resampling.BICUBIC)
+        grain = np.asarray(field).astype(np.int16) + random.integers(-12, 13, (375, 500, 1), np.int16)
+        data = io.BytesIO()
+        Image.fromarray(grain.clip(0, 255).astype(np.uint8)).save(data, "JPEG", quality=90)
+        storage.write_bytes(f"{root}/class{number % 2}/{number:06d}.jpg", data.getvalue())
+    return root
+
+
+def latent_partition(root: str, rows: int, batch: int) -> Partition:
+    """A lake of `rows` random latents in classes of a thousand, and a request's partition that streams the retained ones once."""
+    random = np.random.default_rng(0)
+    values = shards.tensor_array(random.normal(0, 1, (CLASS_ROWS, *LATENT)).astype(np.float16), "latent")
+    labels = range(max(2, rows // CLASS_ROWS))
+    made = []
+    for label in labels:
+        ids = [f"{label:05d}-{i:05d}" for i in range(CLASS_ROWS)]
+        table = pa.table(
+            {"sample_id": ids, "label": pa.array([label] * CLASS_ROWS, pa.int32()), "latent_mean": values, "latent_std": values}
+        )
+        path = f"data/label={label:05d}/part-00000.parquet"
+        made.append(shards.write(f"{root}/lake", path, [table], "latent", LATENT, label=label, split="train"))
+    manifest = Manifest(
+        name="benchmark",
+        schema_version=SCHEMA_VERSION,
+        kind="latent",
+        shape=list(LATENT),
+        classes=[Class(label=label, name=str(label), train_rows=CLASS_ROWS, heldout_rows=0) for label in labels],
+        shards=made,
+        source={},
+        preprocessing={},
+        encoder=Encoding(kind="autoencoder_kl", digest="0" * 64, scale=0.18215),
+    )
+    storage.write_json(f"{root}/lake/{MANIFEST}", manifest.model_dump(mode="json"))
+    steps = (len(labels) - 1) * CLASS_ROWS // batch
+    return _partition(root, Lake(uri=f"{root}/lake", manifest=manifest), batch, steps)
+
+
+def digits_partition(root: str) -> Partition:
+    """The quickstart's own: 60 steps of 64 digits."""
+    config = parse(PrepareConfig, {"storage": root, "prepare": {"size": 8, "channels": 1}})
+    lake = prepare_ray.prepare(config, run=lambda tasks: map(shard_tasks.make_shard, tasks)).lake
+    return _partition(root, lake, 64, 60)
+
+
+def _partition(root: str, lake: Lake, batch: int, steps: int) -> Partition:
+    values: dict[str, Any] = {"storage": root, "request": {"classes": [1], "exchange": {1: 0}}}
+    return build_partition(parse(UnlearnConfig, {**values, "optim": {"batch_size": batch, "max_steps": steps}}), lake)
+
+
+def step_of(partition: Partition) -> Callable[["Batch"], None]:
+    """One plain fine-tuning step, the shortest there is, on a batch of the partition: DiT-tiny, or the step benchmark's model."""
+    import torch
+
+    from models.diffusion import Noise
+    from models.generative import DiTModel, dit_description
+    from pipeline.benchmarks.step import model_of
+    from pipeline.seeding import generator
+
+    if partition.manifest.kind == "latent":
+        model = model_of(384, 6, 256, 0)
+    else:
+        model = DiTModel(dit_description("DiT-tiny", shape=(1, 8, 8), num_classes=10, class_names=[]))
+    params = list(model.net.parameters())
+    optimiser = torch.optim.AdamW(params, lr=1e-4)
+    draws = generator(0, "benchmark")
+
+    def step(batch: "Batch") -> None:
+        noise = Noise(t=torch.randint(1000, (len(batch),), generator=draws), eps=torch.randn(batch.mean.shape, generator=draws))
+        optimiser.zero_grad()
+        model.losses(model.net, batch.mean, batch.y % model.num_classes, noise).mean().backward()
+        optimiser.step()
+
+    return step
