@@ -171,8 +171,7 @@ class Cluster:
         self.head = self._start(
             "--head",
             *(f"--{name}={port}" for name, port in self.ports.items()),
-            *("--num-cpus=1", "--dashboard-host=127.0.0.1", f"--include-dashboard={self.dashboard}"),
-            temp=True,
+            *("--num-cpus=0", "--dashboard-host=127.0.0.1", f"--include-dashboard={self.dashboard}"),
         )
 
     def restart_head(self) -> None:
@@ -188,17 +187,18 @@ class Cluster:
 
     def start_raylet(self, hidden: str | None = None) -> Process:
         """One more raylet; the folder `hidden` looks empty to it, as a folder of another machine would (needs root)."""
-        raylet = self._start(f"--address={self.address}", f"--num-cpus={self.cpus:g}", temp=False, hidden=hidden)
+        raylet = self._start(f"--address={self.address}", f"--num-cpus={self.cpus:g}", hidden=hidden)
         self.raylets.append(raylet)
         return raylet
 
-    def _start(self, *arguments: str, temp: bool, hidden: str | None = None) -> Process:
+    def _start(self, *arguments: str, hidden: str | None = None) -> Process:
         self.started += 1
         log = self.folder / f"node-{self.started}.log"
         options = ("--block", "--disable-usage-stats", "--object-store-memory=100000000", "--node-ip-address=127.0.0.1", "--num-gpus=0")
-        folder = (f"--temp-dir={self.folder / 'ray'}",) if temp else ()
+        # a folder for each: nodes that share one unpack working directories over each other's
+        options = (*options, f"--temp-dir={self.folder / f'r{self.started}'}")
         before = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none "$1" && shift && exec "$@"', "sh", hidden] if hidden else []
-        process = Process([*before, str(PROGRAMS / "ray"), "start", *options, *folder, *arguments], log, self.environment)
+        process = Process([*before, str(PROGRAMS / "ray"), "start", *options, *arguments], log, self.environment)
 
         def up() -> bool:
             if process.code is not None:
