@@ -31,8 +31,9 @@ from pipeline.unlearning.hat import hat_loss
 from pipeline.unlearning.methods import METHODS
 from pipeline.unlearning.objectives import Teacher, Weights, build_terms
 from pipeline.unlearning.settings import MethodSettings
+from pipeline.unlearning.start import start_at_exchange
 from pipeline.unlearning.step import Step
-from pipeline.unlearning.trainable import flat, select, unflat
+from pipeline.unlearning.trainable import flat, label_parameter, select, unflat
 
 FD_RADIUS = {"fp32": 2e-2, "bf16": 3e-1}  # distance at which finite differences lose least to rounding and curvature (docs/numerics.md)
 NO, YES, INTERRUPTED = 0, 1, 2  # what the ranks agree on: the largest of their words counts
@@ -92,12 +93,19 @@ def unlearn(inputs: Inputs, start: Checkpoint | None = None) -> Outcome:
     config, model, collectives = inputs.config, inputs.model, inputs.collectives
     named = select(model, config.trainable)
     teacher = Teacher(model, named) if config.method.targets == "teacher" or config.method.name == "esd" else None
-    optimiser = adamw(list(named.values()), lr=config.optim.lr, weight_decay=config.optim.weight_decay)
-    average = Average(named, config.optim.ema)
+    labels = label_parameter(model, named)
+    scales = [(config.optim.label_lr or config.optim.lr) / config.optim.lr if name == labels else 1.0 for name in named]
+    optimiser = adamw(list(named.values()), lr=config.optim.lr, weight_decay=config.optim.weight_decay, scales=scales)
     method, prime, last = METHODS[config.method.name], config.optim.prime_steps, config.optim.max_steps
     model.net.train()
 
     iteration, progress = (start.iteration, dict(start.progress)) if start else (0, _begin(inputs))
+    table = model.label_table()
+    if (
+        start is None and config.method.start == "exchange" and table is not None
+    ):  # the teacher and what was measured before are the base model
+        start_at_exchange(table, config.request.exchange_classes, config.method.push)
+    average = Average(named, config.optim.ema)
     checks = Checks(inputs=inputs, named=named, rule=_rule(config, progress["before"]), before=progress["before"])
     if start:
         _restore(named, average, optimiser, checks, start, inputs.device)
@@ -203,7 +211,9 @@ def train_step(
     terms = build_terms(
         model,
         rows,
-        Weights(exchange=settings.exchange_weight, targets=settings.targets, contrast=settings.contrast, eta=settings.eta),
+        Weights(
+            exchange=settings.exchange_weight, targets=settings.targets, contrast=settings.contrast, eta=settings.eta, push=settings.push
+        ),
         teacher=teacher,
         micro_batches=micro,
         joint=hvp != "recompute",

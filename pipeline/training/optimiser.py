@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +11,14 @@ from torch import Tensor, nn
 from pipeline.unlearning.trainable import unflat
 
 
-def adamw(params: Sequence[nn.Parameter], *, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW with betas (0.9, 0.99): the second moment settles within the tens of steps that unlearning takes."""
-    return torch.optim.AdamW(params, lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay)
+def adamw(params: Sequence[nn.Parameter], *, lr: float, weight_decay: float, scales: Sequence[float] | None = None) -> torch.optim.AdamW:
+    """AdamW with betas (0.9, 0.99): the second moment settles within the tens of steps that unlearning takes.
+
+    `scales` multiply the learning rate of each parameter (1 without them).
+    """
+    scaled = zip(params, scales or [1.0] * len(params), strict=True)
+    groups = [{"params": [p for p, _ in part], "scale": scale} for scale, part in groupby(scaled, key=itemgetter(1))]  # order stays
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay)
 
 
 def apply_gradient(
@@ -24,7 +31,7 @@ def apply_gradient(
     for parameter, part in zip(params, unflat(gradient, params), strict=True):
         parameter.grad = part
     for group in optimiser.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("scale", 1.0)
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
     return norm

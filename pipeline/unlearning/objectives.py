@@ -50,6 +50,7 @@ class Weights:
     targets: str = "data"
     contrast: bool = False
     eta: float = 3.0
+    push: float = 0.0  # teacher targets of L_x: eps_T(e) + push (eps_T(e) - eps_T(c)), away from what the base draws under c
 
 
 class Teacher:
@@ -98,6 +99,9 @@ def build_terms(
 
     def kept(part: Rows, anchor: Anchor) -> Tensor:
         target = None if weights.targets == "data" or teacher is None else teacher.predict(part, part.target_y)
+        if weights.push and target is not None and teacher is not None:  # retain rows ask for one label, where the two cancel
+            own = teacher.predict(part, part.y)
+            target = Prediction(target.eps + weights.push * (target.eps - own.eps), target.v)
         return model.losses(model.net, part.x0, part.y, part.noise, target=target, anchor=anchor)
 
     def retain(index: int, anchor: Anchor) -> Tensor:

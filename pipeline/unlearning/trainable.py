@@ -1,6 +1,6 @@
 """Trainable subsets by name. The optimiser, every gradient and every reduction see these parameters and no others."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,12 @@ def select(model: GenerativeModel, name: str) -> dict[str, nn.Parameter]:
         if parameter.requires_grad:
             chosen[key] = parameter
     return chosen
+
+
+def label_parameter(model: GenerativeModel, named: Mapping[str, Tensor]) -> str | None:
+    """Which of `named` holds the label table; None when it is not among them or the model takes no labels."""
+    table = model.label_table()
+    return None if table is None else next((name for name, parameter in named.items() if parameter.data_ptr() == table.data_ptr()), None)
 
 
 def flat(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:

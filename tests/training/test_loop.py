@@ -92,6 +92,25 @@ def test_only_the_trained_subset_moves() -> None:
     assert moved == set(outcome.trained) == {"y_embedder.embedding_table.weight"}
 
 
+def test_the_label_table_has_a_rate_of_its_own() -> None:
+    """Adam's first step is as long as the rate in every parameter that has a gradient."""
+    config = run_config(**{"method.name": "exchange", "optim.max_steps": 1, "optim.lr": 1e-4, "optim.label_lr": 1e-2, "optim.clip": None})
+    trained = run(config)[0].trained
+    base = run_inputs(config).model.net.state_dict()
+    moved = {name: (value - base[name]).abs().max().item() for name, value in trained.items()}
+    table = "y_embedder.embedding_table.weight"
+    assert moved.pop(table) == pytest.approx(1e-2, rel=1e-2) and max(moved.values()) == pytest.approx(1e-4, rel=1e-2)
+
+
+def test_a_run_may_begin_at_the_exchange_class_and_measures_the_base_before() -> None:
+    config = run_config(**{"method.name": "exchange", "method.start": "exchange", "trainable": "labels", "optim.max_steps": 2})
+    outcome, _, _ = run(config)
+    plain, _, _ = run(config.model_copy(update={"method": config.method.model_copy(update={"start": "base"})}))
+    table = outcome.trained["y_embedder.embedding_table.weight"]
+    torch.testing.assert_close(table[1], table[2], rtol=0, atol=1e-4)  # it is the minimum: nothing moves it away
+    assert outcome.before == plain.before
+
+
 def test_priming_fills_the_moments_and_moves_nothing() -> None:
     logs, named, optimiser = steps_of({"optim.prime_steps": 5, "optim.weight_decay": 0.1}, steps=0)
     base = dict(run_inputs(run_config(), dtype=torch.float64).model.net.named_parameters())

@@ -8,10 +8,11 @@ from tiny import relative, tiny_dit, tiny_step_rows
 from models.diffusion import Prediction
 from pipeline.unlearning.collectives import Collectives
 from pipeline.unlearning.methods import METHODS
-from pipeline.unlearning.objectives import StepRows, Weights, build_terms
+from pipeline.unlearning.objectives import StepRows, Teacher, Weights, build_terms
 from pipeline.unlearning.settings import MethodSettings
+from pipeline.unlearning.start import start_at_exchange
 from pipeline.unlearning.step import Step
-from pipeline.unlearning.trainable import flat
+from pipeline.unlearning.trainable import flat, select
 
 ALL = sorted(METHODS)
 TARGETS = ["data", "teacher"]
@@ -143,6 +144,43 @@ def test_teacher_targets_ask_the_teacher_for_the_exchange_class() -> None:
     wanted = flat(torch.autograd.grad(total, params), params)
     assert relative(take_step("exchange", rows, weights=Weights(targets="teacher")), wanted) < 1e-12
     assert set(rows.exchange.y.tolist()) == {1} and set(rows.exchange.target_y.tolist()) == {2}
+
+
+def test_a_pushed_target_lies_beyond_the_exchange_class_and_leaves_retain_rows_alone() -> None:
+    rows = tiny_step_rows()
+    model, named, teacher = student()
+    params, total = list(named.values()), torch.zeros((), dtype=torch.float64)
+    assert rows.exchange is not None
+    for part, push in ((rows.retain, 0.0), (rows.exchange, 0.5)):
+        there, here = teacher.predict(part, part.target_y).eps, teacher.predict(part, part.y).eps
+        said = model.predict(model.net, part.x0, part.y, part.noise).eps
+        total = total + (said - there - push * (there - here)).square().mean((1, 2, 3)).mean()
+    wanted = flat(torch.autograd.grad(total, params), params)
+    assert relative(take_step("exchange", rows, weights=Weights(targets="teacher", push=0.5)), wanted) < 1e-12
+
+
+def test_from_the_exchange_start_nothing_is_left_to_learn_from_a_teacher() -> None:
+    """The row of the exchange class is the minimum of L_x, at any row count and noise."""
+    rows, model = tiny_step_rows(), tiny_dit()
+    named = select(model, "labels_and_adaln:1")
+    teacher = Teacher(model, named)
+    table = model.label_table()
+    assert table is not None
+    start_at_exchange(table, {1: (2,)}, 0.0)
+    terms = build_terms(model, rows, Weights(targets="teacher"), teacher=teacher)
+    step = Step(index=1, params=list(named.values()), terms=terms, collectives=Collectives())
+    assert step.gradient("keep").norm().item() < 1e-12 < step.gradient("forget").norm().item()
+
+
+def test_the_exchange_start_goes_beyond_by_the_push_and_moves_no_other_row() -> None:
+    table = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    before = table.clone()
+    start_at_exchange(table, {1: (2,), 0: (3,)}, 0.5)
+    torch.testing.assert_close(table[1], before[2] + 0.5 * (before[2] - before[1]))
+    torch.testing.assert_close(table[0], before[3] + 0.5 * (before[3] - before[0]))
+    assert torch.equal(table[2:], before[2:])
+    with pytest.raises(ValueError, match="class 1 has 2 exchange classes, expected one"):
+        start_at_exchange(table, {1: (2, 3)}, 0.0)
 
 
 def test_contrast_subtracts_the_loss_under_the_null_label() -> None:
