@@ -48,6 +48,13 @@ def _by_sample(config: UnlearnConfig) -> str | None:
     return "the request names classes; forget_fraction is what it reports" if config.request.forgotten_classes else None
 
 
+def _conditional(config: UnlearnConfig) -> str | None:
+    """Why nothing is said of retained classes, where nothing is."""
+    from models.generative import is_conditional
+
+    return None if is_conditional(config.model.size) else f"{config.model.size} has no labels to draw from"
+
+
 OBJECTIVES: dict[str, Objective] = {
     "settled_step": Objective(title="settled at step", direction="minimize", of=_settled),
     "forget_fraction": Objective(
@@ -69,9 +76,11 @@ OBJECTIVES: dict[str, Objective] = {
         percent=True,
     ),
     "retain_accuracy/mean": Objective(
-        title="other classes right", direction="maximize", of=_after("retain_accuracy", "mean"), percent=True
+        title="other classes right", direction="maximize", of=_after("retain_accuracy", "mean"), missing=_conditional, percent=True
     ),
-    "retain_accuracy/min": Objective(title="lowest class right", direction="maximize", of=_after("retain_accuracy", "min"), percent=True),
+    "retain_accuracy/min": Objective(
+        title="lowest class right", direction="maximize", of=_after("retain_accuracy", "min"), missing=_conditional, percent=True
+    ),
     "fid/judge": Objective(title="Frechet distance, judge", direction="minimize", of=_after("fid", "judge")),
     "step_seconds": Objective(title="seconds of steps", direction="minimize", of=lambda outcome, config: outcome["timing"]["step_seconds"]),
     "gpu_seconds": Objective(

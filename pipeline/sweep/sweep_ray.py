@@ -55,10 +55,7 @@ def check(config: SweepConfig) -> PreparedSweep:
         )
     prepared = flow_ray.check(base)
     _check_trainables(config, prepared)
-    described = {
-        "sweep": config.model_dump(mode="json", exclude={"storage", "run_id", "tracking", "base", "set"}),
-        "base": prepared.config.model_dump(mode="json", exclude={"storage", "run_id", "tracking"}),
-    }
+    described = _described(config, prepared)
     sweep_id = config.run_id or f"sweep-{storage.digest_of(described)[:10]}"
     uri = storage.join(config.storage, "sweeps", sweep_id)
     _require_same(uri, sweep_id, described)
@@ -83,7 +80,7 @@ def run(prepared: PreparedSweep) -> dict[str, Any]:
     cluster_ray.connect(max(os.cpu_count() or 1, math.ceil(needed)), dashboard=not inline)  # Ray Train frees its places by the State API
     cluster_ray.require_shared(config.storage)
     if not storage.exists(storage.join(uri, SETTINGS)):
-        storage.write_text(storage.join(uri, SETTINGS), yaml.safe_dump(_described(prepared), sort_keys=False))
+        storage.write_text(storage.join(uri, SETTINGS), yaml.safe_dump(_described(config, prepared.base), sort_keys=False))
     tags = {"sweep": prepared.sweep_id, "request_id": str(prepared.base.config.request.id)}
     params = flatten(
         {"budget": config.budget.model_dump(), "search": config.search.model_dump(), "scheduler": config.scheduler.model_dump()}
@@ -245,7 +242,9 @@ def line(row: Mapping[str, Any], names: list[str]) -> str:
     if row["status"] == scores.FAILED:
         return f"{head}failed after {row['attempts']} attempt{'s' * (row['attempts'] > 1)}: {str(row['reason'])[:160]}"
     if row["status"] == scores.STOPPED:
-        return f"{head}stopped at step {row['step']}, held measure {row['held']:.3f}"
+        return f"{head}stopped " + (
+            "before its first check" if row["held"] is None else f"at step {row['step']}, held measure {row['held']:.3f}"
+        )
     measured = ", ".join(f"{name} {value:.4g}" for name, value in zip(names, row["values"] or [], strict=False))
     return f"{head}{'settled at ' + str(row['settled_step']) if row['settled_step'] is not None else 'not settled'}; {measured}"
 
@@ -259,7 +258,7 @@ def _publish(prepared: PreparedSweep, summary: dict[str, Any], parent: "Tracker"
     base = prepared.base.config
     target = base.gate.max_forget_fraction if base.request.forgotten_classes else base.gate.max_membership_auc
     drawn = figures(summary, _checks(prepared, summary), target=target, last=base.optim.max_steps)
-    page = render_page(summary, drawn, yaml.safe_dump(_described(prepared), sort_keys=False))
+    page = render_page(summary, drawn, yaml.safe_dump(_described(prepared.config, prepared.base), sort_keys=False))
     files = {f"plots/{name}.svg": plot.encode() for name, plot in drawn.items()}
     files |= {PAGE: page.encode(), SUMMARY: (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode()}
     for name, data in files.items():
@@ -289,10 +288,12 @@ def _check_trainables(config: SweepConfig, prepared: flow_ray.Prepared) -> None:
             raise InputError(f"space: {error}") from error
 
 
-def _described(prepared: PreparedSweep) -> dict[str, Any]:
+def _described(config: SweepConfig, base: flow_ray.Prepared) -> dict[str, Any]:
+    """All that decides what the trials do: the sweep's settings, those they start from, what they read."""
     return {
-        "sweep": prepared.config.model_dump(mode="json", exclude={"storage", "run_id", "tracking", "base", "set"}),
-        "base": prepared.base.config.model_dump(mode="json", exclude={"storage", "run_id", "tracking"}),
+        "sweep": config.model_dump(mode="json", exclude={"storage", "run_id", "tracking", "base", "set"}),
+        "base": base.config.model_dump(mode="json", exclude={"storage", "run_id", "tracking"}),
+        "digests": {"base": base.base.digest, "judge": base.judge.digest, "lake": base.lake.digest},
     }
 
 

@@ -165,6 +165,7 @@ def search(config: SweepConfig, base: UnlearnConfig, plan: dict[str, Any], sugge
     """
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")  # how much of Tune's notes a kill may cost
     os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # an interrupted sweep is not one that ended early
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune says nothing of its own
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     for name in ("ray.tune", "ray.train", "ray.air"):
