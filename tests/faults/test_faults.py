@@ -3,6 +3,7 @@
 `python tests/faults/kill_many.py` does the same many times over, on a cluster, the head included.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -10,14 +11,17 @@ import shutil
 import signal
 import sqlite3
 import tempfile
+import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import s3_servers
 import torch
 from kill_many import fill, undisturbed
-from nodes import ROOT, SMALL, Cluster, Process, Run, command, environment, wait_until
+from nodes import PROGRAMS, ROOT, SMALL, Cluster, Process, Run, command, environment, free_port, wait_until
 
 from models import weights
 
@@ -97,6 +101,58 @@ def test_worker_killed_driver_killed_told_to_stop_and_still_the_same(storage: st
     for rank in range(2):
         taken = [json.loads(line) for line in (run.folder / "timings" / f"rank-{rank}.jsonl").read_text().splitlines()]
         assert taken[-1]["step"] == STEPS and taken[-1]["run_id"] == "chain" and taken[-1]["forward"] > 0
+
+
+def test_store_and_tracker_away_for_twenty_seconds_change_nothing(folder: Path, storage: str, wanted: str) -> None:
+    """Storage in a bucket and an MLflow server, both killed at a random step and back after 20 s."""
+    rclone, rng = s3_servers.Rclone(folder / "s3"), random.Random(SEED)
+    shutil.copytree(
+        storage, folder / "s3" / "bucket" / "root", ignore=shutil.ignore_patterns("runs", "mlflow.db", "mlartifacts", "partitions")
+    )
+    port, run = free_port(), Run(str(folder / "s3" / "bucket" / "root"), "outage")
+    said = environment(
+        AWS_ENDPOINT_URL=f"http://127.0.0.1:{rclone.port}",
+        AWS_ACCESS_KEY_ID=s3_servers.KEY,
+        AWS_SECRET_ACCESS_KEY=s3_servers.SECRET,
+        AWS_DEFAULT_REGION="us-east-1",
+    )
+
+    def tracker() -> Process:
+        where = ("--backend-store-uri", f"sqlite:///{folder}/tracker.db", "--artifacts-destination", str(folder / "artifacts"))
+        options = ("--host", "127.0.0.1", "--port", str(port), "--workers", "1")
+        started = Process([str(PROGRAMS / "mlflow"), "server", *where, *options], folder / "tracker.log", environment())
+        wait_until("the tracker", lambda: answers(f"http://127.0.0.1:{port}/health"))
+        return started
+
+    rclone.start()
+    mlflow = tracker()
+    changes = {**BESIDE, "tracking.uri": f"http://127.0.0.1:{port}"}
+    driver = Process(command("s3://bucket/root", "outage", **changes), folder / "outage.log", said)
+    try:
+        at = rng.randrange(1, STEPS - 4)
+        wait_until(f"step {at} (seed {SEED})", lambda: run.step >= at or driver.code is not None)
+        assert driver.code is None, driver.said[-2000:]
+        rclone.stop()
+        mlflow.end()
+        time.sleep(20)
+        rclone.start()
+        mlflow = tracker()
+        assert driver.popen.wait(400) == 0, driver.said[-3000:]
+    finally:
+        driver.end()
+        mlflow.end()
+        rclone.stop()
+    assert run.result is not None and run.result["weights_digest"] == wanted, f"seed {SEED}, away after {at}"
+    with sqlite3.connect(f"file:{folder}/tracker.db?mode=ro", uri=True) as database:
+        assert database.execute("select status from runs").fetchall() == [("FINISHED",)]
+        logged = database.execute("select distinct step from metrics where key = 'loss/keep' order by step").fetchall()
+    assert [step for (step,) in logged] == list(range(1, STEPS + 1)), "no metric was lost"
+
+
+def answers(url: str) -> bool:
+    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
+        return True
+    return False
 
 
 @pytest.fixture(scope="module")
