@@ -145,6 +145,19 @@ def so_far(checks: Sequence[Mapping[str, Any]], step_seconds: float, world: int)
     }
 
 
+def measured_twice(chosen: Mapping[str, Any], verified: Mapping[str, Any]) -> list[tuple[str, float, float]]:
+    """(objective, as it was when the trial was chosen, on fresh seeds) of all that was measured both times."""
+    names = ("forget_fraction", "forget_fraction/high", "membership_auc", "retain_accuracy/mean", "retain_accuracy/min")
+    read = {"membership_auc": ("membership", "auc"), "forget_fraction": ("forget_fraction", "value")}
+    pairs = []
+    for name in names:
+        block, key = read.get(name) or name.split("/")
+        old, new = (((side.get(block) or {}).get(key)) for side in (chosen, verified))
+        if old is not None and new is not None:
+            pairs.append((name, old, new))
+    return pairs
+
+
 def ranked(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
     """The finished trials, best first: those that pass the gate, then by the objectives in their order, then as they came."""
     signs = [1 if OBJECTIVES[name].direction == "minimize" else -1 for name in names]

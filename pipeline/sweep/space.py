@@ -28,7 +28,8 @@ def base_config(config: SweepConfig) -> UnlearnConfig:
     values = configuration.apply_overrides(configuration.read_yaml(config.base), _as_overrides(_by_key(config.set)))
     values |= {"storage": config.storage, "seed": config.seed, "tracking": config.tracking.model_dump(mode="json"), "run_id": None}
     if config.trial.runner == "inline":
-        values["train"] = {**values.get("train", {}), "workers": 1}
+        trial = {"workers": 1, "cpus_per_worker": config.trial.cpus, "gpus_per_worker": config.trial.gpus}
+        values["train"] = {**values.get("train", {}), **trial}
     values["optim"] = {**values.get("optim", {}), **({"max_seconds": config.budget.trial_seconds} if config.budget.trial_seconds else {})}
     return configuration.parse(UnlearnConfig, values)
 

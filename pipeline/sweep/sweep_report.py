@@ -135,7 +135,7 @@ def _verified(summary: Summary) -> list[dict[str, Any]]:
                 "number": attempt["number"],
                 "cells": [
                     (OBJECTIVES[name].title, plots.value_text(name, old), plots.value_text(name, new))
-                    for name, old, new in zip(summary["objectives"], row["values"], attempt["values"], strict=True)
+                    for name, old, new in scores.measured_twice(row["after"], attempt["after"])
                 ],
                 "passed": attempt["gate"]["passed"],
                 "failed": ", ".join(check["name"] for check in attempt["gate"]["checks"] if not check["passed"]),

@@ -8,7 +8,6 @@ from pipeline.config import UnlearnConfig
 from pipeline.config.sweep import Verify
 from pipeline.data.partition import find_partition
 from pipeline.evaluation.gate import judge_gate
-from pipeline.sweep import scores
 from pipeline.sweep.shared_ray import on_one_worker, trial_resources
 from pipeline.sweep.space import configured, shown
 from pipeline.sweep.trial import Shared
@@ -47,8 +46,7 @@ def choose(prepared: "PreparedSweep", plan: dict[str, Any], summary: dict[str, A
         )
         outcome = storage.read_json(storage.join(uri, OUTCOME)) | {"before": measured["before"], "after": measured["after"]}
         gate = judge_gate(settings.gate, outcome, plan["judge_accuracy"], settings.request.forgotten_classes)
-        values = scores.values_of(outcome, settings, config.search.objectives)
-        verified.append({"number": number, "seed": measured["seed"], "after": measured["after"], "values": values, "gate": gate})
+        verified.append({"number": number, "seed": measured["seed"], "after": measured["after"], "gate": gate})
         if gate["passed"]:
             found = {
                 "number": number,
@@ -89,7 +87,7 @@ def _register(
                 "of": len(summary["trials"]),
                 "objectives": summary["objectives"],
                 "values_when_chosen": row["values"],
-                "values_verified": verified[-1]["values"],
+                "after_when_chosen": row["after"],
                 "seed_verified": verified[-1]["seed"],
                 "verified_before_it": len(verified) - 1,
             }

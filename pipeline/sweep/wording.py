@@ -38,10 +38,11 @@ def ending(summary: Mapping[str, Any], uri: str) -> str:
     if winner["number"] is None:
         lines.append(f"  none of the best {len(winner['verified'])} holds on fresh seeds; nothing was registered")
     else:
-        row, again = rows[winner["number"]], winner["verified"][-1]
+        row = rows[winner["number"]]
+        twice = scores.measured_twice(row["after"], winner["verified"][-1]["after"])
         lines += [
             f"  trial {winner['number']} was the best of {len(rows)}, in part the luckiest: chosen with {_values(summary, row['values'])};",
-            f"  on fresh seeds, which is what counts: {_values(summary, again['values'])}",
+            f"  on fresh seeds, which is what counts: {', '.join(f'{name} {new:.4g} ({old:.4g} before)' for name, old, new in twice)}",
             f"  registered {winner['model']} version {winner['version']} @candidate (run {winner['run_id']})",
             f"  report {winner['report']}",
         ]

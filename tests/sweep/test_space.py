@@ -98,3 +98,9 @@ def test_zero_is_an_eighth_of_its_axis() -> None:
     assert math.log(1e-4 / low) / math.log(1 / low) == pytest.approx(1 / 8)
     assert holds(distribution, 0) and holds(distribution, 1e-4) and not holds(distribution, 5e-5)
     assert not holds(Distribution(loguniform=(1e-4, 1)), 0)
+
+
+def test_a_trials_share_of_a_gpu_is_what_its_configuration_says() -> None:
+    train = base_config(sweep("trial={runner: inline, cpus: 0.5, gpus: 0.25}")).train
+    assert (train.workers, train.cpus_per_worker, train.gpus_per_worker) == (1, 0.5, 0.25)
+    assert base_config(sweep("trial={runner: trainer}", "set.train={workers: 2, gpus_per_worker: 1}")).train.workers == 2

@@ -60,7 +60,8 @@ def summary() -> dict[str, Any]:
         space=space, search=Search(objectives=OBJECTIVES), seed=0, directions=["minimize", "minimize", "maximize"], points=[]
     )
     assert importance(these, 0) == {}
-    verified = {"number": 0, "seed": 77, "after": rows[0]["after"], "values": [4.0, 0.05, 0.96], "gate": {"passed": True, "checks": []}}
+    again = {"forget_fraction": {"value": 0.02, "high": 0.045}, "retain_accuracy": {"mean": 0.98, "min": 0.96}}
+    verified = {"number": 0, "seed": 77, "after": again, "gate": {"passed": True, "checks": []}}
     return {
         "sweep_id": "sweep-1",
         "request": {"classes": [1], "exchange": {"1": 7}, "sample_ids": None},
@@ -100,7 +101,7 @@ def test_plots_stand_alone_and_are_well_formed(summary: dict[str, Any]) -> None:
 def test_the_page_shows_every_trial_and_why_the_winner_is_measured_again(summary: dict[str, Any]) -> None:
     page = render_page(summary, figures(summary, checks(), target=0.05, last=20), "space: {}")
     assert "Trial 4 failed after 3 attempts: ValueError: &lt;b&gt;bad" in page and "<b>bad" not in page
-    assert "in part the luckiest" in page and "m version 3, candidate; run sweep-1-best" in page
+    assert "4.5\u00a0%" in page and "in part the luckiest" in page and "m version 3, candidate; run sweep-1-best" in page
     assert page.count("<tr>") >= 6 + 3 and ">stopped<" in page and ">default<" in page and 'data-value="0.0">0<' in page
     assert "https://" not in page and "http://" not in page.replace("http://www.w3.org/2000/svg", "") and 'class="sp alone"' not in page
     none = summary | {"winner": {"number": None, "verified": summary["winner"]["verified"]}}
@@ -110,5 +111,5 @@ def test_the_page_shows_every_trial_and_why_the_winner_is_measured_again(summary
 def test_the_terminal_says_what_counts(summary: dict[str, Any]) -> None:
     said = ending(summary, "/s/sweeps/sweep-1")
     assert "6 trials: 4 finished, 1 stopped, 1 failed; 1 retried" in said
-    assert "on fresh seeds, which is what counts: settled_step 4, forget_fraction/high 0.05, retain_accuracy/min 0.96" in said
+    assert "on fresh seeds, which is what counts: forget_fraction 0.02 (0.01 before), forget_fraction/high 0.045 (0.03 before)" in said
     assert "registered m version 3 @candidate" in said and said.endswith("/s/sweeps/sweep-1/sweep.html")
