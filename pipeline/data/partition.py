@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -177,9 +178,15 @@ def selections(
 
 def find_ids(lake: Lake, among: Sequence[Shard], sample_ids: Sequence[str]) -> dict[str, tuple[np.ndarray, list[str]]]:
     """Per shard path: the row indices of `sample_ids`, mirrored copies included, and those ids. Only the sample_id column is read."""
-    wanted, found = set(sample_ids), {}
+    return _find_ids(lake.uri, tuple(among), frozenset(sample_ids))
+
+
+@lru_cache(maxsize=1)
+def _find_ids(lake_uri: str, among: tuple[Shard, ...], wanted: frozenset[str]) -> dict[str, tuple[np.ndarray, list[str]]]:
+    """Kept, because a job asks twice: when it checks the request, and when it makes the partition. Shards carry their digest."""
+    found = {}
     for shard in among:
-        names = [name.removesuffix(FLIP_MARK) for name in shards.read_column(lake.uri, shard, "sample_id")]
+        names = [name.removesuffix(FLIP_MARK) for name in shards.read_column(lake_uri, shard, "sample_id")]
         rows = [i for i, name in enumerate(names) if name in wanted]
         found[shard.path] = (np.array(rows, np.int64), [names[i] for i in rows])
     return found

@@ -4,6 +4,9 @@ Global batch s is positions [s*B, (s+1)*B) of the stream; lane l holds b = B/lan
 lanes r, r+W, ...: whatever W, the ranks together see the same rows.
 """
 
+import contextlib
+import queue
+import threading
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -47,6 +50,39 @@ def assemble(partition: Partition, files: Sequence[LaneFile], tables: Iterator[p
             rows = pa.concat_tables([table.slice(step * b, b) for table in held])
             yield batch_of(rows, manifest.kind, manifest.shape, manifest.scale)
     supply.require_empty(partition.uri)
+
+
+def ahead(batches: Iterator[Batch], depth: int = 2) -> Iterator[Batch]:
+    """The same batches, up to `depth` of them put together in a thread while an earlier one is trained on.
+
+    What `batches` raises is raised in its place. Leaving off early ends the thread.
+    """
+    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(depth)
+    left = threading.Event()
+
+    def hand_over(item: Batch | BaseException | None) -> None:
+        while not left.is_set():
+            with contextlib.suppress(queue.Full):
+                return ready.put(item, timeout=0.2)
+
+    def fill() -> None:
+        try:
+            for batch in batches:
+                hand_over(batch)
+                if left.is_set():
+                    return
+            hand_over(None)
+        except BaseException as error:
+            hand_over(error)
+
+    threading.Thread(target=fill, daemon=True, name="batches").start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        left.set()
 
 
 class _Supply:

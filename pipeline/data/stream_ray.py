@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.data import shards
 from pipeline.data.partition import Partition
 from pipeline.data.rows import Batch
-from pipeline.data.stream import assemble, files_to_read
+from pipeline.data.stream import ahead, assemble, files_to_read
 
 PREFETCH = 4
 READERS = 2  # files read at once for one rank
@@ -33,4 +33,4 @@ def retain_stream(partition: Partition, rank: int, world: int, start_step: int =
     read: Any = partial(shards.read_listed, partition.uri)
     rows = listed.map_batches(read, batch_size=1, batch_format="numpy", num_cpus=0, concurrency=min(READERS, len(files)))
     tables = rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=PREFETCH)
-    return assemble(partition, files, iter(tables), start_step)
+    return ahead(assemble(partition, files, iter(tables), start_step))

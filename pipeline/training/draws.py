@@ -36,8 +36,14 @@ def draw_rows(
     if batch.std is not None:
         x0 = x0 + batch.std * torch.stack([n.posterior for n in draws if n.posterior is not None])
     y, target_y = relabel(batch.y, torch.stack(uniform)) if relabel else (batch.y, batch.y)
-    noise = Noise(t=torch.stack([n.t for n in draws]).to(device), eps=torch.stack([n.eps for n in draws]).to(device))
-    return Rows(x0=x0.to(device), y=y.to(device), target_y=target_y.to(device), noise=noise)
+    t, eps = torch.stack([n.t for n in draws]), torch.stack([n.eps for n in draws])
+    x0, y, target_y, t, eps = (_moved(tensor, device) for tensor in (x0, y, target_y, t, eps))
+    return Rows(x0=x0, y=y, target_y=target_y, noise=Noise(t=t, eps=eps))
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """On a GPU from pinned memory, so that the copy goes on while the next rows' noise is drawn."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def sample_latents(model: GenerativeModel, numbers: Sequence[int], *, seed: int, step: int) -> Tensor:

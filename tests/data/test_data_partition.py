@@ -1,5 +1,6 @@
 """Partitions and streams: the same global batches at every world size and from both readers."""
 
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from pipeline import storage
 from pipeline.data import shards, stream_local, stream_ray
 from pipeline.data.cycle import Cycle
 from pipeline.data.lake import Lake
-from pipeline.data.partition import Partition, stream_order
+from pipeline.data.partition import Partition, selections, stream_order
 from pipeline.data.partition_ray import build_partition
+from pipeline.data.stream import ahead
 from pipeline.errors import InputError
 
 STEPS, BATCH, LANES = 44, 64, 4
@@ -197,6 +199,48 @@ def test_a_row_out_of_place_is_refused(partition: Partition) -> None:
     partition = Partition(uri=partition.uri, manifest=partition.manifest.model_copy(update={"retain": retain}))
     with pytest.raises(RuntimeError, match="out of place"):
         list(stream_local.retain_stream(partition, 0, 1))
+
+
+def test_batches_are_made_ready_ahead_and_errors_come_in_their_place(partition: Partition) -> None:
+    made: list[int] = []
+
+    def source(fail_at: int | None = None):
+        for number, batch in enumerate(stream_local.retain_stream(partition, 0, 1)):
+            if number == fail_at:
+                raise RuntimeError("the stream broke")
+            made.append(number)
+            yield batch
+
+    plain = [batch.sample_id for batch in stream_local.retain_stream(partition, 0, 1)]
+    assert [batch.sample_id for batch in ahead(source())] == plain and made == list(range(STEPS))
+    taken = []
+    with pytest.raises(RuntimeError, match="the stream broke"):
+        for batch in ahead(source(fail_at=5)):
+            taken.append(batch.sample_id)
+    assert taken == plain[:5]
+    made.clear()
+    stream = ahead(source(), depth=2)
+    next(stream)
+    threads = [thread for thread in threading.enumerate() if thread.name == "batches"]
+    stream.close()
+    for thread in threads:
+        thread.join(5)
+    assert threads and not any(thread.is_alive() for thread in threads) and len(made) <= 5
+
+
+def test_named_ids_are_looked_up_once_for_check_and_partition(unlearn_config, digits_lake: Lake, tmp_path: Path, monkeypatch) -> None:
+    ids = list(digits_lake.read([2]).sample_id[:4])
+    (tmp_path / "ids.txt").write_text("\n".join(ids))
+    config = unlearn_config(request={"classes": [2, 3], "sample_ids": str(tmp_path / "ids.txt")})
+    read: list[str] = []
+    once = shards.read_column
+    monkeypatch.setattr(shards, "read_column", lambda root, file, column: read.append(file.path) or once(root, file, column))
+    forget, _, _ = selections(config, digits_lake, ids, None)
+    partition = build_partition(config, digits_lake)
+    assert len(read) == len(set(read)) == 2 and sorted(partition.forget().sample_id) == sorted(ids)
+    assert sum(item.count for item in forget) == 4
+    other, _, _ = selections(config, digits_lake, ids[:3], None)
+    assert len(read) == 4 and sum(item.count for item in other) == 3
 
 
 def test_stream_order_is_a_permutation_per_pass_and_stratified() -> None:

@@ -54,6 +54,14 @@ class RawImages(Protocol):
         ...
 
 
+class ImageFiles:
+    """What the sources that read files of any names have in common: where they are, the class index that was given, the share held out."""
+
+    def __init__(self, uri: str, classes: list[str] | str | None, held_out: float) -> None:
+        self.uri, self.held_out, self.given = storage.absolute(uri), held_out, classes
+        self.classes: list[str] = []
+
+
 def hold_out(items: Iterable[Item], share: float) -> list[Item]:
     """`items` with round(share * n) of each class's n marked heldout: those whose sample ids hash lowest, so
     the choice depends on the ids alone, never on the order of listing."""

@@ -5,23 +5,18 @@ from functools import partial
 from pathlib import PurePosixPath
 
 from pipeline import storage
-from pipeline.data.sources.base import Item, Split, fetch, hold_out, read_index, split_of
+from pipeline.data.sources.base import ImageFiles, Item, Split, fetch, hold_out, read_index, split_of
 from pipeline.errors import InputError
 
 INDEX = "imagenet_class_index.json"
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
-class ImageFolder:
+class ImageFolder(ImageFiles):
     """Labels follow the index file that is given or lies in the root, the standard order where every folder is an
     ImageNet WNID, and otherwise the folders' alphabetical order."""
 
     scattered = False
-
-    def __init__(self, uri: str, classes: list[str] | str | None, held_out: float) -> None:
-        self.uri, self.held_out = storage.absolute(uri), held_out
-        self.given = classes
-        self.classes: list[str] = []
 
     def items(self) -> list[Item]:
         found: list[tuple[str, str, Split | None]] = []  # class folder, path, split

@@ -10,20 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.data.sources.base import Item, Split, class_names, find_files, hold_out, split_of
+from pipeline.data.sources.base import ImageFiles, Item, Split, class_names, find_files, hold_out, split_of
 from pipeline.errors import InputError
 
 
-class ParquetImages:
+class ParquetImages(ImageFiles):
     """Sample ids are the first of these that is unique over the whole source: the stem of `image.path`, `<split>/<image.path>`
     without its suffix, `<split>-<running row number>`. Files named test or validation are held out."""
 
     scattered = True
-
-    def __init__(self, uri: str, classes: list[str] | str | None, held_out: float) -> None:
-        self.uri, self.held_out = storage.absolute(uri), held_out
-        self.given = classes
-        self.classes: list[str] = []
 
     def items(self) -> list[Item]:
         files = find_files(self.uri, [".parquet"])

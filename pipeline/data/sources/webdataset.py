@@ -8,22 +8,17 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline import storage
-from pipeline.data.sources.base import FETCH_THREADS, Item, class_names, fetch, find_files, hold_out, split_of
+from pipeline.data.sources.base import FETCH_THREADS, ImageFiles, Item, class_names, fetch, find_files, hold_out, split_of
 from pipeline.errors import InputError
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 BLOCK = 512
 
 
-class WebDataset:
+class WebDataset(ImageFiles):
     """An image is found again by its place in the tar, so reading one costs one range request. Tars named val or test are held out."""
 
     scattered = False
-
-    def __init__(self, uri: str, classes: list[str] | str | None, held_out: float) -> None:
-        self.uri, self.held_out = storage.absolute(uri), held_out
-        self.given = classes
-        self.classes: list[str] = []
 
     def items(self) -> list[Item]:
         files = find_files(self.uri, [".tar"])
