@@ -227,7 +227,11 @@ def finish(
     )
     result = _result(prepared, outcome, digest, partition_digest, time.perf_counter() - started) | proof | dict(extra or {})
     height, width, channels = _image_shape(prepared)
-    version = register(tracker, folder=storage.join(run_uri, "model"), image_shape=(height, width, channels), result=result)
+    folder = storage.join(run_uri, "model")
+    if prepared.config.tracking.artifact == "delta":
+        folder = storage.join(run_uri, "delta")
+        model_store.write_delta(folder, prepared.base, trained, digest, about)
+    version = register(tracker, folder=folder, image_shape=(height, width, channels), result=result)
     result["model"] |= {"version": version, "alias": "candidate"}
     result["timing"]["total_seconds"] = time.perf_counter() - started
     _publish(prepared, result, records.read(storage.join(run_uri, train_ray.METRICS)), tracker)

@@ -3,6 +3,7 @@
 A model of latents has its autoencoder beside it. Weights in published formats are read too (`published.py`), and kept in this form.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS, MANIFEST = "config.json", "model.safetensors", "manifest.json"
 AUTOENCODER = "autoencoder.safetensors"
+BASE_VARIABLE = "UNLEARN_BASE_WEIGHTS"  # in the environment: where the base of a delta lies now
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,12 @@ def write(
     return digest
 
 
+def write_delta(uri: str, base: Stored, trained: Mapping[str, "Tensor"], full_digest: str, manifest: Mapping[str, Any]) -> None:
+    """Write a folder that holds the trained subset alone, and names the base it belongs to by digest. Only `read` puts them together."""
+    delta = {"base": base.uri, "base_digest": base.digest, "weights_digest": full_digest}
+    write(uri, {**base.config, "delta": delta}, trained, manifest)
+
+
 def manifest_of(uri: str) -> dict[str, Any] | None:
     """What the maker of the folder recorded; None where there is no complete folder."""
     path = storage.join(uri, MANIFEST)
@@ -100,6 +108,8 @@ def read(uri: str, what: str, *, size: str | None = None, sha256: str | None = N
             "the folder is damaged, make it again"
         )
     config = storage.read_json(storage.join(uri, CONFIG))
+    if "delta" in config:
+        return _assembled(uri, what, config, state, manifest)
     return Stored(uri=uri, config=config, state=state, digest=digest, manifest=manifest, autoencoder=autoencoder)
 
 
@@ -121,6 +131,28 @@ def with_autoencoder(stored: Stored, description: Mapping[str, Any], autoencoder
     manifest = {**stored.manifest, "autoencoder_digest": weights.weights_digest(autoencoder)}
     config = {**stored.config, "autoencoder": dict(description)}
     return replace(stored, config=config, autoencoder=autoencoder, manifest=manifest, foreign=True)
+
+
+def _assembled(uri: str, what: str, config: dict[str, Any], trained: Mapping[str, "Tensor"], manifest: dict[str, Any]) -> Stored:
+    """A delta on its base. Raises `InputError` when the base is another than the one it was trained from."""
+    from models import weights
+
+    delta = config["delta"]
+    base_uri = os.environ.get(BASE_VARIABLE, delta["base"])
+    base = read(base_uri, f"{what}: the base of the delta {uri}")
+    if base.digest != delta["base_digest"]:
+        raise InputError(
+            f"{what}: {uri} is a delta on a base of digest {delta['base_digest'][:12]}, but {base_uri} has {base.digest[:12]}; "
+            f"expected that base: name its folder in {BASE_VARIABLE}"
+        )
+    state = {**base.state, **trained}
+    digest = weights.weights_digest(state)
+    if digest != delta["weights_digest"]:
+        raise InputError(
+            f"{what}: {uri} on its base has digest {digest[:12]}, expected {delta['weights_digest'][:12]}; the folder is damaged"
+        )
+    plain = {key: value for key, value in config.items() if key != "delta"}
+    return Stored(uri=uri, config=plain, state=state, digest=digest, manifest=manifest, autoencoder=base.autoencoder)
 
 
 def _read_published(uri: str, what: str, size: str | None, sha256: str | None) -> Stored:

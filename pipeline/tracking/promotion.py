@@ -198,9 +198,12 @@ def _require_consistent(config: RegistryConfig, version: "ModelVersion", result:
 
 
 def _weights_digest(config: RegistryConfig, version: "ModelVersion") -> str:
+    """Of the values of all weights: those in the version or, for a delta, those with its base."""
     from models.weights import from_bytes, weights_digest
 
     folder = local_copy(config.tracking, config.storage, version)
+    if "delta" in storage.read_json(str(folder / model_store.CONFIG)):
+        return model_store.read(str(folder), f"version {version.version}").digest
     return weights_digest(from_bytes((folder / model_store.WEIGHTS).read_bytes(), str(folder)))
 
 

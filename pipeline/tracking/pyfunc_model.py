@@ -5,6 +5,8 @@ safetensors, numpy, pandas, MLflow and the `models` package that is saved beside
 """
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,21 @@ class Sampler(PythonModel):
         import safetensors.torch
         import torch
 
-        from models import generative
+        from models import generative, latents
 
         self.config: dict[str, Any] = json.loads(Path(context.artifacts["config"]).read_text())
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = generative.build(self.config)
-        self.model.net.load_state_dict(safetensors.torch.load_file(context.artifacts["weights"]))
+        state, beside = safetensors.torch.load_file(context.artifacts["weights"]), Path(context.artifacts["weights"]).parent
+        if "delta" in self.config:
+            base, beside = base_of(self.config["delta"])
+            state = {**base, **state}
+        self.model.net.load_state_dict(state)
         self.model.net.to(self.device).eval()
+        self.to_pixels: Callable[[Any], Any] = lambda x: x
+        if "autoencoder" in self.config:
+            autoencoder = safetensors.torch.load_file(beside / "autoencoder.safetensors")
+            self.to_pixels = latents.decoder(self.config["autoencoder"], autoencoder, self.device)
 
     def predict(self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> np.ndarray:
         """`model_input`: DataFrame with `label` (a class) and `seed` (int >= 0). Returns uint8 (N, H, W, C).
@@ -51,14 +61,35 @@ class Sampler(PythonModel):
             label, seed = labels[start : start + batch], seeds[start : start + batch]
             filled = batch - len(label)
             with torch.no_grad():
-                x = self.model.sample(
-                    labels=torch.tensor(label + label[:1] * filled, device=self.device),
-                    seeds=seed + seed[:1] * filled,
-                    cfg_scale=float(options["cfg_scale"]),
-                    steps=int(options["steps"]),
+                x = self.to_pixels(
+                    self.model.sample(
+                        labels=torch.tensor(label + label[:1] * filled, device=self.device),
+                        seeds=seed + seed[:1] * filled,
+                        cfg_scale=float(options["cfg_scale"]),
+                        steps=int(options["steps"]),
+                    )
                 )[: len(label)]  # (n, C, H, W) float32 in [-1, 1]
             images.append(((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
         return np.concatenate(images)  # (N, H, W, C)
+
+
+def base_of(delta: dict[str, Any]) -> tuple[dict[str, Any], Path]:
+    """The weights that a delta belongs to, and their folder: `UNLEARN_BASE_WEIGHTS`, or where they were when it was made."""
+    import mlflow.artifacts
+    import safetensors.torch
+
+    from models.weights import weights_digest
+
+    uri = os.environ.get("UNLEARN_BASE_WEIGHTS", delta["base"])
+    folder = Path(uri) if Path(uri).is_dir() else Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+    base = safetensors.torch.load_file(folder / "model.safetensors")
+    digest = weights_digest(base)
+    if digest != delta["base_digest"]:
+        raise ValueError(
+            f"this version is a delta on a base of digest {delta['base_digest'][:12]}, but {uri} has {digest[:12]}; "
+            "expected that base: name its folder in UNLEARN_BASE_WEIGHTS"
+        )
+    return base, folder
 
 
 mlflow.models.set_model(Sampler())

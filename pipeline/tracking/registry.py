@@ -71,7 +71,9 @@ def save_pyfunc(folder: str, target: Path, *, image_shape: tuple[int, int, int])
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
-    sampler = storage.read_json(storage.join(folder, FILES["config"]))["sampler"]
+    described = storage.read_json(storage.join(folder, FILES["config"]))
+    sampler = described["sampler"]
+    packages = ["mlflow", "torch", "safetensors", "numpy", "pandas", *(["diffusers"] if "autoencoder" in described else [])]
     signature = ModelSignature(
         inputs=Schema([ColSpec("long", "label"), ColSpec("long", "seed")]),
         outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *image_shape))]),
@@ -89,11 +91,11 @@ def save_pyfunc(folder: str, target: Path, *, image_shape: tuple[int, int, int])
         code_paths=[str(Path(models.__file__).parent)],
         signature=signature,
         input_example=pd.DataFrame({"label": [0, 1], "seed": [0, 1]}),
-        pip_requirements=[f"{package}=={_installed(package)}" for package in ("mlflow", "torch", "safetensors", "numpy", "pandas")],
+        pip_requirements=[f"{package}=={_installed(package)}" for package in packages],
     )
     description = Model.load(str(target))
-    for file in [*FILES.values(), model_store.MANIFEST]:
-        if file != model_store.MANIFEST or storage.exists(storage.join(folder, file)):
+    for file in [*FILES.values(), model_store.MANIFEST, model_store.AUTOENCODER]:
+        if file in FILES.values() or storage.exists(storage.join(folder, file)):
             storage.download(storage.join(folder, file), target / file)
     flavor = description.flavors["python_function"]
     # at the top and not in artifacts/, so that the model's folder is itself a folder of weights

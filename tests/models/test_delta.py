@@ -1,0 +1,78 @@
+"""Deltas: the trained subset alone, which is of use on its own base and on no other."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from models import weights
+from models.generative import build, dit_description
+from pipeline import model_store
+from pipeline.errors import InputError
+from pipeline.seeding import generator
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> model_store.Stored:
+    described = dit_description("DiT-tiny", shape=(1, 8, 8), num_classes=10, class_names=[str(label) for label in range(10)])
+    net = build(described).net
+    net.initialise(generator(0, "base"))  # type: ignore[operator]
+    model_store.write(str(tmp_path / "base"), described, net.state_dict(), {})
+    return model_store.read(str(tmp_path / "base"), "model.weights")
+
+
+@pytest.fixture
+def trained(base: model_store.Stored) -> dict[str, torch.Tensor]:
+    return {name: tensor + 0.1 for name, tensor in base.state.items() if name.startswith(("y_embedder.", "blocks.2.adaLN"))}
+
+
+def delta(tmp_path: Path, base: model_store.Stored, trained: dict[str, torch.Tensor]) -> str:
+    full = weights.weights_digest({**base.state, **trained})
+    model_store.write_delta(str(tmp_path / "delta"), base, trained, full, {"run_id": "r"})
+    return str(tmp_path / "delta")
+
+
+def other_base(tmp_path: Path, base: model_store.Stored) -> str:
+    model_store.write(str(tmp_path / "other"), base.config, {name: value + 1 for name, value in base.state.items()}, {})
+    return str(tmp_path / "other")
+
+
+def test_a_delta_on_its_base_is_the_whole(tmp_path: Path, base: model_store.Stored, trained: Any) -> None:
+    uri = delta(tmp_path, base, trained)
+    size, whole = ((Path(folder) / "model.safetensors").stat().st_size for folder in (uri, base.uri))
+    assert size < 0.3 * whole
+    found = model_store.read(uri, "version")
+    wanted = {**base.state, **trained}
+    assert found.state.keys() == wanted.keys() and all(torch.equal(found.state[name], wanted[name]) for name in wanted)
+    assert found.digest == weights.weights_digest(wanted) and "delta" not in found.config and found.manifest["run_id"] == "r"
+
+
+def test_another_base_is_refused(tmp_path: Path, base: model_store.Stored, trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = delta(tmp_path, base, trained)
+    monkeypatch.setenv(model_store.BASE_VARIABLE, other_base(tmp_path, base))
+    with pytest.raises(InputError, match=rf"is a delta on a base of digest {base.digest[:12]}, but .*/other has .*expected that base"):
+        model_store.read(uri, "version")
+    monkeypatch.setenv(model_store.BASE_VARIABLE, str(tmp_path / "gone"))
+    with pytest.raises(InputError, match=r"the base of the delta .*/delta: no weights at .*/gone"):
+        model_store.read(uri, "version")
+
+
+def test_a_registered_delta_draws_what_the_whole_draws(
+    tmp_path: Path, base: model_store.Stored, trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow.pyfunc
+
+    from pipeline.tracking.registry import save_pyfunc
+
+    model_store.write(str(tmp_path / "full"), base.config, {**base.state, **trained}, {})
+    rows = pd.DataFrame({"label": [1, 7], "seed": [0, 3]})
+    drawn = []
+    for name, folder in (("whole", str(tmp_path / "full")), ("part", delta(tmp_path, base, trained))):
+        save_pyfunc(folder, tmp_path / name, image_shape=(8, 8, 1))
+        drawn.append(mlflow.pyfunc.load_model(str(tmp_path / name)).predict(rows, params={"steps": 2}))
+    assert (drawn[0] == drawn[1]).all() and drawn[0].std() > 0
+    monkeypatch.setenv("UNLEARN_BASE_WEIGHTS", other_base(tmp_path, base))
+    with pytest.raises(Exception, match=r"is a delta on a base of digest .*expected that base"):
+        mlflow.pyfunc.load_model(str(tmp_path / "part"))
