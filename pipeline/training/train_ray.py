@@ -68,11 +68,11 @@ def train(
     with stopping(run_uri, config.train.grace_s) as stop:
         for _ in range(PREEMPTIONS):
             outcome = launch(_worker, arguments, config.train, storage_uri=run_uri, name=NOTES)
-            if stop.asked:
-                raise Terminated()
-            if "interrupted" not in outcome:
+            if "interrupted" not in outcome and not stop.asked:
                 storage.remove(storage.join(run_uri, NOTES))
                 return outcome
+            if stop.asked or storage.exists(stop.uri):
+                raise Terminated()
             print(f"  {outcome['interrupted']}; going on from there", flush=True)
     raise RuntimeError(f"the workers were taken away {PREEMPTIONS} times; the run goes on when it is submitted again")
 
