@@ -40,7 +40,7 @@ class Attack:
 def attacks(settings: Attacks, cfg_scale: float, steps: int) -> dict[str, Attack]:
     """Every attack of the battery by name; each is independent of the others."""
     made = {
-        "none": Attack(kind="none", about="nothing: the model as it is", run=lambda bench: judged(bench, bench.model, settings)),
+        "none": Attack(kind="none", about="the model as it is", run=lambda bench: judged(bench, bench.model, settings)),
         "finetune": Attack(
             kind="finetune",
             about=f"benign fine-tuning of every parameter on retained rows, {settings.finetune_steps} steps, lr {settings.finetune_lr:g}",

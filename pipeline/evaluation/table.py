@@ -5,6 +5,7 @@ from typing import Any
 
 HIDDEN = ("per_class", "per_label", "curve", "per_row")
 Line = tuple[str, str, str]
+Show = Callable[[Any], str]
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -39,8 +40,8 @@ def cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def measure_lines(name: str, value: Any) -> Iterator[Line]:
-    """Title, before and after of every figure of one measure."""
+def measure_lines(name: str, value: Any, show: Show = cell) -> Iterator[Line]:
+    """Title, before and after of every figure of one measure; `show` makes text of a figure."""
     if value is None:
         yield name, "", "does not apply"
     elif name == "loss_by_timestep":
@@ -51,21 +52,21 @@ def measure_lines(name: str, value: Any) -> Iterator[Line]:
             yield f"{name}, {variant.replace('_', ' ')}", "", f"more than {value['budget']}" if steps is None else str(steps)
     elif name == "membership_auc":
         for key in ("auc", "tpr_at_1_fpr", "loss_forget", "loss_heldout"):
-            yield f"{name}, {key}", _attack(value.get("before"), key), _attack(value.get("after"), key)
+            yield f"{name}, {key}", _attack(value.get("before"), key, show), _attack(value.get("after"), key, show)
     elif "after" in value:
         rows = {path: [None, leaf] for path, leaf in _leaves(value["after"])}
         for path, leaf in _leaves(value.get("before") or {}):
             rows.setdefault(path, [None, None])[0] = leaf
         for path, (before, after) in rows.items():
-            yield ", ".join([name, *path]), "" if "before" not in value else cell(before), cell(after)
+            yield ", ".join([name, *path]), "" if "before" not in value else show(before), show(after)
     else:
-        yield from ((", ".join([name, *path]), "", cell(leaf)) for path, leaf in _leaves(value))
+        yield from ((", ".join([name, *path]), "", show(leaf)) for path, leaf in _leaves(value))
 
 
-def _attack(side: Mapping[str, Any] | None, key: str) -> str:
+def _attack(side: Mapping[str, Any] | None, key: str, show: Show) -> str:
     if side is None:
         return ""
-    return cell({"value": side["auc"], **{k: side[k] for k in ("low", "high", "n")}} if key == "auc" else side[key])
+    return show({"value": side["auc"], **{k: side[k] for k in ("low", "high", "n")}} if key == "auc" else side[key])
 
 
 def _timesteps(name: str, value: Mapping[str, Any]) -> Iterator[Line]:

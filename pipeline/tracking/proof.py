@@ -5,10 +5,10 @@ from typing import Any
 
 from pipeline.evaluation.table import cell, measure_lines
 from pipeline.tracking.charts import Chart, Series, layout
-from pipeline.tracking.wording import given, share
+from pipeline.tracking.wording import given, number, share
 
 KINDS = {
-    "none": "Nothing is done",
+    "none": "No attack",
     "finetune": "Benign fine-tuning",
     "quantise": "Rounded weights",
     "sampler": "Another way of drawing",
@@ -43,6 +43,18 @@ TITLES = {
     "membership_auc": "Loss attack",
     "relearn_steps": "Steps to relearn half",
 }
+WORDS = (
+    ("judge, ", ""),
+    ("at_cfg_scale, ", "CFG "),
+    ("top5", "among the judge's first five"),
+    ("as_exchange", "drawn as the exchange class"),
+    ("tpr_at_1_fpr", "found at 1 % false alarms"),
+    ("auc", "area under the curve, chance is 0.5"),
+    ("loss_forget", "loss on forgotten images"),
+    ("loss_heldout", "loss on never-seen images"),
+    ("min", "lowest class"),
+)
+UNSAID = ("k", "n", "real n")
 SHARES = ("forget_fraction", "leakage", "retain_accuracy", "precision_recall")
 
 
@@ -57,9 +69,9 @@ def battery_section(battery: Mapping[str, Any] | None) -> dict[str, Any] | None:
         rows.append(
             {
                 "kind": KINDS[line["kind"]],
-                "about": line["about"],
+                "about": line["about"][0].upper() + line["about"][1:],
                 "forget": _share(line["forget_fraction"]),
-                "retain": _share(kept),
+                "retain": "" if kept is None else f"Others right: {share(kept['value'])}.",
                 "state": state,
                 "verdict": text,
                 "meaning": line["error"] or DOUBT.get(line["verdict"]) or MEANING[(line["kind"], line["verdict"])],
@@ -90,16 +102,36 @@ def measures_section(measures: Mapping[str, Any] | None) -> list[dict[str, Any]]
     for name, value in (measures or {}).items():
         if name == "loss_by_timestep":
             continue
+        show = _share_text if name in SHARES else _number_text
         rows = [
-            {
-                "title": title.removeprefix(f"{name}, ").removeprefix(name).replace("_", " ").strip(", ") or "in all",
-                "before": before,
-                "after": after,
-            }
-            for title, before, after in measure_lines(name, value)
+            {"title": words, "before": before, "after": after}
+            for title, before, after in measure_lines(name, value, show)
+            if (words := _words(title.removeprefix(name).removeprefix(", "))) not in UNSAID
         ]
         groups.append({"title": TITLES[name], "rows": rows})
     return groups
+
+
+def _words(title: str) -> str:
+    if title == "judge":
+        return "in the judge's features"
+    for old, new in WORDS:
+        title = title.replace(old, new)
+    return title.replace("_", " ") or "in all"
+
+
+def _share_text(value: Any) -> str:
+    if not isinstance(value, Mapping):
+        return number(value)
+    text, interval = _share(value)
+    return f"{text} ({interval})" if interval else text
+
+
+def _number_text(value: Any) -> str:
+    if not isinstance(value, Mapping):
+        return number(value)
+    interval = f" ({number(value['low'])} to {number(value['high'])})" if given(value.get("low")) else ""
+    return number(value.get("value")) + interval
 
 
 def timestep_chart(measures: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from proof_samples import GOLD, MEASURES, battery
 from tracking_samples import result_json
 
 from pipeline.tracking.charts import Chart, Series, layout, ticks
@@ -172,3 +173,44 @@ def test_grid_keeps_every_pixel(channels: int) -> None:
     assert grid[8, 0, 3] == 0 and grid[17, 39, 3] == 0
     with pytest.raises(ValueError, match="expected uint8"):
         grid_png(images.astype(np.float32))
+
+
+def proven(**values: Any) -> Page:
+    return Page(render_report(result_json("run-1", "d" * 64) | values, records(), grids(), ""))
+
+
+def test_the_battery_says_what_each_verdict_means() -> None:
+    text = proven(battery=battery(embedding=190, finetune=9, quantise=-1)).text
+    for said in (
+        "not all held",
+        "It stayed forgotten through 6 of 12 attacks. Brought back by: free label embedding.",
+        "Not decided: benign fine-tuning, rounded weights.",
+        "The network still holds the class",
+        "The images are too few to tell",
+        "ValueError: the loss is not finite",
+        "95\u00a0%",
+    ):
+        assert said in text, said
+    held = proven(battery=battery()).text
+    assert "all held" in held and "through all 12 attacks" in held and "comes back" not in held
+
+
+def test_what_was_not_tried_is_not_claimed() -> None:
+    page = proven()
+    assert "battery" in page.ids and "Nothing is claimed about fine-tuning" in page.text
+    assert "further" not in page.ids and "gold" not in page.ids
+
+
+def test_measures_and_gold_are_shown() -> None:
+    page = proven(measures=MEASURES, gold=GOLD)
+    assert {"further", "gold"} <= page.ids
+    for said in (
+        "null label",
+        "6\u00a0% (",
+        "never trained label",
+        "more than 2",
+        "Loss by timestep",
+        "2.0 times as far from it",
+        "1.5\u00a0% of 200",
+    ):
+        assert said in page.text, said
