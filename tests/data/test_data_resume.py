@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,6 +124,29 @@ def test_lake_and_partition_on_s3_through_faults(s3, undisturbed: Lake, unlearn_
     assert streamed == [name for batch in stream_local.retain_stream(local, 0, 1) for name in batch.sample_id]
     assert partition.digest == local.digest and [f.sha256 for f in partition.manifest.retain] == [f.sha256 for f in local.manifest.retain]
     assert not proxy.faults and proxy.served.count("truncate") == 3
+
+
+@pytest.mark.ray
+def test_a_server_that_dies_and_returns_while_workers_write(s3, ray_after_environment, undisturbed: Lake) -> None:
+    proxy, server = s3
+    notes, away = server.folder / "bucket/runs/lakes/digits/progress", threading.Event()
+
+    def outage() -> None:
+        while len(list(notes.glob("*.json"))) < 5:
+            time.sleep(0.01)
+        server.stop()
+        away.set()
+        time.sleep(4)
+        server.start()
+        proxy.misbehave("503", "reset", "truncate")
+
+    happening = threading.Thread(target=outage, daemon=True)
+    happening.start()
+    lake = prepare_ray.prepare(config("s3://bucket/runs")).lake
+    happening.join(60)
+    assert away.is_set() and len(undisturbed.manifest.shards) > 10, "it went away before the end"
+    assert lake.digest == undisturbed.digest and lake.manifest.shards == undisturbed.manifest.shards
+    assert len(lake.read()) == len(undisturbed.read())
 
 
 @pytest.mark.ray

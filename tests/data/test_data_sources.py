@@ -237,6 +237,26 @@ def missing(root: Path, photos: list[Photo]) -> dict:
     return {"kind": "imagefolder", "uri": str(root / "nowhere")}
 
 
+def empty(kind: str) -> Callable[[Path, list[Photo]], dict]:
+    def build(root: Path, photos: list[Photo]) -> dict:
+        root.mkdir()
+        if kind == "parquet":
+            as_parquet(root / "a", [], files=1)
+        if kind == "webdataset":
+            as_tars(root / "a", [], files=1)
+        return {"kind": kind, "uri": str(root)}
+
+    return build
+
+
+def missing_tars(root: Path, photos: list[Photo]) -> dict:
+    return {"kind": "webdataset", "uri": str(root / "nowhere")}
+
+
+def missing_index(root: Path, photos: list[Photo]) -> dict:
+    return {**folders(root, photos), "classes": str(root / "nowhere.json")}
+
+
 def same_id_twice(root: Path, photos: list[Photo]) -> dict:
     (root / "n02099712").mkdir(parents=True)
     (root / "n02099712" / photos[0].name.replace("JPEG", "png")).write_bytes(photos[0].data)
@@ -292,6 +312,12 @@ def empty_mnist(root: Path, photos: list[Photo]) -> dict:
     ("build", "message"),
     [
         (missing, "no images under .*nowhere"),
+        (empty("imagefolder"), "no images under"),
+        (empty("parquet"), "have no rows"),
+        (empty("webdataset"), "hold no image"),
+        (empty("celeba"), "has no list_attr_celeba.txt or .csv"),
+        (missing_tars, "holds no .tar file"),
+        (missing_index, "source.classes: got .*nowhere.json', which is missing"),
         (same_id_twice, "two images with the sample id 'n01440764_0'"),
         (outside_the_index, "the folder 'n02099712' is no class of the index, expected one of 2"),
         (label_outside, "got label 207, expected 0..1"),
@@ -306,7 +332,7 @@ def empty_mnist(root: Path, photos: list[Photo]) -> dict:
 def test_bad_sources_say_what_is_wrong_and_write_nothing(tmp_path: Path, photos: list[Photo], build, message: str) -> None:
     source = build(tmp_path / "raw", photos)
     with pytest.raises(InputError, match=message) as caught:
-        make(tmp_path / "runs", **source)
+        make(tmp_path / "runs", **({"attribute": "Eyeglasses"} if source["kind"] == "celeba" else {}), **source)
     assert "\n" not in re.sub(r"\s+", " ", str(caught.value)) and not (tmp_path / "runs").exists()
 
 

@@ -153,6 +153,26 @@ def test_refused_credentials_name_the_variable(server: s3_servers.Rclone) -> Non
     forget_connections()
 
 
+@pytest.mark.parametrize("where", ["source.uri", "storage"])
+def test_a_preparation_with_refused_credentials_is_bad_input(server: s3_servers.Rclone, tmp_path: Path, where: str, capsys) -> None:
+    """One line that names the variable, exit code 2, nothing written."""
+    from pipeline import cli
+    from pipeline.config import PrepareConfig
+    from pipeline.data import prepare_ray
+
+    settings = {"storage": str(tmp_path / "runs"), "source": {"kind": "imagefolder", "uri": "s3://bucket/images"}}
+    if where == "storage":
+        settings = {"storage": "s3://bucket/runs", "prepare": {"size": 8, "channels": 1}}
+    storage.write_json(str(tmp_path / "prepare.yaml"), settings)  # JSON is YAML
+    forget_connections()
+    with s3_servers.environment(server.port, secret="wrong"):
+        code = cli.main(PrepareConfig, lambda config, dry: prepare_ray.prepare(config), "", ["--config", str(tmp_path / "prepare.yaml")])
+    forget_connections()
+    said = capsys.readouterr()
+    assert (code, said.err.count("\n")) == (2, 1) and "AWS_SECRET_ACCESS_KEY" in said.err, said.err
+    assert not (tmp_path / "runs").exists() and not list(server.folder.glob("bucket/runs/**/manifest.json"))
+
+
 def test_no_credentials_name_the_variables(server: s3_servers.Rclone, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     forget_connections()
     with s3_servers.environment(server.port):
