@@ -130,7 +130,7 @@ def main() -> int:
                 runs += 1
                 job = Submitted(cluster, storage, f"run-{runs}", **changes)
                 while not job.ensure():
-                    at = rng.randrange(job.run.step, given.steps)
+                    at = min(job.run.step + rng.randrange(5), given.steps - 2)  # soon: there is another kill after it
                     wait_until(
                         f"step {at}",
                         lambda job=job, at=at: job.run.step > at or job.driver.code is not None,

@@ -132,7 +132,15 @@ class Process:
 def environment(**more: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_") and name != "PYTHONPATH"}
     path = f"{PROGRAMS}{os.pathsep}{kept['PATH']}"
-    return {**kept, "PATH": path, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONUNBUFFERED": "1", **more}
+    return {
+        **kept,
+        "PATH": path,
+        "OMP_NUM_THREADS": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
+        "PYTHONUNBUFFERED": "1",
+        **more,
+    }
 
 
 class Cluster:
