@@ -47,7 +47,7 @@ def mlflow_uri(mlflow_folder: Path) -> Iterator[str]:
             start_new_session=True,
         )
         try:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 300
             while not answers(f"http://127.0.0.1:{port}/health"):
                 assert server.poll() is None and time.monotonic() < deadline, (mlflow_folder / "server.log").read_text()[-3000:]
                 time.sleep(0.3)

@@ -59,7 +59,7 @@ class LocalHead:
             start_new_session=True,
         )
         self.metrics_port = ports["metrics-export-port"]
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while self.ray("job", "list").returncode != 0:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.__exit__()
@@ -75,7 +75,7 @@ class LocalHead:
         self.process.wait()
         self.log.close()
 
-    def run(self, *command: str | Path, token: str | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str | Path, token: str | None = None, timeout: float = 900) -> subprocess.CompletedProcess[str]:
         """A command in the checkout that finds this cluster."""
         environment = self.environment if token is None else {**self.environment, "RAY_AUTH_TOKEN": token}
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, check=False)

@@ -165,7 +165,7 @@ def test_prometheus_sees_the_metrics_the_dashboard_asks_for(head: LocalHead, tmp
     environment = json.dumps({"working_dir": str(script), "env_vars": {"PYTHONPATH": str(ROOT)}})
     job = ("--no-wait", "--submission-id", "metrics", "--runtime-env-json", environment, "--", "python", "emit.py", str(tmp_path))
     assert head.ray("job", "submit", *job).returncode == 0
-    shown, deadline = "", time.monotonic() + 120
+    shown, deadline = "", time.monotonic() + 300
     while missing := {name for name in wanted if f"{name}{{" not in shown}:
         assert time.monotonic() < deadline, f"{missing}\n{head.ray('job', 'logs', 'metrics').stdout[-2000:]}"
         time.sleep(1)
