@@ -1,10 +1,12 @@
 """The search space: what it refuses, what it holds, which points come first."""
 
 import pytest
+from sweeps import ROOT
 
 from pipeline.config import SweepConfig, UnlearnConfig, load, parse
 from pipeline.config.sweep import Distribution
 from pipeline.errors import InputError
+from pipeline.sweep.scores import check_objectives
 from pipeline.sweep.space import base_config, below_zero, check_space, configured, fixed_points, holds
 
 QUICK = "jobs/configs/sweep_quickstart.yaml"
@@ -104,3 +106,14 @@ def test_a_trials_share_of_a_gpu_is_what_its_configuration_says() -> None:
     train = base_config(sweep("trial={runner: inline, cpus: 0.5, gpus: 0.25}")).train
     assert (train.workers, train.cpus_per_worker, train.gpus_per_worker) == (1, 0.5, 0.25)
     assert base_config(sweep("trial={runner: trainer}", "set.train={workers: 2, gpus_per_worker: 1}")).train.workers == 2
+
+
+def test_the_imagenet_sweep_fits_the_configuration_it_starts_from() -> None:
+    config = load(SweepConfig, "jobs/configs/sweep_imagenet.yaml", ["storage=/nowhere"])
+    if not (ROOT / config.base).exists():
+        pytest.skip(f"{config.base} is not there")
+    base = base_config(config)
+    check_space(config.space, base)
+    check_objectives(config.search.objectives, base)
+    assert config.trial.runner == "trainer" and base.train.gpus_per_worker > 0
+    assert [configured(base, point) for point in fixed_points(config.space, base)][:1] in ([base], [])
