@@ -48,11 +48,14 @@ def resolve(config: UnlearnConfig, class_names: Mapping[int, str], *, conditiona
             f"says what to draw instead, and what it draws is left to chance; "
             f"give one (--set 'request.exchange={{{missing[0]}: <class>}}') or insist with --set request.without_exchange=true"
         )
+    if config.method.push == "auto" and config.method.start != "exchange":
+        raise InputError("method.push: got auto, which is tried out at the start; expected a number, or method.start=exchange with it")
     if config.method.start == "exchange" and any(len(request.exchange_classes.get(c, ())) != 1 for c in request.forgotten_classes):
         raise InputError(
             "method.start: exchange begins where one exchange class is drawn, but a forgotten class has none or several; expected base"
         )
-    if not request.exchange and config.method.targets == "teacher" and config.method.name in WITHOUT_DRIVE:
+    still = config.method.name in WITHOUT_DRIVE and not config.method.hat_weight
+    if not request.exchange and config.method.targets == "teacher" and still:
         raise InputError(
             f"method.targets: with {config.method.name}, no exchange class and targets teacher nothing would move, "
             "the base model being its own teacher; expected --set method.targets=data"

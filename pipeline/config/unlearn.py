@@ -1,8 +1,8 @@
 """The main job: what to forget, how, and what has to hold before the result may be promoted."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.base import Fraction, JobConfig, Section
 from pipeline.config.measuring import Attacks, Measuring
@@ -28,6 +28,13 @@ class Decoder(Section):
 
     weights: str | None = Field(None, description="AutoencoderKL folder, URI or Hugging Face id; absent: what came with model.weights")
     sha256: str | None = Field(None, pattern=SHA256)
+
+
+class StandIn(Section):
+    """For trying the whole way where there is nothing: tiny untrained weights in the published formats, and a lake made with them."""
+
+    use: bool = Field(False, description="make the lake and the weights that are left open")
+    images: str | None = Field(None, description="folder or URI of <wnid>/*.JPEG to make the lake of; absent: made ones")
 
 
 class Request(Section):
@@ -67,8 +74,9 @@ class Method(Section):
     start: Literal["base", "exchange"] = Field(
         "base", description="exchange: the forgotten labels' rows begin at those of their exchange classes (docs/methods.md)"
     )
-    push: float = Field(
-        0.0, ge=0, description="start and teacher targets of L_x: how far beyond the exchange class, away from the forgotten"
+    push: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
+        0.0,
+        description="start and teacher targets of L_x: how far beyond the exchange class; auto: as the judge finds best",
     )
     contrast: bool = Field(False, description="L_f minus the loss of the same noised images under the null label")
     null_fraction: Fraction = Field(0.1, description="teacher targets: share of retain rows under the null label")
@@ -112,13 +120,10 @@ class Optim(Section):
     ema: float = Field(0.7, ge=0, lt=1, description="decay of the averaged weights that are evaluated and registered; 0: off")
 
 
-Count = Annotated[int, Field(ge=1)]
-
-
 class Train(Section):
     """The workers. With `workers: [min, max]` a run goes on with as many as are alive, on the same global batches."""
 
-    workers: Count | tuple[Count, Count] = Field(2, description="how many, or [fewest, most]")
+    workers: int | list[int] = Field(2, description="how many, or [fewest, most]")
     cpus_per_worker: float = Field(0.5, gt=0)
     gpus_per_worker: float = Field(0, ge=0)
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -140,17 +145,22 @@ class Train(Section):
     def most(self) -> int:
         return self.workers if isinstance(self.workers, int) else self.workers[1]
 
-    @model_validator(mode="after")
-    def _ordered(self) -> "Train":
-        if self.fewest > self.most:
-            raise ValueError(f"workers: got {list(self.workers)}, expected [fewest, most]")  # type: ignore[arg-type]
-        return self
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _a_number_or_a_range(cls, value: Any) -> Any:
+        numbers = list(value) if isinstance(value, list | tuple) else [value, value]
+        if len(numbers) != 2 or not all(type(number) is int for number in numbers) or not 1 <= numbers[0] <= numbers[1]:
+            raise ValueError("expected a positive number or [fewest, most]")
+        return value
 
 
 class Evaluate(Section):
     every: int = Field(2, ge=1, description="steps between two checks")
     samples: int = Field(200, ge=20, description="images a check draws for the forgotten classes together")
     retain_samples: int = Field(20, ge=1, description="images a check draws for each retained class")
+    retain_classes: int | None = Field(
+        None, ge=1, description="retained classes that are drawn: the nearest ones, and others by seed; absent: all of them"
+    )
     final_samples: int = Field(500, ge=100, description="the same before and after, on fresh noise")
     final_retain_samples: int = Field(100, ge=1)
     cfg_scale: float = Field(2.0, ge=0)
@@ -193,6 +203,9 @@ class Gate(Section):
         0.60, description="named samples: bound on the loss attack's AUC and, for settling, on its upper bound"
     )
     max_fid_increase: float | None = Field(None, ge=0, description="bound on how far the Frechet distance may rise; absent: reported only")
+    min_hold_steps: int = Field(
+        8, ge=0, description="bound on the steps for which a settled run was seen to stay below the target: a short hold proves little"
+    )
     min_judge_accuracy: Fraction | None = Field(
         0.90, description="bound on the judge itself, on held-out images; null: accept what any judge says"
     )
@@ -202,6 +215,7 @@ class Tracking(Section):
     uri: str | None = Field(None, description="MLflow tracking URI; absent: SQLite under the storage root")
     experiment: str = "unlearning"
     model_name: str = "dit-digits-unlearned"
+    pipeline: bool = Field(False, description="leave the model under the run as a DiTPipeline folder of diffusers as well")
     artifact: Literal["full", "delta"] = Field(
         "full", description="what a version holds: all weights, or the trained subset and the digest of the base it belongs to"
     )
@@ -212,6 +226,7 @@ class UnlearnConfig(JobConfig):
     lake: str = "digits"
     model: Model = Model()
     encoder: Decoder = Decoder()
+    stand_in: StandIn = StandIn()
     request: Request = Request()
     method: Method = Method()
     autopilot: Autopilot = Autopilot()

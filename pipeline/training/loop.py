@@ -21,6 +21,7 @@ from pipeline.data.rows import Batch
 from pipeline.evaluation.measure import Subject
 from pipeline.evaluation.settle import SettleRule
 from pipeline.stopwatch import Stopwatch, phase, timed
+from pipeline.training.beginning import begin
 from pipeline.training.checkpoint import Checkpoint, optimiser_moments, restore_moments
 from pipeline.training.checks import Checks, Evaluator, check, standing_in
 from pipeline.training.draws import sample_latents, step_rows
@@ -31,7 +32,6 @@ from pipeline.unlearning.hat import hat_loss
 from pipeline.unlearning.methods import METHODS
 from pipeline.unlearning.objectives import Teacher, Weights, build_terms
 from pipeline.unlearning.settings import MethodSettings
-from pipeline.unlearning.start import start_at_exchange
 from pipeline.unlearning.step import Step
 from pipeline.unlearning.trainable import flat, label_parameter, select, unflat
 
@@ -100,11 +100,8 @@ def unlearn(inputs: Inputs, start: Checkpoint | None = None) -> Outcome:
     model.net.train()
 
     iteration, progress = (start.iteration, dict(start.progress)) if start else (0, _begin(inputs))
-    table = model.label_table()
-    if (
-        start is None and config.method.start == "exchange" and table is not None
-    ):  # the teacher and what was measured before are the base model
-        start_at_exchange(table, config.request.exchange_classes, config.method.push)
+    if start is None:
+        progress["push"] = {str(c): push for c, push in begin(inputs).items()}  # the teacher and what was measured before are the base
     average = Average(named, config.optim.ema)
     checks = Checks(inputs=inputs, named=named, rule=_rule(config, progress["before"]), before=progress["before"])
     if start:
@@ -132,6 +129,7 @@ def unlearn(inputs: Inputs, start: Checkpoint | None = None) -> Outcome:
     def agreed(word: bool) -> int:
         return collectives.largest(INTERRUPTED if inputs.interrupted() else int(word))
 
+    push = {int(c): far for c, far in progress["push"].items()}
     with Stopwatch(inputs.device.type) as watch:
         step, word = iteration - prime, NO
         waiting_since = time.perf_counter()
@@ -142,7 +140,7 @@ def unlearn(inputs: Inputs, start: Checkpoint | None = None) -> Outcome:
                 progress["first_batch"] = data_seconds
             iteration += 1
             step = iteration - prime
-            log = train_step(inputs, batch, iteration, step, method=method, named=named, teacher=teacher, optimiser=optimiser)
+            log = train_step(inputs, batch, iteration, step, method=method, named=named, teacher=teacher, optimiser=optimiser, push=push)
             with phase("optimiser"):
                 average.update(named)
             seconds = time.perf_counter() - started
@@ -186,6 +184,7 @@ def train_step(
     named: Mapping[str, torch.nn.Parameter],
     teacher: Teacher | None,
     optimiser: torch.optim.Optimizer,
+    push: Mapping[int, float] | None = None,
 ) -> dict[str, float | str]:
     """One step on this worker's share of global batch `iteration` (1, 2, ...); returns what to log."""
     config, collectives, model = inputs.config, inputs.collectives, inputs.model
@@ -211,9 +210,7 @@ def train_step(
     terms = build_terms(
         model,
         rows,
-        Weights(
-            exchange=settings.exchange_weight, targets=settings.targets, contrast=settings.contrast, eta=settings.eta, push=settings.push
-        ),
+        Weights(exchange=settings.exchange_weight, targets=settings.targets, contrast=settings.contrast, eta=settings.eta, push=push or {}),
         teacher=teacher,
         micro_batches=micro,
         joint=hvp != "recompute",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -50,7 +50,7 @@ class Weights:
     targets: str = "data"
     contrast: bool = False
     eta: float = 3.0
-    push: float = 0.0  # teacher targets of L_x: eps_T(e) + push (eps_T(e) - eps_T(c)), away from what the base draws under c
+    push: Mapping[int, float] = field(default_factory=dict)  # teacher targets of L_x under c: eps_T(e) + push[c] (eps_T(e) - eps_T(c))
 
 
 class Teacher:
@@ -99,9 +99,10 @@ def build_terms(
 
     def kept(part: Rows, anchor: Anchor) -> Tensor:
         target = None if weights.targets == "data" or teacher is None else teacher.predict(part, part.target_y)
-        if weights.push and target is not None and teacher is not None:  # retain rows ask for one label, where the two cancel
-            own = teacher.predict(part, part.y)
-            target = Prediction(target.eps + weights.push * (target.eps - own.eps), target.v)
+        if any(weights.push.values()) and target is not None and teacher is not None:
+            own = teacher.predict(part, part.y)  # of retain rows it is the target itself
+            far = torch.tensor([weights.push.get(c, 0.0) for c in part.y.tolist()], dtype=own.eps.dtype, device=own.eps.device)
+            target = Prediction(target.eps + far.view(-1, *[1] * (own.eps.ndim - 1)) * (target.eps - own.eps), target.v)
         return model.losses(model.net, part.x0, part.y, part.noise, target=target, anchor=anchor)
 
     def retain(index: int, anchor: Anchor) -> Tensor:

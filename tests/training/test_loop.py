@@ -1,6 +1,7 @@
 """The run as a whole: repeatable to the bit, continued as if never stopped, the same on two ranks, guarded."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from runs import GOLDEN, GOLDEN_RUNS, GOLDEN_STEPS, golden_losses, run, run_conf
 from tiny import relative
 
 from models.weights import weights_digest
+from pipeline.training.beginning import PUSHES, begin
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.loop import unlearn
 from pipeline.unlearning.collectives import NonFiniteError
@@ -109,6 +111,27 @@ def test_a_run_may_begin_at_the_exchange_class_and_measures_the_base_before() ->
     table = outcome.trained["y_embedder.embedding_table.weight"]
     torch.testing.assert_close(table[1], table[2], rtol=0, atol=1e-4)  # it is the minimum: nothing moves it away
     assert outcome.before == plain.before
+
+
+def test_the_push_is_the_one_whose_samples_the_judge_calls_forgotten_least() -> None:
+    config = run_config(**{"method.start": "exchange", "method.push": "auto", "optim.max_steps": 1})
+    inputs = run_inputs(config)
+    base = inputs.model.label_table().detach().clone()
+    tried: list[dict[str, Any]] = []
+    chosen = begin(replace(inputs, record=tried.append))
+    assert [(line["class"], line["push"]) for line in tried] == [(1, push) for push in PUSHES]
+    best = min(tried, key=lambda line: (line["forget_fraction"], -line["exchange_fraction"]))["push"]
+    assert chosen == {1: best}
+    wanted = base.clone()
+    wanted[1] = base[2] + best * (base[2] - base[1])
+    torch.testing.assert_close(inputs.model.label_table().detach(), wanted)
+
+
+def test_a_run_continued_after_its_start_keeps_the_push() -> None:
+    config = run_config(**{"method.start": "exchange", "method.push": "auto"})
+    whole, _, saved = run(config)
+    again, _, _ = run(config, Checkpoint.from_files(saved[0]))
+    assert all(torch.equal(whole.trained[name], again.trained[name]) for name in whole.trained)
 
 
 def test_priming_fills_the_moments_and_moves_nothing() -> None:

@@ -156,7 +156,7 @@ def test_a_pushed_target_lies_beyond_the_exchange_class_and_leaves_retain_rows_a
         said = model.predict(model.net, part.x0, part.y, part.noise).eps
         total = total + (said - there - push * (there - here)).square().mean((1, 2, 3)).mean()
     wanted = flat(torch.autograd.grad(total, params), params)
-    assert relative(take_step("exchange", rows, weights=Weights(targets="teacher", push=0.5)), wanted) < 1e-12
+    assert relative(take_step("exchange", rows, weights=Weights(targets="teacher", push={1: 0.5})), wanted) < 1e-12
 
 
 def test_from_the_exchange_start_nothing_is_left_to_learn_from_a_teacher() -> None:

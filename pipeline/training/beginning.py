@@ -1,0 +1,55 @@
+"""The weights a run begins with: the base model's, or the forgotten labels moved to where their exchange classes are drawn."""
+
+from typing import TYPE_CHECKING
+
+from pipeline.evaluation.sampling import judge_samples, plan
+from pipeline.unlearning.start import start_at_exchange
+
+if TYPE_CHECKING:
+    from pipeline.training.loop import Inputs
+
+PUSHES = (0.0, 0.5, 1.0)  # what `push: auto` tries; the first of equals is taken
+
+
+def begin(inputs: "Inputs") -> dict[int, float]:
+    """Move the forgotten rows if the configuration says so; returns how far each goes beyond its exchange class.
+
+    With `push: auto` each class takes the push whose samples the judge calls forgotten least, then exchange most, on noise that no
+    check uses. Which is best depends on what the base model mixes up: going beyond helps where the exchange class is sometimes
+    drawn as the forgotten one, and harms where it is not. Collective: every rank takes part and gets the same answer.
+    """
+    method, exchange, table = inputs.config.method, inputs.config.request.exchange_classes, inputs.model.label_table()
+    fixed = 0.0 if isinstance(method.push, str) else method.push
+    if method.start == "base" or table is None:
+        return dict.fromkeys(exchange, fixed)
+    chosen = {}
+    for c, targets in exchange.items():
+        row, tried = table[c].detach().clone(), []
+        for push in PUSHES if method.push == "auto" else ():
+            start_at_exchange(table, {c: targets}, push)
+            forgotten, drawn = _called(inputs, c, targets)
+            tried.append((forgotten, -drawn, push))
+            inputs.record({"kind": "start", "step": 0, "class": c, "push": push, "forget_fraction": forgotten, "exchange_fraction": drawn})
+            table.data[c] = row
+        chosen[c] = min(tried, key=lambda one: one[:2])[2] if tried else fixed
+        start_at_exchange(table, {c: targets}, chosen[c])
+    return chosen
+
+
+def _called(inputs: "Inputs", c: int, targets: tuple[int, ...]) -> tuple[float, float]:
+    """Shares of the samples under label c that the judge calls c, and one of its exchange classes."""
+    config, subject = inputs.config, inputs.subject
+    evaluate = config.evaluate
+    what = plan(
+        {c: evaluate.samples},
+        seed=config.seed,
+        purpose="start",
+        cfg_scale=evaluate.cfg_scale,
+        steps=evaluate.sampler_steps,
+        batch=evaluate.batch,
+    )
+    training = inputs.model.net.training
+    inputs.model.net.eval()
+    called = judge_samples(inputs.model, subject.judge, what, inputs.collectives, to_pixels=subject.to_pixels).called
+    inputs.model.net.train(training)
+    return sum(one == c for one in called) / len(called), sum(one in targets for one in called) / len(called)
