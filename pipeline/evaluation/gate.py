@@ -34,6 +34,7 @@ def judge_gate(
     checks = [
         *forgotten,
         {"name": "settled", "value": outcome["settled_step"], "bound": None, "passed": outcome["settled_step"] is not None},
+        _at_least("held_steps", _held(outcome), gate.min_hold_steps),
         *retained,
     ]
     if gate.min_judge_accuracy is not None:
@@ -56,6 +57,12 @@ def _shares(gate: Gate, before: Mapping[str, Any], after: Mapping[str, Any], for
     moved = {label: abs(change) for label, change in drift(before["class_shares"], after["class_shares"], forgotten).items()}
     worst = max(moved, key=lambda label: moved[label])
     return [_at_most("class_share_drift", moved[worst], gate.max_share_drift) | {"class": worst}]
+
+
+def _held(outcome: Mapping[str, Any]) -> int | None:
+    """The steps for which a settled run was seen to stay below the target."""
+    settled, steps = outcome["settled_step"], outcome.get("steps")
+    return None if settled is None or steps is None else steps - settled
 
 
 def _at_most(name: str, value: float | None, bound: float) -> dict[str, Any]:

@@ -9,6 +9,7 @@ NOT_MEASURED = "not measured"
 CHECKS = {
     "forget_fraction": "forgotten class still drawn",
     "settled": "stays forgotten",
+    "held_steps": "steps for which it was seen to stay so",
     "retain_accuracy/mean": "retained classes, mean",
     "retain_accuracy/min": "lowest retained class",
     "judge_heldout_accuracy": "the judge itself, on held-out images",

@@ -11,6 +11,7 @@ from pipeline.evaluation.gate import judge_gate, judge_warning
 
 GOOD: dict[str, Any] = {
     "settled_step": 8,
+    "steps": 24,
     "before": {"forget_fraction": {"value": 1.0}, "retain_accuracy": {"mean": 1.0, "min": 1.0, "per_class": {}}, "fid": {"judge": 2.0}},
     "after": {
         "forget_fraction": {"value": 0.01, "n": 500, "low": 0.0, "high": 0.02},
@@ -82,7 +83,13 @@ def test_a_bound_outside_zero_to_one_is_no_bound(bound: str, value: float) -> No
 
 
 def test_a_run_that_did_not_settle_is_refused() -> None:
-    assert failed(judge_gate(Gate(), {**GOOD, "settled_step": None}, 0.98)) == ["settled"]
+    assert failed(judge_gate(Gate(), {**GOOD, "settled_step": None}, 0.98)) == ["settled", "held_steps"]
+
+
+@pytest.mark.parametrize(("steps", "names"), [(9, ["held_steps"]), (15, ["held_steps"]), (16, []), (None, ["held_steps"])])
+def test_a_deliberately_small_hold_is_refused(steps: int | None, names: list[str]) -> None:
+    assert failed(judge_gate(Gate(), {**GOOD, "steps": steps}, 0.98)) == names
+    assert failed(judge_gate(Gate(min_hold_steps=1), {**GOOD, "steps": 9}, 0.98)) == []
 
 
 def test_what_was_not_measured_does_not_pass() -> None:
