@@ -199,7 +199,8 @@ class Cluster:
         self.raylets.append(raylet)
         return raylet
 
-    def _start(self, *arguments: str, hidden: str | None = None) -> Process:
+    def _start(self, *arguments: str, hidden: str | None = None, again: bool = True) -> Process:
+        """A node, tried twice: on a busy machine Ray's own time-outs can end one that has only just begun."""
         self.started += 1
         log = self.folder / f"node-{self.started}.log"
         options = ("--block", "--disable-usage-stats", "--object-store-memory=100000000", "--node-ip-address=127.0.0.1", "--num-gpus=0")
@@ -209,12 +210,15 @@ class Cluster:
         process = Process([*before, str(PROGRAMS / "ray"), "start", *options, *arguments], log, self.environment)
 
         def up() -> bool:
-            if process.code is not None:
-                raise RuntimeError(f"a node ended at once: {process.said[-2000:]}")
-            return "Ray runtime started" in process.said
+            return process.code is not None or "Ray runtime started" in process.said
 
         wait_until("a node to start", up)
-        return process
+        if process.code is None:
+            return process
+        process.end()
+        if again:
+            return self._start(*arguments, hidden=hidden, again=False)
+        raise RuntimeError(f"a node ended at once: {process.said[-2000:]}")
 
     @property
     def nodes(self) -> list[Process]:

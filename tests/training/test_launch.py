@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import Train
+from pipeline.config import Train, UnlearnConfig, parse
 from pipeline.errors import InputError
 from pipeline.training.launch_ray import _final
 
@@ -45,5 +45,14 @@ def test_a_controller_that_gave_up_says_why() -> None:
 def test_workers_are_a_number_or_a_range(workers: Any, range_: tuple[int, int]) -> None:
     train = Train(workers=workers)
     assert (train.fewest, train.most) == range_
-    with pytest.raises(ValueError, match="expected \\[fewest, most\\]"):
-        Train(workers=(3, 2))
+
+
+@pytest.mark.parametrize("workers", [0, [3, 1], [1, 2, 3], [0, 2], "two", 1.5, None])
+def test_anything_else_is_no_number_of_workers(workers: Any) -> None:
+    with pytest.raises(InputError, match=r"^train\.workers: got .*, expected a positive number or \[fewest, most\]$"):
+        parse(UnlearnConfig, {"train": {"workers": workers}})
+
+
+def test_a_range_needs_a_number_that_deals_out_the_lanes() -> None:
+    with pytest.raises(InputError, match=r"^train\.workers: got \[5, 7\], expected a divisor of partition.lanes \(8\) among them$"):
+        parse(UnlearnConfig, {"train": {"workers": [5, 7]}})
