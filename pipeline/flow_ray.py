@@ -25,6 +25,7 @@ from pipeline.data.partition import read_sample_ids, selections
 from pipeline.errors import InputError
 from pipeline.evaluation import prove_ray
 from pipeline.evaluation.gate import judge_gate, judge_warning
+from pipeline.evaluation.judging import tried
 from pipeline.evaluation.neighbours import confused_classes, nearest_classes
 from pipeline.progress import Progress
 from pipeline.redact import redacted
@@ -81,6 +82,7 @@ def check(config: UnlearnConfig) -> Prepared:
     bases.require_same_names(lake, judge)
     require_fit(config, model)
     try:
+    judge = tried(judge, verdict, lake)
         named = select(model, config.trainable)
     except ValueError as error:
         raise InputError(str(error)) from error

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from models.diffusion import Noise
 from models.generative import DiTModel, build
-from models.judge import Judge, build_judge, initialise, small_cnn_description
+from models.judge import Judge, build_judge, initialise, mlp_description, small_cnn_description
+from models.vae import VAEModel
 from pipeline.data.rows import Batch
 from pipeline.seeding import generator
 from pipeline.unlearning.objectives import Rows, StepRows
@@ -99,3 +100,36 @@ def tiny_batch(labels: Sequence[int], *, each: int, seed: int = 0, dtype: torch.
 def relative(got: Tensor, wanted: Tensor) -> float:
     """|got - wanted| / |wanted|."""
     return ((got.double() - wanted.double()).norm() / wanted.double().norm()).item()
+
+
+def tiny_vae(seed: int = 0, dtype: torch.dtype = torch.float64) -> VAEModel:
+    """An MLP VAE of 4 x 4 pixels, freshly initialised, with statistics that are not the trivial ones."""
+    model = build({"family": "vae", "size": "vae-mnist", "architecture": {"input_size": SIDE, "widths": [8], "num_classes": CLASSES}})
+    assert isinstance(model, VAEModel)
+    model.vae.initialise(generator(seed, "tiny vae"))
+    with torch.no_grad():
+        for name, buffer in model.net.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                buffer.uniform_(0.2, 1.0, generator=generator(seed, name))
+    model.net.to(dtype).train()
+    return model
+
+
+def tiny_vae_rows(name: str, n: int = 8) -> Rows:
+    g = generator(name, "vae")
+    nothing = torch.zeros(n, dtype=torch.int64)
+    x0 = torch.rand((n, 1, SIDE, SIDE), generator=g, dtype=torch.float64) * 2 - 1
+    return Rows(x0=x0, y=nothing, target_y=nothing, noise=Noise(t=nothing, eps=torch.randn((n, 2), generator=g, dtype=torch.float64)))
+
+
+def tiny_latents(n: int) -> Tensor:
+    return torch.randn((n, 2), generator=generator("latents"), dtype=torch.float64)
+
+
+def tiny_hat_judge() -> Judge:
+    """An MLP judge in float64: smooth enough in its verdicts to differentiate twice."""
+    description = mlp_description(shape=(1, SIDE, SIDE), num_classes=CLASSES, class_names=[str(i) for i in range(CLASSES)], features=6)
+    judge = build_judge(description)
+    initialise(judge.net, generator("hat judge"))
+    judge.net.double().requires_grad_(False)
+    return judge
