@@ -1,0 +1,73 @@
+"""Runs that must not be called settled: one that crosses the target and comes back, one that was watched too briefly."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from runs import run, run_config
+
+from pipeline.config import Gate
+from pipeline.evaluation.gate import judge_gate
+from pipeline.evaluation.measure import Measures
+from pipeline.evaluation.proportion import proportion
+from pipeline.evaluation.retention import Retention
+from pipeline.tracking.wording import namer, summary, verdict
+from pipeline.training.loop import Outcome
+
+KEPT = Retention(mean=1.0, min=1.0, neighbours=1.0, per_class={0: 1.0, 2: 1.0, 3: 1.0})
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, shares: dict[int, float], final: float, **settings: Any) -> Outcome:
+    """A run whose checks find the forgotten class in `shares[step]` of 200 images, everything else whole, and `final` of 500 at the end."""
+    from pipeline.training import checks
+
+    measure = checks.measure
+
+    def told(model: Any, subject: Any, collectives: Any, **how: Any) -> Measures:
+        found = measure(model, subject, collectives, **how)
+        step = None if how["purpose"] == "final" else int(how["purpose"].removeprefix("check at "))
+        share, n = (final, 500) if step is None else (shares[step], 200)
+        return replace(found, forget=proportion(round(share * n), n), retention=KEPT)
+
+    monkeypatch.setattr(checks, "measure", told)
+    return run(run_config(**{"gate.max_forget_fraction": 0.05, "optim.max_steps": max(shares), **settings}))[0]
+
+
+def gated(outcome: Outcome) -> dict[str, Any]:
+    plain = {"before": outcome.before, "after": outcome.after, "settled_step": outcome.settled_step, "steps": outcome.steps}
+    return judge_gate(Gate(), plain, 0.98)
+
+
+def refused(gate: dict[str, Any]) -> list[str]:
+    return [check["name"] for check in gate["checks"] if not check["passed"]]
+
+
+def test_a_run_that_crosses_and_comes_back_has_not_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = {2: 0.9, 4: 0.0, 6: 0.01, 8: 0.44, 10: 0.56, 12: 0.5}
+    outcome = watched(monkeypatch, shares, 0.0, **{"evaluate.hold_steps": 8})  # even where the weights that are kept draw none of it
+    assert (outcome.first_crossing_step, outcome.settled_step) == (4, None)
+    gate = gated(outcome)
+    assert refused(gate) == ["settled", "held_steps"]
+    result = {
+        "request": {"classes": [1], "exchange": {"1": 2}},
+        "before": outcome.before,
+        "after": outcome.after,
+        "first_crossing_step": outcome.first_crossing_step,
+        "settled_step": outcome.settled_step,
+        "gate": gate,
+    }
+    said = summary(result, namer(None))
+    assert "first came under 5\u00a0% at step 4 but did not stay there: it has not settled" in said
+    assert verdict(result)["text"] == "Gate refused" and "stays forgotten" in said
+
+
+def test_a_run_that_was_watched_too_briefly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = {2: 0.0, 4: 0.0, 6: 0.0}
+    outcome = watched(monkeypatch, shares, 0.0, **{"evaluate.hold_steps": 2})
+    assert outcome.settled_step == 2 and outcome.steps == 4
+    assert refused(gated(outcome)) == ["held_steps"]
+
+
+def test_a_run_that_stays_forgotten_through_the_window_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = watched(monkeypatch, dict.fromkeys(range(2, 14, 2), 0.0), 0.0, **{"evaluate.hold_steps": 8})
+    assert outcome.settled_step == 2 and refused(gated(outcome)) == []
