@@ -106,6 +106,8 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         "exchange_fraction": (after["exchange_fraction"] or {}).get("value"),
         "retain_mean": after["retain_accuracy"]["mean"],
         "retain_min": after["retain_accuracy"]["min"],
+        "retain_mean_before": outcome.before["retain_accuracy"]["mean"],
+        "retain_min_before": outcome.before["retain_accuracy"]["min"],
         "fid": after["fid"]["judge"],
         "step_cpu_seconds": outcome.timing["step_cpu_seconds"],
     }
@@ -122,6 +124,7 @@ def table(results: Sequence[Mapping[str, Any]], rows: Sequence[str]) -> str:
         "as exchange",
         "retain mean (worst run)",
         "retain min (worst run)",
+        "against the base, mean / min (worst run)",
         "CPU s a step",
     ]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
@@ -143,7 +146,14 @@ def table(results: Sequence[Mapping[str, Any]], rows: Sequence[str]) -> str:
             f"{statistics.median(exchange):.2f}" if exchange else "",
             f"{statistics.median(means):.3f} ({min(means):.3f})",
             f"{statistics.median(minima):.2f} ({min(minima):.2f})",
+            f"{_change(runs, 'retain_mean')} / {_change(runs, 'retain_min')}",
             f"{statistics.median(r['step_cpu_seconds'] / r['steps'] for r in runs):.3f}",
         ]
         lines.append("| " + " | ".join(cells_) + " |")
     return "\n".join(lines)
+
+
+def _change(runs: Sequence[Mapping[str, Any]], name: str) -> str:
+    """Median and worst of after less before, of runs on the same noise."""
+    changes = [r[name] - r[f"{name}_before"] for r in runs]
+    return f"{statistics.median(changes):+.3f} ({min(changes):+.3f})"
