@@ -1,6 +1,5 @@
 """What the data benchmark does in processes of their own: workers that stream, and one that prepares, each started fresh."""
 
-import os
 import resource
 import time
 from typing import Any
@@ -10,10 +9,6 @@ import ray
 from pipeline.benchmarks import data
 from pipeline.data import stream_ray
 from pipeline.data.partition import Partition
-
-
-def cores() -> int:
-    return os.cpu_count() or 1
 
 
 def consume(partition: Partition, workers: int, steps: int | None = None) -> list[dict[str, float]]:
