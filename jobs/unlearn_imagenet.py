@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 def run(config: UnlearnConfig, dry_run: bool) -> None:
     from pipeline import bases, flow_ray
 
+    if config.stand_in.use and not dry_run:
+        from pipeline.stand_ins_ray import stand_in
+
+        config = stand_in(config)
     if dry_run and (absent := bases.missing(config)):
         for line in plan_lines(config):
             print(line)

@@ -65,7 +65,8 @@ class DiTModel:
     def __init__(self, config: dict[str, Any]):
         self.config = config
         self.architecture: DiTConfig = dit_config(config["size"], **config.get("architecture", {}))
-        self.net: nn.Module = DiT(self.architecture)
+        with torch.device(config.get("device", "cpu")):  # "meta": shapes without numbers, for plans
+            self.net: nn.Module = DiT(self.architecture)
         self.num_classes = self.architecture.num_classes
         self.null_label = self.architecture.null_label
         self.shape: tuple[int, int, int] = (self.architecture.channels, self.architecture.input_size, self.architecture.input_size)

@@ -24,7 +24,7 @@ def latent_shape(config: dict[str, Any], size: int) -> tuple[int, int, int]:
 def load_autoencoder(folder: str, device: str = "cpu") -> torch.nn.Module:
     """The autoencoder in a local folder of `config.json` and weights, in eval mode. Raises `ImportError` without diffusers."""
     safe = (Path(folder) / WEIGHTS_FILE).is_file()  # else .bin, which diffusers reads as plain tensors only
-    loaded = _autoencoder_class().from_pretrained(folder, use_safetensors=safe, local_files_only=True)
+    loaded = _autoencoder_class().from_pretrained(folder, use_safetensors=safe, local_files_only=True, low_cpu_mem_usage=False)
     return loaded.eval().requires_grad_(False).to(device)
 
 

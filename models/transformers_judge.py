@@ -130,6 +130,8 @@ def _side(size: int | Sequence[int] | Mapping[str, int]) -> int:
 def _auto() -> tuple[Any, Any]:
     try:
         from transformers import AutoConfig, AutoModelForImageClassification
+        from transformers.utils import logging
     except ImportError as error:
         raise ImportError("transformers is missing, this judge needs it: pip install -e '.[diffusers]' in the checkout") from error
+    logging.disable_progress_bar()
     return AutoConfig, AutoModelForImageClassification

@@ -16,7 +16,7 @@ import yaml
 from models import weights
 from models.generative import GenerativeModel, build, is_conditional
 from models.judge import Judge, build_judge
-from pipeline import bases, model_store, records, storage
+from pipeline import bases, exporting, model_store, records, storage
 from pipeline import config as configuration
 from pipeline.code_version import code_version
 from pipeline.config import UnlearnConfig
@@ -30,6 +30,7 @@ from pipeline.evaluation.neighbours import confused_classes, nearest_classes
 from pipeline.progress import Progress
 from pipeline.redact import redacted
 from pipeline.request import require_fit, resolve
+from pipeline.seeding import seed_of
 from pipeline.sweep.autopilot import AUTO, contestants, settled_on
 from pipeline.tracking.mlflow_tracking import tracking_uri
 from pipeline.unlearning.methods import METHODS
@@ -81,8 +82,8 @@ def check(config: UnlearnConfig) -> Prepared:
     _require_same_classes(lake, model, judge)
     bases.require_same_names(lake, judge)
     require_fit(config, model)
-    try:
     judge = tried(judge, verdict, lake)
+    try:
         named = select(model, config.trainable)
     except ValueError as error:
         raise InputError(str(error)) from error
@@ -103,7 +104,7 @@ def check(config: UnlearnConfig) -> Prepared:
         judge=judge,
         model=model,
         trainable=sum(p.numel() for p in named.values()),
-        subject={"retained": retained, "neighbours": near},
+        subject={"retained": _drawn(config, retained, near), "neighbours": near},
         choice=bases.choose(config, base),
     )
     _require_same_settings(prepared)
@@ -113,6 +114,15 @@ def check(config: UnlearnConfig) -> Prepared:
     if warning:
         print(f"warning: {warning}", file=sys.stderr)
     return prepared
+
+
+def _drawn(config: UnlearnConfig, retained: list[int], near: list[int]) -> list[int]:
+    """The retained classes that evaluations draw: as many as `evaluate.retain_classes` says, the nearest among them."""
+    count = config.evaluate.retain_classes
+    if count is None or count >= len(retained):
+        return retained
+    order = sorted((label for label in retained if label not in near), key=lambda label: seed_of(config.seed, "drawn", label))
+    return sorted([*near, *order][:count])
 
 
 def _nearest(config: UnlearnConfig, lake: Lake, model: GenerativeModel, judge: Judge, retained: list[int]) -> list[int]:
@@ -235,6 +245,8 @@ def finish(
         model_store.write_delta(folder, prepared.base, trained, digest, about)
     version = register(tracker, folder=folder, image_shape=(height, width, channels), result=result)
     result["model"] |= {"version": version, "alias": "candidate"}
+    if prepared.config.tracking.pipeline:
+        exporting.export_pipeline(model_store.read(storage.join(run_uri, "model"), "model"), storage.join(run_uri, "pipeline"))
     result["timing"]["total_seconds"] = time.perf_counter() - started
     _publish(prepared, result, records.read(storage.join(run_uri, train_ray.METRICS)), tracker)
     return result

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.diffusion import Diffusion, Noise
+from models.diffusion import Noise
 from models.generative import DiTModel, build
 from pipeline.config import UnlearnConfig
 from pipeline.live_bytes import AsOnGpu, LiveBytes
@@ -225,10 +225,8 @@ class MemoryPlan:
 
 def on_meta(description: Mapping[str, Any]) -> DiTModel:
     """The DiT of a config.json without its numbers; the diffusion's tables are real."""
-    with torch.device("meta"):
-        built = build(dict(description))
+    built = build(dict(description), device="meta")
     assert isinstance(built, DiTModel)
-    built.diffusion = Diffusion(description["schedule"], description["timesteps"], learn_sigma=built.architecture.learn_sigma)
     return built
 
 
