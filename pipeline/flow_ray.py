@@ -263,7 +263,7 @@ def measured_before(prepared: Prepared, partition_digest: str) -> tuple[str, dic
         prepared.judge.digest,
         partition_digest,
         config.seed,
-        config.evaluate.model_dump(mode="json"),
+        config.evaluate.model_dump(mode="json", exclude={"battery", "measures", "gold"}),
         code_version(),
     ]
     request = config.request.model_dump(mode="json", include={"classes", "exchange", "sample_ids", "neighbours"})

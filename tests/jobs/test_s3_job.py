@@ -1,9 +1,12 @@
 """The main job with everything it reads and leaves in a bucket: lake, weights, partition, checkpoints, run folder, MLflow artifacts."""
 
+import itertools
 import json
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,41 +28,61 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_servers.Rclo
     (folder / "bucket").mkdir()
     rclone = s3_servers.Rclone(folder)
     rclone.start()
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    with s3_servers.environment(rclone.port):
-        yield rclone
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    yield rclone
     rclone.stop()
 
 
-@pytest.fixture
-def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
-    """An empty home and an empty folder for temporary files, for the jobs that are started here."""
-    temporary = Path(tempfile.mkdtemp(prefix="t-", dir="/tmp"))
-    (tmp_path / "home").mkdir()
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("TMPDIR", str(temporary))
-    yield tmp_path / "home", temporary
+@pytest.fixture(scope="module")
+def proxy(server: s3_servers.Rclone) -> Iterator[s3_servers.Proxy]:
+    """What stands between the jobs and the server, with AWS_* pointing at it."""
+    proxy = s3_servers.Proxy(server.port)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with s3_servers.environment(proxy.port):
+        yield proxy
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    proxy.close()
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
+@pytest.fixture(scope="module")
+def filled(proxy: s3_servers.Proxy, fill_untrained: Callable[[str], None]) -> None:
+    fill_untrained(ROOT_URI)
+
+
+@dataclass(frozen=True, kw_only=True)
+class First:
+    """The undisturbed run: its result, and what it left in an empty home and an empty folder for temporary files."""
+
+    result: dict[str, Any]
+    home: list[Path]
+    temporary: list[Path]
+
+
+@pytest.fixture(scope="module")
+def first(filled: None, job: Callable[..., Any], database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[First]:
+    home, temporary = tmp_path_factory.mktemp("home"), Path(tempfile.mkdtemp(prefix="t-", dir="/tmp"))  # short: Ray's sockets lie there
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(home))
+        patch.setenv("TMPDIR", str(temporary))
+        done = job("unlearn_imagenet", "quickstart", f"storage={ROOT_URI}", f"tracking.uri={database}", "run_id=first", *UNLEARN)
+    assert done.code == 0, done.err
+    result = storage.read_json(f"{ROOT_URI}/runs/first/result.json")
+    yield First(result=result, home=files(home), temporary=files(temporary))
     shutil.rmtree(temporary)
 
 
 def files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()]
+    """Below `folder`, as paths relative to it."""
+    return [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
 
 
-def test_the_main_job_leaves_everything_in_the_bucket(
-    server: s3_servers.Rclone,
-    home: tuple[Path, Path],
-    fill_untrained: Callable[[str], None],
-    job: Callable[..., Any],
-    tmp_path: Path,
-) -> None:
-    fill_untrained(ROOT_URI)
-    tracking = f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"
-    done = job("unlearn_imagenet", "quickstart", f"storage={ROOT_URI}", tracking, "run_id=first", *UNLEARN)
-    assert done.code == 0, done.err
+def test_the_main_job_leaves_everything_in_the_bucket(server: s3_servers.Rclone, first: First, database: str) -> None:
+    result = first.result
     kept = storage.walk(ROOT_URI)
-    result = storage.read_json(f"{ROOT_URI}/runs/first/result.json")
     partition = f"partitions/{result['partition_digest'][:32]}"
     manifest = storage.read_json(f"{ROOT_URI}/{partition}/manifest.json")
     sides = [file["path"] for side in ("retain", "forget", "exchange") for file in manifest[side]]
@@ -73,16 +96,68 @@ def test_the_main_job_leaves_everything_in_the_bucket(
     steps = [json.loads(line) for line in storage.read_bytes(f"{ROOT_URI}/runs/first/metrics.jsonl").decode().splitlines()]
     assert [record["step"] for record in steps if record["kind"] == "step"] == [1, 2, 3, 4]
 
-    served = {str(path.relative_to(server.folder)) for path in files(server.folder)}
-    assert served == {f"bucket/runs/{name}" for name in kept}, "the bucket holds nothing else"
-    where, temporary = home
-    assert {path.relative_to(where).parts[0] for path in files(where)} <= {".ray"}, "Ray's own token and nothing else"
-    assert {path.relative_to(temporary).parts[0] for path in files(temporary)} <= {"ray"}, "Ray's session and nothing else"
-    assert not [path for path in files(temporary) if path.suffix in (".parquet", ".safetensors", ".png", ".html", ".yaml")]
-    assert {path.relative_to(tmp_path).parts[0] for path in files(tmp_path)} <= {"home", "mlflow.db"}
+    assert {str(path) for path in files(server.folder)} == {f"bucket/runs/{name}" for name in kept}, "the bucket holds nothing else"
+    assert {path.parts[0] for path in first.home} <= {".ray"}, "Ray's own token and nothing else"
+    assert {path.parts[0] for path in first.temporary} <= {"ray"}, "Ray's session and nothing else"
+    assert not [path for path in first.temporary if path.suffix in (".parquet", ".safetensors", ".png", ".html", ".yaml")]
 
     from pipeline.config import Tracking
     from pipeline.tracking import registry
 
-    version = registry.resolve(Tracking(uri=f"sqlite:///{tmp_path}/mlflow.db", model_name=MODEL), ROOT_URI, "candidate")
+    version = registry.resolve(Tracking(uri=database, model_name=MODEL), ROOT_URI, "candidate")
     assert version.source.startswith(f"{ROOT_URI}/mlartifacts/") and version.tags["weights_digest"] == result["weights_digest"]
+
+
+def test_the_main_job_through_faults_and_an_outage_gives_the_same_weights(
+    server: s3_servers.Rclone, proxy: s3_servers.Proxy, first: First, job: Callable[..., Any], database: str
+) -> None:
+    """Every two seconds all connections break and the next one meets a 503, a reset or a cut body; once the server is away for 8 s."""
+    storage.remove(f"{ROOT_URI}/partitions")
+    run, ended = server.folder / "bucket/runs/runs/second", threading.Event()
+
+    def torment() -> None:
+        away = False
+        for fault in itertools.cycle(("503", "truncate", "reset")):
+            if ended.wait(2):
+                return
+            proxy.misbehave(fault)
+            if not away and (run / "checkpoints").exists():
+                server.stop()
+                away = not ended.wait(8)
+                server.start()
+
+    tormentor = threading.Thread(target=torment)
+    tormentor.start()
+    try:
+        done = job("unlearn_imagenet", "quickstart", f"storage={ROOT_URI}", f"tracking.uri={database}", "run_id=second", *UNLEARN)
+    finally:
+        ended.set()
+        tormentor.join()
+        proxy.faults.clear()
+    assert done.code == 0, done.err
+    assert {"503", "truncate", "reset"} <= set(proxy.served), "the faults were met"
+    second = storage.read_json(f"{ROOT_URI}/runs/second/result.json")
+    for key in ("partition_digest", "weights_digest", "before", "after"):
+        assert second[key] == first.result[key], key
+
+
+def test_a_server_that_stays_away_is_named_with_the_object(
+    proxy: s3_servers.Proxy, filled: None, job: Callable[..., Any], database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNLEARN_STORAGE_PATIENCE_S", "1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{s3_servers.free_port()}")
+    done = job("unlearn_imagenet", "quickstart", f"storage={ROOT_URI}", f"tracking.uri={database}", "run_id=third", *UNLEARN)
+    assert done.code == 1 and f"could not look for {ROOT_URI}/lakes/digits/manifest.json: gave up after" in done.err.splitlines()[-1]
+
+
+def test_a_request_is_purged_from_the_bucket(server: s3_servers.Rclone, first: First, database: str) -> None:
+    from pipeline.config import RegistryConfig, Tracking, parse
+    from pipeline.tracking import purge
+
+    tracking = Tracking(uri=database, model_name=MODEL).model_dump()
+    config = parse(RegistryConfig, {"storage": ROOT_URI, "request": first.result["request"]["id"], "tracking": tracking})
+    tombstone = purge.purge(config, purge.find(config))
+    assert tombstone.sample_ids and purge.find(config).lines == []
+    left = [str(path) for path in files(server.folder)]
+    assert not [name for name in left if "/partitions/" in name or name.endswith("-00001.png")]
+    assert [name for name in left if "mlartifacts" in name and name.endswith("-00007.png")]
