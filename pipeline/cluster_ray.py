@@ -18,6 +18,7 @@ from pipeline.milestones import mark
 from pipeline.storage import StorageError
 
 CHECKOUT = str(Path(__file__).resolve().parents[1])
+START_TRIES = 3  # of a local cluster
 SAY_EVERY_S = 30.0  # while waiting for resources
 
 
@@ -38,11 +39,23 @@ def connect(cpus: int | None = None, *, dashboard: bool = False) -> None:
         inherited = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != CHECKOUT]
         imports = {"PYTHONPATH": os.pathsep.join([CHECKOUT, *inherited]), "RAY_USAGE_STATS_ENABLED": "0"}
         with _environment(threads | imports):  # inherited by the cluster; a runtime_env would cost every worker seconds more
-            ray.init(num_cpus=cpus, include_dashboard=dashboard, **quietly)
+            _start(num_cpus=cpus, include_dashboard=dashboard, **quietly)
     if callable(handler) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray sets one of its own
     quiet()
     mark("connected")
+
+
+def _start(**options: Any) -> None:
+    """A local cluster, tried a few times: Ray gives its own processes 30 s, which on a busy machine is not always enough."""
+    for left in reversed(range(START_TRIES)):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:
+            if not left or "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
 
 
 @contextlib.contextmanager
