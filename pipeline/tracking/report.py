@@ -299,13 +299,14 @@ def _gate(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _check_value(check: Mapping[str, Any], key: str) -> str:
     if check["name"] == "settled" and key == "value":
         return "not settled" if check.get(key) is None else f"step {check[key]}"
-    is_share = any(word in str(check["name"]) for word in ("fraction", "accuracy"))
+    is_share = any(word in str(check["name"]) for word in ("fraction", "accuracy", "share"))
     return share(check.get(key)) if is_share else number(check.get(key))
 
 
 def _classes(result: Mapping[str, Any], named: Namer) -> list[dict[str, Any]]:
     request = result.get("request") or {}
-    before, after = (((result.get(side) or {}).get("retain_accuracy") or {}).get("per_class") or {} for side in ("before", "after"))
+    sides = [result.get(side) or {} for side in ("before", "after")]
+    before, after = ((side.get("class_shares") or side.get("retain_accuracy") or {}).get("per_class") or {} for side in sides)
     rows = []
     for key in sorted({*map(str, before), *map(str, after)}, key=int):
         old, new = before.get(key), after.get(key)

@@ -30,13 +30,16 @@ def summary(result: Mapping[str, Any], report_uri: str) -> str:
             pair("forget_fraction", "forget_fraction", "value"),
             pair("drawn as the exchange class", "exchange_fraction", "value"),
         ]
+    kept = [pair("retain_accuracy, mean", "retain_accuracy", "mean"), pair("retain_accuracy, worst class", "retain_accuracy", "min")]
+    if shares := after.get("class_shares"):
+        kept = [pair(f"share of class {label}", "class_shares", "per_class", label) for label in shares["per_class"]]
+        others = [f"  {'  chance':<34}{'':>13}{shares['chance']:>13.3f}"]
     lines = [
         f"\n  {'':<34}{'before':>13}{'after':>13}",
         first,
         f"  {'  95 % interval, n':<34}{'':>13}{interval['low']:>8.3f} - {interval['high']:.3f}, {interval['n']}",
         *others,
-        pair("retain_accuracy, mean", "retain_accuracy", "mean"),
-        pair("retain_accuracy, worst class", "retain_accuracy", "min"),
+        *kept,
         pair("fid, judge features", "fid", "judge"),
         "",
         f"  steps {result['steps']}, first below target at {result['first_crossing_step']}, settled at {result['settled_step']}; "

@@ -12,6 +12,7 @@ CHECKS = {
     "held_steps": "steps for which it was seen to stay so",
     "retain_accuracy/mean": "retained classes, mean",
     "retain_accuracy/min": "lowest retained class",
+    "class_share_drift": "share of the class that moved most, from where it was among the kept ones",
     "judge_heldout_accuracy": "the judge itself, on held-out images",
 }
 
@@ -50,9 +51,21 @@ def summary(result: Mapping[str, Any], named: Namer) -> str:
         worst = f", {share(lowest)} for the lowest class" if given(lowest) else ""
         whom = "Every class" if after.get("membership") else "Every other class"
         sentences.append(f"{whom} together: {change} drawn right{worst}.")
+    elif after.get("class_shares"):
+        sentences.append(_mixture(result, after["class_shares"], named))
     else:
         sentences.append("What it cost the other classes was not measured.")
     return " ".join([*sentences, verdict(result)["sentence"]])
+
+
+def _mixture(result: Mapping[str, Any], shares: Mapping[str, Any], named: Namer) -> str:
+    """What a model without labels draws: the chance share, and how far the kept classes have moved among themselves."""
+    chance = f"The model draws without labels; spread evenly, a class would be {share(shares['chance'])} of its {shares['n']} samples."
+    checks = (result.get("gate") or {}).get("checks") or []
+    moved = next((check for check in checks if check["name"] == "class_share_drift" and given(check.get("value"))), None)
+    return chance + (
+        f" The kept class that moved most, {named(moved['class'])}, did so by {100 * moved['value']:.1f} points." if moved else ""
+    )
 
 
 def _attacked(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
