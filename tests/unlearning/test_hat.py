@@ -19,7 +19,7 @@ from pipeline.unlearning.step import Step
 from pipeline.unlearning.trainable import flat, select
 
 RETAINED = [0, 2, 3]
-WEIGHT, PENALTY = 50.0, 100.0  # large: what is wrong cannot hide
+WEIGHT, PENALTY = 50.0, 1e4  # large: what is wrong cannot hide
 KINDS = [
     ("finetune", "exact", 1),
     ("ascent", "exact", 1),
