@@ -25,6 +25,7 @@ class Target:
     description: dict[str, Any]  # config.json
     state: Mapping[str, "Tensor"] = field(repr=False)
     digest: str
+    autoencoder: Mapping[str, "Tensor"] | None = field(default=None, repr=False)  # of a model of latents
     run_id: str | None = None
     run: UnlearnConfig | None = None
 
@@ -77,7 +78,15 @@ def _registered(config: EvaluateConfig) -> Target:
         raise InputError(
             f"{what}: its weights have digest {stored.digest[:12]}, it was registered with {version.tags['weights_digest'][:12]}"
         )
-    return Target(what=what, description=stored.config, state=stored.state, digest=stored.digest, run_id=run_id or None, run=run)
+    return Target(
+        what=what,
+        description=stored.config,
+        state=stored.state,
+        digest=stored.digest,
+        autoencoder=stored.autoencoder,
+        run_id=run_id or None,
+        run=run,
+    )
 
 
 def _of_run(run_uri: str, checkpoint: str | None, what: str) -> Target:
@@ -89,7 +98,15 @@ def _of_run(run_uri: str, checkpoint: str | None, what: str) -> Target:
     if not storage.exists(storage.join(run_uri, MODEL, model_store.MANIFEST)):
         raise InputError(f"version: {what} is not finished; measure a checkpoint of it with --set checkpoint=last")
     stored = model_store.read(storage.join(run_uri, MODEL), "version")
-    return Target(what=what, description=stored.config, state=stored.state, digest=stored.digest, run_id=run.run_id, run=run)
+    return Target(
+        what=what,
+        description=stored.config,
+        state=stored.state,
+        digest=stored.digest,
+        autoencoder=stored.autoencoder,
+        run_id=run.run_id,
+        run=run,
+    )
 
 
 def _folder(uri: str) -> Target:
@@ -107,7 +124,13 @@ def _folder(uri: str) -> Target:
     stored = model_store.read(uri, "version")
     run = of_run(parent)
     return Target(
-        what=uri, description=stored.config, state=stored.state, digest=stored.digest, run_id=run.run_id if run else None, run=run
+        what=uri,
+        description=stored.config,
+        state=stored.state,
+        digest=stored.digest,
+        autoencoder=stored.autoencoder,
+        run_id=run.run_id if run else None,
+        run=run,
     )
 
 
@@ -152,6 +175,7 @@ def _checkpoint(uri: str, run_uri: str, run: UnlearnConfig) -> Target:
         description=base.config,
         state=state,
         digest=weights_digest(state),
+        autoencoder=base.autoencoder,
         run_id=run.run_id,
         run=run,
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from models import weights
 from models.generative import GenerativeModel, build
 from models.judge import build_judge
+from models.latents import decoder
 from pipeline import model_store, storage, target
 from pipeline.config import Request
 from pipeline.config.evaluate import EvaluateConfig, Workers
@@ -41,6 +42,7 @@ class Asked:
     base: Weights | None = field(repr=False)
     judge: Weights = field(repr=False)
     gold: Weights | None = field(repr=False)
+    autoencoder: Weights | None = field(repr=False)  # of models of latents: what makes images of them
     lake: str
     scope: Scope
     measures: tuple[str, ...]
@@ -84,6 +86,7 @@ def check(config: EvaluateConfig) -> Asked:
         base=None if base is None else (base.config, base.state),
         judge=(judge.config, judge.state),
         gold=None if gold is None else (gold.config, gold.state),
+        autoencoder=None if found.autoencoder is None else (found.description["autoencoder"], found.autoencoder),
         lake=lake.uri,
         scope=scope,
         measures=tuple(dict.fromkeys(config.measures)),
@@ -150,7 +153,9 @@ def evaluate(asked: Asked) -> dict[str, Any]:
 
     started = time.perf_counter()
     scope, wanted = asked.scope, asked.workers
-    shared: Any = ray.put({"model": asked.subject, "base": asked.base, "judge": asked.judge, "gold": asked.gold})
+    shared: Any = ray.put(
+        {"model": asked.subject, "base": asked.base, "judge": asked.judge, "gold": asked.gold, "autoencoder": asked.autoencoder}
+    )
     worker = ray.remote(_task).options(
         num_cpus=wanted.cpus_per_worker, num_gpus=wanted.gpus_per_worker, max_retries=RETRIES, retry_exceptions=False
     )
@@ -231,6 +236,7 @@ def open_bench(parts: Mapping[str, Any], scope: Scope, lake_at: str) -> Bench:
     weights.load_into(judge.net, state, "judge")
     judge.net.to(device).eval()
     lake = read_lake(lake_at)
+    to_pixels = None if parts["autoencoder"] is None else decoder(parts["autoencoder"][0], parts["autoencoder"][1], device)
 
     def rows(labels: Sequence[int], split: Literal["train", "heldout"]) -> Any:
         return lake.read(labels, split)
@@ -241,6 +247,7 @@ def open_bench(parts: Mapping[str, Any], scope: Scope, lake_at: str) -> Bench:
         judge=judge,
         scope=scope,
         rows=rows,
+        **({} if to_pixels is None else {"to_pixels": to_pixels}),
     )
 
 

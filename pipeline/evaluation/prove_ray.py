@@ -63,6 +63,7 @@ def prove(
             base=(base.config, base.state),
             judge=(judge.config, judge.state),
             gold=None if gold is None else (gold.config, gold.state),
+            autoencoder=None if base.autoencoder is None else (base.config["autoencoder"], base.autoencoder),
             lake=lake.uri,
             scope=scope_of(config.request, lake, base.config, base, seed=config.seed, settings=config.measuring),
             measures=tuple(dict.fromkeys(config.evaluate.measures)),
