@@ -5,7 +5,7 @@ winner then does the whole run from the base weights, exactly as if it had been 
 contest's noise is its own, so what the winner is measured by at the end took no part in choosing it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipeline.config import UnlearnConfig
@@ -83,3 +83,27 @@ def order(standings: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def settled_on(config: UnlearnConfig, contest: Mapping[str, Any]) -> UnlearnConfig:
     """`config` with the winner of a contest in the place of auto."""
     return configured(config, {**KNOWN_GOOD[contest["winner"]], "method.name": contest["winner"]})
+
+
+def hold(config: UnlearnConfig, play: Callable[[dict[str, UnlearnConfig]], list[dict[str, Any]]]) -> dict[str, Any]:
+    """Successive halving over the contestants; {"winner", "seconds", "rounds": [{"seconds", "standings" best first}]}.
+
+    `play` takes each of the methods it is given as far as its configuration lets it, from where it stood, and returns their
+    standings. The first call is a few steps of each, which tell the cost of a step; the seconds of `autopilot.steps` steps of
+    the dearest method are then what everybody gets. Raises `RuntimeError` when nobody is left.
+    """
+    field = contestants(config)
+    standings = play({name: limited(one, seconds=None, steps=config.evaluate.every) for name, one in field.items()})
+    costs = [one["seconds_per_step"] for one in standings if not one["failed"]]
+    if not costs:
+        raise RuntimeError("auto: every contestant failed: " + "; ".join(f"{one['method']}: {one['failed']}" for one in standings))
+    seconds = config.autopilot.seconds or config.autopilot.steps * max(costs)
+    left, rounds = list(field), list[dict[str, Any]]()
+    while len(left) > 1:
+        ranking = order(play({name: limited(field[name], seconds=seconds, steps=None) for name in left}))
+        rounds.append({"seconds": seconds, "standings": ranking})
+        left = [one["method"] for one in ranking[: len(ranking) // 2] if not one["failed"]] or [ranking[0]["method"]]
+        seconds *= 2
+    if rounds[-1]["standings"][0]["failed"]:
+        raise RuntimeError(f"auto: every contestant failed, {left[0]} with: {rounds[-1]['standings'][0]['failed']}")
+    return {"winner": left[0], "seconds": rounds[0]["seconds"], "rounds": rounds}

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import records, storage
 from pipeline.config import UnlearnConfig
 from pipeline.data.partition import Partition, find_partition
-from pipeline.sweep.autopilot import CONTEST, contestants, limited, order, standing
+from pipeline.sweep.autopilot import CONTEST, hold, standing
 from pipeline.sweep.shared_ray import base_measures
 from pipeline.sweep.trial import Shared, run
 from pipeline.training.train_ray import METRICS
@@ -15,38 +15,20 @@ if TYPE_CHECKING:
 
 
 def contest(prepared: "Prepared", partition: Partition) -> dict[str, Any]:
-    """Hold the contest under the run's folder, or return the one that was held; {"winner", "seconds", "rounds": [standings]}.
-
-    The first round is a few steps of each, which tell the cost of a step; the seconds of `autopilot.steps` steps of the
-    dearest method are then what everybody gets.
-    """
+    """Hold the contest and leave its outcome under the run's folder, or return the one that was held."""
     place = storage.join(prepared.run_uri, CONTEST)
     if storage.exists(place):
         found: dict[str, Any] = storage.read_json(place)
         return found
-    config = prepared.config
-    field = contestants(config)
     before = base_measures(prepared, partition, _bundle(prepared))
-    print(f"  auto: {', '.join(field)} at equal compute-seconds, on one worker each", flush=True)
-    standings = _round(
-        prepared, partition, before, {name: limited(one, seconds=None, steps=config.evaluate.every) for name, one in field.items()}
-    )
-    rounds: list[dict[str, Any]] = []
-    costs = [one["seconds_per_step"] for one in standings if not one["failed"]]
-    if not costs:
-        raise RuntimeError("auto: every contestant failed: " + "; ".join(f"{one['method']}: {one['failed']}" for one in standings))
-    seconds = config.autopilot.seconds or config.autopilot.steps * max(costs)
-    left = [one["method"] for one in standings if not one["failed"]]
-    while True:
-        standings = _round(prepared, partition, before, {name: limited(field[name], seconds=seconds, steps=None) for name in left})
-        ranking = order(standings)
-        rounds.append({"seconds": seconds, "standings": ranking})
-        print("  " + "; ".join(_said(one) for one in ranking), flush=True)
-        left = [one["method"] for one in ranking[: max(1, len(ranking) // 2)]]
-        if len(left) == 1:
-            break
-        seconds *= 2
-    outcome = {"winner": left[0], "seconds": rounds[0]["seconds"], "rounds": rounds}
+
+    def play(field: dict[str, UnlearnConfig]) -> list[dict[str, Any]]:
+        print(f"  auto: {', '.join(field)} at equal compute-seconds, on one worker each", flush=True)
+        standings = _round(prepared, partition, before, field)
+        print("    " + "; ".join(_said(one) for one in standings), flush=True)
+        return standings
+
+    outcome = hold(prepared.config, play)
     storage.write_json(place, outcome)
     return outcome
 

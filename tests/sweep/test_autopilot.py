@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.config import UnlearnConfig, load
 from pipeline.errors import InputError
-from pipeline.sweep.autopilot import contestants, limited, order, settled_on, standing
+from pipeline.sweep.autopilot import contestants, hold, limited, order, settled_on, standing
 
 AUTO = load(UnlearnConfig, "jobs/configs/quickstart.yaml", ["storage=/nowhere", "method.name=auto", "method.penalty=0.5"])
 
@@ -57,3 +57,41 @@ def test_who_keeps_the_rest_and_settles_in_fewest_seconds_wins() -> None:
 def test_the_winner_runs_as_if_it_had_been_named() -> None:
     named = load(UnlearnConfig, "jobs/configs/quickstart.yaml", ["storage=/nowhere", "method.name=uno_s"])
     assert settled_on(AUTO, {"winner": "uno_s"}) == named
+
+
+def test_the_better_half_goes_on_with_twice_the_seconds() -> None:
+    costs = {"exchange": 0.1, "surgery": 0.2, "uno_s": 0.5, "esd": 0.3}
+    bounds = {"exchange": 0.5, "surgery": 0.2, "uno_s": 0.1, "esd": 0.9}
+    played: list[tuple[list[str], float | None, int]] = []
+
+    def play(field: dict[str, UnlearnConfig]) -> list[dict[str, Any]]:
+        optim = next(iter(field.values())).optim
+        played.append((list(field), optim.max_seconds, optim.max_steps))
+        return [
+            standing(name, outcome(None, 0.99, 0.95, 0), [{"step": 8, "forget_fraction/high": bounds[name]}], AUTO)
+            | {"seconds_per_step": costs[name]}
+            for name in field
+        ]
+
+    found = hold(AUTO, play)
+    assert found["winner"] == "uno_s" and found["seconds"] == AUTO.autopilot.steps * 0.5
+    assert played == [
+        (["exchange", "surgery", "uno_s", "esd"], None, AUTO.evaluate.every),
+        (["exchange", "surgery", "uno_s", "esd"], 6.0, AUTO.optim.max_steps),
+        (["uno_s", "surgery"], 12.0, AUTO.optim.max_steps),
+    ]
+    assert [one["method"] for one in found["rounds"][0]["standings"]] == ["uno_s", "surgery", "exchange", "esd"]
+
+
+def test_a_contest_in_which_everybody_fails_is_no_contest() -> None:
+    with pytest.raises(RuntimeError, match="every contestant failed: exchange: nan"):
+        hold(AUTO, lambda field: [standing(name, {"failed": "nan"}, [], AUTO) for name in field])
+    calls = iter([None, "nan", "nan"])
+
+    def later(field: dict[str, UnlearnConfig]) -> list[dict[str, Any]]:
+        failed = next(calls)
+        good = standing("x", outcome(None, 0.99, 0.95, 0), [{"step": 2, "forget_fraction/high": 1.0}], AUTO)
+        return [{"method": name, "failed": failed} if failed else {**good, "method": name} for name in field]
+
+    with pytest.raises(RuntimeError, match="every contestant failed, exchange with: nan"):
+        hold(AUTO, later)
