@@ -261,6 +261,7 @@ def _is_passing(error: BaseException) -> bool:
         return True
     kinds = {
         "botocore.exceptions": ("HTTPClientError", "ConnectionError", "IncompleteReadError"),
+        "botocore.parsers": ("ResponseParserError",),  # a listing cut short
         "aiohttp": ("ClientError",),
         "http.client": ("HTTPException",),
     }
