@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -117,7 +117,8 @@ def configuration_of(job: str) -> type[configuration.JobConfig]:
     module = module_from_spec(described)
     described.loader.exec_module(module)
     functions = [value for _, value in inspect.getmembers(module, inspect.isfunction) if value.__module__ == module.__name__]
-    kinds = {hints["config"] for function in functions if "config" in (hints := get_type_hints(function))}
+    annotated = [function.__annotations__["config"] for function in functions if "config" in function.__annotations__]
+    kinds = {getattr(module, kind) if isinstance(kind, str) else kind for kind in annotated}
     if len(kinds) != 1 or not hasattr(module, "run"):
         raise InputError(f"--job: {job} takes a verb and runs in seconds; run it here: python jobs/{job}.py --help")
     kind: type[configuration.JobConfig] = kinds.pop()
