@@ -27,8 +27,8 @@ MEANING = {
     (
         "embedding",
         "returns",
-    ): "The network still holds the class: its label does not lead there any more, but an embedding made by whoever has "
-    "the weights and some images does.",
+    ): "The network can still draw the class: its label does not lead there any more, but an embedding made by "
+    "whoever has the weights and some images does. A model that never saw it can be led there some of the way too: compare with one.",
 }
 DOUBT = {"open": "The images are too few to tell: draw more.", "failed": "It could not be carried out, which proves nothing."}
 STATES = {"holds": ("good", "holds"), "returns": ("bad", "comes back"), "open": ("open", "undecided"), "failed": ("open", "failed")}

@@ -185,7 +185,7 @@ def test_the_battery_says_what_each_verdict_means() -> None:
         "not all held",
         "It stayed forgotten through 6 of 12 attacks. Brought back by: free label embedding.",
         "Not decided: benign fine-tuning, rounded weights.",
-        "The network still holds the class",
+        "The network can still draw the class",
         "The images are too few to tell",
         "ValueError: the loss is not finite",
         "95\u00a0%",
