@@ -1,6 +1,7 @@
 """The paper's MNIST table again: every method from one checkpoint under the published protocol, beside the published figures.
 
-python jobs/reproduce_paper.py --config jobs/configs/reproduce_mnist.yaml [--set model.weights=<vae_200.pth> --set judge.weights=<classifier> ...]
+python jobs/reproduce_paper.py --config jobs/configs/reproduce_mnist.yaml \\
+    [--set model.weights=<vae_200.pth> --set judge.weights=<classifier> ...]
 """
 
 import sys

@@ -183,6 +183,7 @@ def selected(selection: Mapping[str, Any] | None) -> str:
     others = selection["verified_before_it"]
     return (
         f"Chosen by sweep {selection['sweep']} as trial {selection['trial']} of {selection['of']}. "
-        f"The best of many is in part the luckiest, so everything before and after on this page was measured again on a seed that no trial saw ({selection['seed_verified']})"
+        "The best of many is in part the luckiest, so everything before and after on this page was measured again "
+        f"on a seed that no trial saw ({selection['seed_verified']})"
         + (f"; {others} better placed trial{'s' * (others > 1)} did not hold on theirs." if others else ".")
     )

@@ -12,10 +12,12 @@ from tests.tiny import tiny_dit
 class PixelJudge:
     """Its verdict is written into the first pixels of an image."""
 
-    net: nn.Module = nn.Identity()
-    config: dict[str, object] = {}
     num_classes = 4
     feature_size = 4
+
+    def __init__(self) -> None:
+        self.net: nn.Module = nn.Identity()
+        self.config: dict[str, object] = {}
 
     def logits(self, x: Tensor) -> Tensor:
         return x.flatten(1)[:, :4]
