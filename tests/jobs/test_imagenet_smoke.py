@@ -1,0 +1,92 @@
+"""The whole ImageNet job in small, as a user runs it: JPEGs -> latents -> lake in a bucket -> two workers -> judge -> gate -> registered
+-> a DiTPipeline folder that draws. Nothing was learned: the gate has to fail, and to say why."""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import s3_servers
+
+from pipeline import storage
+
+pytestmark = [pytest.mark.e2e, pytest.mark.ray]
+diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("s3")
+    (folder / "bucket").mkdir()
+    server = s3_servers.Rclone(folder)
+    server.start()
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with s3_servers.environment(server.port):
+        yield "s3://bucket/runs"
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def finished(job: Callable[..., Any], bucket: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any, str]:
+    """The run's folder, what the job said, and the tracking database."""
+    database = f"tracking.uri=sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+    real = os.environ.get("UNLEARN_TEST_DATA")
+    images = [f"stand_in.images={real}/imagenet-sample"] if real else []
+    said = job("unlearn_imagenet", "imagenet_smoke", f"storage={bucket}", "run_id=smoke", database, *images)
+    assert said.code == 0, said.err
+    return f"{bucket}/runs/smoke", said, database
+
+
+def test_the_gate_fails_and_says_why(finished: tuple[str, Any, str]) -> None:
+    run_uri, said, _ = finished
+    result = storage.read_json(f"{run_uri}/result.json")
+    failed = {check["name"] for check in result["gate"]["checks"] if not check["passed"]}
+    assert result["gate"]["passed"] is False and {"retain_accuracy/mean", "settled", "judge_heldout_accuracy"} <= failed
+    assert "retain_accuracy/mean" in said.out and re.search(r"gate", said.out)
+    assert result["world_size"] == 2 and result["method_config"]["hvp"] == "exact"
+    assert result["before"]["retain_accuracy"]["mean"] is not None and "judge" in result["after"]["fid"]
+
+
+def test_every_artifact_is_in_order(finished: tuple[str, Any, str], bucket: str) -> None:
+    run_uri, _, _ = finished
+    there = storage.walk(run_uri)
+    for name in ("config.yaml", "request.yaml", "metrics.jsonl", "result.json", "report.html", "model/model.safetensors"):
+        assert name in there, there
+    assert any(name.startswith("samples/after-00207") for name in there)
+    manifest = storage.read_json(f"{bucket}/lakes/imagenet-smoke/manifest.json")
+    assert manifest["kind"] == "latent" and manifest["shape"] == [4, 4, 4] and len(manifest["classes"]) == 1000
+    assert manifest["encoder"]["scale"] == 0.18215
+
+
+def test_the_registered_version_and_the_pipeline_draw(
+    finished: tuple[str, Any, str], job: Callable[..., Any], bucket: str, tmp_path: Path
+) -> None:
+    run_uri, _, database = finished
+    for name in storage.walk(f"{run_uri}/pipeline"):
+        storage.download(f"{run_uri}/pipeline/{name}", tmp_path / "pipeline" / name)
+    pipeline = diffusers.DiTPipeline.from_pretrained(tmp_path / "pipeline", low_cpu_mem_usage=False)
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(pipeline.get_label_ids(["golden_retriever"]), num_inference_steps=2, output_type="np").images
+    assert images.shape == (1, 32, 32, 3) and images.std() > 0
+    index = json.loads((tmp_path / "pipeline" / "model_index.json").read_text())
+    assert index["_class_name"] == "DiTPipeline" and len(index["id2label"]) == 1000
+    png = tmp_path / "drawn.png"
+    drawn = job(
+        "generate",
+        "generate_digits",
+        f"storage={bucket}",
+        database,
+        "tracking.model_name=dit-imagenet-smoke-unlearned",
+        "labels=[207, 208]",
+        "seeds=[0, 1]",
+        "steps=2",
+        f"output={png}",
+    )
+    assert drawn.code == 0, drawn.err
+    assert png.read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,97 @@
+"""What the main job starts from is held against the lake and the device, in one line where it does not fit."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline import bases, model_store
+from pipeline.config import UnlearnConfig, parse
+from pipeline.data.lake import Class, Encoding, Lake, Manifest
+from pipeline.errors import InputError
+
+NAMES = ["golden_retriever", "Labrador_retriever", "tench", "goldfish"]
+
+
+def latent_lake(shape: tuple[int, ...] = (4, 4, 4), scale: float = 0.18215) -> Lake:
+    return Lake(
+        uri="memory://lake",
+        manifest=Manifest(
+            name="latents",
+            schema_version=1,
+            kind="latent",
+            shape=list(shape),
+            classes=[Class(label=label, name=name, train_rows=1, heldout_rows=0) for label, name in enumerate(NAMES)],
+            shards=[],
+            source={},
+            preprocessing={"size": 32},
+            encoder=Encoding(kind="autoencoder_kl", scale=scale),
+        ),
+    )
+
+
+def described(blocks: int = 4, scale: float = 0.18215) -> dict[str, Any]:
+    config = {"block_out_channels": [8] * blocks, "latent_channels": 4, "out_channels": 3}
+    return {"autoencoder": {"config": config, "scale": scale}}
+
+
+def stored(config: dict[str, Any], autoencoder: Any = None) -> model_store.Stored:
+    return model_store.Stored(uri="u", config=config, state={}, digest="d", manifest={}, autoencoder=autoencoder)
+
+
+def test_a_decoder_has_to_fit_the_lake() -> None:
+    bases.require_decoder(described(), latent_lake())
+    with pytest.raises(InputError, match=r"its latents of 32 pixels are \(4, 8, 8\), but lake 'latents' holds \(4, 4, 4\)"):
+        bases.require_decoder(described(blocks=3), latent_lake())
+    with pytest.raises(InputError, match=r"its scale is 0\.13025, the lake was made with 0\.18215"):
+        bases.require_decoder(described(scale=0.13025), latent_lake())
+    assert bases.image_shape(stored(described(), autoencoder={}), (4, 4, 4)) == (32, 32, 3)
+    assert bases.image_shape(stored({}), (1, 8, 8)) == (8, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("names", "fits"),
+    [
+        (["golden retriever", "Labrador retriever, Lab", "tench, Tinca tinca", "goldfish"], True),
+        ([f"LABEL_{label}" for label in range(4)], True),
+        (["tench, Tinca tinca", "goldfish", "golden retriever", "Labrador retriever"], False),
+    ],
+)
+def test_a_judge_with_its_classes_in_another_order_is_refused(names: list[str], fits: bool) -> None:
+    judge = stored({"family": "transformers", "class_names": names})
+    if fits:
+        bases.require_same_names(latent_lake(), judge)
+    else:
+        with pytest.raises(InputError, match=r"its class 0 is 'tench, Tinca tinca', the lake's is 'golden_retriever', and 3 more differ"):
+            bases.require_same_names(latent_lake(), judge)
+
+
+def test_bfloat16_is_asked_only_of_a_device_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    bases.require_bf16(torch.device("cpu"), "bf16")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    bases.require_bf16(torch.device("cuda"), "fp32")
+    with pytest.raises(InputError, match=r"train\.precision: got bf16, which Tesla T4 does not have"):
+        bases.require_bf16(torch.device("cuda"), "bf16")
+
+
+def test_what_will_run_is_what_fits() -> None:
+    from models.generative import dit_description
+
+    values = {"model": {"size": "DiT-nano"}, "trainable": "labels_and_adaln:1", "optim": {"batch_size": 8}}
+    config = parse(UnlearnConfig, {**values, "train": {"workers": 1, "memory_gib": 80.0}})
+    base = stored(dit_description("DiT-nano", shape=(4, 4, 4), num_classes=1000, class_names=NAMES * 250, latent=True))
+    choice = bases.choose(config, base)
+    assert choice is not None and bases.fitted(config, choice) == config
+    small = parse(UnlearnConfig, {**values, "method": {"hvp": "fd_central"}, "train": {"workers": 1, "memory_gib": 1e-6}})
+    with pytest.raises(InputError, match=r"train\.memory_gib: fd_central needs .*lower optim\.micro_batch"):
+        bases.choose(small, base)
+    given = replace(choice, hvp="recompute", micro_batch=4)
+    assert bases.fitted(config, given).method.hvp == "recompute" and bases.fitted(config, given).optim.micro_batch == 4
+    assert bases.choose(parse(UnlearnConfig, values), base) is None
+
+
+def test_differences_are_not_taken_in_tf32() -> None:
+    with pytest.raises(InputError, match=r"train\.tf32: its rounding drowns the differences of method\.hvp fd_central"):
+        parse(UnlearnConfig, {"train": {"tf32": True}, "method": {"hvp": "fd_central"}})
