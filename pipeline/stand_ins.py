@@ -76,7 +76,9 @@ def _autoencoder(folder: Path) -> None:
 
 def _judge(folder: Path) -> None:
     from transformers import ViTConfig, ViTForImageClassification
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     names = [line.partition(" ")[2].replace("_", " ") for line in read_index("imagenet")]
     config = ViTConfig(
         hidden_size=16,
