@@ -1,0 +1,119 @@
+"""The same loop on a model without labels: shares instead of accuracies, the hat term, and what requests and settings are refused."""
+
+from typing import Any
+
+import pytest
+import torch
+from distributed import run_world
+from runs import run_config, run_inputs
+from tiny import tiny_dit, tiny_judge, tiny_vae
+
+from pipeline.errors import InputError
+from pipeline.evaluation.measure import measure
+from pipeline.request import require_fit, resolve
+from pipeline.training.loop import Outcome, unlearn
+from pipeline.unlearning.collectives import Collectives
+
+VAE: dict[str, Any] = {
+    "model.size": "vae-mnist",
+    "request.exchange": {},
+    "method.name": "uno_s",
+    "method.targets": "data",
+    "method.penalty": 0.1,
+    "method.hat_weight": 2.0,
+    "trainable": "decoder",
+    "evaluate.samples": 40,
+    "optim.clip": None,
+}
+NAMES = {label: str(label) for label in range(4)}
+
+
+def unconditional(changes: dict[str, Any], records: list[dict[str, Any]] | None = None) -> Outcome:
+    """A whole run of the tiny VAE on this process's share."""
+    from dataclasses import replace
+
+    inputs = run_inputs(run_config(**{**VAE, **changes}))
+    model = tiny_vae(dtype=torch.float32)
+    return unlearn(replace(inputs, model=model, record=(records if records is not None else []).append))
+
+
+def trained(changes: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return dict(unconditional(changes).trained)
+
+
+def test_a_run_measures_shares_and_moves_the_decoder_alone() -> None:
+    records: list[dict[str, Any]] = []
+    outcome = unconditional({}, records)
+    assert outcome.trained and all(name.startswith("decoder.") for name in outcome.trained)
+    for side in (outcome.before, outcome.after):
+        shares = side["class_shares"]
+        assert sum(shares["per_class"].values()) == pytest.approx(1) and shares["n"] == 100 and shares["chance"] == 0.25
+        assert side["forget_fraction"]["value"] == shares["per_class"]["1"] and side["forget_fraction"]["n"] == 100
+        assert side["retain_accuracy"] == {"mean": None, "min": None, "neighbours": None, "per_class": {}}
+        assert side["fid"]["judge"] >= 0
+    checks = [record for record in records if record["kind"] == "evaluation" and record["step"] > 0]
+    assert [check["step"] for check in checks] == [2, 4, 6]
+    assert all(check["forget_fraction"] == check["class_share/1"] for check in checks)
+    assert len({check["fid/judge"] for check in checks}) == 3  # fresh noise, moving weights
+    base, now = tiny_vae(dtype=torch.float32).net.state_dict(), outcome.trained
+    assert all(not torch.equal(base[name], value) for name, value in now.items())
+
+
+def test_the_hat_term_is_felt() -> None:
+    with_hat, without = unconditional({}).trained, unconditional({"method.hat_weight": 0.0}).trained
+    assert any(not torch.allclose(with_hat[name], without[name]) for name in with_hat)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_any_number_of_ranks_trains_the_same(world: int) -> None:
+    wanted = trained({"optim.max_steps": 4})
+    for found in run_world(world, trained, {"optim.max_steps": 4}):
+        for name, value in wanted.items():
+            assert torch.allclose(found[name], value, rtol=1e-3, atol=1e-5), name
+
+
+def test_a_measurement_of_samples_does_not_read_the_retained_labels() -> None:
+    inputs = run_inputs(run_config(**VAE))
+    options: dict[str, Any] = {"forget_samples": 64, "seed": 0, "purpose": "x", "cfg_scale": 1.0, "steps": 1, "batch": 16}
+    model = tiny_vae(dtype=torch.float32)
+    found = [measure(model, inputs.subject, Collectives(), retain_samples=n, **options) for n in (1, 50)]
+    assert found[0].shares == found[1].shares and found[0].shares is not None and found[0].shares.n == 64
+    assert found[0].forget == found[0].shares.of([1])
+    before = found[0].to_result()
+    kept = found[0].retained(before, (1,), 0)
+    assert kept is not None and kept.value == 1.0  # its own mixture overlaps with itself
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"request.exchange": {1: 2}}, r"request\.exchange: got \{1: 2\}, but vae-mnist draws without labels; expected none"),
+        ({"request.retain": "neighbours"}, r"request\.retain: got neighbours, .* expected all"),
+        ({"method.contrast": True}, r"method\.contrast: got True"),
+        ({"method.name": "esd"}, r"method\.name: got esd"),
+        ({"method.targets": "teacher", "method.hat_weight": 0.0}, r"method\.targets: with uno_s, no exchange class and targets teacher"),
+    ],
+)
+def test_what_is_about_labels_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        resolve(run_config(**{**VAE, **changes}), NAMES, conditional=False)
+
+
+def test_without_labels_no_exchange_class_is_asked_for() -> None:
+    assert resolve(run_config(**VAE), NAMES, conditional=False).request.id == "forget-1"
+    driven = resolve(run_config(**{**VAE, "method.targets": "teacher"}), NAMES, conditional=False)  # the hat term drives it
+    assert driven.method.targets == "teacher"
+
+
+def test_settings_that_the_model_cannot_be_trained_with_are_refused() -> None:
+    config = run_config(**VAE)
+    require_fit(config, tiny_vae())
+    with pytest.raises(InputError, match=r"method\.hat_weight: got 2 for vae-mnist, whose samples take many passes"):
+        require_fit(config, tiny_dit())
+    batch = tiny_vae()
+    batch.vae.normalise_by("batch")
+    require_fit(config, batch)
+    for cut, said in (({"train.workers": 2}, "train.workers 2"), ({"optim.micro_batch": 4}, "optim.micro_batch 4")):
+        with pytest.raises(InputError, match=rf"model\.batch_norm: got batch with {said}"):
+            require_fit(run_config(**{**VAE, **cut}), batch)
+    assert tiny_judge().num_classes == 4
