@@ -39,6 +39,8 @@ def run(config: UnlearnConfig, dry_run: bool) -> None:
         f"{prepared.trainable:,} of {sum(p.numel() for p in prepared.model.net.parameters()):,} parameters",
         flush=True,
     )
+    if warning := flow_ray.warning_of(prepared):
+        print(f"  warning: {warning}", flush=True)
     if prepared.choice is not None and not dry_run:
         print(f"  hvp {prepared.choice.hvp}: {prepared.choice.why}", flush=True)
     if dry_run:

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import sys
 import time
 import uuid
 from collections.abc import Mapping
@@ -110,9 +109,6 @@ def check(config: UnlearnConfig) -> Prepared:
     _require_same_settings(prepared)
     if not storage.exists(storage.join(prepared.run_uri, SETTINGS)):  # a run that was begun was served
         selections(config, lake, read_sample_ids(config.request), near)
-    warning = judge_warning(judge.manifest.get("heldout_accuracy"))
-    if warning:
-        print(f"warning: {warning}", file=sys.stderr)
     return prepared
 
 
@@ -123,6 +119,11 @@ def _drawn(config: UnlearnConfig, retained: list[int], near: list[int]) -> list[
         return retained
     order = sorted((label for label in retained if label not in near), key=lambda label: seed_of(config.seed, "drawn", label))
     return sorted([*near, *order][:count])
+
+
+def warning_of(prepared: Prepared) -> str | None:
+    """What to say before the work begins of a judge whose verdicts are worth little."""
+    return judge_warning(prepared.judge.manifest.get("heldout_accuracy"))
 
 
 def _nearest(config: UnlearnConfig, lake: Lake, model: GenerativeModel, judge: Judge, retained: list[int]) -> list[int]:

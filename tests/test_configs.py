@@ -86,7 +86,7 @@ def test_overrides_are_yaml_by_dotted_key() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optim.learning_rate=1", r"unknown key 'optim\.learning_rate'.*valid keys of optim are lr, batch_size"),
+        ("optim.learning_rate=1", r"unknown key 'optim\.learning_rate'.*valid keys of optim are lr, label_lr, batch_size"),
         ("optim.batchsize=8", r"unknown key 'optim\.batchsize': did you mean batch_size"),
         ("request.clases=[1]", r"unknown key 'request\.clases': did you mean classes"),
         ("penalty=1", r"unknown key 'penalty': did you mean method\.penalty\?"),
