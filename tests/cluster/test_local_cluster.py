@@ -170,7 +170,9 @@ def test_prometheus_sees_the_metrics_the_dashboard_asks_for(head: LocalHead, tmp
         assert time.monotonic() < deadline, f"{missing}\n{head.ray('job', 'logs', 'metrics').stdout[-2000:]}"
         time.sleep(1)
         with urllib.request.urlopen(f"http://127.0.0.1:{head.metrics_port}/metrics", timeout=10) as answer:
-            shown = answer.read().decode()
+            shown = "\n".join(
+                line for line in answer.read().decode().splitlines() if 'run="metrics"' in line
+            )  # earlier jobs show theirs too
     (tmp_path / "enough").touch()
     line = next(line for line in shown.splitlines() if line.startswith("ray_unlearn_phase_seconds_total{") and 'phase="reduce"' in line)
-    assert 'run="metrics"' in line and 'rank="0"' in line and float(line.rsplit(" ", 1)[1]) > 0
+    assert 'rank="0"' in line and float(line.rsplit(" ", 1)[1]) > 0

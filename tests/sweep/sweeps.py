@@ -19,6 +19,7 @@ TINY = [  # the quickstart's sweep at its smallest: what is measured means nothi
     "set.gate.min_retain_accuracy=0",
     "set.gate.min_class_accuracy=0",
     "set.gate.min_judge_accuracy=null",
+    "set.gate.min_hold_steps=0",
     "verify.samples=100",
     "verify.retain_samples=1",
 ]

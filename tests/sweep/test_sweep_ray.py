@@ -58,8 +58,9 @@ def test_nothing_is_left_in_the_cluster(summary: dict[str, Any]) -> None:
     import ray
     from ray.util.state import list_actors, list_placement_groups
 
-    assert [group for group in list_placement_groups() if group.state != "REMOVED"] == []
-    assert [actor for actor in list_actors() if actor.state not in ("DEAD",) and "job" not in actor.class_name.lower()] == []
+    here = ray.get_runtime_context().gcs_address  # other tests may have a Ray of their own
+    assert [group for group in list_placement_groups(address=here) if group.state != "REMOVED"] == []
+    assert [actor for actor in list_actors(address=here) if actor.state not in ("DEAD",) and "job" not in actor.class_name.lower()] == []
     assert ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"] == 2
 
 
