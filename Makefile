@@ -25,7 +25,8 @@ quickstart: $(READY)
 	@$(PY) jobs/generate.py --config jobs/configs/generate_digits.yaml --set 'storage=$(STORAGE)'
 
 test: $(READY)
-	@$(PY) -m pytest
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -m 'not ray and not e2e' -n 2 --dist loadfile
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -m 'ray or e2e'
 
 lint: $(READY)
 	@$(PY) -m ruff check .
