@@ -351,7 +351,13 @@ def _result(prepared: Prepared, outcome: dict[str, Any], digest: str, partition_
         "settled_step": outcome["settled_step"],
         "before": outcome["before"],
         "after": outcome["after"],
-        "gate": judge_gate(config.gate, outcome, prepared.judge.manifest.get("heldout_accuracy"), config.request.forgotten_classes),
+        "gate": judge_gate(
+            config.gate,
+            outcome,
+            prepared.judge.manifest.get("heldout_accuracy"),
+            config.request.forgotten_classes,
+            trained_against=config.method.hat_weight > 0,
+        ),
         "timing": {
             "seconds_to_first_batch": timing["seconds_to_first_batch"],
             "seconds_per_step": timing["seconds_per_step"],

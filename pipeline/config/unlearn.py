@@ -209,6 +209,9 @@ class Gate(Section):
     min_judge_accuracy: Fraction | None = Field(
         0.90, description="bound on the judge itself, on held-out images; null: accept what any judge says"
     )
+    accept_trained_judge: bool = Field(
+        False, description="accept the verdicts of a judge that the model was trained against (hat_weight): it may have learnt to fool it"
+    )
 
 
 class Tracking(Section):

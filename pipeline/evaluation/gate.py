@@ -19,9 +19,16 @@ def judge_warning(accuracy: float | None) -> str | None:
 
 
 def judge_gate(
-    gate: Gate, outcome: Mapping[str, Any], judge_accuracy: float | None, forgotten_classes: Sequence[int] = ()
+    gate: Gate,
+    outcome: Mapping[str, Any],
+    judge_accuracy: float | None,
+    forgotten_classes: Sequence[int] = (),
+    trained_against: bool = False,
 ) -> dict[str, Any]:
-    """The `gate` block of result.json: {passed, checks [{name, value, bound, passed}]}."""
+    """The `gate` block of result.json: {passed, checks [{name, value, bound, passed}]}.
+
+    `trained_against`: the judge's own gradient drove the training, which teaches a model to fool it as much as to forget.
+    """
     before, after = outcome["before"], outcome["after"]
     if after.get("membership"):
         forgotten = [
@@ -39,6 +46,8 @@ def judge_gate(
     ]
     if gate.min_judge_accuracy is not None:
         checks.append(_at_least("judge_heldout_accuracy", judge_accuracy, gate.min_judge_accuracy))
+    if trained_against and not gate.accept_trained_judge:
+        checks.append({"name": "judge_trained_against", "value": 1.0, "bound": 0.0, "passed": False})
     if gate.max_fid_increase is not None:
         for features, value in after["fid"].items():
             checks.append(_at_most(f"fid_increase/{features}", value - before["fid"][features], gate.max_fid_increase))

@@ -67,7 +67,9 @@ def final(outcome: dict[str, Any], config: UnlearnConfig, plan: dict[str, Any], 
         "values": scores.values_of(outcome, config, plan["objectives"]),
         "finished": True,
         "failed": None,
-        "gate_passed": judge_gate(config.gate, outcome, plan["judge_accuracy"], config.request.forgotten_classes)["passed"],
+        "gate_passed": judge_gate(
+            config.gate, outcome, plan["judge_accuracy"], config.request.forgotten_classes, config.method.hat_weight > 0
+        )["passed"],
         "settled_step": outcome["settled_step"],
         "first_crossing_step": outcome["first_crossing_step"],
         "after": outcome["after"],

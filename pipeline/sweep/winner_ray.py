@@ -45,7 +45,9 @@ def choose(prepared: "PreparedSweep", plan: dict[str, Any], summary: dict[str, A
             attempt,
         )
         outcome = storage.read_json(storage.join(uri, OUTCOME)) | {"before": measured["before"], "after": measured["after"]}
-        gate = judge_gate(settings.gate, outcome, plan["judge_accuracy"], settings.request.forgotten_classes)
+        gate = judge_gate(
+            settings.gate, outcome, plan["judge_accuracy"], settings.request.forgotten_classes, settings.method.hat_weight > 0
+        )
         verified.append({"number": number, "seed": measured["seed"], "after": measured["after"], "gate": gate})
         if gate["passed"]:
             found = {

@@ -14,6 +14,7 @@ CHECKS = {
     "retain_accuracy/min": "lowest retained class",
     "class_share_drift": "share of the class that moved most, from where it was among the kept ones",
     "judge_heldout_accuracy": "the judge itself, on held-out images",
+    "judge_trained_against": "the judge that measures is the one the model was trained against",
 }
 
 

@@ -119,3 +119,8 @@ def test_named_samples_pass_by_the_attack_alone() -> None:
 def test_what_was_never_memorised_cannot_be_forgotten() -> None:
     never = {"auc": 0.53, "low": 0.45, "memorised": False}
     assert failed(judge_gate(Gate(max_membership_auc=0.6), attacked(never, {"auc": 0.5}), 0.98)) == ["memorised_before"]
+
+
+def test_a_judge_that_the_model_was_trained_against_proves_nothing() -> None:
+    assert failed(judge_gate(Gate(), GOOD, 0.98, trained_against=True)) == ["judge_trained_against"]
+    assert failed(judge_gate(Gate(accept_trained_judge=True), GOOD, 0.98, trained_against=True)) == []
