@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
 
 pytest.importorskip("moto")
@@ -23,6 +24,7 @@ def bucket() -> Iterator[str]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
+    fsspec.get_filesystem_class("s3").clear_instance_cache()  # of servers that other tests had
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {
             "AWS_ENDPOINT_URL": f"http://{host}:{port}",
@@ -33,6 +35,7 @@ def bucket() -> Iterator[str]:
             patch.setenv(name, value)
         boto3.client("s3").create_bucket(Bucket="registry")
         yield "s3://registry/runs"
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
     server.stop()
 
 
