@@ -1,11 +1,11 @@
-# make quickstart | test | lint | clean          STORAGE=<uri> moves the storage root (default ./runs)
+# make quickstart | test | faults | lint | clean          STORAGE=<uri> moves the storage root (default ./runs)
 PYTHON  ?= python3
 STORAGE ?= $(CURDIR)/runs
 VENV    := .venv
 PY      := $(VENV)/bin/python
 READY   := $(VENV)/.ready
 
-.PHONY: help quickstart test lint clean
+.PHONY: help quickstart test faults lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -26,7 +26,10 @@ quickstart: $(READY)
 
 test: $(READY)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -m 'not ray and not e2e' -n 2 --dist loadfile
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -m 'ray or e2e'
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -m '(ray or e2e) and not faults'
+
+faults: $(READY)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -m faults
 
 lint: $(READY)
 	@$(PY) -m ruff check .

@@ -25,7 +25,7 @@ from nodes import PROGRAMS, ROOT, SMALL, Cluster, Process, Run, command, environ
 
 from models import weights
 
-pytestmark = [pytest.mark.e2e, pytest.mark.ray]
+pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.faults]
 SEED = random.randrange(1000)  # in every message of a test that fails
 STEPS = SMALL["optim.max_steps"]
 BESIDE = {"evaluate.asynchronous": True}  # the checks are tasks: what is under way is lost and made again
