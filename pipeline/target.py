@@ -78,13 +78,18 @@ def _registered(config: EvaluateConfig) -> Target:
         raise InputError(
             f"{what}: its weights have digest {stored.digest[:12]}, it was registered with {version.tags['weights_digest'][:12]}"
         )
+    return _whole(stored, what, run_id or None, run)
+
+
+def _whole(stored: model_store.Stored, what: str, run_id: str | None, run: UnlearnConfig | None) -> Target:
+    """Weights that lie in a folder as a whole."""
     return Target(
         what=what,
         description=stored.config,
         state=stored.state,
         digest=stored.digest,
         autoencoder=stored.autoencoder,
-        run_id=run_id or None,
+        run_id=run_id,
         run=run,
     )
 
@@ -98,15 +103,7 @@ def _of_run(run_uri: str, checkpoint: str | None, what: str) -> Target:
     if not storage.exists(storage.join(run_uri, MODEL, model_store.MANIFEST)):
         raise InputError(f"version: {what} is not finished; measure a checkpoint of it with --set checkpoint=last")
     stored = model_store.read(storage.join(run_uri, MODEL), "version")
-    return Target(
-        what=what,
-        description=stored.config,
-        state=stored.state,
-        digest=stored.digest,
-        autoencoder=stored.autoencoder,
-        run_id=run.run_id,
-        run=run,
-    )
+    return _whole(stored, what, run.run_id, run)
 
 
 def _folder(uri: str) -> Target:
@@ -123,15 +120,7 @@ def _folder(uri: str) -> Target:
         )
     stored = model_store.read(uri, "version")
     run = of_run(parent)
-    return Target(
-        what=uri,
-        description=stored.config,
-        state=stored.state,
-        digest=stored.digest,
-        autoencoder=stored.autoencoder,
-        run_id=run.run_id if run else None,
-        run=run,
-    )
+    return _whole(stored, uri, run.run_id if run else None, run)
 
 
 def _chosen(run_uri: str, checkpoint: str) -> str:

@@ -19,30 +19,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[2])]
+sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (0, 1, 2)]
 
 from nodes import SMALL, Cluster, Process, Run, command, environment, wait_until  # noqa: E402
+from untrained import fill  # noqa: E402
 
 VICTIMS = ("worker", "told", "raylet", "drained", "driver", "head")
 DRIVER = "jobs/unlearn_imagenet.py"
 SUBMISSIONS = 12  # of one run; a run that needs more has not survived
-
-
-def fill(storage: str) -> None:
-    """The digits lake and weights that were never trained."""
-    from models.generative import build, dit_description
-    from models.judge import build_judge, small_cnn_description
-    from pipeline import model_store
-    from pipeline.config import PrepareConfig, parse
-    from pipeline.data import prepare_ray
-
-    config = parse(PrepareConfig, {"storage": storage, "prepare": {"size": 8, "channels": 1}})
-    prepare_ray.prepare(config, run=lambda tasks: map(prepare_ray.make_shard, tasks))
-    names = [str(label) for label in range(10)]
-    model = dit_description("DiT-tiny", shape=(1, 8, 8), num_classes=10, class_names=names)
-    judge = small_cnn_description(shape=(1, 8, 8), num_classes=10, class_names=names)
-    model_store.write(model_store.model_uri(storage, "DiT-tiny", "digits"), model, build(model).net.state_dict(), {})
-    model_store.write(model_store.judge_uri(storage, "digits"), judge, build_judge(judge).net.state_dict(), {"heldout_accuracy": 0.1})
 
 
 def undisturbed(storage: str, folder: Path, **changes: Any) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from untrained import fill
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,20 +51,4 @@ def untrained(tmp_path_factory: pytest.TempPathFactory, fill_untrained: Callable
 @pytest.fixture(scope="session")
 def fill_untrained() -> Callable[[str], None]:
     """Puts the digits lake and untrained weights under a storage root, wherever it is."""
-    return _fill
-
-
-def _fill(root: str) -> None:
-    from models.generative import build, dit_description
-    from models.judge import build_judge, small_cnn_description
-    from pipeline import model_store
-    from pipeline.config import PrepareConfig, parse
-    from pipeline.data import prepare_ray
-
-    config = parse(PrepareConfig, {"storage": root, "prepare": {"size": 8, "channels": 1}})
-    prepare_ray.prepare(config, run=lambda tasks: map(prepare_ray.make_shard, tasks))
-    names = [str(label) for label in range(10)]
-    model = dit_description("DiT-tiny", shape=(1, 8, 8), num_classes=10, class_names=names)
-    judge = small_cnn_description(shape=(1, 8, 8), num_classes=10, class_names=names)
-    model_store.write(model_store.model_uri(root, "DiT-tiny", "digits"), model, build(model).net.state_dict(), {})
-    model_store.write(model_store.judge_uri(root, "digits"), judge, build_judge(judge).net.state_dict(), {"heldout_accuracy": 0.1})
+    return fill
