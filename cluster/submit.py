@@ -29,10 +29,10 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CHECKOUT))
 
 from pipeline import config as configuration
-from pipeline.code_version import VARIABLE, code_version
 from pipeline.errors import InputError
-from pipeline.redact import is_secret_name, redact
 from pipeline.request import request_id
+from pipeline.runtime.code_version import VARIABLE, code_version
+from pipeline.runtime.redact import is_secret_name, redact
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

@@ -9,13 +9,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline import cli, storage
+from pipeline import storage
 from pipeline.config.evaluate import AttackMethodsConfig
+from pipeline.runtime import cli
 
 
 def run(config: AttackMethodsConfig, dry_run: bool) -> None:
-    from pipeline.attack_comparison import attacked_cells, compare, table
-    from pipeline.progress import Progress
+    from pipeline.runtime.progress import Progress
+    from pipeline.studies.attack_comparison import attacked_cells, compare, table
 
     wanted = attacked_cells(config)
     uri = storage.join(config.storage, "comparisons", f"{config.name}.jsonl")

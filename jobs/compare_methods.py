@@ -8,13 +8,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline import cli, storage
+from pipeline import storage
 from pipeline.config import CompareConfig
+from pipeline.runtime import cli
 
 
 def run(config: CompareConfig, dry_run: bool) -> None:
-    from pipeline.comparison import cells, compare, table
-    from pipeline.progress import Progress
+    from pipeline.runtime.progress import Progress
+    from pipeline.studies.comparison import cells, compare, table
 
     wanted = cells(config)
     uri = storage.join(config.storage, "comparisons", f"{config.name}.jsonl")

@@ -11,14 +11,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline import cli, storage
+from pipeline import storage
 from pipeline.config.evaluate import EvaluateConfig
+from pipeline.runtime import cli
 
 
 def run(config: EvaluateConfig, dry_run: bool) -> None:
-    from pipeline import cluster_ray
     from pipeline.evaluation import evaluate_ray
     from pipeline.evaluation.table import table
+    from pipeline.runtime import cluster_ray
 
     asked = evaluate_ray.check(config)
     what = ", ".join([*asked.measures, *(["the battery"] if asked.attacks else []), *(["the gold reference"] if asked.gold else [])])

@@ -8,12 +8,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline import cli
 from pipeline.config.export import ExportConfig
+from pipeline.runtime import cli
 
 
 def run(config: ExportConfig, dry_run: bool) -> None:
-    from pipeline import exporting
+    from pipeline.weights import exporting
 
     name, stored = exporting.source(config)
     output = exporting.output_of(config, name)

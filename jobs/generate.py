@@ -8,9 +8,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline import cli, storage
+from pipeline import storage
 from pipeline.config import GenerateConfig
 from pipeline.errors import InputError
+from pipeline.runtime import cli
 
 
 def run(config: GenerateConfig, dry_run: bool) -> None:

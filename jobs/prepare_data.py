@@ -8,8 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline import cli
 from pipeline.config import PrepareConfig
+from pipeline.runtime import cli
 
 
 def run(config: PrepareConfig, dry_run: bool) -> None:

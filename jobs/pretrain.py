@@ -11,8 +11,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline import cli
 from pipeline.config import PretrainConfig
+from pipeline.runtime import cli
 
 
 def run(config: PretrainConfig, dry_run: bool) -> None:

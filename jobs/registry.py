@@ -15,9 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline import cli
 from pipeline.config import RegistryConfig
 from pipeline.errors import InputError
+from pipeline.runtime import cli
 
 
 def list_(config: RegistryConfig, dry_run: bool) -> None:

@@ -9,13 +9,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline import cli, storage
+from pipeline import storage
 from pipeline.config import ReproduceConfig
+from pipeline.runtime import cli
 
 
 def run(config: ReproduceConfig, dry_run: bool) -> None:
-    from pipeline import reproduction_table as reproduction
-    from pipeline.progress import Progress
+    from pipeline.runtime.progress import Progress
+    from pipeline.studies import reproduction_table as reproduction
 
     inputs = reproduction.check(config)
     wanted = len(config.rows) * len(config.seeds)

@@ -9,20 +9,22 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline import cli, storage
+from pipeline import storage
 from pipeline.config import UnlearnConfig
 from pipeline.errors import InputError
+from pipeline.runtime import cli
 from pipeline.tracking.terminal import summary
 
 if TYPE_CHECKING:
-    from pipeline.model_store import Stored
+    from pipeline.weights.model_store import Stored
 
 
 def run(config: UnlearnConfig, dry_run: bool) -> None:
-    from pipeline import bases, flow_ray
+    from pipeline import flow_ray
+    from pipeline.weights import bases
 
     if config.stand_in.use and not dry_run:
-        from pipeline.stand_ins_ray import stand_in
+        from pipeline.weights.stand_ins_ray import stand_in
 
         config = stand_in(config)
     if dry_run and (absent := bases.missing(config)):
@@ -54,7 +56,7 @@ def run(config: UnlearnConfig, dry_run: bool) -> None:
 
 def plan_lines(config: UnlearnConfig, base: "Stored | None" = None) -> list[str]:
     """The memory plan as lines; none for a family that has no plan."""
-    from pipeline import bases
+    from pipeline.weights import bases
 
     try:
         plan = bases.plan_of(config, base)

@@ -15,9 +15,8 @@ import yaml
 from models import weights
 from models.generative import GenerativeModel, build, is_conditional
 from models.judge import Judge, build_judge
-from pipeline import bases, exporting, model_store, records, storage
 from pipeline import config as configuration
-from pipeline.code_version import code_version
+from pipeline import storage
 from pipeline.config import UnlearnConfig
 from pipeline.data.lake import Lake, lake_uri, read_lake
 from pipeline.data.partition import read_sample_ids, selections
@@ -26,17 +25,20 @@ from pipeline.evaluation import prove_ray
 from pipeline.evaluation.gate import judge_gate, judge_warning
 from pipeline.evaluation.judging import tried
 from pipeline.evaluation.neighbours import confused_classes, nearest_classes
-from pipeline.progress import Progress
-from pipeline.redact import redacted
 from pipeline.request import require_fit, resolve
+from pipeline.runtime import records
+from pipeline.runtime.code_version import code_version
+from pipeline.runtime.progress import Progress
+from pipeline.runtime.redact import redacted
 from pipeline.seeding import seed_of
 from pipeline.sweep.autopilot import AUTO, contestants, settled_on
 from pipeline.tracking.mlflow_tracking import tracking_uri
 from pipeline.unlearning.methods import METHODS
 from pipeline.unlearning.trainable import label_parameter, select
+from pipeline.weights import bases, exporting, model_store
 
 if TYPE_CHECKING:
-    from pipeline.memory_plan import Choice
+    from pipeline.memory.plan import Choice
     from pipeline.tracking.mlflow_tracking import Tracker
 
 SETTINGS, RESULT, REPORT = "config.yaml", "result.json", "report.html"
@@ -141,8 +143,8 @@ def _nearest(config: UnlearnConfig, lake: Lake, model: GenerativeModel, judge: J
 
 def run(prepared: Prepared) -> dict[str, Any]:
     """Do it, or what is left of it: a run id that is finished returns its result, an interrupted one goes on."""
-    from pipeline import cluster_ray
     from pipeline.data.partition_ray import build_partition
+    from pipeline.runtime import cluster_ray
     from pipeline.sweep import autopilot_ray
     from pipeline.tracking.mlflow_tracking import preload
     from pipeline.training import train_ray

@@ -5,9 +5,9 @@ def fill(root: str) -> None:
     """The lake, DiT-tiny and a judge under `root`, wherever it is."""
     from models.generative import build, dit_description
     from models.judge import build_judge, small_cnn_description
-    from pipeline import model_store
     from pipeline.config import PrepareConfig, parse
     from pipeline.data import prepare_ray
+    from pipeline.weights import model_store
 
     config = parse(PrepareConfig, {"storage": root, "prepare": {"size": 8, "channels": 1}})
     prepare_ray.prepare(config, run=lambda tasks: map(prepare_ray.make_shard, tasks))

@@ -42,8 +42,8 @@ BOUNDS = {
 
 def run(config: BenchmarkConfig) -> dict[str, Any]:
     """The figures as one JSON value, what they are held against beside them. Everything it writes is temporary."""
-    from pipeline import cluster_ray
     from pipeline.benchmarks import data_ray
+    from pipeline.runtime import cluster_ray
 
     settings = config.data
     cores = os.cpu_count() or 1

@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from pipeline.benchmarks.step import model_of, rows_of
 from pipeline.config import BenchmarkConfig
-from pipeline.stopwatch import Stopwatch
+from pipeline.runtime.stopwatch import Stopwatch
 from pipeline.unlearning.collectives import Collectives
 from pipeline.unlearning.methods import METHODS
 from pipeline.unlearning.objectives import Rows, StepRows, Weights, build_terms

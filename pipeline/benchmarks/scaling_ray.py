@@ -10,7 +10,7 @@ from pipeline.config import BenchmarkConfig, Train, parse
 
 def under_ray(config: BenchmarkConfig, folder: str) -> tuple[list[list[Seconds]], list[list[Seconds]]]:
     """The rounds of both ranks (plain, under Ray): both worlds are up at once and take turns, burst by burst."""
-    from pipeline import cluster_ray
+    from pipeline.runtime import cluster_ray
     from pipeline.training.launch_ray import launch
 
     cluster_ray.connect(3)

@@ -59,8 +59,8 @@ def _sweep(config: BenchmarkConfig, way: str) -> SweepConfig:
 
 
 def _measured(prepared: Any) -> dict[str, Any]:
-    from pipeline import cluster_ray
     from pipeline.config import Tracking
+    from pipeline.runtime import cluster_ray
     from pipeline.sweep import sweep_ray
     from pipeline.sweep.shared_ray import make_shared
     from pipeline.tracking.mlflow_tracking import Tracker

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.config.base import JobConfig
 from pipeline.errors import InputError
-from pipeline.redact import redacted
+from pipeline.runtime.redact import redacted
 
 ConfigT = TypeVar("ConfigT", bound=JobConfig)
 

@@ -30,7 +30,7 @@ from pipeline.data.partition import (
     without,
 )
 from pipeline.data.shards import Kind, Shard
-from pipeline.progress import Progress
+from pipeline.runtime.progress import Progress
 
 TASK_BYTES = 128 << 20  # rows one task gathers or writes
 
@@ -225,7 +225,7 @@ def _shuffle_on_ray(
 ) -> tuple[list[list[LaneFile]], list[dict[str, int]]]:
     import ray
 
-    from pipeline import cluster_ray
+    from pipeline.runtime import cluster_ray
 
     cluster_ray.connect()
     gathering: Any = ray.remote(gather).options(num_returns=len(edges))

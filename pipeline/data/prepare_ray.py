@@ -32,7 +32,7 @@ from pipeline.data.sources import open_source, regroup
 from pipeline.data.sources.base import Item, RawImages, Split, require_unique
 from pipeline.data.tombstones import require_not_buried
 from pipeline.errors import InputError
-from pipeline.progress import Progress
+from pipeline.runtime.progress import Progress
 
 REJECTED = "rejected.parquet"
 
@@ -168,7 +168,7 @@ def run_on_ray(encoder: EncoderConfig, tasks: Sequence[Task]) -> Iterator[Made]:
         return
     import ray
 
-    from pipeline import cluster_ray
+    from pipeline.runtime import cluster_ray
 
     cluster_ray.connect()
     waiting = ray.data.from_items([{"task": pickle.dumps(task)} for task in tasks], override_num_blocks=len(tasks))
@@ -191,7 +191,7 @@ def run_on_ray(encoder: EncoderConfig, tasks: Sequence[Task]) -> Iterator[Made]:
 def _regroup_on_ray(copies: Sequence[regroup.Regrouping]) -> Iterator[int]:
     import ray
 
-    from pipeline import cluster_ray
+    from pipeline.runtime import cluster_ray
 
     cluster_ray.connect()
     remote: Any = ray.remote(num_cpus=1)(regroup.regroup)

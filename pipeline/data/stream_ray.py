@@ -20,7 +20,7 @@ def retain_stream(partition: Partition, rank: int, world: int, start_step: int =
     """
     import ray
 
-    from pipeline import cluster_ray
+    from pipeline.runtime import cluster_ray
 
     files = files_to_read(partition, rank, world, start_step)
     if not files:

@@ -9,7 +9,7 @@ from models import weights
 from models.generative import GenerativeModel, build
 from models.judge import build_judge
 from models.latents import decoder
-from pipeline import model_store, storage, target
+from pipeline import storage
 from pipeline.config import Request
 from pipeline.config.evaluate import EvaluateConfig, Workers
 from pipeline.config.measuring import Attacks, Measuring
@@ -23,6 +23,7 @@ from pipeline.evaluation.measures import MEASURES, results, works_of
 from pipeline.evaluation.neighbours import nearest_classes
 from pipeline.evaluation.sums import Shard, added
 from pipeline.evaluation.works import WORKS
+from pipeline.weights import model_store, target
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -208,7 +209,7 @@ def _task(shared: Mapping[str, Any], scope: Scope, settings: Attacks | None, job
     """On a worker: one shard of a work (arrays by name), or one attack (plain data)."""
     import torch
 
-    from pipeline import cluster_ray
+    from pipeline.runtime import cluster_ray
 
     cluster_ray.quiet()
     torch.set_num_threads(job["threads"])

@@ -7,7 +7,7 @@ import torch
 from models.judge import Judge
 from pipeline.data.lake import Lake
 from pipeline.data.shards import row_bytes
-from pipeline.model_store import Stored
+from pipeline.weights.model_store import Stored
 
 MOST_BYTES = 64 << 20  # of held-out pixels that a check may read: all of MNIST's, a sliver of ImageNet's
 

@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pipeline import model_store, storage, target
+from pipeline import storage
 from pipeline.config import UnlearnConfig
 from pipeline.config.evaluate import Workers
 from pipeline.errors import InputError
 from pipeline.evaluation.evaluate_ray import Asked, evaluate, scope_of
 from pipeline.evaluation.measures import MEASURES
+from pipeline.weights import model_store, target
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -2,9 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
-from pipeline import records, storage
+from pipeline import storage
 from pipeline.config import UnlearnConfig
 from pipeline.data.partition import Partition, find_partition
+from pipeline.runtime import records
 from pipeline.sweep.autopilot import CONTEST, hold, standing
 from pipeline.sweep.shared_ray import base_measures
 from pipeline.sweep.trial import Shared, run
@@ -60,7 +61,7 @@ def _contend(
 ) -> dict[str, Any]:
     import torch
 
-    from pipeline import cluster_ray
+    from pipeline.runtime import cluster_ray
 
     cluster_ray.quiet()
     settings = UnlearnConfig.model_validate(config)

@@ -18,7 +18,7 @@ def make_shared(prepared: "PreparedSweep") -> dict[str, Any]:
     """The plan that trials are handed: plain data, small. Waits for a cluster that has no room for a trial yet."""
     from dataclasses import replace
 
-    from pipeline import cluster_ray
+    from pipeline.runtime import cluster_ray
 
     config, base = prepared.config, prepared.base
     train = base.config.train
@@ -68,7 +68,7 @@ def on_one_worker(call: Any, bundle: dict[str, float], *arguments: Any) -> Any:
     """`call(*arguments, gpu)` as one Ray task that holds `bundle`."""
     import ray
 
-    from pipeline import cluster_ray
+    from pipeline.runtime import cluster_ray
 
     task = ray.remote(num_cpus=bundle["CPU"], num_gpus=bundle.get("GPU", 0), max_retries=2)(call)
     with cluster_ray.plain_errors():

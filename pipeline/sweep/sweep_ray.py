@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from pipeline import flow_ray, records, storage
+from pipeline import flow_ray, storage
 from pipeline.config import SweepConfig, UnlearnConfig
 from pipeline.errors import InputError
-from pipeline.progress import Progress
+from pipeline.runtime import records
+from pipeline.runtime.progress import Progress
 from pipeline.sweep import scores
 from pipeline.sweep.space import Settings, at, base_config, check_space, configured, fixed_points, shown
 from pipeline.sweep.suggest import Suggestions, importance
@@ -64,7 +65,7 @@ def check(config: SweepConfig) -> PreparedSweep:
 
 def run(prepared: PreparedSweep) -> dict[str, Any]:
     """Do it, or what is left of it; returns the summary (sweep.json)."""
-    from pipeline import cluster_ray
+    from pipeline.runtime import cluster_ray
     from pipeline.sweep.shared_ray import make_shared
     from pipeline.sweep.winner_ray import choose
     from pipeline.tracking.mlflow_tracking import Tracker, flatten, preload

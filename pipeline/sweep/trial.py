@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from models import weights
-from pipeline import records, storage
+from pipeline import storage
 from pipeline.config import UnlearnConfig
 from pipeline.data.lake import read_lake
 from pipeline.data.partition import Partition
 from pipeline.data.stream_local import retain_stream
+from pipeline.runtime import records
 from pipeline.training import checkpoint as checkpoints
 from pipeline.training.assemble import assemble
 from pipeline.training.checkpoint import Checkpoint

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline import config as configuration
-from pipeline import records, storage
+from pipeline import storage
 from pipeline.config import UnlearnConfig
 from pipeline.data.partition import find_partition
 from pipeline.errors import InputError
 from pipeline.evaluation.gate import judge_gate
+from pipeline.runtime import records
 from pipeline.sweep import scores
 from pipeline.sweep.space import configured
 from pipeline.sweep.trial import Shared
@@ -26,7 +27,7 @@ def trial(config: dict[str, Any], plan: dict[str, Any]) -> None:
     """
     from ray import tune
 
-    from pipeline import cluster_ray
+    from pipeline.runtime import cluster_ray
 
     cluster_ray.quiet()
     uri = trial_uri(plan["sweep_uri"], config["number"])

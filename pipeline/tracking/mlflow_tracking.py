@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import storage
 from pipeline.config import Tracking
 from pipeline.errors import InputError
-from pipeline.redact import redact
+from pipeline.runtime.redact import redact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline import model_store, storage
+from pipeline import storage
 from pipeline.config import RegistryConfig
 from pipeline.errors import InputError
 from pipeline.tracking import alias_log, aliases, certificate
 from pipeline.tracking.alias_log import Entry
 from pipeline.tracking.mlflow_tracking import client, tracking_uri
 from pipeline.tracking.registry import CANDIDATE, CHAMPION, RUN_ID_TAG, find_version, local_copy, require_registered
+from pipeline.weights import model_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from pipeline import records, storage
+from pipeline import storage
 from pipeline.config import RegistryConfig
 from pipeline.data import tombstones
 from pipeline.data.lake import lake_uri
 from pipeline.data.partition import Partition, find_partition
 from pipeline.errors import InputError
+from pipeline.runtime import records
 from pipeline.tracking import alias_log, aliases
 from pipeline.tracking.mlflow_tracking import client, find_run
 from pipeline.tracking.pages import GRIDS, METRICS, REPORT, RESULT, SAMPLES, SETTINGS, grid_uri, pages, picture, read_grids

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import models
-from pipeline import model_store, storage
+from pipeline import storage
 from pipeline.config import Tracking
 from pipeline.errors import InputError
 from pipeline.tracking import aliases
 from pipeline.tracking.mlflow_tracking import Tracker, client, tracking_uri
+from pipeline.weights import model_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -26,8 +26,9 @@ def replay(config: RegistryConfig) -> Replay:
 
     Raises `InputError` when the run's configuration, lake or base weights are not there any more.
     """
-    from pipeline import cluster_ray, flow_ray
+    from pipeline import flow_ray
     from pipeline.data.partition_ray import build_partition
+    from pipeline.runtime import cluster_ray
     from pipeline.training import train_ray
 
     version = resolve(config.tracking, config.storage, config.version or CHAMPION)

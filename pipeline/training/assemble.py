@@ -9,7 +9,6 @@ from torch import Tensor
 from models import weights
 from models.generative import build
 from models.judge import Judge, build_judge
-from pipeline import bases, model_store
 from pipeline.config import UnlearnConfig
 from pipeline.data import stream_local
 from pipeline.data.cycle import Cycle
@@ -20,6 +19,7 @@ from pipeline.evaluation.measure import Subject, feature_moments
 from pipeline.training.draws import exchange_rows
 from pipeline.training.loop import Inputs
 from pipeline.unlearning.collectives import Collectives
+from pipeline.weights import bases, model_store
 
 REFERENCE_ROWS = 4096  # real retained rows that the Frechet distance is taken to
 

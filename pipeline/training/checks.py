@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipeline.evaluation.measure import Measures, measure
 from pipeline.evaluation.settle import SettleRule
-from pipeline.stopwatch import phase
+from pipeline.runtime.stopwatch import phase
 
 if TYPE_CHECKING:
     from pipeline.training.loop import Inputs

@@ -28,7 +28,7 @@ def launch(worker: Callable[[dict[str, Any]], Any], arguments: dict[str, Any], t
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from pipeline import cluster_ray
+    from pipeline.runtime import cluster_ray
 
     gpu = train.gpus_per_worker > 0
     resources = {"CPU": train.cpus_per_worker} | ({"GPU": train.gpus_per_worker} if gpu else {})
@@ -91,7 +91,7 @@ def worker_setup(threads: int, lanes: int, run: str) -> tuple[Any, Collectives] 
     import torch.distributed as dist
     from ray.train.torch import get_device
 
-    from pipeline import cluster_ray
+    from pipeline.runtime import cluster_ray
 
     cluster_ray.quiet()
     torch.set_num_threads(threads)

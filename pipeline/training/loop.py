@@ -20,7 +20,7 @@ from pipeline.data.cycle import Cycle
 from pipeline.data.rows import Batch
 from pipeline.evaluation.measure import Subject
 from pipeline.evaluation.settle import SettleRule
-from pipeline.stopwatch import Stopwatch, phase, timed
+from pipeline.runtime.stopwatch import Stopwatch, phase, timed
 from pipeline.training.beginning import begin
 from pipeline.training.checkpoint import Checkpoint, optimiser_moments, restore_moments
 from pipeline.training.checks import Checks, Evaluator, check, standing_in

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import config as configuration
-from pipeline import model_store, records, storage
+from pipeline import storage
 from pipeline.config import PretrainConfig
 from pipeline.data.lake import Lake, lake_uri, read_lake
 from pipeline.errors import InputError
-from pipeline.progress import Progress
+from pipeline.runtime import records
+from pipeline.runtime.progress import Progress
+from pipeline.weights import model_store
 
 METRICS = "metrics.jsonl"
 
@@ -117,7 +119,7 @@ def _train(
     model_uri: str,
     judge_uri: str,
 ) -> None:
-    from pipeline import cluster_ray
+    from pipeline.runtime import cluster_ray
     from pipeline.training.launch_ray import launch
 
     cluster_ray.connect()

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from pipeline import records, storage
+from pipeline import storage
+from pipeline.runtime import records
 
 EVERY_S = 10.0  # the file is written whole each time
 PHASES = ("data", "forward", "gradients", "reduce", "second_order", "optimiser", "evaluation", "checkpoint")

@@ -13,14 +13,15 @@ import torch
 from models import weights
 from models.generative import GenerativeModel
 from pipeline import config as configuration
-from pipeline import records, storage
+from pipeline import storage
 from pipeline.config import UnlearnConfig
 from pipeline.data import stream_ray
 from pipeline.data.lake import read_lake
 from pipeline.data.partition import find_partition
 from pipeline.evaluation.measure import Subject
-from pipeline.interruption import STOP, Terminated, stopping
-from pipeline.milestones import mark, reached, spans
+from pipeline.runtime import records
+from pipeline.runtime.interruption import STOP, Terminated, stopping
+from pipeline.runtime.milestones import mark, reached, spans
 from pipeline.training import checkpoint as checkpoints
 from pipeline.training.assemble import assemble
 from pipeline.training.checkpoint import Checkpoint

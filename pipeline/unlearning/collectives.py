@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.stopwatch import phase
+from pipeline.runtime.stopwatch import phase
 
 
 class NonFiniteError(RuntimeError):

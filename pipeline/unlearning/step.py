@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from models.second_order import second_order
-from pipeline.stopwatch import phase
+from pipeline.runtime.stopwatch import phase
 from pipeline.unlearning.collectives import Collectives, Pending
 from pipeline.unlearning.trainable import flat, unflat
 

@@ -109,7 +109,7 @@ def test_pods_are_confined(name: str) -> None:
 @pytest.mark.parametrize("name", [*KUBERNETES, "compose.yaml", "aws.yaml", "runtime_env.yaml"])
 def test_secrets_stand_there_by_reference_only(name: str) -> None:
     """No literal under a name that says secret, no password inside a URI, no key that looks like AWS's."""
-    from pipeline.redact import redact
+    from pipeline.runtime.redact import redact
 
     text = (CLUSTER / name).read_text()
     assert redact(text) == text and not re.search(r"\b(AKIA|ASIA)[A-Z0-9]{16}\b", text)

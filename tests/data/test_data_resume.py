@@ -164,7 +164,7 @@ def test_ray_workers_write_to_and_read_from_s3(s3, ray_after_environment, undist
 @pytest.fixture
 def ray_after_environment(s3) -> Iterator[None]:
     """Ray started while AWS_* point at the server, so that its workers inherit them."""
-    from pipeline import cluster_ray
+    from pipeline.runtime import cluster_ray
 
     cluster_ray.disconnect()
     cluster_ray.connect(cpus=2)

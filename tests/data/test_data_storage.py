@@ -156,9 +156,9 @@ def test_refused_credentials_name_the_variable(server: s3_servers.Rclone) -> Non
 @pytest.mark.parametrize("where", ["source.uri", "storage"])
 def test_a_preparation_with_refused_credentials_is_bad_input(server: s3_servers.Rclone, tmp_path: Path, where: str, capsys) -> None:
     """One line that names the variable, exit code 2, nothing written."""
-    from pipeline import cli
     from pipeline.config import PrepareConfig
     from pipeline.data import prepare_ray
+    from pipeline.runtime import cli
 
     settings = {"storage": str(tmp_path / "runs"), "source": {"kind": "imagefolder", "uri": "s3://bucket/images"}}
     if where == "storage":

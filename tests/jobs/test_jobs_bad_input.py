@@ -22,8 +22,8 @@ def module(name: str) -> Any:
 
 def call(name: str, config: str, *overrides: str) -> int:
     """The job's own entry, in this process; its exit code."""
-    from pipeline import cli
     from pipeline import config as configuration
+    from pipeline.runtime import cli
 
     kinds = {
         "prepare_data": configuration.PrepareConfig,
@@ -119,8 +119,8 @@ def test_other_jobs_refuse(refused: Callable[..., str], name: str, config: str, 
 
 
 def test_a_file_that_is_no_configuration(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    from pipeline import cli
     from pipeline.config import UnlearnConfig
+    from pipeline.runtime import cli
 
     broken, listed = tmp_path / "broken.yaml", tmp_path / "list.yaml"
     broken.write_text("a: [1\nb: 2")
@@ -157,7 +157,7 @@ def test_weights_that_are_cut_short_are_refused(refused: Callable[..., str], unt
 
 def test_weights_of_another_class_count_are_refused(refused: Callable[..., str], tmp_path: Path) -> None:
     from models.generative import build, dit_description
-    from pipeline import model_store
+    from pipeline.weights import model_store
 
     config = dit_description("DiT-tiny", shape=(1, 8, 8), num_classes=3, class_names=["a", "b", "c"])
     model_store.write(str(tmp_path / "three"), config, build(config).net.state_dict(), {})
@@ -187,8 +187,8 @@ def test_storage_that_cannot_be_written(capsys: pytest.CaptureFixture[str], untr
 
 
 def test_dry_run_checks_and_writes_nothing(capsys: pytest.CaptureFixture[str], untrained: str) -> None:
-    from pipeline import cli
     from pipeline.config import UnlearnConfig
+    from pipeline.runtime import cli
 
     before = files(untrained)
     argv = ["--config", str(QUICKSTART), "--dry-run", "--set", f"storage={untrained}"]

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import cli
 from pipeline.config import JobConfig
 from pipeline.errors import InputError
+from pipeline.runtime import cli
 from pipeline.seeding import generator, seed_of
 
 

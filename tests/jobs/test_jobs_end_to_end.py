@@ -108,7 +108,7 @@ def test_the_run_leaves_its_folder(unlearned: dict[str, Any], pretrained: str) -
 
 def test_only_the_trained_subset_was_changed(unlearned: dict[str, Any], pretrained: str) -> None:
     from models.weights import weights_digest
-    from pipeline import model_store
+    from pipeline.weights import model_store
 
     base = model_store.read(f"{pretrained}/models/dit-tiny-digits", "base")
     after = model_store.read(f"{pretrained}/runs/first/model", "after")
@@ -156,7 +156,7 @@ def test_an_unfinished_run_with_other_settings_is_refused(unlearned: dict[str, A
 
 @pytest.fixture
 def ray_session() -> Iterator[None]:
-    from pipeline import cluster_ray
+    from pipeline.runtime import cluster_ray
 
     cluster_ray.connect(cpus=2)
     yield

@@ -32,10 +32,11 @@ def root(untrained: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
     from models.generative import build
     from pipeline import config as configuration
-    from pipeline import model_store, storage
+    from pipeline import storage
     from pipeline.config import UnlearnConfig
     from pipeline.training.checkpoint import Checkpoint
     from pipeline.unlearning.trainable import select
+    from pipeline.weights import model_store
 
     made = str(tmp_path_factory.mktemp("evaluated") / "root")
     shutil.copytree(untrained, made)
@@ -65,7 +66,7 @@ def config_of(root: str, *overrides: str) -> Any:
 
 
 def test_weights_are_found_by_run_checkpoint_and_folder(root: str) -> None:
-    from pipeline import model_store, target
+    from pipeline.weights import model_store, target
 
     base = model_store.read(model_store.model_uri(root, "DiT-tiny", "digits"), "base").digest
     ways = [
@@ -122,8 +123,8 @@ def test_what_cannot_be_measured_is_refused_in_one_line(
 ) -> None:
     import ray
 
-    from pipeline import cli
     from pipeline.config.evaluate import EvaluateConfig
+    from pipeline.runtime import cli
 
     spec = importlib.util.spec_from_file_location("jobs_evaluate", ROOT / "jobs" / "evaluate.py")
     assert spec is not None and spec.loader is not None
@@ -140,8 +141,8 @@ def test_what_cannot_be_measured_is_refused_in_one_line(
 
 
 def test_a_damaged_checkpoint_is_refused(root: str, tmp_path: Path) -> None:
-    from pipeline import target
     from pipeline.errors import InputError
+    from pipeline.weights import target
 
     run = tmp_path / "runs" / "run-a"
     shutil.copytree(Path(root) / "runs" / "run-a", run)
@@ -156,7 +157,7 @@ def test_a_damaged_checkpoint_is_refused(root: str, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
-    from pipeline import cluster_ray
+    from pipeline.runtime import cluster_ray
 
     cluster_ray.connect(cpus=2)
     yield

@@ -9,9 +9,9 @@ import torch
 
 from models import weights
 from models.generative import build, dit_description
-from pipeline import model_store
 from pipeline.errors import InputError
 from pipeline.seeding import generator
+from pipeline.weights import model_store
 
 
 @pytest.fixture

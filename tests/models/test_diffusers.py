@@ -13,8 +13,8 @@ from models.diffusion import Diffusion
 from models.dit import DiT, DiTConfig, dit_config
 from models.generative import dit_description
 from models.weights import WeightsError
-from pipeline import model_store
 from pipeline.errors import InputError
+from pipeline.weights import model_store
 
 diffusers = pytest.importorskip("diffusers")
 

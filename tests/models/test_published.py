@@ -11,8 +11,8 @@ import safetensors.torch
 import torch
 
 from models.dit import DiT, dit_config
-from pipeline import model_store, published
 from pipeline.errors import InputError
+from pipeline.weights import model_store, published
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import torch
 from models import weights
 from models.judge import build_judge
 from models.transformers_judge import as_the_classifier_wants, image_settings
-from pipeline import model_store
 from pipeline.errors import InputError
+from pipeline.weights import model_store
 
 transformers = pytest.importorskip("transformers")
 NAMES = ["golden retriever", "Labrador retriever, Lab", "tench, Tinca tinca"]

@@ -9,9 +9,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> str:
 
     from models.generative import build, dit_description
     from models.judge import build_judge, small_cnn_description
-    from pipeline import model_store
     from pipeline.config import PrepareConfig, parse
     from pipeline.data import prepare_ray
+    from pipeline.weights import model_store
 
     root = str(tmp_path_factory.mktemp("sweep"))
     config = parse(PrepareConfig, {"storage": root, "prepare": {"size": 8, "channels": 1}})

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from sweeps import ROOT
 
-from pipeline import cli
 from pipeline.config import SweepConfig, UnlearnConfig
+from pipeline.runtime import cli
 
 
 def called(

@@ -23,7 +23,7 @@ def sweep(root: str, *overrides: str) -> SweepConfig:
 
 @pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
-    from pipeline import cluster_ray
+    from pipeline.runtime import cluster_ray
 
     cluster_ray.connect(cpus=2, dashboard=True)
     yield

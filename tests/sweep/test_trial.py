@@ -8,11 +8,12 @@ import torch
 from sweeps import ROOT, TINY
 
 from models import weights
-from pipeline import flow_ray, records
+from pipeline import flow_ray
 from pipeline.config import SweepConfig, UnlearnConfig, load
 from pipeline.config.sweep import Verify
 from pipeline.data.partition import Partition
 from pipeline.data.partition_ray import build_partition
+from pipeline.runtime import records
 from pipeline.sweep import scores
 from pipeline.sweep.space import base_config, configured
 from pipeline.sweep.trial import Shared, measure_base, run

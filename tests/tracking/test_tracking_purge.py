@@ -10,14 +10,15 @@ import torch
 from tracking_samples import result_json, write_model
 
 from models.weights import from_bytes, to_bytes
-from pipeline import cli, storage
 from pipeline import config as configuration
+from pipeline import storage
 from pipeline.config import PrepareConfig, RegistryConfig, Tracking, UnlearnConfig, parse
 from pipeline.data import prepare_ray, shard_tasks
 from pipeline.data.lake import Lake
 from pipeline.data.partition_ray import build_partition
 from pipeline.data.tombstones import buried, find
 from pipeline.errors import InputError
+from pipeline.runtime import cli
 from pipeline.tracking import alias_log, aliases, pages, promotion, purge, registry
 from pipeline.tracking.mlflow_tracking import Tracker, client
 

@@ -322,7 +322,7 @@ def test_changed_weights_are_seen(root: str, register_run: Register) -> None:
 def test_the_job_speaks_in_one_line(root: str, register_run: Register, capsys: pytest.CaptureFixture[str]) -> None:
     import runpy
 
-    from pipeline import cli
+    from pipeline.runtime import cli
 
     job = runpy.run_path(str(Path(registry.__file__).resolve().parents[2] / "jobs" / "registry.py"))
     register_run("job", "run-job", passed=False)

@@ -46,7 +46,7 @@ def write_model(folder: str, *, seed: int) -> str:
     import torch
 
     from models import generative
-    from pipeline import model_store
+    from pipeline.weights import model_store
 
     config = generative.dit_description("DiT-tiny", shape=(1, 8, 8), num_classes=10, class_names=[str(label) for label in range(10)])
     torch.manual_seed(seed)

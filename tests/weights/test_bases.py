@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import bases, model_store
 from pipeline.config import UnlearnConfig, parse
 from pipeline.data.lake import Class, Encoding, Lake, Manifest
 from pipeline.errors import InputError
+from pipeline.weights import bases, model_store
 
 NAMES = ["golden_retriever", "Labrador_retriever", "tench", "goldfish"]
 

@@ -5,16 +5,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline import model_store, storage
+from pipeline import storage
 from pipeline.config import ReproduceConfig
 from pipeline.config.reproduce import ReproducedRow
 from pipeline.data.lake import lake_uri, read_lake
 from pipeline.errors import InputError
-from pipeline.resumable import results
+from pipeline.studies.resumable import results
+from pipeline.weights import model_store
 
 if TYPE_CHECKING:
     from pipeline.data.rows import Batch
-    from pipeline.reproduction import Sides
+    from pipeline.studies.reproduction import Sides
 
 BASE = "before"  # the row of the model as it was
 
@@ -50,7 +51,7 @@ class Cell:
 
 def check(config: ReproduceConfig) -> Inputs:
     """Raise `InputError` for anything that would stop the job later."""
-    from pipeline.reproduction import load
+    from pipeline.studies.reproduction import load
     from pipeline.unlearning.methods import METHODS
 
     for name, row in config.rows.items():
@@ -78,7 +79,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     """One run in this process, on one thread."""
     import torch
 
-    from pipeline.reproduction import begin, load, real_moments, run_trial
+    from pipeline.studies.reproduction import begin, load, real_moments, run_trial
 
     torch.set_num_threads(1)
     inputs, sides, rows = _inputs(cell.config)
@@ -92,7 +93,7 @@ def costs(config: ReproduceConfig, inputs: Inputs) -> dict[str, list[float]]:
     """Paired CPU seconds of a step of every row."""
     import torch
 
-    from pipeline.reproduction import begin, load, step_costs
+    from pipeline.studies.reproduction import begin, load, step_costs
 
     torch.set_num_threads(1)
     _, sides, _ = _inputs(config)
@@ -101,7 +102,7 @@ def costs(config: ReproduceConfig, inputs: Inputs) -> dict[str, list[float]]:
 
 def base(config: ReproduceConfig, inputs: Inputs) -> dict[str, Any]:
     """The model as it was: Frechet distance and shares."""
-    from pipeline.reproduction import begin, load, measured, real_moments
+    from pipeline.studies.reproduction import begin, load, measured, real_moments
 
     _, _, rows = _inputs(config)
     model, judge = load(inputs.model, inputs.judge)
@@ -110,7 +111,7 @@ def base(config: ReproduceConfig, inputs: Inputs) -> dict[str, Any]:
 
 
 def _inputs(config: ReproduceConfig) -> tuple[Inputs, "Sides", "Batch"]:
-    from pipeline.reproduction import read_sides
+    from pipeline.studies.reproduction import read_sides
 
     return check(config), *read_sides(config.storage, config.lake, config.forget)
 

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from pipeline import model_store, storage
+from pipeline import storage
 from pipeline.config import UnlearnConfig, parse
 from pipeline.config.evaluate import EvaluateConfig
 from pipeline.errors import InputError
+from pipeline.weights import model_store
 
 if TYPE_CHECKING:
     from torch import Tensor

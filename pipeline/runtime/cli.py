@@ -10,8 +10,8 @@ from typing import TypeVar
 
 from pipeline import config as configuration
 from pipeline.errors import InputError
-from pipeline.interruption import raise_terminated
-from pipeline.redact import redact
+from pipeline.runtime.interruption import raise_terminated
+from pipeline.runtime.redact import redact
 
 ConfigT = TypeVar("ConfigT", bound=configuration.JobConfig)
 

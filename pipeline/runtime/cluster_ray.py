@@ -14,10 +14,10 @@ import ray
 
 from pipeline import storage
 from pipeline.errors import InputError
-from pipeline.milestones import mark
+from pipeline.runtime.milestones import mark
 from pipeline.storage import StorageError
 
-CHECKOUT = str(Path(__file__).resolve().parents[1])
+CHECKOUT = str(Path(__file__).resolve().parents[2])
 START_TRIES = 3  # of a local cluster
 SAY_EVERY_S = 30.0  # while waiting for resources
 

@@ -3,9 +3,11 @@
 import math
 import os
 
-from pipeline import cluster_ray, stand_ins, storage
+from pipeline import storage
 from pipeline.config import PrepareConfig, UnlearnConfig, parse
 from pipeline.data import prepare_ray
+from pipeline.runtime import cluster_ray
+from pipeline.weights import stand_ins
 
 
 def stand_in(config: UnlearnConfig) -> UnlearnConfig:

@@ -2,9 +2,9 @@
 
 import pytest
 
-from pipeline.comparison import cells, table
 from pipeline.config import CompareConfig, parse
 from pipeline.errors import InputError
+from pipeline.studies.comparison import cells, table
 
 GRID = {
     "storage": "/nowhere",

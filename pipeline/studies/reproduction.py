@@ -18,7 +18,6 @@ from models.diffusion import Noise
 from models.generative import GenerativeModel
 from models.judge import Judge, build_judge
 from models.vae import VAEModel
-from pipeline import model_store
 from pipeline.config import ReproduceConfig
 from pipeline.config.reproduce import ReproducedRow
 from pipeline.data.lake import lake_uri, read_lake
@@ -36,6 +35,7 @@ from pipeline.unlearning.objectives import Rows, StepRows, Weights, build_terms
 from pipeline.unlearning.settings import MethodSettings
 from pipeline.unlearning.step import Step
 from pipeline.unlearning.trainable import select
+from pipeline.weights import model_store
 
 
 @dataclass(frozen=True, kw_only=True)

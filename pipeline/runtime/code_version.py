@@ -11,7 +11,7 @@ def code_version() -> str | None:
     """The commit of the checkout this runs from, marked when files differ, or what the environment says; None when neither is known."""
     if os.environ.get(VARIABLE):
         return os.environ[VARIABLE]
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():  # a repository further up is another project's
         return None
     try:

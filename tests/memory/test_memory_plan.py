@@ -9,7 +9,7 @@ from models.diffusion import Noise
 from models.generative import build, dit_description
 from pipeline.benchmarks.measure import peak_bytes
 from pipeline.config import UnlearnConfig, parse
-from pipeline.memory_plan import GIB, MODES, MemoryPlan
+from pipeline.memory.plan import GIB, MODES, MemoryPlan
 from pipeline.unlearning.collectives import Collectives
 from pipeline.unlearning.methods import METHODS
 from pipeline.unlearning.objectives import Rows, StepRows, Teacher, Weights, build_terms

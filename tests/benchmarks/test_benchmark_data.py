@@ -11,7 +11,7 @@ from pipeline.config import BenchmarkConfig, parse
 
 @pytest.fixture
 def ray_session() -> Iterator[None]:
-    from pipeline import cluster_ray
+    from pipeline.runtime import cluster_ray
 
     cluster_ray.connect(cpus=2)
     yield

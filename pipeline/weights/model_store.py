@@ -82,7 +82,7 @@ def read(uri: str, what: str, *, size: str | None = None, sha256: str | None = N
     Published formats are read as well: `size` is what a bare state dict of a DiT is taken for, `sha256` that of its file.
     """
     from models import weights
-    from pipeline import published
+    from pipeline.weights import published
 
     manifest = None if uri.startswith(published.HUB) or uri.endswith(published.FILES) else manifest_of(uri)
     if manifest is None:
@@ -157,7 +157,7 @@ def _assembled(uri: str, what: str, config: dict[str, Any], trained: Mapping[str
 
 def _read_published(uri: str, what: str, size: str | None, sha256: str | None) -> Stored:
     from models import weights
-    from pipeline import published
+    from pipeline.weights import published
 
     autoencoder = None
     if what.startswith("judge"):

@@ -5,13 +5,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline import comparison, model_store, storage
-from pipeline.comparison import Cell
+from pipeline import storage
 from pipeline.config.evaluate import AttackMethodsConfig
 from pipeline.config.measuring import Attacks, Measuring
 from pipeline.errors import InputError
 from pipeline.evaluation.battery import attacks
-from pipeline.resumable import results
+from pipeline.studies import comparison
+from pipeline.studies.comparison import Cell
+from pipeline.studies.resumable import results
+from pipeline.weights import model_store
 
 BASE, GOLD = "the model before", "never saw the class"
 

@@ -3,10 +3,10 @@
 import pytest
 
 from pipeline import config as configuration
-from pipeline.cli import main
 from pipeline.config import UnlearnConfig
 from pipeline.errors import InputError
-from pipeline.redact import redact, redacted
+from pipeline.runtime.cli import main
+from pipeline.runtime.redact import redact, redacted
 
 PLANTED = "planted-wJalrXUtnFEMI"
 

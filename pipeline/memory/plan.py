@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from models.diffusion import Noise
 from models.generative import DiTModel, build
 from pipeline.config import UnlearnConfig
-from pipeline.live_bytes import AsOnGpu, LiveBytes
+from pipeline.memory.live_bytes import AsOnGpu, LiveBytes
 from pipeline.training.world import micro_batches, usable_world
 from pipeline.unlearning.collectives import Collectives
 from pipeline.unlearning.methods import METHODS

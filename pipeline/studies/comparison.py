@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import config as configuration
 from pipeline import storage
 from pipeline.config import CompareConfig, UnlearnConfig
-from pipeline.resumable import results
+from pipeline.studies.resumable import results
 
 if TYPE_CHECKING:
     from pipeline.data.partition import Partition

@@ -4,9 +4,10 @@ import io
 import tempfile
 from pathlib import Path
 
-from pipeline import model_store, published, storage
+from pipeline import storage
 from pipeline.config.export import ExportConfig
 from pipeline.errors import InputError
+from pipeline.weights import model_store, published
 
 
 def source(config: ExportConfig) -> tuple[str, model_store.Stored]:

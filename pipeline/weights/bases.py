@@ -3,16 +3,17 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pipeline import model_store, published, storage
+from pipeline import storage
 from pipeline.config import UnlearnConfig
 from pipeline.data.lake import Lake
 from pipeline.errors import InputError
+from pipeline.weights import model_store, published
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from pipeline.memory_plan import Choice, MemoryPlan
+    from pipeline.memory.plan import Choice, MemoryPlan
 
 
 def read_base(config: UnlearnConfig, lake: Lake) -> model_store.Stored:
@@ -118,7 +119,7 @@ def plan_of(config: UnlearnConfig, base: model_store.Stored | None = None) -> "M
     """The memory plan of `config`, for `base` or, without one, for the published model of its size; None where it has no plan."""
     from models.dit import SIZES
     from models.generative import dit_description
-    from pipeline.memory_plan import MemoryPlan
+    from pipeline.memory.plan import MemoryPlan
     from pipeline.sweep.autopilot import AUTO
     from pipeline.unlearning.methods import METHODS
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from pipeline import model_store
-from pipeline.attack_comparison import BASE, GOLD, attacked_cells, table
 from pipeline.config import parse
 from pipeline.config.evaluate import AttackMethodsConfig
 from pipeline.errors import InputError
+from pipeline.studies.attack_comparison import BASE, GOLD, attacked_cells, table
+from pipeline.weights import model_store
 
 GRID: dict[str, Any] = {
     "seeds": [0, 1],
