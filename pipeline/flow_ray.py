@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from pipeline.memory.plan import Choice
     from pipeline.tracking.mlflow_tracking import Tracker
 
-SETTINGS, RESULT, REPORT = "config.yaml", "result.json", "report.html"
+REQUEST, SETTINGS, RESULT, REPORT = "request.yaml", "config.yaml", "result.json", "report.html"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +88,9 @@ def check(config: UnlearnConfig) -> Prepared:
         named = select(model, config.trainable)
     except ValueError as error:
         raise InputError(str(error)) from error
-    if config.method.start == "exchange" and label_parameter(model, named) is None:
-        raise InputError(f"method.start: exchange moves rows of the label table, which trainable {config.trainable} leaves out")
+    moves = "method.start: exchange" if config.method.start == "exchange" else "method.push" if config.method.push else None
+    if moves and label_parameter(model, named) is None:
+        raise InputError(f"{moves} moves rows of the label table, which trainable {config.trainable} leaves out")
     tracking_uri(config.tracking, config.storage)
     prove_ray.check(config)
     classes = config.request.forgotten_classes
@@ -200,13 +201,21 @@ def begin(prepared: Prepared, tags: Mapping[str, str] | None = None) -> "Tracker
 
     config, run_uri = prepared.config, prepared.run_uri
     if not storage.exists(storage.join(run_uri, SETTINGS)):
-        storage.write_text(storage.join(run_uri, "request.yaml"), configuration.dump(config.request))
+        storage.write_text(storage.join(run_uri, REQUEST), configuration.dump(config.request))
         storage.write_text(storage.join(run_uri, SETTINGS), _settings(prepared))
     return Tracker(
         tracking=config.tracking,
         storage_root=config.storage,
         run_id=prepared.run_id,
-        tags={"request_id": str(config.request.id), "method": config.method.name, **(tags or {})},
+        tags={
+            "request_id": str(config.request.id),
+            "method": config.method.name,
+            "base_digest": prepared.base.digest,
+            "lake_digest": prepared.lake.digest,
+            "code_version": code_version(),
+            **(tags or {}),
+        },
+        system=True,
         params=flatten(config.model_dump(mode="json", exclude={"storage", "run_id", "tracking"})),
     )
 
@@ -295,6 +304,7 @@ def _publish(prepared: Prepared, result: dict[str, Any], recorded: list[records.
     names = [item.name for item in prepared.lake.manifest.classes]
     files = pages(result, recorded, read_grids(prepared.run_uri), configuration.dump(prepared.config), class_names=names)
     files[RESULT] = (json.dumps(result, indent=2, allow_nan=False) + "\n").encode()
+    files |= {name: storage.read_bytes(storage.join(prepared.run_uri, name)) for name in (REQUEST, SETTINGS)}
     for name, data in files.items():
         storage.write_bytes(storage.join(prepared.run_uri, name), data)
     tracker.log_artifacts(files)

@@ -50,9 +50,11 @@ def resolve(config: UnlearnConfig, class_names: Mapping[int, str], *, conditiona
         )
     if config.method.push == "auto" and config.method.start != "exchange":
         raise InputError("method.push: got auto, which is tried out at the start; expected a number, or method.start=exchange with it")
-    if config.method.start == "exchange" and any(len(request.exchange_classes.get(c, ())) != 1 for c in request.forgotten_classes):
+    moves = config.method.start == "exchange" or config.method.push
+    if moves and any(len(request.exchange_classes.get(c, ())) != 1 for c in request.forgotten_classes):
         raise InputError(
-            "method.start: exchange begins where one exchange class is drawn, but a forgotten class has none or several; expected base"
+            f"{'method.start' if config.method.start == 'exchange' else 'method.push'}: aims a forgotten label at the one exchange class "
+            "it has, but a forgotten class has none or several; expected start base and push 0"
         )
     still = config.method.name in WITHOUT_DRIVE and not config.method.hat_weight
     if not request.exchange and config.method.targets == "teacher" and still:

@@ -102,6 +102,8 @@ def unlearn(inputs: Inputs, start: Checkpoint | None = None) -> Outcome:
     iteration, progress = (start.iteration, dict(start.progress)) if start else (0, _begin(inputs))
     if start is None:
         progress["push"] = {str(c): push for c, push in begin(inputs).items()}  # the teacher and what was measured before are the base
+    if teacher:
+        teacher.aim(config.request.exchange_classes, {int(c): push for c, push in progress["push"].items()})
     average = Average(named, config.optim.ema)
     checks = Checks(inputs=inputs, named=named, rule=_rule(config, progress["before"]), before=progress["before"])
     if start:
@@ -129,7 +131,6 @@ def unlearn(inputs: Inputs, start: Checkpoint | None = None) -> Outcome:
     def agreed(word: bool) -> int:
         return collectives.largest(INTERRUPTED if inputs.interrupted() else int(word))
 
-    push = {int(c): far for c, far in progress["push"].items()}
     with Stopwatch(inputs.device.type) as watch:
         step, word = iteration - prime, NO
         waiting_since = time.perf_counter()
@@ -140,7 +141,7 @@ def unlearn(inputs: Inputs, start: Checkpoint | None = None) -> Outcome:
                 progress["first_batch"] = data_seconds
             iteration += 1
             step = iteration - prime
-            log = train_step(inputs, batch, iteration, step, method=method, named=named, teacher=teacher, optimiser=optimiser, push=push)
+            log = train_step(inputs, batch, iteration, step, method=method, named=named, teacher=teacher, optimiser=optimiser)
             with phase("optimiser"):
                 average.update(named)
             seconds = time.perf_counter() - started
@@ -184,7 +185,6 @@ def train_step(
     named: Mapping[str, torch.nn.Parameter],
     teacher: Teacher | None,
     optimiser: torch.optim.Optimizer,
-    push: Mapping[int, float] | None = None,
 ) -> dict[str, float | str]:
     """One step on this worker's share of global batch `iteration` (1, 2, ...); returns what to log."""
     config, collectives, model = inputs.config, inputs.collectives, inputs.model
@@ -210,7 +210,7 @@ def train_step(
     terms = build_terms(
         model,
         rows,
-        Weights(exchange=settings.exchange_weight, targets=settings.targets, contrast=settings.contrast, eta=settings.eta, push=push or {}),
+        Weights(exchange=settings.exchange_weight, targets=settings.targets, contrast=settings.contrast, eta=settings.eta),
         teacher=teacher,
         micro_batches=micro,
         joint=hvp != "recompute",

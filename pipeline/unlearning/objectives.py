@@ -1,8 +1,8 @@
 """The losses of a step, L_r, L_x and L_f, as closures over micro-batches (docs/numerics.md has the definitions)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +11,9 @@ from torch.func import functional_call
 
 from models.diffusion import Anchor, Noise, Prediction
 from models.generative import GenerativeModel
+from pipeline.unlearning.start import start_at_exchange
 from pipeline.unlearning.step import Term
+from pipeline.unlearning.trainable import label_parameter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,6 @@ class Weights:
     targets: str = "data"
     contrast: bool = False
     eta: float = 3.0
-    push: Mapping[int, float] = field(default_factory=dict)  # teacher targets of L_x under c: eps_T(e) + push[c] (eps_T(e) - eps_T(c))
 
 
 class Teacher:
@@ -59,11 +60,38 @@ class Teacher:
     def __init__(self, model: GenerativeModel, trained: Mapping[str, Tensor]):
         self._model = model
         self._frozen = {name: tensor.detach().clone() for name, tensor in trained.items()}
+        self._labels = label_parameter(model, trained)
+        self._aimed, self._pushed = self._frozen, torch.zeros(0, dtype=torch.long)
+
+    def aim(self, exchange: Mapping[int, Sequence[int]], push: Mapping[int, float]) -> None:
+        """Have L_x ask each class c of `push` for what the base draws at e + push[c] (e - c), its exchange class being e: see start.py.
+
+        Zero is where L_x aims without this. Raises `ValueError` for a class with several exchange classes or labels that are not trained.
+        """
+        far = {c: distance for c, distance in push.items() if distance}
+        if not far:
+            return
+        if self._labels is None:
+            raise ValueError("method.push: moves rows of the label table, which is not among the trained weights")
+        table = self._frozen[self._labels].clone()
+        for c, distance in far.items():
+            start_at_exchange(table, {c: exchange[c]}, distance)
+        self._aimed = self._frozen | {self._labels: table}
+        self._pushed = torch.tensor(sorted(far), device=table.device)
+
+    def predict(self, rows: Rows, y: Tensor) -> Prediction:
+        """What the base predicts for `rows` under the labels `y` (N,)."""
+        return self._predict(self._frozen, rows, y)
+
+    def targets(self, rows: Rows) -> Prediction:
+        """What L_r and L_x are measured against."""
+        pushed = torch.isin(rows.y, self._pushed.to(rows.y.device))
+        return self._predict(self._aimed, rows, torch.where(pushed, rows.y, rows.target_y))
 
     @torch.no_grad()
-    def predict(self, rows: Rows, y: Tensor) -> Prediction:
+    def _predict(self, weights: Mapping[str, Tensor], rows: Rows, y: Tensor) -> Prediction:
         def net(*inputs: Tensor) -> Any:
-            return functional_call(self._model.net, self._frozen, inputs)
+            return functional_call(self._model.net, dict(weights), inputs)
 
         return self._model.predict(net, rows.x0, y, rows.noise)
 
@@ -98,11 +126,7 @@ def build_terms(
         return [closure(make, index) for index in range(micro_batches) for make in makes]
 
     def kept(part: Rows, anchor: Anchor) -> Tensor:
-        target = None if weights.targets == "data" or teacher is None else teacher.predict(part, part.target_y)
-        if any(weights.push.values()) and target is not None and teacher is not None:
-            own = teacher.predict(part, part.y)  # of retain rows it is the target itself
-            far = torch.tensor([weights.push.get(c, 0.0) for c in part.y.tolist()], dtype=own.eps.dtype, device=own.eps.device)
-            target = Prediction(target.eps + far.view(-1, *[1] * (own.eps.ndim - 1)) * (target.eps - own.eps), target.v)
+        target = None if weights.targets == "data" or teacher is None else teacher.targets(part)
         return model.losses(model.net, part.x0, part.y, part.noise, target=target, anchor=anchor)
 
     def retain(index: int, anchor: Anchor) -> Tensor:

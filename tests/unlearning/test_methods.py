@@ -139,34 +139,45 @@ def test_teacher_targets_ask_the_teacher_for_the_exchange_class() -> None:
     assert rows.exchange is not None
     total = torch.zeros((), dtype=torch.float64)
     for part in (rows.retain, rows.exchange):
-        target = teacher.predict(part, part.target_y)
+        target = teacher.targets(part)
         total = total + (model.predict(model.net, part.x0, part.y, part.noise).eps - target.eps).square().mean((1, 2, 3)).mean()
     wanted = flat(torch.autograd.grad(total, params), params)
     assert relative(take_step("exchange", rows, weights=Weights(targets="teacher")), wanted) < 1e-12
     assert set(rows.exchange.y.tolist()) == {1} and set(rows.exchange.target_y.tolist()) == {2}
 
 
-def test_a_pushed_target_lies_beyond_the_exchange_class_and_leaves_retain_rows_alone() -> None:
+def test_a_pushed_target_is_what_the_base_draws_beyond_the_exchange_class_and_leaves_retain_rows_alone() -> None:
     rows = tiny_step_rows()
-    model, named, teacher = student()
-    params, total = list(named.values()), torch.zeros((), dtype=torch.float64)
+    model = tiny_dit()
+    teacher = Teacher(model, select(model, "labels"))
     assert rows.exchange is not None
-    for part, push in ((rows.retain, 0.0), (rows.exchange, 0.5)):
-        there, here = teacher.predict(part, part.target_y).eps, teacher.predict(part, part.y).eps
-        said = model.predict(model.net, part.x0, part.y, part.noise).eps
-        total = total + (said - there - push * (there - here)).square().mean((1, 2, 3)).mean()
-    wanted = flat(torch.autograd.grad(total, params), params)
-    assert relative(take_step("exchange", rows, weights=Weights(targets="teacher", push={1: 0.5})), wanted) < 1e-12
+    there, kept = teacher.targets(rows.exchange).eps, teacher.targets(rows.retain).eps
+    teacher.aim({1: (2,)}, {1: 0.5})
+    table = model.label_table()
+    assert table is not None
+    with torch.no_grad():
+        table[1] = table[2] + 0.5 * (table[2] - table[1])
+        beyond = model.predict(model.net, rows.exchange.x0, rows.exchange.y, rows.exchange.noise).eps
+    assert torch.equal(teacher.targets(rows.exchange).eps, beyond) and not torch.allclose(beyond, there)
+    assert torch.equal(teacher.targets(rows.retain).eps, kept)
 
 
-def test_from_the_exchange_start_nothing_is_left_to_learn_from_a_teacher() -> None:
-    """The row of the exchange class is the minimum of L_x, at any row count and noise."""
+def test_a_push_needs_a_trained_label_table() -> None:
+    model = tiny_dit()
+    with pytest.raises(ValueError, match="label table, which is not among the trained weights"):
+        Teacher(model, select(model, "adaln:1")).aim({1: (2,)}, {1: 0.5})
+
+
+@pytest.mark.parametrize("push", [0.0, 0.5])
+def test_from_the_exchange_start_nothing_is_left_to_learn_from_a_teacher(push: float) -> None:
+    """The moved row is the minimum of L_x, at any row count and noise."""
     rows, model = tiny_step_rows(), tiny_dit()
     named = select(model, "labels_and_adaln:1")
     teacher = Teacher(model, named)
+    teacher.aim({1: (2,)}, {1: push})
     table = model.label_table()
     assert table is not None
-    start_at_exchange(table, {1: (2,)}, 0.0)
+    start_at_exchange(table, {1: (2,)}, push)
     terms = build_terms(model, rows, Weights(targets="teacher"), teacher=teacher)
     step = Step(index=1, params=list(named.values()), terms=terms, collectives=Collectives())
     assert step.gradient("keep").norm().item() < 1e-12 < step.gradient("forget").norm().item()
