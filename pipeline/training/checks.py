@@ -84,10 +84,13 @@ class Checks:
             wait_s = 0.0
 
     def resume(self) -> None:
-        """Send the pending checks of a checkpoint off again."""
-        if self.inputs.evaluator is not None:
-            for step, weights in sorted(self.pending.items()):
-                self.inputs.evaluator.send(step, weights)
+        """Ask again for the pending checks of a checkpoint, on the rank that will get their outcomes and on no other."""
+        evaluator = self.inputs.evaluator
+        if isinstance(evaluator, Elsewhere):
+            self.pending.clear()  # the first rank's: here their outcome would be waited for without end
+        for step, weights in sorted(self.pending.items()):
+            assert evaluator is not None, "checks made in place are never pending"
+            evaluator.send(step, weights)
 
     def plain(self) -> dict[str, Any]:
         return {"rule": asdict(self.rule), "missing": self.missing}

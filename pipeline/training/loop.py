@@ -264,8 +264,8 @@ def _rule(config: UnlearnConfig, before: Mapping[str, Any]) -> SettleRule:
 def _from_first(checks: Checks, average: Average, collectives: Collectives) -> dict[str, Tensor]:
     """The kept weights, as the first rank has them; those of the last step where no check could be made at all."""
     kept = checks.kept or average.values
-    parts = list(kept.values())
-    return dict(zip(kept, unflat(collectives.broadcast(flat(parts, parts)), parts), strict=True))
+    parts = [kept[name] for name in average.values]  # in one order on all ranks: weights out of a checkpoint come in another
+    return dict(zip(average.values, unflat(collectives.broadcast(flat(parts, parts)), parts), strict=True))
 
 
 def _outcome(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from distributed import run_world
 from runs import run_config, run_inputs
 from torch import Tensor
@@ -17,9 +18,10 @@ from pipeline import storage
 from pipeline.evaluation.measure import Measures
 from pipeline.training import checkpoint as checkpoints
 from pipeline.training.checkpoint import STATE, TENSORS, Checkpoint
-from pipeline.training.checks import MOST_PENDING, check, standing_in
+from pipeline.training.checks import MOST_PENDING, Elsewhere, check, standing_in
 from pipeline.training.loop import Inputs, Interrupted, Outcome, unlearn
 from pipeline.training.world import micro_batches, usable_world
+from pipeline.unlearning.collectives import Collectives
 from pipeline.unlearning.trainable import select
 
 SETTLES = {"gate.max_forget_fraction": 1.0, "evaluate.hold_steps": 4, "optim.max_steps": 30, "evaluate.guard": None}
@@ -28,8 +30,8 @@ SETTLES = {"gate.max_forget_fraction": 1.0, "evaluate.hold_steps": 4, "optim.max
 class Late:
     """An evaluator whose every outcome comes `polls` questions late; the checks of `fails` never succeed."""
 
-    def __init__(self, polls: int, fails: tuple[int, ...] = ()) -> None:
-        self._inputs = run_inputs(run_config(**SETTLES))
+    def __init__(self, polls: int, fails: tuple[int, ...] = (), **channels: Any) -> None:
+        self._inputs = inputs_of(**channels)
         self._polls, self._fails = polls, fails
         self._sent: deque[list[Any]] = deque()
         self.most, self.steps = 0, []  # type: ignore[var-annotated]
@@ -104,6 +106,46 @@ def test_a_run_stopped_with_checks_under_way_goes_on_to_the_same_end(in_place: O
         assert (start.iteration, start.progress["step"]) == (at, at)
         assert sorted(start.pending) == [step for step in (2, 4, 6) if step <= at]
         assert decided(unlearn(inputs_of(evaluator=Late(2)), start)) == decided(in_place)
+
+
+def stopped_while_waiting_and_continued() -> list[str]:
+    """On each of two ranks: a run stopped after its last step with every check under way, and what comes of going on from there."""
+    changes = {**SETTLES, "optim.max_steps": 6}
+    saved: list[dict[str, bytes]] = []
+    taken: list[int] = []
+    alone = dist.new_group([0])  # whoever checks does so without the other rank
+    first = dist.get_rank() == 0
+    stopped = inputs_of(
+        changes,
+        evaluator=Late(1000) if first else Elsewhere(),
+        timing=lambda seconds: taken.append(1),
+        interrupted=lambda: "told to" if len(taken) >= 5 else None,
+        save=lambda checkpoint: saved.append(checkpoint.to_files()),
+    )
+    with pytest.raises(Interrupted):
+        unlearn(stopped)
+    asked: list[int] = []
+
+    def asked_too_often() -> str | None:
+        asked.append(1)
+        return "it waits for ever" if len(asked) > 100 else None
+
+    # every rank reads the same checkpoint: the first one's, which names the checks under way
+    pending = Checkpoint.from_files(saved[-1]).pending if first else {step: saved_by(stopped) for step in (2, 4, 6)}
+    start = replace(Checkpoint.from_files(saved[-1]), pending=pending)
+    assert start.iteration == 6 and sorted(start.pending) == [2, 4, 6]
+    again = inputs_of(changes, evaluator=Late(2, collectives=Collectives(alone)) if first else Elsewhere(), interrupted=asked_too_often)
+    return [weights_digest(unlearn(one, begun).trained) for one, begun in ((again, start), (inputs_of(changes), None))]
+
+
+def saved_by(inputs: Inputs) -> dict[str, Tensor]:
+    """Weights of the right names and shapes."""
+    return {name: p.detach().clone() for name, p in select(inputs.model, inputs.config.trainable).items()}
+
+
+def test_two_ranks_stopped_after_the_last_step_do_not_wait_for_checks_that_only_one_of_them_follows() -> None:
+    for continued, in_place_ in run_world(2, stopped_while_waiting_and_continued):
+        assert continued == in_place_
 
 
 def test_a_stop_at_any_step_is_bit_exact_in_place(in_place: Outcome) -> None:
