@@ -6,7 +6,7 @@ import os
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ from pipeline.sweep.autopilot import AUTO, contestants, settled_on
 from pipeline.tracking.mlflow_tracking import tracking_uri
 from pipeline.unlearning.methods import METHODS
 from pipeline.unlearning.trainable import label_parameter, select
-from pipeline.weights import bases, exporting, model_store
+from pipeline.weights import bases, exporting, model_store, spaces
 
 if TYPE_CHECKING:
     from pipeline.memory.plan import Choice
@@ -58,6 +58,7 @@ class Prepared:
     trainable: int
     subject: dict[str, Any]
     choice: "Choice | None" = None  # how the step will be made on the GPUs that train.memory_gib speaks of
+    features: Mapping[str, model_store.Stored] = field(default_factory=dict)  # feature spaces beside the judge's
 
     @property
     def sources(self) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def check(config: UnlearnConfig) -> Prepared:
         contestants(config)
     lake = read_lake(lake_uri(config.storage, config.lake))
     config = resolve(config, {item.label: item.name for item in lake.manifest.classes}, conditional=is_conditional(config.model.size))
-    base, judge = bases.read_base(config, lake), bases.read_judge(config)
+    base, judge, features = bases.read_base(config, lake), bases.read_judge(config), spaces.read_spaces(config.features)
     model, verdict = build(base.config, batch_norm=config.model.batch_norm), build_judge(judge.config)
     try:
         weights.load_into(model.net, base.state, f"model.weights: {base.uri}")
@@ -108,6 +109,7 @@ def check(config: UnlearnConfig) -> Prepared:
         trainable=sum(p.numel() for p in named.values()),
         subject={"retained": _drawn(config, retained, near), "neighbours": near},
         choice=bases.choose(config, base),
+        features=features,
     )
     _require_same_settings(prepared)
     if not storage.exists(storage.join(prepared.run_uri, SETTINGS)):  # a run that was begun was served
@@ -157,7 +159,10 @@ def run(prepared: Prepared) -> dict[str, Any]:
     storage.require_writable(config.storage)
     preload()
     prepared = replace(
-        prepared, base=model_store.kept(prepared.base, config.storage), judge=model_store.kept(prepared.judge, config.storage)
+        prepared,
+        base=model_store.kept(prepared.base, config.storage),
+        judge=model_store.kept(prepared.judge, config.storage),
+        subject=prepared.subject | {"features": spaces.kept(prepared.features, config.storage)},
     )
     cluster_ray.connect(max(os.cpu_count() or 1, math.ceil(config.train.most * config.train.cpus_per_worker) + 1))  # one for Ray Data
     cluster_ray.require_shared(config.storage)
@@ -248,6 +253,7 @@ def finish(
         judge=prepared.judge,
         state={**prepared.base.state, **trained},
         run_uri=run_uri,
+        spaces=prepared.features,
     )
     result = _result(prepared, outcome, digest, partition_digest, time.perf_counter() - started) | proof | dict(extra or {})
     height, width, channels = _image_shape(prepared)
@@ -276,6 +282,7 @@ def measured_before(prepared: Prepared, partition_digest: str) -> tuple[str, dic
         partition_digest,
         config.seed,
         config.evaluate.model_dump(mode="json", exclude={"battery", "measures", "gold"}),
+        {name: stored.digest for name, stored in prepared.features.items()},
         code_version(),
     ]
     request = config.request.model_dump(mode="json", include={"classes", "exchange", "sample_ids", "neighbours"})
@@ -349,6 +356,7 @@ def _result(prepared: Prepared, outcome: dict[str, Any], digest: str, partition_
         },
         "model": {"name": config.tracking.model_name, "version": None, "alias": None},
         "base_digest": prepared.base.digest,
+        "features": spaces.facts(prepared.features, prepared.judge),
         "weights_digest": digest,
         "lake_digest": prepared.lake.digest,
         "partition_digest": partition_digest,

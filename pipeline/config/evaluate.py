@@ -5,7 +5,7 @@ from pydantic import Field
 from pipeline.config.base import JobConfig, Section, Version
 from pipeline.config.measuring import Attacks, Measuring
 from pipeline.config.tools import CompareConfig
-from pipeline.config.unlearn import Judge, Request, Tracking
+from pipeline.config.unlearn import Extractor, Judge, Request, Tracking
 
 
 class Workers(Section):
@@ -27,6 +27,9 @@ class EvaluateConfig(JobConfig):
     lake: str | None = Field(None, description="absent: the run's")
     base: str | None = Field(None, description="name or URI of the model before; absent: the run's; without one there is no before")
     judge: Judge = Judge()
+    features: dict[str, Extractor] | None = Field(
+        None, description="feature spaces of the distances beside the judge's: inception, dinov2; absent: the run's"
+    )
     request: Request = Field(Request(), description="what it was asked to forget, where no run says it")
     measuring: Measuring = Measuring()
     attacks: Attacks = Attacks()

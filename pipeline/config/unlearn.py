@@ -192,6 +192,13 @@ class Judge(Section):
     sha256: str | None = Field(None, pattern=SHA256, description="of the file that holds the weights: any other is refused")
 
 
+class Extractor(Section):
+    """Weights of a feature space that distances are taken in beside the judge's: see models/features/table.py."""
+
+    weights: str = Field(min_length=1, description="file or folder of the space's format: path, URI or Hugging Face id")
+    sha256: str | None = Field(None, pattern=SHA256, description="of the file that holds the weights; a TorchScript file needs it")
+
+
 class Gate(Section):
     max_forget_fraction: Fraction = Field(0.05, description="bound on the measured share and, for settling, on its upper 95 % bound")
     min_retain_accuracy: Fraction = Field(0.97, description="bound on the mean over retained classes")
@@ -239,6 +246,7 @@ class UnlearnConfig(JobConfig):
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     judge: Judge = Judge()
+    features: dict[str, Extractor] = Field({}, description="further feature spaces of the distances before and after: inception, dinov2")
     gate: Gate = Gate()
     measuring: Measuring = Field(Measuring(), description="how much evaluate.measures, evaluate.gold and the battery draw")
     attacks: Attacks = Field(Attacks(), description="what evaluate.battery tries")

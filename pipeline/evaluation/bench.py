@@ -1,12 +1,13 @@
 """What a measure is given: the models side by side, the judge, the rows, and what was asked to be forgotten."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from models.features.table import FeatureSpace
 from models.generative import GenerativeModel
 from models.judge import Judge
 from pipeline.config.measuring import Measuring
@@ -37,7 +38,7 @@ class Scope:
 class Bench:
     """`model` is what is measured, `base` the same before it forgot (None: there is no before).
 
-    `rows(labels, split)` reads rows of the lake, by class and sample id.
+    `rows(labels, split)` reads rows of the lake, by class and sample id. `spaces`: where distances are taken beside the judge's features.
     """
 
     model: GenerativeModel
@@ -46,6 +47,7 @@ class Bench:
     scope: Scope
     rows: Rows
     to_pixels: Callable[[Tensor], Tensor] = lambda x: x
+    spaces: Mapping[str, FeatureSpace] = field(default_factory=dict)
 
     @property
     def sides(self) -> dict[str, GenerativeModel]:

@@ -23,7 +23,9 @@ from pipeline.evaluation.measures import MEASURES, results, works_of
 from pipeline.evaluation.neighbours import nearest_classes
 from pipeline.evaluation.sums import Shard, added
 from pipeline.evaluation.works import WORKS
-from pipeline.weights import model_store, target
+from pipeline.weights import bases, model_store, target
+from pipeline.weights.spaces import facts as space_facts
+from pipeline.weights.spaces import open_space, read_spaces
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,6 +54,7 @@ class Asked:
     workers: Workers
     facts: dict[str, Any]  # what goes into the JSON as it is: names and digests
     warnings: tuple[str, ...] = ()
+    spaces: Mapping[str, Weights] = field(default_factory=dict, repr=False)  # of distances, beside the judge's
 
 
 def check(config: EvaluateConfig) -> Asked:
@@ -68,12 +71,12 @@ def check(config: EvaluateConfig) -> Asked:
         raise InputError(f"lake: got none, and {found.what} is no run's: say which images it was trained on, such as --set lake=digits")
     lake = read_lake(lake_uri(config.storage, lake_name))
     request = config.request if config.request.classes or config.request.sample_ids or run is None else run.request
-    judge_uri = config.judge.weights or (run.judge.weights if run else None)
-    judge = model_store.read(
-        storage.absolute(judge_uri) if judge_uri else model_store.judge_uri(config.storage, lake_name), "judge.weights"
-    )
-    base_uri = target.named_model(config.storage, config.base) if config.base else (target.base_of(run) if run else None)
-    base = model_store.read(base_uri, "base") if base_uri else None
+    judge = bases.judge_at(run.judge if run and not config.judge.weights else config.judge, config.storage, lake_name)
+    spaces = read_spaces((run.features if run else {}) if config.features is None else config.features)
+    if config.base:
+        base = model_store.read(target.named_model(config.storage, config.base), "base")
+    else:
+        base = target.base_of(run) if run else None
     gold = model_store.read(target.named_model(config.storage, config.gold), "gold") if config.gold else None
     scope = scope_of(request, lake, found.description, base, seed=config.seed, settings=config.measuring)
     if (config.battery or gold) and not scope.forgotten:
@@ -101,10 +104,12 @@ def check(config: EvaluateConfig) -> Asked:
             "base_digest": base.digest if base else None,
             "judge_digest": judge.digest,
             "judge_heldout_accuracy": accuracy,
+            "features": space_facts(spaces, judge),
             "lake_digest": lake.digest,
             "gold": None if gold is None else {"name": config.gold, "weights_digest": gold.digest},
         },
         warnings=tuple(line for line in [judge_warning(accuracy)] if line),
+        spaces={name: (stored.config, stored.state) for name, stored in spaces.items()},
     )
 
 
@@ -155,7 +160,14 @@ def evaluate(asked: Asked) -> dict[str, Any]:
     started = time.perf_counter()
     scope, wanted = asked.scope, asked.workers
     shared: Any = ray.put(
-        {"model": asked.subject, "base": asked.base, "judge": asked.judge, "gold": asked.gold, "autoencoder": asked.autoencoder}
+        {
+            "model": asked.subject,
+            "base": asked.base,
+            "judge": asked.judge,
+            "gold": asked.gold,
+            "autoencoder": asked.autoencoder,
+            "spaces": dict(asked.spaces),
+        }
     )
     worker = ray.remote(_task).options(
         num_cpus=wanted.cpus_per_worker, num_gpus=wanted.gpus_per_worker, max_retries=RETRIES, retry_exceptions=False
@@ -248,6 +260,7 @@ def open_bench(parts: Mapping[str, Any], scope: Scope, lake_at: str) -> Bench:
         judge=judge,
         scope=scope,
         rows=rows,
+        spaces={name: open_space(*stored, device) for name, stored in parts.get("spaces", {}).items()},
         **({} if to_pixels is None else {"to_pixels": to_pixels}),
     )
 

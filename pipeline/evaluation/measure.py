@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from models.features.table import FeatureSpace
 from models.generative import GenerativeModel
 from models.judge import Judge
 from pipeline.data.rows import Batch
@@ -29,7 +31,8 @@ NOT_ASKED = Retention(mean=None, min=None, neighbours=None, per_class={})
 class Subject:
     """Whom to ask about what: the judge, the forgotten classes and their exchange, the retained labels that are drawn.
 
-    `reference` holds the moments of the judge's features of real retained rows, for the Frechet distance. `members` are
+    `reference` holds the moments of the judge's features of real retained rows, for the Frechet distance; `spaces` are further feature
+    spaces, `references` the moments there. `members` are
     the named samples to forget and `heldout` never-seen rows of their classes; None where whole classes are forgotten.
     """
 
@@ -39,6 +42,8 @@ class Subject:
     retained: tuple[int, ...]
     neighbours: tuple[int, ...]
     reference: Moments | None = None
+    spaces: Mapping[str, FeatureSpace] = field(default_factory=dict)
+    references: Mapping[str, Moments] = field(default_factory=dict)
     members: Batch | None = None
     heldout: Batch | None = None
     membership_draws: int = 16
@@ -126,10 +131,12 @@ def measure(
     cfg_scale: float,
     steps: int,
     batch: int,
+    further: bool = False,
 ) -> Measures:
     """Draw `forget_samples` images over the forgotten labels together and `retain_samples` for each retained one, and judge them.
 
     A model without labels draws `forget_samples` in all: the forget fraction is then the share of all samples called a forgotten class.
+    `further`: the Frechet distance in the subject's further spaces too, which a few images a class would not tell much of.
 
     Collective: every rank calls it with the same arguments and gets the same answer. The noise is keyed by (seed, purpose).
     """
@@ -141,13 +148,15 @@ def measure(
     what = plan(counts, seed=seed, purpose=purpose, cfg_scale=cfg_scale, steps=steps, batch=batch)
     training = model.net.training
     model.net.eval()
-    verdicts = judge_samples(model, subject.judge, what, collectives, to_pixels=subject.to_pixels)
+    drawn = subject.retained if model.conditional else (UNLABELLED,)
+    spaces = subject.spaces if further else {}
+    verdicts = judge_samples(model, subject.judge, what, collectives, to_pixels=subject.to_pixels, spaces=spaces, compared=drawn)
     attack = _attack(model, subject, collectives, seed=seed, purpose=purpose, batch=batch) if subject.members else None
     model.net.train(training)
     fid = {}
     if subject.reference is not None:
-        drawn = subject.retained if model.conditional else (UNLABELLED,)
         fid["judge"] = frechet_distance(merged([verdicts.moments[label] for label in drawn]), subject.reference)
+    fid |= {name: frechet_distance(moments, subject.references[name]) for name, moments in verdicts.further.items()}
     shares = None if model.conditional else shares_of(verdicts.called, subject.judge.num_classes)
     forget = None
     if subject.forgotten:
@@ -173,7 +182,7 @@ def _attack(model: GenerativeModel, subject: Subject, collectives: Collectives, 
     return membership(ours, others)
 
 
-def feature_moments(judge: Judge, pixels: Sequence[Tensor]) -> Moments:
-    """Moments of the judge's features over batches of (N, C, H, W) in [-1, 1]."""
-    device = next(judge.net.parameters()).device
-    return merged([Moments.of(judge.features(x.to(device))) for x in pixels])
+def feature_moments(space: FeatureSpace, pixels: Sequence[Tensor], device: torch.device | None = None) -> Moments:
+    """Moments of the features, a judge's or another space's, over batches of (N, C, H, W) in [-1, 1]."""
+    place = device or next(space.net.parameters()).device
+    return merged([Moments.of(space.features(x.to(place))) for x in pixels])

@@ -11,9 +11,8 @@ from pipeline.evaluation.bench import AFTER, BEFORE, Scope
 from pipeline.evaluation.frechet import Moments, frechet_distance
 from pipeline.evaluation.proportion import proportion
 from pipeline.evaluation.sums import below
-from pipeline.evaluation.works import plans
+from pipeline.evaluation.works import JUDGE, plans
 
-FEATURES = "judge"  # the feature space of every distance: the judge's last hidden layer
 Found = Mapping[str, Mapping[str, Tensor]]  # work -> merged sums
 
 
@@ -82,28 +81,36 @@ def _moments(sums: Mapping[str, Tensor], name: str) -> Moments:
     return Moments(n=int(sums[f"{name}/n"].item()), total=sums[f"{name}/total"], outer=sums[f"{name}/outer"])
 
 
+def _spaces(found: Found) -> list[str]:
+    """The feature spaces that distances were taken in, the judge's first."""
+    return [name.removesuffix("/real/n") for name in found["drawing"] if name.endswith("/real/n")]
+
+
 def _fid(scope: Scope, found: Found, side: str) -> dict[str, Any]:
     sums = found["drawing"]
-    drawn, real = _moments(sums, side), _moments(sums, "real")
-    return {FEATURES: frechet_distance(drawn, real), "n": drawn.n, "real_n": real.n}
+    drawn, real = _moments(sums, f"{JUDGE}/{side}"), _moments(sums, f"{JUDGE}/real")
+    distances = {space: frechet_distance(_moments(sums, f"{space}/{side}"), _moments(sums, f"{space}/real")) for space in _spaces(found)}
+    return {**distances, "n": drawn.n, "real_n": real.n}
 
 
 def _kid(scope: Scope, found: Found, side: str) -> dict[str, Any]:
-    sums = found["drawing"].get(f"{side}/kid")
-    return {FEATURES: None if sums is None else kid.kid(sums)}
+    blocks = {space: found["drawing"].get(f"{space}/{side}/kid") for space in _spaces(found)}
+    return {space: None if sums is None else kid.kid(sums) for space, sums in blocks.items()}
 
 
 def _manifold(scope: Scope, found: Found, side: str) -> dict[str, Any] | None:
     sums, k = found["drawing"], scope.settings.manifold_k
-    drawn, real = sums[f"{side}/features"], sums["real/features"]
-    if min(len(drawn), len(real)) <= k:
-        return None
-    pair = manifold.precision_recall(drawn, real, k)
-    return {FEATURES: {name: value.to_dict() for name, value in pair.items()}, "k": k}
+    shares: dict[str, Any] = {}
+    for space in _spaces(found):
+        drawn, real = sums[f"{space}/{side}/features"], sums[f"{space}/real/features"]
+        if min(len(drawn), len(real)) <= k:
+            return None
+        shares[space] = {name: value.to_dict() for name, value in manifold.precision_recall(drawn, real, k).items()}
+    return {**shares, "k": k}
 
 
 def _drift(scope: Scope, found: Found, side: str) -> dict[str, Any]:
-    return {FEATURES: drift.paired_drift(below(found["drawing"], "drift"), scope.retained)}
+    return {space: drift.paired_drift(below(found["drawing"], f"{space}/drift"), scope.retained) for space in _spaces(found)}
 
 
 def _timesteps(scope: Scope, found: Found, side: str) -> dict[str, Any]:

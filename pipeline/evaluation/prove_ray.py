@@ -46,6 +46,7 @@ def prove(
     judge: model_store.Stored,
     state: Mapping[str, "Tensor"],
     run_uri: str,
+    spaces: Mapping[str, model_store.Stored] | None = None,
 ) -> dict[str, Any]:
     """{measures, battery, gold} of the trained weights `state` for result.json, each None where it was not asked for.
 
@@ -73,6 +74,7 @@ def prove(
             workers=Workers(
                 workers=train.most, cpus_per_worker=train.cpus_per_worker, gpus_per_worker=train.gpus_per_worker, threads=train.threads
             ),
+            spaces={name: (stored.config, stored.state) for name, stored in (spaces or {}).items()},
             facts={"gold": None if gold is None else {"name": config.evaluate.gold, "weights_digest": gold.digest}},
         )
     )

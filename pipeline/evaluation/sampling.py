@@ -1,11 +1,12 @@
 """Drawing images and asking the judge, sharded over ranks: image k depends on its label and seed alone."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from models.features.table import FeatureSpace
 from models.generative import GenerativeModel
 from models.judge import Judge
 from pipeline.evaluation.frechet import Moments
@@ -14,6 +15,7 @@ from pipeline.seeding import seed_of
 from pipeline.unlearning.collectives import Collectives
 
 LANES = 8  # ranks that can share one plan; a block of images never depends on how many do
+NO_SPACES: Mapping[str, FeatureSpace] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +33,13 @@ class Plan:
 class Verdicts:
     """What the judge called each image of a plan: `labels` asked for, `called` (N,), both in plan order on every rank.
 
-    `moments` are those of the judge's features per asked label.
+    `moments` are those of the judge's features per asked label, `further` those of each further space over the labels it was asked for.
     """
 
     labels: tuple[int, ...]
     called: tuple[int, ...]
     moments: Mapping[int, Moments]
+    further: Mapping[str, Moments] = field(default_factory=dict)
 
 
 def plan(counts: Mapping[int, int], *, seed: int, purpose: str, cfg_scale: float, steps: int, batch: int) -> Plan:
@@ -48,12 +51,13 @@ def plan(counts: Mapping[int, int], *, seed: int, purpose: str, cfg_scale: float
 @dataclass(frozen=True, kw_only=True)
 class Block:
     """Images that were drawn together and judged: `positions` in the plan, `labels` asked for (n,), the judge's first calls, best first
-    (n, k), and its features (n, F); all on the CPU."""
+    (n, k), its features (n, F), and those of the `further` spaces; all on the CPU."""
 
     positions: list[int]
     labels: Tensor
     ranked: Tensor
     features: Tensor
+    further: Mapping[str, Tensor]
 
 
 @torch.no_grad()
@@ -65,6 +69,7 @@ def draw_blocks(
     *,
     top: int = 1,
     to_pixels: Callable[[Tensor], Tensor] = lambda x: x,
+    spaces: Mapping[str, FeatureSpace] = NO_SPACES,
 ) -> Iterator[Block]:
     """Draw this rank's blocks of the plan, `what.batch` images each, and ask the judge. The same images whatever the number of ranks."""
     for positions in blocks(len(what.labels), what.batch, ranks.rank, ranks.world):
@@ -72,7 +77,8 @@ def draw_blocks(
         seeds = [what.seeds[i] for i in positions]
         x = to_pixels(model.sample(labels=labels, seeds=seeds, cfg_scale=what.cfg_scale, steps=what.steps))
         ranked = judge.logits(x).topk(min(top, judge.num_classes), dim=1).indices
-        yield Block(positions=positions, labels=labels, ranked=ranked.cpu(), features=judge.features(x).cpu())
+        further = {name: space.features(x).cpu() for name, space in spaces.items()}
+        yield Block(positions=positions, labels=labels, ranked=ranked.cpu(), features=judge.features(x).cpu(), further=further)
 
 
 def judge_samples(
@@ -82,21 +88,34 @@ def judge_samples(
     collectives: Collectives,
     *,
     to_pixels: Callable[[Tensor], Tensor] = lambda x: x,
+    spaces: Mapping[str, FeatureSpace] = NO_SPACES,
+    compared: Collection[int] = (),
 ) -> Verdicts:
-    """Draw the plan's images, shared out over ranks, and put the verdicts together on all of them."""
+    """Draw the plan's images, shared out over ranks, and put the verdicts together on all of them.
+
+    Features in `spaces` are summed over the images of the labels `compared`.
+    """
     n = len(what.labels)
     shared = replace(what, batch=min(what.batch, max(1, -(-n // LANES))))
     device = next(judge.net.parameters()).device
     called = torch.zeros(n, dtype=torch.int64)
     moments: dict[int, Moments] = {}
-    for block in draw_blocks(model, judge, shared, collectives, to_pixels=to_pixels):
+    further = {name: Moments.empty(space.feature_size) for name, space in spaces.items()}
+    for block in draw_blocks(model, judge, shared, collectives, to_pixels=to_pixels, spaces=spaces):
         called[block.positions] = block.ranked[:, 0]
         for label in block.labels.unique().tolist():
             part = Moments.of(block.features[block.labels == label])
             moments[label] = moments[label].merge(part) if label in moments else part
+        asked = torch.isin(block.labels, torch.tensor(sorted(compared), dtype=torch.int64))
+        further = {name: sums.merge(Moments.of(block.further[name][asked])) for name, sums in further.items()}
     empty = Moments.empty(judge.feature_size)
     summed = {label: _reduced(moments.get(label, empty), collectives, device) for label in sorted(set(what.labels))}
-    return Verdicts(labels=what.labels, called=tuple(collectives.sum(called.to(device)).tolist()), moments=summed)
+    return Verdicts(
+        labels=what.labels,
+        called=tuple(collectives.sum(called.to(device)).tolist()),
+        moments=summed,
+        further={name: _reduced(sums, collectives, device) for name, sums in further.items()},
+    )
 
 
 def draw_images(

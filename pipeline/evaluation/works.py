@@ -1,6 +1,7 @@
 """The work that measures are made of: drawing and judging, losses, relearning. Each part shares out over any number of shards."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -13,11 +14,12 @@ from pipeline.evaluation.frechet import Moments
 from pipeline.evaluation.kid import block_mmd, kid_sums
 from pipeline.evaluation.membership import sample_losses
 from pipeline.evaluation.relearn import relearning
-from pipeline.evaluation.sampling import Plan, draw_blocks, plan
+from pipeline.evaluation.sampling import Block, Plan, draw_blocks, plan
 from pipeline.evaluation.sums import Ranks, Sums, blocks, placed, tally
 from pipeline.evaluation.timesteps import timestep_losses
 from pipeline.seeding import generator, seed_of
 
+JUDGE = "judge"  # the feature space that is always there: the judge's last hidden layer
 TOP = 5  # calls of the judge that are kept of every image
 
 
@@ -50,27 +52,34 @@ def plans(scope: Scope) -> dict[str, Plan]:
 
 
 def drawing(bench: Bench, ranks: Ranks) -> Sums:
-    """Images of every plan by every side: <side>/<plan>/ranked (N, 5) calls; of the retained labels moments, kernel distances to real rows,
-    the first features, and, of both sides, their paired drift. `real/…`: moments and features of the real rows."""
+    """Images of every plan by every side: <side>/<plan>/ranked (N, 5) calls; of the retained labels, in every feature space, moments,
+    kernel distances to real rows, the first features, and, of both sides, their paired drift: <space>/<side>/… and <space>/drift/….
+    `<space>/real/…`: moments and features of the real rows."""
     sums: Sums = {}
     real, kept = reference_rows(bench), bench.scope.settings.manifold_samples
     features_of = _feature_reader(bench, real)
     for positions in blocks(len(real), bench.scope.settings.block, ranks.rank, ranks.world):
-        features = features_of(positions)
-        _moments(sums, "real", features)
-        tally(sums, "real/features", _first(features, positions, min(kept, len(real))))
+        for space, features in features_of(tuple(positions)).items():
+            _moments(sums, f"{space}/real", features)
+            tally(sums, f"{space}/real/features", _first(features, positions, min(kept, len(real))))
     for name, what in plans(bench.scope).items():
-        sides = [draw_blocks(model, bench.judge, what, ranks, top=TOP, to_pixels=bench.to_pixels) for model in bench.sides.values()]
+        compared = name == "retained"
+        spaces = bench.spaces if compared else {}
+        sides = [
+            draw_blocks(model, bench.judge, what, ranks, top=TOP, to_pixels=bench.to_pixels, spaces=spaces) for model in bench.sides.values()
+        ]
         for parts in zip(*sides):
             for side, part in zip(bench.sides, parts):
                 tally(sums, f"{side}/{name}/ranked", placed(len(what.labels), part.positions, part.ranked))
-                if name == "retained":
-                    _moments(sums, side, part.features)
-                    tally(sums, f"{side}/features", _first(part.features, part.positions, min(kept, len(what.labels))))
-                    _kernel_distance(sums, side, part.features, part.positions, len(real), features_of, what.batch)
-            if name == "retained" and len(parts) == 2:
-                for key, value in drift_sums(parts[0].labels, parts[0].features, parts[1].features).items():
-                    tally(sums, f"drift/{key}", value)
+                for space, features in _spaces(part).items() if compared else ():
+                    _moments(sums, f"{space}/{side}", features)
+                    tally(sums, f"{space}/{side}/features", _first(features, part.positions, min(kept, len(what.labels))))
+                    _kernel_distance(sums, space, side, features, part.positions, len(real), features_of, what.batch)
+            if compared and len(parts) == 2:
+                first, second = (_spaces(part) for part in parts)
+                for space in first:
+                    for key, value in drift_sums(parts[0].labels, first[space], second[space]).items():
+                        tally(sums, f"{space}/drift/{key}", value)
     return sums
 
 
@@ -144,22 +153,35 @@ def reference_rows(bench: Bench) -> Batch:
     return rows.take(order[: bench.scope.settings.reference_rows].tolist())
 
 
-def _feature_reader(bench: Bench, real: Batch) -> Callable[[list[int]], Tensor]:
+def _spaces(block: Block) -> dict[str, Tensor]:
+    return {JUDGE: block.features, **block.further}
+
+
+def _feature_reader(bench: Bench, real: Batch) -> Callable[[tuple[int, ...]], dict[str, Tensor]]:
+    @lru_cache(maxsize=1)  # both sides ask for the same rows in turn
     @torch.no_grad()
-    def features(positions: list[int]) -> Tensor:
-        return bench.judge.features(bench.to_pixels(real.take(positions).mean.to(bench.device))).cpu()
+    def features(positions: tuple[int, ...]) -> dict[str, Tensor]:
+        x = bench.to_pixels(real.take(positions).mean.to(bench.device))
+        return {name: space.features(x).cpu() for name, space in {JUDGE: bench.judge, **bench.spaces}.items()}
 
     return features
 
 
 def _kernel_distance(
-    sums: Sums, side: str, features: Tensor, positions: list[int], real: int, features_of: Callable[[list[int]], Tensor], block: int
+    sums: Sums,
+    space: str,
+    side: str,
+    features: Tensor,
+    positions: list[int],
+    real: int,
+    features_of: Callable[[tuple[int, ...]], dict[str, Tensor]],
+    block: int,
 ) -> None:
     """The unbiased MMD of a block against one of as many real rows, going round them in order; a short last block is left out."""
     if len(features) < max(2, block // 2) or len(features) > real:
         return
-    other = features_of([position % real for position in positions])
-    tally(sums, f"{side}/kid", kid_sums(block_mmd(features, other).reshape(1)))
+    other = features_of(tuple(position % real for position in positions))[space]
+    tally(sums, f"{space}/{side}/kid", kid_sums(block_mmd(features, other).reshape(1)))
 
 
 def _moments(sums: Sums, name: str, features: Tensor) -> None:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from models import weights
+from models.features.table import FeatureSpace
 from models.generative import build
-from models.judge import Judge, build_judge
+from models.judge import build_judge
 from pipeline.config import UnlearnConfig
 from pipeline.data import stream_local
 from pipeline.data.cycle import Cycle
@@ -20,6 +21,7 @@ from pipeline.training.draws import exchange_rows
 from pipeline.training.loop import Inputs
 from pipeline.unlearning.collectives import Collectives
 from pipeline.weights import bases, model_store
+from pipeline.weights.spaces import open_space
 
 REFERENCE_ROWS = 4096  # real retained rows that the Frechet distance is taken to
 
@@ -36,7 +38,8 @@ def assemble(
     collectives: Collectives,
     device: torch.device,
 ) -> Inputs:
-    """Base weights and judge on `device`, the forget side in memory; `described` names the retained labels and neighbours.
+    """Base weights and judge on `device`, the forget side in memory; `described` names the retained labels, neighbours and where
+    further feature spaces lie.
 
     `heldout` reads the never-seen rows of labels; it is asked only where named samples are forgotten.
     """
@@ -51,6 +54,10 @@ def assemble(
     judge = build_judge(kept.config)
     weights.load_into(judge.net, kept.state, kept.uri)
     judge.net.to(device).eval()
+    places: Mapping[str, str] = described.get("features", {})
+    opened = {name: model_store.read(uri, f"features.{name}.weights") for name, uri in places.items()}
+    spaces = {name: open_space(kept.config, kept.state, device) for name, kept in opened.items()}
+    references = _references(partition, {"judge": judge, **spaces}, to_pixels, device)
     forget = partition.forget()
     by_name = config.request.sample_ids is not None
     subject = Subject(
@@ -62,7 +69,9 @@ def assemble(
         exchange=config.request.exchange_classes,
         retained=tuple(described["retained"]),
         neighbours=tuple(described["neighbours"]),
-        reference=_reference(partition, judge, to_pixels),
+        reference=references.pop("judge"),
+        spaces=spaces,
+        references=references,
         to_pixels=to_pixels,
     )
     by_data = config.request.exchange and config.method.targets == "data"
@@ -80,8 +89,10 @@ def assemble(
 
 
 @torch.no_grad()
-def _reference(partition: Partition, judge: Judge, to_pixels: Callable[[Tensor], Tensor]) -> Moments:
-    """Moments of the judge's features of the partition's first retained rows: real ones, each once."""
+def _references(
+    partition: Partition, spaces: Mapping[str, FeatureSpace], to_pixels: Callable[[Tensor], Tensor], device: torch.device
+) -> dict[str, Moments]:
+    """Moments in every space of the partition's first retained rows: real ones, each once."""
     seen: set[str] = set()
     batches = []
     for batch in stream_local.retain_stream(partition, 0, 1):
@@ -91,4 +102,4 @@ def _reference(partition: Partition, judge: Judge, to_pixels: Callable[[Tensor],
             batches.append(to_pixels(batch.take(fresh).mean))
         if len(seen) >= REFERENCE_ROWS or any(batch.draw):
             break
-    return feature_moments(judge, batches)
+    return {name: feature_moments(space, batches, device) for name, space in spaces.items()}

@@ -125,6 +125,7 @@ def check(inputs: "Inputs", step: int, *, final: bool) -> Measures:
         cfg_scale=evaluate.cfg_scale,
         steps=evaluate.final_sampler_steps if final else evaluate.sampler_steps,
         batch=evaluate.batch,
+        further=final,
     )
 
 

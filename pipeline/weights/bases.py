@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
-from pipeline.config import UnlearnConfig
+from pipeline.config import Judge, UnlearnConfig
 from pipeline.data.lake import Lake
 from pipeline.errors import InputError
 from pipeline.weights import model_store, published
@@ -63,8 +63,13 @@ def require_decoder(config: dict[str, Any], lake: Lake) -> None:
 
 def read_judge(config: UnlearnConfig) -> model_store.Stored:
     """The judge that `config` names."""
-    uri = published.locate(config.judge.weights) if config.judge.weights else model_store.judge_uri(config.storage, config.lake)
-    return model_store.read(uri, "judge.weights", sha256=config.judge.sha256)
+    return judge_at(config.judge, config.storage, config.lake)
+
+
+def judge_at(judge: Judge, storage_root: str, lake: str) -> model_store.Stored:
+    """The judge that a configuration's section names, or the one that was trained on `lake`."""
+    uri = published.locate(judge.weights) if judge.weights else model_store.judge_uri(storage_root, lake)
+    return model_store.read(uri, "judge.weights", sha256=judge.sha256)
 
 
 def require_same_names(lake: Lake, judge: model_store.Stored) -> None:

@@ -179,7 +179,7 @@ def _state_dict(path: Path, uri: str, what: str, size: str | None, sha256: str |
     side = round(positions.shape[1] ** 0.5) * patch
     return (
         _description(
-            size or "DiT-XL/2",
+            size or size_of(state) or "DiT-XL/2",
             (channels, side, side),
             len(table) - 1,
             learn_sigma=len(last) == 2 * channels * patch * patch,
@@ -187,6 +187,15 @@ def _state_dict(path: Path, uri: str, what: str, size: str | None, sha256: str |
         ),
         state,
     )
+
+
+def size_of(state: Mapping[str, "Tensor"]) -> str | None:
+    """The model.size whose patch, width and depth the state dict of a DiT has; None when there is none in the table."""
+    from models.dit import SIZES
+
+    width, _, patch, _ = state["x_embedder.proj.weight"].shape
+    depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
+    return next((name for name, one in SIZES.items() if (one.patch, one.width, one.depth) == (patch, width, depth)), None)
 
 
 def _pipeline(

@@ -9,8 +9,9 @@ import yaml
 from pipeline import storage
 from pipeline.config import UnlearnConfig, parse
 from pipeline.config.evaluate import EvaluateConfig
+from pipeline.data.lake import lake_uri, read_lake
 from pipeline.errors import InputError
-from pipeline.weights import model_store
+from pipeline.weights import bases, model_store, published
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +40,7 @@ def find(config: EvaluateConfig) -> Target:
             raise InputError(
                 f"checkpoint: got {config.checkpoint!r} with the folder {which}; give a run id as version, or the checkpoint's own folder"
             )
-        return _folder(storage.absolute(which))
+        return _folder(published.locate(which))
     run_uri = storage.join(config.storage, "runs", which)
     if not which.isdigit() and storage.exists(storage.join(run_uri, SETTINGS)):
         return _of_run(run_uri, config.checkpoint, f"run {which}")
@@ -52,14 +53,14 @@ def of_run(run_uri: str) -> UnlearnConfig | None:
     return parse(UnlearnConfig, yaml.safe_load(storage.read_bytes(uri))) if storage.exists(uri) else None
 
 
-def base_of(run: UnlearnConfig) -> str:
-    """Where the base model of a run lies."""
-    return storage.absolute(run.model.weights) if run.model.weights else model_store.model_uri(run.storage, run.model.size, run.lake)
+def base_of(run: UnlearnConfig) -> model_store.Stored:
+    """The base model of a run, with its decoder where the run's lake holds latents."""
+    return bases.read_base(run, read_lake(lake_uri(run.storage, run.lake)))
 
 
 def named_model(storage_root: str, name_or_uri: str) -> str:
-    """`name` under the storage root's models; anything with a slash is a URI already."""
-    return storage.absolute(name_or_uri) if "/" in name_or_uri else storage.join(storage_root, "models", name_or_uri)
+    """`name` under the storage root's models; anything with a slash is a path, a URI or a Hugging Face id."""
+    return published.locate(name_or_uri) if "/" in name_or_uri else storage.join(storage_root, "models", name_or_uri)
 
 
 def _registered(config: EvaluateConfig) -> Target:
@@ -158,7 +159,7 @@ def _checkpoint(uri: str, run_uri: str, run: UnlearnConfig) -> Target:
         checkpoint = Checkpoint.from_files(files)
     except ValueError as error:
         raise InputError(f"checkpoint: {uri}: {error}") from error
-    base = model_store.read(base_of(run), "model.weights")
+    base = base_of(run)
     state = {**base.state, **checkpoint.average}
     return Target(
         what=f"checkpoint {uri.rsplit('/', 1)[-1]} of run {run.run_id}, step {checkpoint.iteration - run.optim.prime_steps}",
