@@ -41,7 +41,7 @@ def weights_file(folder: Path) -> Path:
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Description and tensors of the transformers folder. Raises `WeightsError` for what is no DINOv2, `ImportError` without transformers."""
+    """Description and tensors of the transformers folder. `WeightsError` for what is no DINOv2, `ImportError` without transformers."""
     weights_file(folder)
     if not (folder / CONFIG).is_file():
         raise WeightsError(f"{folder} has no {CONFIG}, expected the transformers folder of a DINOv2")

@@ -1,7 +1,7 @@
 """Inception-v3's features, from either of the two forms in which the FID world ships it.
 
-A TorchScript file, such as `inception-2015-12-05.pt`: takes pixels from 0 to 255 of any size, gives features, by itself or when its argument
-`return_features` is set. Or a state dict (safetensors, or .pth of plain tensors) with the names of torchvision's Inception-v3.
+A TorchScript file, such as `inception-2015-12-05.pt`: takes pixels from 0 to 255 of any size, gives features, by itself or when its
+argument `return_features` is set. Or a state dict (safetensors, or .pth of plain tensors) with the names of torchvision's Inception-v3.
 
 TorchScript brings code. It runs in torch's own interpreter and reaches no Python, but its operators can write files: such a file is
 read only when its SHA-256 was given and is the one given.
@@ -109,7 +109,9 @@ def _read_script(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     state = read_file(path, str(path))
     if "fc.bias" not in state:
-        raise WeightsError(f"{path}: lacks fc.bias, by which FID's weights ({FID_CLASSES} classes) are told from torchvision's; give the whole file")
+        raise WeightsError(
+            f"{path}: lacks fc.bias, which tells FID's weights ({FID_CLASSES} classes) from torchvision's; give the whole file"
+        )
     fid = len(state["fc.bias"]) == FID_CLASSES
     state = {name: tensor for name, tensor in state.items() if not name.startswith(UNUSED)}
     net = InceptionV3(fid=fid)

@@ -7,7 +7,20 @@ from pipeline.config.reading import ConfigT, apply_overrides, dump, load, parse,
 from pipeline.config.reproduce import ReproduceConfig
 from pipeline.config.sweep import SweepConfig
 from pipeline.config.tools import BenchmarkConfig, CompareConfig, GenerateConfig, RegistryConfig, StepBenchmark
-from pipeline.config.unlearn import Evaluate, Extractor, Gate, Judge, Method, Model, Optim, Partition, Request, Tracking, Train, UnlearnConfig
+from pipeline.config.unlearn import (
+    Evaluate,
+    Extractor,
+    Gate,
+    Judge,
+    Method,
+    Model,
+    Optim,
+    Partition,
+    Request,
+    Tracking,
+    Train,
+    UnlearnConfig,
+)
 
 __all__ = [
     "BenchmarkConfig",

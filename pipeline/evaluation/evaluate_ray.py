@@ -73,10 +73,9 @@ def check(config: EvaluateConfig) -> Asked:
     request = config.request if config.request.classes or config.request.sample_ids or run is None else run.request
     judge = bases.judge_at(run.judge if run and not config.judge.weights else config.judge, config.storage, lake_name)
     spaces = read_spaces((run.features if run else {}) if config.features is None else config.features)
+    base = target.base_of(run) if run and not config.base else None
     if config.base:
         base = model_store.read(target.named_model(config.storage, config.base), "base")
-    else:
-        base = target.base_of(run) if run else None
     gold = model_store.read(target.named_model(config.storage, config.gold), "gold") if config.gold else None
     scope = scope_of(request, lake, found.description, base, seed=config.seed, settings=config.measuring)
     if (config.battery or gold) and not scope.forgotten:
@@ -260,7 +259,7 @@ def open_bench(parts: Mapping[str, Any], scope: Scope, lake_at: str) -> Bench:
         judge=judge,
         scope=scope,
         rows=rows,
-        spaces={name: open_space(*stored, device) for name, stored in parts.get("spaces", {}).items()},
+        spaces={name: open_space(described, state, device) for name, (described, state) in parts.get("spaces", {}).items()},
         **({} if to_pixels is None else {"to_pixels": to_pixels}),
     )
 

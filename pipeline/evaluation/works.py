@@ -66,7 +66,8 @@ def drawing(bench: Bench, ranks: Ranks) -> Sums:
         compared = name == "retained"
         spaces = bench.spaces if compared else {}
         sides = [
-            draw_blocks(model, bench.judge, what, ranks, top=TOP, to_pixels=bench.to_pixels, spaces=spaces) for model in bench.sides.values()
+            draw_blocks(model, bench.judge, what, ranks, top=TOP, to_pixels=bench.to_pixels, spaces=spaces)
+            for model in bench.sides.values()
         ]
         for parts in zip(*sides):
             for side, part in zip(bench.sides, parts):
