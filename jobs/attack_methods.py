@@ -15,7 +15,7 @@ from pipeline.runtime import cli
 
 
 def run(config: AttackMethodsConfig, dry_run: bool) -> None:
-    from pipeline.runtime.progress import Progress
+    from pipeline.runtime.progress import gathered
     from pipeline.studies.attack_comparison import attacked_cells, compare, table
 
     wanted = attacked_cells(config)
@@ -23,12 +23,7 @@ def run(config: AttackMethodsConfig, dry_run: bool) -> None:
     if dry_run:
         print(f"would make {len(wanted)} runs, each with {len(config.battery)} attacks and relearning")
         return
-    progress = Progress("attacking methods", len(wanted))
-    found = []
-    for result in compare(config, uri):
-        found.append(result)
-        progress.at(len(found), result["row"])
-    progress.close()
+    found = gathered(compare(config, uri), "attacking methods", len(wanted))
     print(table(found, config))
     print(f"\n{len(found)} runs in {uri}")
 

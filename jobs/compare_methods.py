@@ -14,7 +14,7 @@ from pipeline.runtime import cli
 
 
 def run(config: CompareConfig, dry_run: bool) -> None:
-    from pipeline.runtime.progress import Progress
+    from pipeline.runtime.progress import gathered
     from pipeline.studies.comparison import cells, compare, table
 
     wanted = cells(config)
@@ -22,12 +22,7 @@ def run(config: CompareConfig, dry_run: bool) -> None:
     if dry_run:
         print(f"would make {len(wanted)} runs: {len(config.rows)} settings, {len(config.pairs)} requests, {len(config.seeds)} seeds")
         return
-    progress = Progress(f"comparing {len(config.rows)} settings", len(wanted))
-    results = []
-    for result in compare(config, uri):
-        results.append(result)
-        progress.at(len(results), result["row"])
-    progress.close()
+    results = gathered(compare(config, uri), f"comparing {len(config.rows)} settings", len(wanted))
     print(table(results, list(config.rows)))
     print(f"\n{len(results)} runs in {uri}")
 

@@ -15,7 +15,7 @@ from pipeline.runtime import cli
 
 
 def run(config: ReproduceConfig, dry_run: bool) -> None:
-    from pipeline.runtime.progress import Progress
+    from pipeline.runtime.progress import gathered
     from pipeline.studies import reproduction_table as reproduction
 
     inputs = reproduction.check(config)
@@ -24,12 +24,7 @@ def run(config: ReproduceConfig, dry_run: bool) -> None:
         print(f"would make {wanted} runs: {len(config.rows)} rows on {len(config.seeds)} seeds, from {inputs.model.uri}")
         return
     storage.require_writable(config.storage)
-    progress = Progress(f"reproducing {len(config.rows)} rows", wanted)
-    found = []
-    for result in reproduction.runs(config, inputs):
-        found.append(result)
-        progress.at(len(found), result["row"])
-    progress.close()
+    found = gathered(reproduction.runs(config, inputs), f"reproducing {len(config.rows)} rows", wanted)
     page = reproduction.table(config, found, reproduction.costs(config, inputs), reproduction.base(config, inputs))
     uri = storage.join(config.storage, "reproductions", f"{config.name}.md")
     storage.write_text(uri, page + "\n")

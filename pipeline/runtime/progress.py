@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Iterable
+from typing import Any
 
 from tqdm import tqdm
 
@@ -45,3 +47,13 @@ class Progress:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def gathered(results: Iterable[dict[str, Any]], what: str, total: int) -> list[dict[str, Any]]:
+    """All `results` of a study, counted as they come; the line names the `row` that each belongs to."""
+    found = []
+    with Progress(what, total) as progress:
+        for result in results:
+            found.append(result)
+            progress.at(len(found), result["row"])
+    return found
