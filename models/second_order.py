@@ -30,6 +30,11 @@ def second_order() -> Iterator[None]:
         _wanted.reset(token)
 
 
+def wanted() -> bool:
+    """Whether graphs are being built whose gradients will be differentiated again."""
+    return _wanted.get()
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v for (N, heads, T, d)."""
     if not _wanted.get():
