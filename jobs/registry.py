@@ -5,7 +5,7 @@ python jobs/registry.py show     --config ... --set version=3         (absent: c
 python jobs/registry.py promote  --config ... --set version=3         (absent: candidate; only what passed its gate)
 python jobs/registry.py rollback --config ...                         (champion goes back to the one before)
 python jobs/registry.py history  --config ...                         (every change of an alias, the chain verified)
-python jobs/registry.py verify   --config ... --set version=3         (absent: champion; certificate, log, result, weights)
+python jobs/registry.py verify   --config ... --set version=3         (absent: champion; certificate, log, result, weights; --replay too)
 python jobs/registry.py replay   --config ... --set version=3         (absent: champion; runs its request again, compares the weights)
 python jobs/registry.py purge    --config ... --request forget-1      (a finished request's partitions and pictures; leaves a tombstone)
 """
@@ -81,7 +81,9 @@ def verify(config: RegistryConfig, dry_run: bool) -> None:
     from pipeline.tracking import promotion
 
     for line in promotion.verify(config):
-        print(line)
+        print(line, flush=True)
+    if config.replay:
+        replay(config, dry_run)
 
 
 def replay(config: RegistryConfig, dry_run: bool) -> None:
@@ -127,4 +129,4 @@ VERBS = {
 }
 
 if __name__ == "__main__":
-    sys.exit(cli.main(RegistryConfig, VERBS, __doc__, shorthands=["request"]))
+    sys.exit(cli.main(RegistryConfig, VERBS, __doc__, shorthands=["request"], flags=["replay"]))

@@ -217,7 +217,7 @@ def begin(prepared: Prepared, tags: Mapping[str, str] | None = None) -> "Tracker
             "method": config.method.name,
             "base_digest": prepared.base.digest,
             "lake_digest": prepared.lake.digest,
-            "code_version": code_version(),
+            "code_version": code_version() or "unknown",
             **(tags or {}),
         },
         system=True,
@@ -311,10 +311,10 @@ def _publish(prepared: Prepared, result: dict[str, Any], recorded: list[records.
     names = [item.name for item in prepared.lake.manifest.classes]
     files = pages(result, recorded, read_grids(prepared.run_uri), configuration.dump(prepared.config), class_names=names)
     files[RESULT] = (json.dumps(result, indent=2, allow_nan=False) + "\n").encode()
-    files |= {name: storage.read_bytes(storage.join(prepared.run_uri, name)) for name in (REQUEST, SETTINGS)}
     for name, data in files.items():
         storage.write_bytes(storage.join(prepared.run_uri, name), data)
-    tracker.log_artifacts(files)
+    asked = {name: storage.read_bytes(storage.join(prepared.run_uri, name)) for name in (REQUEST, SETTINGS)}
+    tracker.log_artifacts(files | asked)
 
 
 def _settings(prepared: Prepared) -> str:

@@ -25,6 +25,7 @@ class RegistryConfig(JobConfig):
     key: str | None = Field(None, description="Ed25519 private key (PEM file) that signs the certificate of a promoted version")
     request: Annotated[str, BeforeValidator(str)] | None = Field(None, description="purge: the id of the request whose data goes")
     public_key: str | None = Field(None, description="Ed25519 public key (PEM file) that verify holds the signature against")
+    replay: bool = Field(False, description="verify: run the request again as well, and compare the weights")
 
 
 class CompareConfig(JobConfig):

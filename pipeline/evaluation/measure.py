@@ -90,7 +90,7 @@ class Measures:
 
     def to_record(self, step: int) -> dict[str, Any]:
         """The line of metrics.jsonl."""
-        forget, attack = self.forget, self.membership
+        forget, attack, kept = self.forget, self.membership, self.retention.intervals.get("mean", {})
         return {
             "kind": "evaluation",
             "step": step,
@@ -111,6 +111,7 @@ class Measures:
             ),
             "exchange_fraction": self.exchange.value if self.exchange else None,
             "retain_accuracy/mean": self.retention.mean,
+            **{f"retain_accuracy/mean/{key}": kept[key] for key in ("low", "high", "n") if key in kept},
             "retain_accuracy/min": self.retention.min,
             "retain_accuracy/neighbours": self.retention.neighbours,
             **{f"fid/{features}": value for features, value in self.fid.items()},
@@ -155,6 +156,7 @@ def measure(
     model.net.train(training)
     fid = {}
     if subject.reference is not None:
+        drawn = subject.retained if model.conditional else (UNLABELLED,)
         fid["judge"] = frechet_distance(merged([verdicts.moments[label] for label in drawn]), subject.reference)
     fid |= {name: frechet_distance(moments, subject.references[name]) for name, moments in verdicts.further.items()}
     shares = None if model.conditional else shares_of(verdicts.called, subject.judge.num_classes)

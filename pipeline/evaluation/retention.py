@@ -1,7 +1,7 @@
 """Is the rest kept: what the judge calls samples drawn with retained labels."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.evaluation.proportion import proportion
@@ -12,21 +12,23 @@ from pipeline.evaluation.sampling import Verdicts
 class Retention:
     """Share of samples called by their own label: mean and minimum over classes, and mean over the forgotten classes' neighbours.
 
-    None where the model draws without labels.
+    None where the model draws without labels. `intervals` holds n and the 95 % Wilson interval of all images together, of the worst
+    class, of the neighbours and of each class, by the names of the shares.
     """
 
     mean: float | None
     min: float | None
     neighbours: float | None
     per_class: dict[int, float]
+    intervals: Mapping[str, Any] = field(default_factory=dict)
 
 
 def retain_accuracy(verdicts: Verdicts, forgotten: Sequence[int], neighbours: Sequence[int] = ()) -> Retention:
     """Over every label of the verdicts that is not forgotten."""
     right: dict[int, list[bool]] = {}
-    for label, called in zip(verdicts.labels, verdicts.called, strict=True):
-        if label not in forgotten:
-            right.setdefault(label, []).append(called == label)
+    kept = [(label, called) for label, called in zip(verdicts.labels, verdicts.called, strict=True) if label not in forgotten]
+    for label, called in kept:
+        right.setdefault(label, []).append(called == label)
     per_class = {label: sum(hits) / len(hits) for label, hits in sorted(right.items())}
     near = [per_class[label] for label in neighbours if label in per_class]
     return Retention(
@@ -34,6 +36,7 @@ def retain_accuracy(verdicts: Verdicts, forgotten: Sequence[int], neighbours: Se
         min=min(per_class.values()),
         neighbours=sum(near) / len(near) if near else None,
         per_class=per_class,
+        intervals=retain_shares([label for label, _ in kept], [called for _, called in kept], neighbours),
     )
 
 

@@ -26,24 +26,30 @@ def main(
     argv: list[str] | None = None,
     *,
     shorthands: Sequence[str] = (),
+    flags: Sequence[str] = (),
 ) -> int:
     """Parse, check, run. Returns 0 done, 1 failed, 2 bad input (one line on stderr, no traceback, nothing written); 143 by SIGTERM.
 
     A job with verbs gives `run` as a mapping from verb to function; the verb is then the first argument.
-    `shorthands` are keys that may also be given as `--key value`.
+    `shorthands` are keys that may also be given as `--key value`, `flags` those that `--key` alone makes true.
     """
     if argv is not None:
-        return _main(kind, run, description, argv, shorthands)
+        return _main(kind, run, description, argv, shorthands, flags)
     signal.signal(signal.SIGTERM, raise_terminated)
     gc.set_threshold(50_000, 20, 100)  # a third of what importing torch and MLflow takes is collecting garbage that is none
     try:
-        return _main(kind, run, description, sys.argv[1:], shorthands)
+        return _main(kind, run, description, sys.argv[1:], shorthands, flags)
     finally:
         gc.freeze()  # the process ends: nothing of what it imported need be collected one by one
 
 
 def _main(
-    kind: type[ConfigT], run: Run[ConfigT] | Mapping[str, Run[ConfigT]], description: str, argv: list[str], shorthands: Sequence[str]
+    kind: type[ConfigT],
+    run: Run[ConfigT] | Mapping[str, Run[ConfigT]],
+    description: str,
+    argv: list[str],
+    shorthands: Sequence[str],
+    flags: Sequence[str],
 ) -> int:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if isinstance(run, Mapping):
@@ -53,8 +59,11 @@ def _main(
     parser.add_argument("--dry-run", action="store_true", help="check everything, print what would be done, write nothing")
     for key in shorthands:
         parser.add_argument(f"--{key}", metavar="VALUE", help=f"the same as --set {key}=VALUE")
+    for key in flags:
+        parser.add_argument(f"--{key}", action="store_true", help=f"the same as --set {key}=true")
     arguments = parser.parse_args(argv)
     given = [f"{key}={value}" for key in shorthands if (value := getattr(arguments, key)) is not None]
+    given += [f"{key}=true" for key in flags if getattr(arguments, key)]
     chosen = run[arguments.verb] if isinstance(run, Mapping) else run
     try:
         chosen(configuration.load(kind, arguments.config, [*arguments.overrides, *given]), arguments.dry_run)

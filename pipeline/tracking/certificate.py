@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from pipeline import storage
 from pipeline.errors import InputError
 
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
 
 COPIED = ("request", "method", "method_config", "code_version", "seed", "world_size", "steps", "first_crossing_step", "settled_step")
 DIGESTS = ("base_digest", "weights_digest", "lake_digest", "partition_digest")
+PROOF = ("measures", "battery", "gold")  # what evaluate.* adds to the measures that every run takes
+SETTINGS = ("trainable", "optim", "evaluate", "measuring", "attacks", "gate")  # of the run's configuration: how it was trained and measured
+SAID_BY_NULL = ("error", "steps")  # null here is a finding: the attack ran, relearning took more than the budget
 NOT_CLAIMED = (
     "that the weights equal those of a model that never saw the data",
     "that no embedding, prompt or fine-tuning brings the class back, unless such a measure stands above",
@@ -26,9 +31,13 @@ class CertificateError(InputError):
 
 
 def issue(
-    result: Mapping[str, Any], *, model_name: str, version: int, config_digest: str | None, override: str | None, key: str | None
+    result: Mapping[str, Any], *, model_name: str, version: int, config: bytes | None, override: str | None, key: str | None
 ) -> dict[str, Any]:
-    """The certificate of `version` from its result.json, signed when `key` names an Ed25519 private key (PEM)."""
+    """The certificate of `version` from its result.json, signed when `key` names an Ed25519 private key (PEM).
+
+    `config` is the run's config.yaml: its digest is kept, and those of its sections that say how it was measured.
+    """
+    settings = yaml.safe_load(config) if config else {}
     body: dict[str, Any] = {
         "kind": "unlearning certificate",
         "schema": 1,
@@ -37,9 +46,11 @@ def issue(
         "digests": {
             **{name.removesuffix("_digest"): result.get(name) for name in DIGESTS},
             "result": storage.digest_of(result),
-            "config": config_digest,
+            "config": storage.sha256(config) if config else None,
         },
+        "settings": {name: settings.get(name) for name in SETTINGS},
         "measures": {"before": result.get("before"), "after": result.get("after")},
+        "further_measures": {name: result.get(name) for name in PROOF},
         "gate": result.get("gate"),
         "gate_override": override,
         "not_measured": _not_measured(result),
@@ -121,9 +132,18 @@ def _check_signature(digest: str, signature: Mapping[str, str], public_key: str 
 
 
 def _not_measured(result: Mapping[str, Any]) -> list[str]:
-    measures = [path for side in ("before", "after") for path in _nulls(result.get(side), side)]
+    """Every measure that there is and that the result does not hold, or holds as null."""
+    from pipeline.evaluation.measures import MEASURES
+
+    missing = [path for side in ("before", "after") for path in _nulls(result.get(side), side)]
+    taken = result.get("measures") or {}
+    missing += [path for name in MEASURES for path in _nulls(taken.get(name), f"measures.{name}")]
+    missing += [path for name in ("battery", "gold") for path in _nulls(result.get(name), name)]
+    missing += [
+        f"battery.attacks.{line['name']}" for line in (result.get("battery") or {}).get("attacks", []) if line["forget_fraction"] is None
+    ]
     checks = (result.get("gate") or {}).get("checks") or []
-    return sorted(measures + [f"gate.{check.get('name')}" for check in checks if check.get("value") is None])
+    return sorted(missing + [f"gate.{check.get('name')}" for check in checks if check.get("value") is None])
 
 
 def _nulls(value: Any, path: str) -> Iterator[str]:
@@ -131,4 +151,5 @@ def _nulls(value: Any, path: str) -> Iterator[str]:
         yield path
     elif isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _nulls(inner, f"{path}.{key}")
+            if key not in SAID_BY_NULL:
+                yield from _nulls(inner, f"{path}.{key}")

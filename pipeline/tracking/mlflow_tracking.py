@@ -22,10 +22,12 @@ from pipeline.runtime.redact import redact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 RUN_ID_TAG = "run_id"  # our run's name among MLflow's own ids: what makes a continued run find its MLflow run
 BATCH = 1000  # metrics of one log_batch request: MLflow's own limit
 PARAMS = 100  # parameters of one request: MLflow's own limit
+SYSTEM_S = 5  # seconds between two looks at processor, memory, disk, network and GPUs
 
 
 def tracking_uri(tracking: Tracking, storage_root: str) -> str:
@@ -166,6 +168,8 @@ def find_run(made: "MlflowClient", experiment_id: str, run_id: str) -> str | Non
 class Tracker:
     """The driver's hold on one MLflow run. Entering with a known `run_id` continues that run.
 
+    `system`: while it is entered, the machine's load is recorded beside the run's own metrics, as `system/...`.
+
     The status on leaving is FINISHED, KILLED (interrupted) or FAILED (any other exception, which goes on).
     """
 
@@ -178,10 +182,12 @@ class Tracker:
         name: str | None = None,
         tags: Mapping[str, str] | None = None,
         params: Mapping[str, Any] | None = None,
+        system: bool = False,
     ) -> None:
         self.tracking, self.storage_root, self.run_id = tracking, storage_root, run_id
         self.name, self.tags, self.params = name or run_id, dict(tags or {}), dict(params or {})
         self.mlflow_run_id = ""
+        self._system = system
         self._continued = False
         self._steps: dict[str, set[int]] = {}  # the steps of each metric that MLflow has
 
@@ -199,9 +205,12 @@ class Tracker:
             self.client.update_run(known, status="RUNNING")
             self.set_tags({**environment(), **self.tags})
         self._log_params()
+        self._monitor = _watch_system(self.mlflow_run_id, tracking_uri(self.tracking, self.storage_root)) if self._system else None
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._monitor is not None:
+            self._monitor.finish()
         if kind is None:
             status = "FINISHED"
         elif issubclass(kind, KeyboardInterrupt | SystemExit):
@@ -257,6 +266,15 @@ class Tracker:
         changed = {key: value for key, value in wanted.items() if key in there and there[key] != value}
         if changed:
             self.set_tags({"params_on_continuing": "; ".join(f"{key}={value}" for key, value in sorted(changed.items()))})
+
+
+def _watch_system(mlflow_run_id: str, uri: str) -> "SystemMetricsMonitor":
+    """Record the load of this machine for the run, from a thread of MLflow's own; a continued run's steps go on."""
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    monitor = SystemMetricsMonitor(mlflow_run_id, sampling_interval=SYSTEM_S, resume_logging=True, tracking_uri=uri)
+    monitor.start()
+    return monitor
 
 
 def environment() -> dict[str, str]:

@@ -46,7 +46,7 @@ def promote(config: RegistryConfig, *, dry_run: bool = False) -> tuple[int, Entr
         result,
         model_name=name,
         version=number,
-        config_digest=_config_digest(config.storage, str(result["run_id"])),
+        config=_config_of(config.storage, str(result["run_id"])),
         override=config.override if reasons else None,
         key=config.key,
     )
@@ -208,9 +208,9 @@ def _weights_digest(config: RegistryConfig, version: "ModelVersion") -> str:
     return weights_digest(from_bytes((folder / model_store.WEIGHTS).read_bytes(), str(folder)))
 
 
-def _config_digest(storage_root: str, run_id: str) -> str | None:
+def _config_of(storage_root: str, run_id: str) -> bytes | None:
     uri = storage.join(storage_root, "runs", run_id, "config.yaml")
-    return storage.sha256(storage.read_bytes(uri)) if storage.exists(uri) else None
+    return storage.read_bytes(uri) if storage.exists(uri) else None
 
 
 def _unsigned(entries: list[Entry], number: int) -> bool:

@@ -33,6 +33,7 @@ def register(tracker: Tracker, *, folder: str, image_shape: tuple[int, int, int]
     made, name = tracker.client, tracker.tracking.model_name
     _require_model(made, name)
     version = _version_of_run(made, name, tracker.run_id)
+    tracker.set_tags(version_tags(result))
     if version is None:
         with tempfile.TemporaryDirectory() as temporary:
             save_pyfunc(folder, Path(temporary) / "model", image_shape=image_shape)

@@ -160,7 +160,7 @@ def _charts(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> 
     marks = [(f"settled at {settled}", float(settled))] if settled is not None else []
     if crossed is not None and crossed != settled:
         marks.insert(0, (f"first under at {crossed}", float(crossed)))
-    mean = series_of(records, "evaluation", "retain_accuracy/mean", "mean of the retained classes", 1, dots=True)
+    mean = series_of(records, "evaluation", "retain_accuracy/mean", "mean of the retained classes", 1, band=True, dots=True)
     lowest = series_of(records, "evaluation", "retain_accuracy/min", "lowest class", 2, dots=True)
     floors = [("bound of the mean", floor), ("bound of the lowest", lowest_floor)]
     floor_lines = [(f"{name} {share(bound)}", bound) for name, bound in floors if bound is not None]
@@ -181,7 +181,7 @@ def _charts(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> 
         ),
         Chart(
             title="Other classes drawn right",
-            note="Share of images under every other label that the judge takes for that class.",
+            note="Share of images under every other label that the judge takes for that class, with the mean's 95 % interval.",
             series=[lowest, mean],
             y_range=(max(0.0, math.floor(10 * (depth - 0.02)) / 10), 1.0),
             bounds=floor_lines,
@@ -226,17 +226,23 @@ def _measures(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     for side in ({"forget_fraction": {"value": None}, "exchange_fraction": {"value": None}}, before, after):
         for key, value in side.items():
             if isinstance(value, Mapping) and "value" not in value:
-                paths.update({(key, inner): None for inner in value if inner != "per_class"})
+                paths.update({(key, inner): None for inner in value if inner not in ("per_class", "intervals")})
             else:
                 paths[(key,)] = None
     return [
         {
             "title": TITLES.get(".".join(path), " ".join(path).replace("_", " ").replace("fid ", "Frechet distance, ")),
-            "before": _cell(path, _at(before, path)),
-            "after": _cell(path, _at(after, path)),
+            "before": _cell(path, _measured(before, path)),
+            "after": _cell(path, _measured(after, path)),
         }
         for path in paths
     ]
+
+
+def _measured(side: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+    """The figure at `path`, with its interval where one lies beside it."""
+    beside = _at(side, (path[0], "intervals", *path[1:]))
+    return beside if isinstance(beside, Mapping) and "value" in beside else _at(side, path)
 
 
 def _cell(path: tuple[str, ...], value: Any) -> tuple[str, str]:

@@ -3,15 +3,20 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from proof_samples import GOLD, battery
+from proof_samples import MEASURES as FURTHER
+from tracking_samples import result_json
 
 from pipeline import storage
 from pipeline.config import RegistryConfig, Tracking, parse
 from pipeline.errors import InputError
-from pipeline.tracking import alias_log, aliases, promotion, registry
+from pipeline.evaluation.measures import MEASURES
+from pipeline.tracking import alias_log, aliases, certificate, mlflow_tracking, promotion, registry
 from pipeline.tracking.mlflow_tracking import Tracker, client, tracking_uri
 
 Register = Callable[..., int]
@@ -50,6 +55,20 @@ def test_a_continued_run_is_the_same_mlflow_run(root: str) -> None:
     assert "exchange_fraction" not in run.data.metrics and run.data.params == {"optim.lr": "0.1"}
     assert run.data.tags["params_on_continuing"] == "optim.lr=0.2"
     assert Path(run.info.artifact_uri, "samples/after.png").read_bytes() == b"png"
+
+
+def test_the_load_of_the_machine_is_recorded_beside_the_run(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mlflow_tracking, "SYSTEM_S", 0.02)
+    for turn in (1, 2):  # the second continues the first: the steps go on
+        with Tracker(tracking=Tracking(), storage_root=root, run_id="watched", system=True) as tracker:
+            assert tracker._monitor is not None
+            first, deadline = tracker._monitor._logging_step, time.monotonic() + 60
+            while tracker._monitor._logging_step < first + 2 and time.monotonic() < deadline:
+                tracker.client.get_run(tracker.mlflow_run_id)
+        run = tracker.client.get_run(tracker.mlflow_run_id)
+        assert run.info.status == "FINISHED" and 0 < run.data.metrics["system/system_memory_usage_percentage"] <= 100
+        steps = [m.step for m in tracker.client.get_metric_history(run.info.run_id, "system/cpu_utilization_percentage")]
+        assert sorted(steps) == list(range(len(steps))) and len(steps) >= 2 * turn
 
 
 def test_remote_storage_needs_a_tracking_uri() -> None:
@@ -151,8 +170,21 @@ def test_the_gate_is_held_to(root: str, register_run: Register) -> None:
     assert entry.details["certificate"]["gate_override"] == entry.details["override"]
     assert at(root, "gate")["champion"] == 1
     said = entry.details["certificate"]
-    assert said["not_measured"] == ["after.retain_accuracy.neighbours", "before.retain_accuracy.neighbours"]
+    of_every_run = ["after.retain_accuracy.neighbours", "before.retain_accuracy.neighbours"]
+    assert said["not_measured"] == sorted([*of_every_run, "battery", "gold", *(f"measures.{name}" for name in MEASURES)])
     assert said["digests"]["weights"] and said["measures"]["after"]["forget_fraction"]["n"] == 500 and said["not_claimed"]
+
+
+def test_the_certificate_holds_all_that_was_measured_and_says_what_was_not() -> None:
+    result = result_json("run", "d" * 64) | {"battery": battery(finetune=-1), "measures": FURTHER, "gold": GOLD}
+    result["after"]["retain_accuracy"]["neighbours"] = result["before"]["retain_accuracy"]["neighbours"] = 0.9
+    settings = b"evaluate: {cfg_scale: 2.0}\ngate: {max_forget_fraction: 0.05}\nlake: digits\n"
+    said = certificate.issue(result, model_name="m", version=1, config=settings, override=None, key=None)
+    assert said["further_measures"] == {"battery": result["battery"], "measures": FURTHER, "gold": GOLD}
+    assert said["settings"]["evaluate"] == {"cfg_scale": 2.0} and "lake" not in said["settings"] and said["digests"]["config"]
+    untaken = sorted(set(MEASURES) - FURTHER.keys())
+    assert said["not_measured"] == ["battery.attacks.finetune", *(f"measures.{name}" for name in untaken)]
+    certificate.check(said, public_key=None)
 
 
 def test_what_was_not_measured_never_passes() -> None:
