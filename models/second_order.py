@@ -31,25 +31,25 @@ def second_order() -> Iterator[None]:
 
 
 def wanted() -> bool:
-    """Whether graphs are being built whose gradients will be differentiated again."""
-    return _wanted.get()
+    """Whether graphs are being built whose gradients will be differentiated again. Never within torch.compile: those are of first order."""
+    return not torch.compiler.is_compiling() and _wanted.get()
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v for (N, heads, T, d)."""
-    if not _wanted.get():
+    if not wanted():
         return F.scaled_dot_product_attention(q, k, v)
     return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
 
 
 def gelu(x: Tensor) -> Tensor:
     """GELU in its tanh form."""
-    return _Gelu.apply(x) if _wanted.get() else F.gelu(x, approximate="tanh")
+    return _Gelu.apply(x) if wanted() else F.gelu(x, approximate="tanh")
 
 
 def layer_norm(x: Tensor, eps: float) -> Tensor:
     """Layer norm over the last dimension, without scale and shift."""
-    return _LayerNorm.apply(x, eps)[0] if _wanted.get() else F.layer_norm(x, x.shape[-1:], eps=eps)
+    return _LayerNorm.apply(x, eps)[0] if wanted() else F.layer_norm(x, x.shape[-1:], eps=eps)
 
 
 class _Gelu(torch.autograd.Function):
