@@ -13,7 +13,7 @@ from models.judge import Judge
 from pipeline.config.measuring import Measuring
 from pipeline.data.rows import Batch
 
-AFTER, BEFORE = "after", "before"
+AFTER, BEFORE, GOLD = "after", "before", "gold"
 Rows = Callable[[Sequence[int], Literal["train", "heldout"]], Batch]
 
 
@@ -36,7 +36,7 @@ class Scope:
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """`model` is what is measured, `base` the same before it forgot (None: there is no before).
+    """`model` is what is measured, `base` the same before it forgot, `gold` one that never saw what it forgot (None: there is none).
 
     `rows(labels, split)` reads rows of the lake, by class and sample id. `spaces`: where distances are taken beside the judge's features.
     """
@@ -48,10 +48,13 @@ class Bench:
     rows: Rows
     to_pixels: Callable[[Tensor], Tensor] = lambda x: x
     spaces: Mapping[str, FeatureSpace] = field(default_factory=dict)
+    gold: GenerativeModel | None = None
 
     @property
     def sides(self) -> dict[str, GenerativeModel]:
-        return {AFTER: self.model} | ({BEFORE: self.base} if self.base is not None else {})
+        """The models that are measured alike, by name."""
+        there = {AFTER: self.model, BEFORE: self.base, GOLD: self.gold}
+        return {side: model for side, model in there.items() if model is not None}
 
     @property
     def device(self) -> torch.device:

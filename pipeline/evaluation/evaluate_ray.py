@@ -16,9 +16,9 @@ from pipeline.config.measuring import Attacks, Measuring
 from pipeline.data.lake import Lake, lake_uri, read_lake
 from pipeline.errors import InputError
 from pipeline.evaluation.battery import attacks, battery_result
-from pipeline.evaluation.bench import Bench, Scope
+from pipeline.evaluation.bench import AFTER, BEFORE, GOLD, Bench, Scope
 from pipeline.evaluation.gate import judge_warning
-from pipeline.evaluation.gold import gold_result, gold_sums
+from pipeline.evaluation.gold import gold_result
 from pipeline.evaluation.measures import MEASURES, results, works_of
 from pipeline.evaluation.neighbours import nearest_classes
 from pipeline.evaluation.sums import Shard, added
@@ -177,9 +177,9 @@ def evaluate(asked: Asked) -> dict[str, Any]:
         return worker.remote(shared, replace(scope), asked.attacks, job)
 
     made = attacks(asked.attacks, scope.settings.cfg_scale, scope.settings.sampler_steps) if asked.attacks else {}
-    names = list(asked.measures)
-    shards = {work: [start("work", work, rank, wanted.workers) for rank in range(wanted.workers)] for work in works_of(names, scope)}
-    gold = [start("gold", "gold", rank, wanted.workers) for rank in range(wanted.workers)] if asked.gold else []
+    names, sides = list(asked.measures), {AFTER: asked.subject, BEFORE: asked.base, GOLD: asked.gold}
+    works = dict.fromkeys([*works_of(names, scope), *(["drawing"] if asked.gold else [])])
+    shards = {work: [start("work", work, rank, wanted.workers) for rank in range(wanted.workers)] for work in works}
     tried = {name: start("attack", name) for name in made}
     sums = {work: added(_tensors(ray.get(parts))) for work, parts in shards.items()}
     found = {name: _outcome(reference) for name, reference in tried.items()}
@@ -188,9 +188,9 @@ def evaluate(asked: Asked) -> dict[str, Any]:
         "forgotten": list(scope.forgotten),
         "seed": scope.seed,
         "settings": scope.settings.model_dump(mode="json"),
-        "measures": results(names, scope, sums, with_before=asked.base is not None) if names else None,
+        "measures": results(names, scope, sums, [side for side, model in sides.items() if model is not None]) if names else None,
         "battery": battery_result(found, made, asked.bound) if made else None,
-        "gold": asked.facts["gold"] | gold_result(scope, added(_tensors(ray.get(gold)))) if gold else None,
+        "gold": asked.facts["gold"] | gold_result(scope, sums["drawing"]) if asked.gold else None,
         "warnings": list(asked.warnings),
         "workers": wanted.workers,
         "seconds": time.perf_counter() - started,
@@ -231,11 +231,7 @@ def _task(shared: Mapping[str, Any], scope: Scope, settings: Attacks | None, job
         assert settings is not None
         attack = attacks(settings, scope.settings.cfg_scale, scope.settings.sampler_steps)[job["name"]]
         return {**attack.run(bench), "seconds": time.perf_counter() - started}
-    if job["kind"] == "gold":
-        sums = gold_sums(bench, _model(shared["gold"], bench.device), shard)
-    else:
-        sums = WORKS[job["name"]](bench, shard)
-    return {name: value.cpu().numpy() for name, value in sums.items()}
+    return {name: value.cpu().numpy() for name, value in WORKS[job["name"]](bench, shard).items()}
 
 
 def open_bench(parts: Mapping[str, Any], scope: Scope, lake_at: str) -> Bench:
@@ -256,6 +252,7 @@ def open_bench(parts: Mapping[str, Any], scope: Scope, lake_at: str) -> Bench:
     return Bench(
         model=_model(parts["model"], device),
         base=None if parts["base"] is None else _model(parts["base"], device),
+        gold=None if parts["gold"] is None else _model(parts["gold"], device),
         judge=judge,
         scope=scope,
         rows=rows,

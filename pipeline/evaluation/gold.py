@@ -3,90 +3,57 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from models.generative import GenerativeModel
-from pipeline.evaluation.bench import AFTER, BEFORE, Bench, Scope
-from pipeline.evaluation.drift import drift_sums, paired_drift
-from pipeline.evaluation.frechet import Moments, frechet_distance
+from pipeline.evaluation.bench import AFTER, BEFORE, GOLD, Scope
+from pipeline.evaluation.drift import paired_drift
+from pipeline.evaluation.frechet import frechet_distance
+from pipeline.evaluation.measures import moments_of, spaces_of
 from pipeline.evaluation.proportion import proportion
 from pipeline.evaluation.retention import retain_shares
-from pipeline.evaluation.sampling import draw_blocks
-from pipeline.evaluation.sums import Ranks, Sums, below, placed, tally
+from pipeline.evaluation.sums import below
 from pipeline.evaluation.works import plans
 
-GOLD = "gold"
-FEATURES = "judge"
 
-
-def gold_sums(bench: Bench, gold: GenerativeModel, ranks: Ranks) -> Sums:
-    """The same seeds under the same labels by all sides: calls, moments of the retained labels, drift of each side against the gold."""
-    sums: Sums = {}
-    models = {GOLD: gold, **bench.sides}
-    scale = f"forgotten@{bench.scope.settings.cfg_scale:g}"
-    for name, what in plans(bench.scope).items():
-        if name not in ("retained", scale):
-            continue
-        drawn = [draw_blocks(model, bench.judge, what, ranks, to_pixels=bench.to_pixels) for model in models.values()]
-        for parts in zip(*drawn):
-            by_side = dict(zip(models, parts))
-            for side, part in by_side.items():
-                tally(
-                    sums,
-                    f"{side}/{'retained' if name == 'retained' else 'forgotten'}",
-                    placed(len(what.labels), part.positions, part.ranked[:, 0]),
-                )
-            if name != "retained":
-                continue
-            for side, part in by_side.items():
-                moments = Moments.of(part.features)
-                tally(sums, f"{side}/n", torch.tensor(moments.n))
-                tally(sums, f"{side}/total", moments.total)
-                tally(sums, f"{side}/outer", moments.outer)
-                if side != GOLD:
-                    for key, value in drift_sums(part.labels, part.features, by_side[GOLD].features).items():
-                        tally(sums, f"{side}/drift/{key}", value)
-    return sums
-
-
-def gold_result(scope: Scope, sums: Mapping[str, Tensor]) -> dict[str, Any]:
-    """How the gold draws, and how far `after` (and `before`) are from it on the retained labels.
+def gold_result(scope: Scope, drawing: Mapping[str, Tensor]) -> dict[str, Any]:
+    """How the gold draws, and how far `after` (and `before`) are from it on the retained labels, from the sums of `drawing`.
 
     agreement: share of (label, seed) that the judge calls alike. frechet: between the two models' images. paired_drift: mean distance
-    of the same (label, seed). The model before is the yardstick: it saw the rows and is otherwise trained alike.
+    of the same (label, seed). The model before is the yardstick: it saw the rows and is otherwise trained alike. Where samples were
+    named there is no forgotten label, and None stands for its share.
     """
-    labels, asked = plans(scope)["retained"].labels, plans(scope)[f"forgotten@{scope.settings.cfg_scale:g}"].labels
-    called = sums[f"{GOLD}/retained"].tolist()
+    spaces = spaces_of({"drawing": drawing})
+    labels = plans(scope)["retained"].labels
+    called = drawing[f"{GOLD}/retained/ranked"][:, 0].tolist()
     kept = retain_shares(labels, called, scope.neighbours)
     found: dict[str, Any] = {
-        "forget_fraction": _share(sums[f"{GOLD}/forgotten"].tolist(), asked),
+        "forget_fraction": _forgotten(scope, drawing, GOLD),
         "retain_accuracy": {"mean": kept["mean"], "min": kept["min"]},
     }
     for side in (AFTER, BEFORE):
-        if f"{side}/retained" not in sums:
+        if f"{side}/retained/ranked" not in drawing:
             continue
-        theirs = sums[f"{side}/retained"].tolist()
-        per_class = {
-            str(label): _share(
-                [a for a, asked_for in zip(theirs, labels) if asked_for == label], [a for a, b in zip(called, labels) if b == label]
-            )
-            for label in scope.retained
-        }
+        theirs = drawing[f"{side}/retained/ranked"][:, 0].tolist()
+        per_class = {str(label): _share([one for one in zip(theirs, called, labels) if one[2] == label]) for label in scope.retained}
         found[side] = {
-            "agreement": _share(theirs, called) | {"per_class": per_class},
-            "forget_fraction": _share(sums[f"{side}/forgotten"].tolist(), asked),
-            "frechet": {FEATURES: frechet_distance(_moments(sums, side), _moments(sums, GOLD))},
-            "paired_drift": {FEATURES: paired_drift(below(sums, f"{side}/drift"), scope.retained)},
+            "agreement": _share(list(zip(theirs, called))) | {"per_class": per_class},
+            "forget_fraction": _forgotten(scope, drawing, side),
+            "frechet": {
+                space: frechet_distance(moments_of(drawing, f"{space}/{side}"), moments_of(drawing, f"{space}/{GOLD}")) for space in spaces
+            },
+            "paired_drift": {space: paired_drift(below(drawing, f"{space}/drift/{side}/{GOLD}"), scope.retained) for space in spaces},
         }
     return found
 
 
-def _share(first: Any, second: Any) -> dict[str, Any]:
-    """Share of places at which both are the same."""
-    same = [a == b for a, b in zip(first, second, strict=True)]
-    return proportion(sum(same), len(same)).to_dict()
+def _forgotten(scope: Scope, drawing: Mapping[str, Tensor], side: str) -> dict[str, Any] | None:
+    """Share of images under the forgotten labels that are called that class."""
+    name = f"forgotten@{scope.settings.cfg_scale:g}"
+    if not scope.forgotten:
+        return None
+    return _share(list(zip(drawing[f"{side}/{name}/ranked"][:, 0].tolist(), plans(scope)[name].labels)))
 
 
-def _moments(sums: Mapping[str, Tensor], side: str) -> Moments:
-    return Moments(n=int(sums[f"{side}/n"].item()), total=sums[f"{side}/total"], outer=sums[f"{side}/outer"])
+def _share(pairs: list[Any]) -> dict[str, Any]:
+    """Share of pairs whose first two are the same."""
+    return proportion(sum(pair[0] == pair[1] for pair in pairs), len(pairs)).to_dict()

@@ -1,6 +1,6 @@
 """The table of measures: which work each is made of, and what it makes of the sums. A new one is one file and one line here."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ Found = Mapping[str, Mapping[str, Tensor]]  # work -> merged sums
 class Measure:
     """`result(scope, sums of the works, side)` gives plain data, None where it does not apply.
 
-    `of`: each side by itself (after and before), the model after alone, or both together, which needs a before.
+    `of`: each side by itself (after, before and gold), the model after alone, or both together, which needs a before.
     """
 
     works: tuple[str, ...]
@@ -30,17 +30,20 @@ class Measure:
     needs: Callable[[Scope], bool] = lambda scope: True
 
 
-def results(names: list[str], scope: Scope, found: Found, *, with_before: bool) -> dict[str, Any]:
-    """`{measure: {"after": …, "before": …}}`, or the figure itself for a measure of both together; None where it does not apply."""
+def results(names: list[str], scope: Scope, found: Found, sides: Collection[str]) -> dict[str, Any]:
+    """`{measure: {"after": …, "before": …, "gold": …}}` for the `sides` there are, or the figure itself for a measure of both together.
+
+    None where a measure does not apply.
+    """
     made: dict[str, Any] = {}
     for name in names:
         measure = MEASURES[name]
         if not measure.needs(scope):
             made[name] = None
         elif measure.of == "each":
-            made[name] = {side: measure.result(scope, found, side) for side in (AFTER, *((BEFORE,) if with_before else ()))}
+            made[name] = {side: measure.result(scope, found, side) for side in sides}
         else:
-            made[name] = measure.result(scope, found, AFTER) if with_before or measure.of == "after" else None
+            made[name] = measure.result(scope, found, AFTER) if BEFORE in sides or measure.of == "after" else None
     return made
 
 
@@ -77,31 +80,34 @@ def _retain(scope: Scope, found: Found, side: str) -> dict[str, Any]:
     return retention.retain_shares(labels, ranked[:, 0].tolist(), scope.neighbours)
 
 
-def _moments(sums: Mapping[str, Tensor], name: str) -> Moments:
+def moments_of(sums: Mapping[str, Tensor], name: str) -> Moments:
+    """Those that the sums of `drawing` hold as `name`, <space>/<side>."""
     return Moments(n=int(sums[f"{name}/n"].item()), total=sums[f"{name}/total"], outer=sums[f"{name}/outer"])
 
 
-def _spaces(found: Found) -> list[str]:
+def spaces_of(found: Found) -> list[str]:
     """The feature spaces that distances were taken in, the judge's first."""
     return [name.removesuffix("/real/n") for name in found["drawing"] if name.endswith("/real/n")]
 
 
 def _fid(scope: Scope, found: Found, side: str) -> dict[str, Any]:
     sums = found["drawing"]
-    drawn, real = _moments(sums, f"{JUDGE}/{side}"), _moments(sums, f"{JUDGE}/real")
-    distances = {space: frechet_distance(_moments(sums, f"{space}/{side}"), _moments(sums, f"{space}/real")) for space in _spaces(found)}
+    drawn, real = moments_of(sums, f"{JUDGE}/{side}"), moments_of(sums, f"{JUDGE}/real")
+    distances = {
+        space: frechet_distance(moments_of(sums, f"{space}/{side}"), moments_of(sums, f"{space}/real")) for space in spaces_of(found)
+    }
     return {**distances, "n": drawn.n, "real_n": real.n}
 
 
 def _kid(scope: Scope, found: Found, side: str) -> dict[str, Any]:
-    blocks = {space: found["drawing"].get(f"{space}/{side}/kid") for space in _spaces(found)}
+    blocks = {space: found["drawing"].get(f"{space}/{side}/kid") for space in spaces_of(found)}
     return {space: None if sums is None else kid.kid(sums) for space, sums in blocks.items()}
 
 
 def _manifold(scope: Scope, found: Found, side: str) -> dict[str, Any] | None:
     sums, k = found["drawing"], scope.settings.manifold_k
     shares: dict[str, Any] = {}
-    for space in _spaces(found):
+    for space in spaces_of(found):
         drawn, real = sums[f"{space}/{side}/features"], sums[f"{space}/real/features"]
         if min(len(drawn), len(real)) <= k:
             return None
@@ -110,7 +116,9 @@ def _manifold(scope: Scope, found: Found, side: str) -> dict[str, Any] | None:
 
 
 def _drift(scope: Scope, found: Found, side: str) -> dict[str, Any]:
-    return {space: drift.paired_drift(below(found["drawing"], f"{space}/drift"), scope.retained) for space in _spaces(found)}
+    return {
+        space: drift.paired_drift(below(found["drawing"], f"{space}/drift/{AFTER}/{BEFORE}"), scope.retained) for space in spaces_of(found)
+    }
 
 
 def _timesteps(scope: Scope, found: Found, side: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.rows import Batch
-from pipeline.evaluation.bench import Bench, Scope, pick
+from pipeline.evaluation.bench import AFTER, BEFORE, GOLD, Bench, Scope, pick
 from pipeline.evaluation.drift import drift_sums
 from pipeline.evaluation.frechet import Moments
 from pipeline.evaluation.kid import block_mmd, kid_sums
@@ -21,6 +21,7 @@ from pipeline.seeding import generator, seed_of
 
 JUDGE = "judge"  # the feature space that is always there: the judge's last hidden layer
 TOP = 5  # calls of the judge that are kept of every image
+DRIFTS = ((AFTER, BEFORE), (AFTER, GOLD), (BEFORE, GOLD))  # whose images of the same seeds are held against each other
 
 
 def plans(scope: Scope) -> dict[str, Plan]:
@@ -53,7 +54,7 @@ def plans(scope: Scope) -> dict[str, Plan]:
 
 def drawing(bench: Bench, ranks: Ranks) -> Sums:
     """Images of every plan by every side: <side>/<plan>/ranked (N, 5) calls; of the retained labels, in every feature space, moments,
-    kernel distances to real rows, the first features, and, of both sides, their paired drift: <space>/<side>/… and <space>/drift/….
+    kernel distances to real rows, the first features, and, of two sides, their paired drift: <space>/<side>/… and <space>/drift/<a>/<b>/….
     `<space>/real/…`: moments and features of the real rows."""
     sums: Sums = {}
     real, kept = reference_rows(bench), bench.scope.settings.manifold_samples
@@ -76,11 +77,13 @@ def drawing(bench: Bench, ranks: Ranks) -> Sums:
                     _moments(sums, f"{space}/{side}", features)
                     tally(sums, f"{space}/{side}/features", _first(features, part.positions, min(kept, len(what.labels))))
                     _kernel_distance(sums, space, side, features, part.positions, len(real), features_of, what.batch)
-            if compared and len(parts) == 2:
-                first, second = (_spaces(part) for part in parts)
-                for space in first:
-                    for key, value in drift_sums(parts[0].labels, first[space], second[space]).items():
-                        tally(sums, f"{space}/drift/{key}", value)
+            by_side = dict(zip(bench.sides, parts))
+            for one, other in DRIFTS if compared else ():
+                if one in by_side and other in by_side:
+                    first, second = _spaces(by_side[one]), _spaces(by_side[other])
+                    for space in first:
+                        for key, value in drift_sums(by_side[one].labels, first[space], second[space]).items():
+                            tally(sums, f"{space}/drift/{one}/{other}/{key}", value)
     return sums
 
 

@@ -53,31 +53,33 @@ WORDS = (
     ("loss_forget", "loss on forgotten images"),
     ("loss_heldout", "loss on never-seen images"),
     ("min", "lowest class"),
+    ("unpaired", "distance between two seeds of one class"),
+    ("relative", "drift as a share of that"),
 )
 UNSAID = ("k", "n", "real n")
 SHARES = ("forget_fraction", "leakage", "retain_accuracy", "precision_recall")
 
 
 def battery_section(battery: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Every attack with its verdict and what that means; None when the battery was not run."""
+    """The attacks by kind, each with its verdict, and what a kind's verdicts mean, said once; None when the battery was not run."""
     if not battery:
         return None
-    rows = []
+    groups: dict[str, dict[str, Any]] = {}
     for line in battery["attacks"]:
         state, text = STATES[line["verdict"]]
         kept = (line["retain_accuracy"] or {}).get("mean")
-        rows.append(
+        group = groups.setdefault(line["kind"], {"title": KINDS[line["kind"]], "rows": [], "meanings": {}})
+        group["rows"].append(
             {
-                "kind": KINDS[line["kind"]],
                 "about": line["about"][0].upper() + line["about"][1:],
                 "forget": _share(line["forget_fraction"]),
-                "retain": "" if kept is None else f"Others right: {share(kept['value'])}.",
+                "note": line["error"] or ("" if kept is None else f"Others right: {share(kept['value'])}"),
                 "state": state,
                 "verdict": text,
-                "meaning": line["error"] or DOUBT.get(line["verdict"]) or MEANING[(line["kind"], line["verdict"])],
             }
         )
-    return {"summary": battery_sentence(battery), "held": battery["held"], "rows": rows}
+        group["meanings"][DOUBT.get(line["verdict"]) or MEANING[(line["kind"], line["verdict"])]] = None
+    return {"summary": battery_sentence(battery), "held": battery["held"], "groups": list(groups.values())}
 
 
 def battery_sentence(battery: Mapping[str, Any]) -> str:
@@ -97,15 +99,15 @@ def battery_sentence(battery: Mapping[str, Any]) -> str:
 
 
 def measures_section(measures: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """A row for each figure, grouped by measure: title, before, after. Losses by timestep are a chart, not rows."""
+    """A row for each figure, grouped by measure: title, then (text, interval) before, after and of the gold; not what is a chart."""
     groups = []
     for name, value in (measures or {}).items():
         if name == "loss_by_timestep":
             continue
         show = _share_text if name in SHARES else _number_text
         rows = [
-            {"title": words, "before": before, "after": after}
-            for title, before, after in measure_lines(name, value, show)
+            {"title": words, "cells": [tuple(text.split("\n")) if "\n" in text else (text, "") for text in cells]}
+            for title, *cells in measure_lines(name, value, show)
             if (words := _words(title.removeprefix(name).removeprefix(", "))) not in UNSAID
         ]
         groups.append({"title": TITLES[name], "rows": rows})
@@ -121,35 +123,40 @@ def _words(title: str) -> str:
 
 
 def _share_text(value: Any) -> str:
+    """The share and, after a line's end, its interval."""
     if not isinstance(value, Mapping):
         return number(value)
     text, interval = _share(value)
-    return f"{text} ({interval})" if interval else text
+    return "\n".join([text, *([interval] if interval else [])])
 
 
 def _number_text(value: Any) -> str:
     if not isinstance(value, Mapping):
         return number(value)
-    interval = f" ({number(value['low'])} to {number(value['high'])})" if given(value.get("low")) else ""
-    return number(value.get("value")) + interval
+    interval = [f"{number(value['low'])} to {number(value['high'])}"] if given(value.get("low")) else []
+    return "\n".join([number(value.get("value")), *interval])
 
 
 def timestep_chart(measures: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Losses of held-out rows (of trained ones where nothing was held out) over the timesteps, before and after."""
+    """Losses of held-out rows (of trained ones where nothing was held out) over the timesteps, at most four lines."""
     found = (measures or {}).get("loss_by_timestep")
     if not found:
         return None
     middles = [(first + last) / 2 for first, last in found["after"]["bins"]]
     series: list[Series] = []
-    for kind, name in (("forget", "forgotten class"), ("retain", "retained classes")):
+    with_gold = found.get("gold") is not None
+    for kind, name, sides in (
+        ("forget", "forgotten class", ("before", "after", "gold")),
+        ("retain", "retained classes", ("after",) if with_gold else ("before", "after")),
+    ):
         group = next((f"{kind}_{split}" for split in ("heldout", "train") if f"{kind}_{split}" in found["after"]), None)
-        for side in ("before", "after"):
+        for side in sides:
             line = (found.get(side) or {}).get(group)
             if line is None:
                 continue
             series.append(
                 Series(
-                    name=f"{name}, {side}",
+                    name=f"{name}, {'never saw it' if side == 'gold' else side}",
                     color=len(series) + 1,
                     points=list(zip(middles, line["mean"])),
                     band=list(zip(middles, line["low"], line["high"])),
@@ -207,8 +214,9 @@ def _nearness(gold: Mapping[str, Any]) -> str:
 
 
 def _share(value: Mapping[str, Any] | None) -> tuple[str, str]:
-    """A share as text and, where it has one, its interval with n."""
+    """A share as text and, where it has one, its interval with n, after the class that it is of."""
     if value is None:
         return share(None), ""
+    of = f"class\u00a0{value['class']}, " if value.get("class") is not None else ""
     interval = f"{share(value['low'])} to {share(value['high'])}, n\u00a0=\u00a0{value['n']}" if given(value.get("low")) else ""
-    return share(value["value"]), interval
+    return share(value["value"]), of + interval

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.tracking.charts import Chart, Series, keys_of, layout, series_of
 from pipeline.tracking.png import grid_address, is_small
-from pipeline.tracking.proof import battery_section, gold_section, measures_section, timestep_chart
+from pipeline.tracking.proof import battery_section, battery_sentence, gold_section, measures_section, timestep_chart
 from pipeline.tracking.wording import (
     NOT_MEASURED,
     Namer,
@@ -72,7 +72,7 @@ def render_report(
     return environment.get_template("report.html").render(
         run_id=result.get("run_id") or "",
         title=title_of(request, named),
-        summary=summary(result, named),
+        summary=" ".join([summary(result, named), *([battery_sentence(result["battery"])] if result.get("battery") else [])]),
         verdict=verdict(result),
         tiles=_tiles(result),
         request=_request_rows(request, named),

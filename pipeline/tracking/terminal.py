@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.tracking.proof import battery_sentence
+
 
 def summary(result: Mapping[str, Any], report_uri: str) -> str:
     """A before/after table, steps and seconds, the gate, the version and where the report lies: about a dozen lines."""
@@ -52,6 +54,8 @@ def summary(result: Mapping[str, Any], report_uri: str) -> str:
         )
     failed = [check for check in result["gate"]["checks"] if not check["passed"]]
     lines.append("  gate PASSED" if result["gate"]["passed"] else "  gate FAILED: " + "; ".join(_reason(check) for check in failed))
+    if battery := result.get("battery"):
+        lines.append(f"  under attack: {battery_sentence(battery)}")
     lines += [f"  registered {model['name']} version {model['version']} @{model['alias']}", f"  report {report_uri}"]
     return "\n".join(lines)
 

@@ -1,5 +1,6 @@
 """Every measure of the table: the same in one, two and three shards, and what it says is what its formula says."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,14 @@ from sklearn.metrics import roc_auc_score
 
 from models.diffusion import Noise
 from pipeline.evaluation.bench import Bench
-from pipeline.evaluation.gold import gold_result, gold_sums
+from pipeline.evaluation.gold import gold_result
 from pipeline.evaluation.measures import MEASURES, results, works_of
 from pipeline.evaluation.membership import sample_losses
 from pipeline.evaluation.relearn import renew_labels
 from pipeline.evaluation.sums import Shard, added
 from pipeline.evaluation.timesteps import edges
 from pipeline.evaluation.tuning import copied, label_weights, tune
-from pipeline.evaluation.works import WORKS, plans
+from pipeline.evaluation.works import WORKS, drawing, plans
 from pipeline.seeding import seed_of
 from pipeline.training.draws import draw_rows
 from pipeline.unlearning.trainable import select
@@ -27,7 +28,7 @@ NAMES = list(MEASURES)
 
 def measured(bench: Bench, world: int, names: list[str] = NAMES) -> dict[str, Any]:
     found = {work: added(WORKS[work](bench, Shard(rank, world)) for rank in range(world)) for work in works_of(names, bench.scope)}
-    return results(names, bench.scope, found, with_before=bench.base is not None)
+    return results(names, bench.scope, found, bench.sides)
 
 
 @pytest.fixture(scope="module")
@@ -180,8 +181,8 @@ def test_tuning_moves_a_copy_and_lowers_its_loss() -> None:
 
 @pytest.mark.parametrize("world", [1, 3])
 def test_the_gold_reference_is_compared_on_the_same_seeds(world: int) -> None:
-    bench, gold = tiny_bench(), tiny_model(1)  # the gold is the model before, to the bit
-    found = gold_result(bench.scope, added(gold_sums(bench, gold, Shard(rank, world)) for rank in range(world)))
+    bench = replace(tiny_bench(), gold=tiny_model(1))  # the gold is the model before, to the bit
+    found = gold_result(bench.scope, added(drawing(bench, Shard(rank, world)) for rank in range(world)))
     before, after = found["before"], found["after"]
     assert before["agreement"]["value"] == 1.0 and before["paired_drift"]["judge"]["mean"] == 0.0
     assert before["frechet"]["judge"] == pytest.approx(0, abs=1e-6)
@@ -190,6 +191,17 @@ def test_the_gold_reference_is_compared_on_the_same_seeds(world: int) -> None:
     drawn = measured(bench, 1, ["forget_fraction", "retain_accuracy"])
     assert found["forget_fraction"]["value"] == drawn["forget_fraction"]["before"]["value"]
     assert found["retain_accuracy"]["mean"] == drawn["retain_accuracy"]["before"]["mean"]
+    named = replace(bench, scope=replace(bench.scope, forgotten=(), exchange={}, retained=(0, 1, 2, 3)))  # samples: no label is forgotten
+    about = gold_result(named.scope, drawing(named, Shard()))
+    assert about["forget_fraction"] is about["after"]["forget_fraction"] is None and about["before"]["agreement"]["value"] == 1.0
+
+
+def test_the_gold_is_measured_like_the_others(whole: dict[str, Any]) -> None:
+    """As the model before, to the bit, it has the figures of the model before; the others' are what they are without it."""
+    found = measured(replace(tiny_bench(), gold=tiny_model(1)), 2)
+    for name, measure in MEASURES.items():
+        assert measure.of != "each" or found[name].pop("gold") == found[name]["before"], name
+    close(found, whole)
 
 
 def test_what_is_drawn_mixes_the_labels_and_is_paired_across_sides() -> None:

@@ -191,6 +191,8 @@ def test_the_battery_says_what_each_verdict_means() -> None:
         "95\u00a0%",
     ):
         assert said in text, said
+    assert text.count("The network can still draw the class") == 1, "said once for the three starts"
+    assert "registered as candidate. It stayed forgotten through 6 of 12" in text, "the first sentences say so too"
     held = proven(battery=battery()).text
     assert "all held" in held and "through all 12 attacks" in held and "comes back" not in held
 
@@ -206,7 +208,9 @@ def test_measures_and_gold_are_shown() -> None:
     assert {"further", "gold"} <= page.ids
     for said in (
         "null label",
-        "6\u00a0% (",
+        "2.8\u00a0% to 12.5\u00a0%, n\u00a0=\u00a0100",
+        "Never saw it",
+        "forgotten class, never saw it",
         "never trained label",
         "more than 2",
         "Loss by timestep",
