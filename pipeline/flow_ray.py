@@ -26,7 +26,7 @@ from pipeline.evaluation.gate import judge_gate, judge_warning
 from pipeline.evaluation.judging import tried
 from pipeline.evaluation.neighbours import confused_classes, nearest_classes
 from pipeline.request import require_fit, resolve
-from pipeline.runtime import records
+from pipeline.runtime import precision, records
 from pipeline.runtime.code_version import code_version
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.redact import redacted
@@ -81,6 +81,7 @@ def check(config: UnlearnConfig) -> Prepared:
         weights.load_into(verdict.net, judge.state, f"judge.weights: {judge.uri}")
     except weights.WeightsError as error:
         raise InputError(str(error)) from error
+    precision.require(config, base.config)
     _require_same_classes(lake, model, judge)
     bases.require_same_names(lake, judge)
     require_fit(config, model)
@@ -357,6 +358,7 @@ def _result(prepared: Prepared, outcome: dict[str, Any], digest: str, partition_
         "model": {"name": config.tracking.model_name, "version": None, "alias": None},
         "base_digest": prepared.base.digest,
         "features": spaces.facts(prepared.features, prepared.judge),
+        "precision": precision.facts(config),
         "weights_digest": digest,
         "lake_digest": prepared.lake.digest,
         "partition_digest": partition_digest,

@@ -128,6 +128,9 @@ class Train(Section):
     gpus_per_worker: float = Field(0, ge=0)
     precision: Literal["fp32", "bf16"] = "fp32"
     tf32: bool = Field(False, description="float32 matrix products in TF32 on GPUs: faster, with 10 bits of mantissa")
+    compile: bool = Field(
+        False, description="torch.compile for passes of first order and for sampling (DiTs): pays where a run is much longer than a minute"
+    )
     memory_gib: float | None = Field(
         None, gt=0, description="memory of one GPU: hvp exact gives way to recompute where it would not fit; absent: not looked at"
     )
@@ -168,6 +171,7 @@ class Evaluate(Section):
     final_sampler_steps: int = Field(20, ge=1)
     membership_draws: int = Field(16, ge=1, description="named samples: noises over which a row's loss is averaged")
     hold_steps: int = Field(16, ge=1, description="steps over which every check must stay below the target before the run is settled")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the network while it samples; judge and decoder are in fp32")
     batch: int = Field(128, ge=1, description="images sampled at once by a worker")
     guard: Fraction | None = Field(
         0.7,

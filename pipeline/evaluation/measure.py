@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ from pipeline.evaluation.frechet import Moments, frechet_distance, merged
 from pipeline.evaluation.membership import Membership, membership, sample_losses
 from pipeline.evaluation.proportion import Proportion, proportion
 from pipeline.evaluation.retention import Retention, retain_accuracy
-from pipeline.evaluation.sampling import judge_samples, plan
+from pipeline.evaluation.sampling import Autocast, judge_samples, plan
 from pipeline.evaluation.settle import Measured
 from pipeline.evaluation.shares import Shares, shares_of
 from pipeline.seeding import seed_of
@@ -133,11 +134,13 @@ def measure(
     steps: int,
     batch: int,
     further: bool = False,
+    autocast: Autocast = nullcontext,
 ) -> Measures:
     """Draw `forget_samples` images over the forgotten labels together and `retain_samples` for each retained one, and judge them.
 
     A model without labels draws `forget_samples` in all: the forget fraction is then the share of all samples called a forgotten class.
-    `further`: the Frechet distance in the subject's further spaces too, which a few images a class would not tell much of.
+    `further`: the Frechet distance in the subject's further spaces too, which a few images a class would not tell much of. `autocast`
+    surrounds the sampler.
 
     Collective: every rank calls it with the same arguments and gets the same answer. The noise is keyed by (seed, purpose).
     """
@@ -151,7 +154,9 @@ def measure(
     model.net.eval()
     drawn = subject.retained if model.conditional else (UNLABELLED,)
     spaces = subject.spaces if further else {}
-    verdicts = judge_samples(model, subject.judge, what, collectives, to_pixels=subject.to_pixels, spaces=spaces, compared=drawn)
+    verdicts = judge_samples(
+        model, subject.judge, what, collectives, to_pixels=subject.to_pixels, spaces=spaces, compared=drawn, autocast=autocast
+    )
     attack = _attack(model, subject, collectives, seed=seed, purpose=purpose, batch=batch) if subject.members else None
     model.net.train(training)
     fid = {}

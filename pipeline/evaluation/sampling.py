@@ -1,6 +1,7 @@
 """Drawing images and asking the judge, sharded over ranks: image k depends on its label and seed alone."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -16,6 +17,7 @@ from pipeline.unlearning.collectives import Collectives
 
 LANES = 8  # ranks that can share one plan; a block of images never depends on how many do
 NO_SPACES: Mapping[str, FeatureSpace] = {}
+Autocast = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +72,18 @@ def draw_blocks(
     top: int = 1,
     to_pixels: Callable[[Tensor], Tensor] = lambda x: x,
     spaces: Mapping[str, FeatureSpace] = NO_SPACES,
+    autocast: Autocast = nullcontext,
 ) -> Iterator[Block]:
-    """Draw this rank's blocks of the plan, `what.batch` images each, and ask the judge. The same images whatever the number of ranks."""
+    """Draw this rank's blocks of the plan, `what.batch` images each, and ask the judge. The same images whatever the number of ranks.
+
+    `autocast` surrounds the sampler alone.
+    """
     for positions in blocks(len(what.labels), what.batch, ranks.rank, ranks.world):
         labels = torch.tensor([what.labels[i] for i in positions])
         seeds = [what.seeds[i] for i in positions]
-        x = to_pixels(model.sample(labels=labels, seeds=seeds, cfg_scale=what.cfg_scale, steps=what.steps))
+        with autocast():
+            sampled = model.sample(labels=labels, seeds=seeds, cfg_scale=what.cfg_scale, steps=what.steps)
+        x = to_pixels(sampled)
         ranked = judge.logits(x).topk(min(top, judge.num_classes), dim=1).indices
         further = {name: space.features(x).cpu() for name, space in spaces.items()}
         yield Block(positions=positions, labels=labels, ranked=ranked.cpu(), features=judge.features(x).cpu(), further=further)
@@ -90,6 +98,7 @@ def judge_samples(
     to_pixels: Callable[[Tensor], Tensor] = lambda x: x,
     spaces: Mapping[str, FeatureSpace] = NO_SPACES,
     compared: Collection[int] = (),
+    autocast: Autocast = nullcontext,
 ) -> Verdicts:
     """Draw the plan's images, shared out over ranks, and put the verdicts together on all of them.
 
@@ -101,7 +110,7 @@ def judge_samples(
     called = torch.zeros(n, dtype=torch.int64)
     moments: dict[int, Moments] = {}
     further = {name: Moments.empty(space.feature_size) for name, space in spaces.items()}
-    for block in draw_blocks(model, judge, shared, collectives, to_pixels=to_pixels, spaces=spaces):
+    for block in draw_blocks(model, judge, shared, collectives, to_pixels=to_pixels, spaces=spaces, autocast=autocast):
         called[block.positions] = block.ranked[:, 0]
         for label in block.labels.unique().tolist():
             part = Moments.of(block.features[block.labels == label])

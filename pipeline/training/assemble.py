@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from models import weights
+from models.compiling import compile_first_order
 from models.features.table import FeatureSpace
 from models.generative import build
 from models.judge import build_judge
@@ -17,6 +18,7 @@ from pipeline.data.partition import Partition
 from pipeline.data.rows import Batch
 from pipeline.evaluation.frechet import Moments
 from pipeline.evaluation.measure import Subject, feature_moments
+from pipeline.runtime.precision import require_precision, use_tf32
 from pipeline.training.draws import exchange_rows
 from pipeline.training.loop import Inputs
 from pipeline.unlearning.collectives import Collectives
@@ -47,8 +49,10 @@ def assemble(
     model = build(stored.config, batch_norm=config.model.batch_norm)
     weights.load_into(model.net, stored.state, stored.uri)
     model.net.to(device)
-    bases.require_bf16(device, config.train.precision)
-    torch.set_float32_matmul_precision("high" if config.train.tf32 else "highest")
+    require_precision(device, config)
+    use_tf32(config.train.tf32)
+    if config.train.compile:
+        compile_first_order(model.net)
     to_pixels = bases.to_pixels(stored, device)
     kept = model_store.read(judge_uri, "judge.weights")
     judge = build_judge(kept.config)

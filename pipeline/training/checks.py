@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipeline.evaluation.measure import Measures, measure
 from pipeline.evaluation.settle import SettleRule
+from pipeline.runtime.precision import autocast
 from pipeline.runtime.stopwatch import phase
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ def check(inputs: "Inputs", step: int, *, final: bool) -> Measures:
         steps=evaluate.final_sampler_steps if final else evaluate.sampler_steps,
         batch=evaluate.batch,
         further=final,
+        autocast=lambda: autocast(evaluate.precision, inputs.device),
     )
 
 

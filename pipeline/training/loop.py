@@ -7,7 +7,6 @@ noise and a checkpoint; it ends when the settling rule says so or the steps are 
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +19,7 @@ from pipeline.data.cycle import Cycle
 from pipeline.data.rows import Batch
 from pipeline.evaluation.measure import Subject
 from pipeline.evaluation.settle import SettleRule
+from pipeline.runtime.precision import autocast
 from pipeline.runtime.stopwatch import Stopwatch, phase, timed
 from pipeline.training.beginning import begin
 from pipeline.training.checkpoint import Checkpoint, optimiser_moments, restore_moments
@@ -215,7 +215,7 @@ def train_step(
         micro_batches=micro,
         joint=hvp != "recompute",
         hat=hat,
-        autocast=lambda: _autocast(config.train.precision, inputs.device),
+        autocast=lambda: autocast(config.train.precision, inputs.device),
     )
     params = list(named.values())
     radius = FD_RADIUS[config.train.precision]
@@ -312,7 +312,3 @@ def _restore(
     checks.kept = {name: value.to(device) for name, value in start.kept.items()}
     checks.pending = {step: {name: value.to(device) for name, value in named.items()} for step, named in start.pending.items()}
     checks.resume()
-
-
-def _autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:
-    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()

@@ -109,17 +109,6 @@ def to_pixels(stored: model_store.Stored, device: "torch.device") -> Callable[["
     return decoder(stored.config["autoencoder"], stored.autoencoder, device)
 
 
-def require_bf16(device: "torch.device", precision: str) -> None:
-    """Raise `InputError` where bfloat16 is asked of a GPU without it. CPUs compute it, slowly."""
-    import torch
-
-    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        name = torch.cuda.get_device_name(device)
-        raise InputError(
-            f"train.precision: got bf16, which {name} does not have; expected fp32, or a GPU of compute capability 8.0 or newer"
-        )
-
-
 def plan_of(config: UnlearnConfig, base: model_store.Stored | None = None) -> "MemoryPlan | None":
     """The memory plan of `config`, for `base` or, without one, for the published model of its size; None where it has no plan."""
     from models.dit import SIZES
