@@ -2,6 +2,7 @@
 
 python jobs/pretrain.py --config jobs/configs/pretrain_digits.yaml [--set optim.max_steps=1200 ...]
 python jobs/pretrain.py --config jobs/configs/pretrain_digits.yaml --set without=[1]    (a gold reference that never saw a 1)
+python jobs/pretrain.py --config jobs/configs/pretrain_digits.yaml --set without_samples=ids.txt    (one that never saw these rows)
 """
 
 import sys
@@ -24,7 +25,7 @@ def run(config: PretrainConfig, dry_run: bool) -> None:
         pretrain_ray.check(config, lake)
         description, _ = pretrain_ray.descriptions(config, lake)
         print(
-            f"would train {description['size']}{'' if config.without else ' and its judge'} on {config.lake} "
+            f"would train {description['size']}{'' if config.is_gold else ' and its judge'} on {config.lake} "
             f"({len(description['class_names']) - len(config.without)} classes), "
             f"{config.optim.max_steps} steps of {config.optim.batch_size} on {config.train.workers} workers"
         )

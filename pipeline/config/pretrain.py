@@ -33,8 +33,14 @@ class PretrainConfig(JobConfig):
     without: list[int] = Field(
         [], description="classes it never sees: a gold reference, in a folder of its own, judged by the judge that is there"
     )
+    without_samples: str | None = Field(None, description="the same for single rows: URI of a text file with one sample id a line")
     label_dropout: Fraction = Field(0.1, description="share of rows trained under the null label (classifier-free guidance)")
     optim: PretrainOptim = PretrainOptim()
     judge: JudgeOptim = JudgeOptim()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+
+    @property
+    def is_gold(self) -> bool:
+        """Whether it is a reference beside the model that sees everything."""
+        return bool(self.without or self.without_samples)

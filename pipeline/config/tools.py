@@ -72,6 +72,14 @@ class SweepBenchmark(Section):
     max_steps: int = Field(4, ge=1)
 
 
+class EvaluationBenchmark(Section):
+    """What a check beside the training costs the steps it overlaps with (needs the quickstart's lake and models under storage)."""
+
+    base: str = Field("jobs/configs/quickstart.yaml", description="configuration of the main job whose step and check they are")
+    rounds: int = Field(10, ge=1, description="checks, each between steps with none")
+    samples: int = Field(200, ge=20, description="images a check draws for the forgotten classes together")
+
+
 class DataBenchmark(Section):
     """Raw images into a lake, a partition's rows into workers."""
 
@@ -91,3 +99,4 @@ class BenchmarkConfig(JobConfig):
     scaling: ScalingBenchmark = ScalingBenchmark()
     data: DataBenchmark = DataBenchmark()
     sweep: SweepBenchmark = SweepBenchmark()
+    evaluation: EvaluationBenchmark = EvaluationBenchmark()

@@ -122,16 +122,17 @@ def segment_steps(config: UnlearnConfig, lake: Lake) -> int:
 
 def read_sample_ids(request: Request) -> list[str] | None:
     """The ids that the request's file names, one a line; None when it names no file."""
-    if request.sample_ids is None:
-        return None
-    uri = storage.absolute(request.sample_ids)
+    return None if request.sample_ids is None else read_ids(request.sample_ids, "request.sample_ids")
+
+
+def read_ids(where: str, key: str) -> list[str]:
+    """The lines of the text file `where`, which the configuration names as `key`."""
+    uri = storage.absolute(where)
     if not storage.exists(uri):
-        raise InputError(
-            f"request.sample_ids: got {request.sample_ids!r}, which is missing; expected a text file with one sample id a line"
-        )
+        raise InputError(f"{key}: got {where!r}, which is missing; expected a text file with one sample id a line")
     ids = [line.strip() for line in storage.read_bytes(uri).decode().splitlines() if line.strip()]
     if not ids:
-        raise InputError(f"request.sample_ids: {request.sample_ids!r} is empty, expected one sample id a line")
+        raise InputError(f"{key}: {where!r} is empty, expected one sample id a line")
     return ids
 
 

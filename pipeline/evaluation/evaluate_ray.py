@@ -78,8 +78,10 @@ def check(config: EvaluateConfig) -> Asked:
         base = model_store.read(target.named_model(config.storage, config.base), "base")
     gold = model_store.read(target.named_model(config.storage, config.gold), "gold") if config.gold else None
     scope = scope_of(request, lake, found.description, base, seed=config.seed, settings=config.measuring)
-    if (config.battery or gold) and not scope.forgotten:
-        raise InputError("battery, gold: they ask about forgotten classes, and there are none; give --set request.classes=[1]")
+    if config.battery and not scope.forgotten:
+        raise InputError("battery: it asks about forgotten classes, and there are none; give --set request.classes=[1]")
+    if gold and not scope.forgotten and not scope.sample_ids:
+        raise InputError("gold: it asks about what was forgotten, and nothing was; give --set request.classes=[1]")
     for what, other in (("version", found.description), ("base", base and base.config), ("gold", gold and gold.config)):
         if other and build(other).num_classes != len(lake.manifest.classes):
             raise InputError(f"{what}: knows {build(other).num_classes} classes, but lake {lake_name!r} has {len(lake.manifest.classes)}")

@@ -29,12 +29,14 @@ def check(config: UnlearnConfig) -> None:
     unknown = [name for name in config.evaluate.measures if name not in MEASURES]
     if unknown:
         raise InputError(f"evaluate.measures: got {unknown[0]!r}, expected some of {', '.join(MEASURES)}")
-    if (config.evaluate.battery or config.evaluate.gold) and not config.request.forgotten_classes:
-        raise InputError("evaluate.battery, evaluate.gold: they ask about forgotten classes, and the request names samples; leave them out")
+    if config.evaluate.battery and not config.request.forgotten_classes:
+        raise InputError("evaluate.battery: it asks about forgotten classes, and the request names samples; leave it out")
     if config.evaluate.gold and model_store.manifest_of(target.named_model(config.storage, config.evaluate.gold)) is None:
+        named = config.request.sample_ids
+        without = f"without_samples={named}" if named else f"without={config.request.classes}"
         raise InputError(
             f"evaluate.gold: no model at {target.named_model(config.storage, config.evaluate.gold)}; make it with "
-            f"`python jobs/pretrain.py --config jobs/configs/pretrain_<lake>.yaml --set without={config.request.classes}`"
+            f"`python jobs/pretrain.py --config jobs/configs/pretrain_<lake>.yaml --set {without}`"
         )
 
 

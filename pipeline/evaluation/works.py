@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.rows import Batch
+from pipeline.data.shards import FLIP_MARK
 from pipeline.evaluation.bench import AFTER, BEFORE, GOLD, Bench, Scope, pick
 from pipeline.evaluation.drift import drift_sums
 from pipeline.evaluation.frechet import Moments
@@ -135,7 +136,7 @@ def forgotten_rows(bench: Bench, split: Literal["train", "heldout"]) -> Batch:
     if split == "heldout":
         return rows
     named = set(scope.sample_ids)
-    return rows.take([index for index, name in enumerate(rows.sample_id) if name in named])
+    return rows.take([index for index, name in enumerate(rows.sample_id) if name.removesuffix(FLIP_MARK) in named])
 
 
 def groups(bench: Bench) -> dict[str, Batch]:

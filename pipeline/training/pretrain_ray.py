@@ -2,16 +2,21 @@
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import config as configuration
 from pipeline import storage
 from pipeline.config import PretrainConfig
 from pipeline.data.lake import Lake, lake_uri, read_lake
+from pipeline.data.partition import find_ids, read_ids
+from pipeline.data.shards import FLIP_MARK
 from pipeline.errors import InputError
 from pipeline.runtime import records
 from pipeline.runtime.progress import Progress
 from pipeline.weights import model_store
+
+if TYPE_CHECKING:
+    from pipeline.data.rows import Batch
 
 METRICS = "metrics.jsonl"
 
@@ -51,9 +56,24 @@ def descriptions(config: PretrainConfig, lake: Lake) -> tuple[dict[str, Any], di
 
 
 def model_uri_of(config: PretrainConfig) -> str:
-    """Where the model goes: a gold reference beside the one that saw every class."""
+    """Where the model goes: a gold reference beside the one that saw everything, named samples by the digest of their ids."""
     uri = model_store.model_uri(config.storage, config.model.size, config.lake)
-    return "-".join([uri, "without", *map(str, sorted(config.without))]) if config.without else uri
+    samples = ["samples", _samples_digest(config)[:8]] if config.without_samples else []
+    return "-".join([uri, "without", *map(str, sorted(config.without)), *samples]) if config.is_gold else uri
+
+
+def _samples_digest(config: PretrainConfig) -> str:
+    assert config.without_samples is not None
+    return storage.digest_of(sorted(set(read_ids(config.without_samples, "without_samples"))))
+
+
+def seen_rows(config: PretrainConfig, lake: Lake) -> "Batch":
+    """The rows to learn from: all but those of `without` and `without_samples`, mirrored copies included."""
+    rows = lake.read([item.label for item in lake.manifest.classes if item.label not in config.without])
+    if not config.without_samples:
+        return rows
+    gone = set(read_ids(config.without_samples, "without_samples"))
+    return rows.take([index for index, name in enumerate(rows.sample_id) if name.removesuffix(FLIP_MARK) not in gone])
 
 
 def check(config: PretrainConfig, lake: Lake) -> None:
@@ -70,7 +90,17 @@ def check(config: PretrainConfig, lake: Lake) -> None:
             raise InputError(f"without: class {label} is not in lake {config.lake!r}, expected some of {labels[0]} to {labels[-1]}")
     if set(config.without) >= set(labels):
         raise InputError("without: got every class of the lake, expected at least one to learn from")
-    if config.without and model_store.manifest_of(model_store.judge_uri(config.storage, config.lake)) is None:
+    if config.without_samples:
+        ids = set(read_ids(config.without_samples, "without_samples"))
+        found = {name for _, names in find_ids(lake, lake.shards(), sorted(ids)).values() for name in names}
+        if missing := sorted(ids - found):
+            raise InputError(
+                f"without_samples: {len(missing)} of {len(ids)} ids are not in lake {config.lake!r}, the first is {missing[0]!r}; "
+                "expected ids of its training rows"
+            )
+        if not len(seen_rows(config, lake)):
+            raise InputError("without_samples: got every row of the lake, expected at least one to learn from")
+    if config.is_gold and model_store.manifest_of(model_store.judge_uri(config.storage, config.lake)) is None:
         raise InputError(
             "without: no judge is there yet, and one that never saw a class cannot judge it; run this job without `without` first"
         )
@@ -90,11 +120,12 @@ def pretrain(config: PretrainConfig) -> Pretrained:
         "judge": config.judge.model_dump(),
         "evaluate": config.evaluate.model_dump(include={"retain_samples", "cfg_scale", "final_sampler_steps", "batch"}),
         **({"without": sorted(config.without)} if config.without else {}),
+        **({"without_samples": _samples_digest(config)} if config.without_samples else {}),
     }
     model_uri = model_uri_of(config)
     judge_uri = model_store.judge_uri(config.storage, config.lake)
     manifest, judge_manifest = model_store.manifest_of(model_uri), model_store.manifest_of(judge_uri)
-    reused = all(m is not None and m["made_with"] == made_with for m in ([manifest] if config.without else [manifest, judge_manifest]))
+    reused = all(m is not None and m["made_with"] == made_with for m in ([manifest] if config.is_gold else [manifest, judge_manifest]))
     if not reused:
         described = descriptions(config, lake)
         storage.require_writable(config.storage)
@@ -124,8 +155,8 @@ def _train(
 
     cluster_ray.connect()
     cluster_ray.require_shared(config.storage)
-    first = 0 if config.without else config.judge.max_steps
-    judge_too = "" if config.without else " and its judge"
+    first = 0 if config.is_gold else config.judge.max_steps
+    judge_too = "" if config.is_gold else " and its judge"
     progress = Progress(f"training {config.model.size}{judge_too}", config.optim.max_steps + first)
 
     def show(fresh: list[records.Record]) -> None:
@@ -175,7 +206,7 @@ def _worker(arguments: dict[str, Any]) -> None:
     first = collectives.rank == 0
     lake = read_lake(arguments["lake_uri"])
     seen = [item.label for item in lake.manifest.classes if item.label not in config.without]
-    rows, seed, made_with = lake.read(seen), config.seed, arguments["made_with"]
+    rows, seed, made_with = seen_rows(config, lake), config.seed, arguments["made_with"]
     description, judge_description = arguments["described"]
     writer = records.Writer(arguments["metrics_uri"])
 
@@ -183,7 +214,7 @@ def _worker(arguments: dict[str, Any]) -> None:
         return (lambda step, loss: writer.write({"of": of, "step": step, "loss": loss})) if first else (lambda step, loss: None)
 
     common = {"seed": seed, "device": device, "collectives": collectives}
-    if config.without:
+    if config.is_gold:
         stored = model_store.read(arguments["judge_uri"], "judge.weights")
         judge = build_judge(stored.config)
         weights.load_into(judge.net, stored.state, stored.uri)
@@ -245,7 +276,7 @@ def _worker(arguments: dict[str, Any]) -> None:
         quality = {"judged_right": right}
     if first:
         writer.flush()
-        if not config.without:
+        if not config.is_gold:
             model_store.write(
                 arguments["judge_uri"],
                 judge.config,

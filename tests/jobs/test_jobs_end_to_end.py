@@ -26,6 +26,25 @@ UNLEARN = [
     "evaluate.sampler_steps=2",
     "evaluate.final_sampler_steps=3",
 ]
+PROVEN = [
+    "evaluate.battery=true",
+    "evaluate.gold=dit-tiny-digits",  # the base itself: the flow is tested, not the distance
+    "evaluate.measures=[leakage, loss_by_timestep]",
+    "measuring.samples=20",
+    "measuring.retain_samples=2",
+    "measuring.null_samples=2",
+    "measuring.cfg_scales=[]",
+    "measuring.sampler_steps=2",
+    "measuring.loss_rows=4",
+    "measuring.timestep_bins=2",
+    "attacks.samples=20",
+    "attacks.retain_samples=1",
+    "attacks.finetune_steps=1",
+    "attacks.embedding_steps=1",
+    "attacks.cfg_scales=[]",
+    "attacks.sampler_steps=[]",
+    "attacks.ancestral_steps=2",
+]
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ray]
 
@@ -59,10 +78,17 @@ def pretrained(root: str, job: Callable[..., Any]) -> str:
 @pytest.fixture(scope="module")
 def unlearned(pretrained: str, job: Callable[..., Any]) -> dict[str, Any]:
     """result.json of the main job on two workers."""
-    done = job("unlearn_imagenet", "quickstart", f"storage={pretrained}", "run_id=first", *UNLEARN)
+    done = job("unlearn_imagenet", "quickstart", f"storage={pretrained}", "run_id=first", *UNLEARN, *PROVEN)
     assert done.code == 0, done.err
     assert len((done.out + done.err).splitlines()) < 60, "a normal run does not drown what it says"
-    for said in ("forget_fraction", "retain_accuracy, mean", "gate ", f"registered {MODEL} version 1 @candidate", "report.html"):
+    for said in (
+        "forget_fraction",
+        "retain_accuracy, mean",
+        "gate ",
+        "under attack: ",
+        f"registered {MODEL} version 1 @candidate",
+        "report.html",
+    ):
         assert said in done.out
     return json.loads((Path(pretrained) / "runs" / "first" / "result.json").read_text())
 
@@ -91,6 +117,16 @@ def test_result_holds_the_whole_contract(unlearned: dict[str, Any]) -> None:
     assert r["timing"]["gpu_seconds"] is None and r["timing"]["seconds_per_step"] > 0
     digests = [r[name] for name in ("base_digest", "weights_digest", "lake_digest", "partition_digest")]
     assert all(len(digest) == 64 for digest in digests) and len(set(digests)) == 4
+
+
+def test_the_proof_is_in_result_and_report(unlearned: dict[str, Any], pretrained: str) -> None:
+    battery, gold = unlearned["battery"], unlearned["gold"]
+    assert {line["kind"] for line in battery["attacks"]} == {"none", "finetune", "quantise", "sampler", "embedding"}
+    assert all(line["error"] is None and line["forget_fraction"]["n"] == 20 for line in battery["attacks"])
+    assert gold["name"] == "dit-tiny-digits" and gold["weights_digest"] == unlearned["base_digest"]
+    assert gold["before"]["agreement"]["value"] == 1.0 and set(unlearned["measures"]["leakage"]) == {"after", "before", "gold"}
+    page = (Path(pretrained) / "runs" / "first" / "report.html").read_text()
+    assert all(f'<section id="{name}">' in page for name in ("battery", "further", "gold"))
 
 
 def test_the_run_leaves_its_folder(unlearned: dict[str, Any], pretrained: str) -> None:

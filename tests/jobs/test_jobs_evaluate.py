@@ -111,7 +111,7 @@ REFUSED = [
     (["version=run-a", "base=nothing"], "base: no weights at"),
     (["version=run-a", "judge.weights=/nowhere/judge"], "judge.weights: no weights at /nowhere/judge"),
     (["version={root}/models/dit-tiny-digits"], "is no run's: say which images it was trained on"),
-    (["version={root}/models/dit-tiny-digits", "lake=digits", "battery=true"], "they ask about forgotten classes, and there are none"),
+    (["version={root}/models/dit-tiny-digits", "lake=digits", "battery=true"], "it asks about forgotten classes, and there are none"),
     (["version={root}/models/dit-tiny-digits", "lake=digits", "request.classes=[12]"], "class 12 is not in lake 'digits'"),
     (["version={root}/models/dit-tiny-digits", "lake=digits", "request.classes=[0,1,2,3,4,5,6,7,8,9]"], "got every class"),
 ]
@@ -227,6 +227,7 @@ def test_a_main_job_that_cannot_be_proven_is_refused_before_it_starts(root: str)
 def test_classes_that_cannot_be_left_out_of_pretraining(root: str, tmp_path: Path) -> None:
     from pipeline import config as configuration
     from pipeline.config import PretrainConfig
+    from pipeline.data.lake import read_lake
     from pipeline.errors import InputError
     from pipeline.training import pretrain_ray
 
@@ -235,10 +236,27 @@ def test_classes_that_cannot_be_left_out_of_pretraining(root: str, tmp_path: Pat
 
     assert pretrain_ray.model_uri_of(load(f"storage={root}", "without=[7, 1]")).endswith("/models/dit-tiny-digits-without-1-7")
     shutil.copytree(Path(root) / "lakes", tmp_path / "lakes")
+    lake = read_lake(f"{root}/lakes/digits")
+    rows = lake.read()
+    (tmp_path / "ids.txt").write_text("\n".join([rows.sample_id[3], rows.sample_id[0], rows.sample_id[3]]))
+    named = load(f"storage={root}", f"without_samples={tmp_path}/ids.txt")
+    seen = pretrain_ray.seen_rows(named, lake)
+    assert len(seen) == len(rows) - 2 and not {rows.sample_id[0], rows.sample_id[3]} & set(seen.sample_id)
+    (tmp_path / "same.txt").write_text("\n".join([rows.sample_id[0], rows.sample_id[3]]))
+    same_rows = load(f"storage={root}", f"without_samples={tmp_path}/same.txt")
+    assert "-without-samples-" in pretrain_ray.model_uri_of(named) and pretrain_ray.model_uri_of(named) == pretrain_ray.model_uri_of(
+        same_rows
+    )
+    (tmp_path / "unknown.txt").write_text(f"{rows.sample_id[0]}\nnobody")
+    (tmp_path / "all.txt").write_text("\n".join(rows.sample_id))
     for overrides, said in (
         ([f"storage={root}", "without=[11]"], "class 11 is not in lake"),
         ([f"storage={root}", "without=[0,1,2,3,4,5,6,7,8,9]"], "got every class"),
         ([f"storage={tmp_path}", "without=[1]"], "no judge is there yet"),
+        ([f"storage={tmp_path}", f"without_samples={tmp_path}/ids.txt"], "no judge is there yet"),
+        ([f"storage={root}", f"without_samples={tmp_path}/unknown.txt"], "1 of 2 ids are not in lake 'digits', the first is 'nobody'"),
+        ([f"storage={root}", f"without_samples={tmp_path}/all.txt"], "got every row"),
+        ([f"storage={root}", f"without_samples={tmp_path}/none.txt"], "without_samples: got '.*none.txt', which is missing"),
     ):
         with pytest.raises(InputError, match=said):
             pretrain_ray.pretrain(load(*overrides))
