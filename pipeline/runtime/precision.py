@@ -22,7 +22,7 @@ def autocast(precision: str, device: "torch.device") -> AbstractContextManager[N
 
 
 def use_tf32(allowed: bool) -> None:
-    """Whether float32 matrix products and convolutions of this process may be computed with TF32's 10 bits of mantissa, on GPUs that can."""
+    """Whether this process's float32 matrix products and convolutions may take TF32, 10 bits of mantissa, on GPUs that can."""
     import torch
 
     torch.set_float32_matmul_precision("high" if allowed else "highest")

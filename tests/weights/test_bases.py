@@ -4,7 +4,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 
 from pipeline.config import UnlearnConfig, parse
 from pipeline.data.lake import Class, Encoding, Lake, Manifest
@@ -65,15 +64,6 @@ def test_a_judge_with_its_classes_in_another_order_is_refused(names: list[str], 
     else:
         with pytest.raises(InputError, match=r"its class 0 is 'tench, Tinca tinca', the lake's is 'golden_retriever', and 3 more differ"):
             bases.require_same_names(latent_lake(), judge)
-
-
-def test_bfloat16_is_asked_only_of_a_device_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    bases.require_bf16(torch.device("cpu"), "bf16")
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
-    bases.require_bf16(torch.device("cuda"), "fp32")
-    with pytest.raises(InputError, match=r"train\.precision: got bf16, which Tesla T4 does not have"):
-        bases.require_bf16(torch.device("cuda"), "bf16")
 
 
 def test_what_will_run_is_what_fits() -> None:
