@@ -261,7 +261,7 @@ class _MetaStep(Step):
         vector = torch.zeros_like(next(iter(directions.values())))
         for name, direction in directions.items():
             ahead = self._gradient_at(name, direction.clone())
-            vector += ahead - (self._gradient_at(name, -direction) if self.hvp == "fd_central" else self._base[name])
+            vector += ahead - (self._gradient_at(name, -direction) if self.hvp == "fd_central" else self._base[name, self._share])
         return vector
 
 

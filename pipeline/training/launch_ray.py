@@ -82,8 +82,8 @@ def _final(error: Exception, train: Train) -> Exception:
     return RuntimeError(f"Ray Train gave up ({type(failed).__name__}): {' '.join(str(failed).split())[:500]}. {again}")
 
 
-def worker_setup(threads: int, lanes: int, run: str) -> tuple[Any, Collectives] | None:
-    """On a worker: its device and collectives, with `threads` BLAS threads, Ray's chatter off and `run` and rank in its log lines.
+def worker_setup(train: Train, lanes: int, run: str) -> tuple[Any, Collectives] | None:
+    """On a worker: its device and collectives, with `train.threads` BLAS threads, Ray's chatter off and `run` and rank in its log lines.
 
     None on a worker too many: the lanes are dealt out over the largest number of workers that divides them.
     """
@@ -94,14 +94,14 @@ def worker_setup(threads: int, lanes: int, run: str) -> tuple[Any, Collectives] 
     from pipeline.runtime import cluster_ray
 
     cluster_ray.quiet()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(train.threads)
     alive, group = (dist.get_world_size(), None) if dist.is_initialized() else (1, None)
     world = usable_world(lanes, alive)
     if world < alive:
         group = dist.new_group(list(range(world)))
         if dist.get_rank() >= world:
             return None
-    collectives = Collectives(group)
+    collectives = Collectives(group, ordered=train.fewest < train.most)
     _log_as(f"{run} rank {collectives.rank} of {world}")
     log.info("%d workers alive, %d of them train", alive, world)
     return get_device(), collectives

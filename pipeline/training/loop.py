@@ -26,7 +26,7 @@ from pipeline.training.checkpoint import Checkpoint, optimiser_moments, restore_
 from pipeline.training.checks import Checks, Evaluator, check, standing_in
 from pipeline.training.draws import sample_latents, step_rows
 from pipeline.training.optimiser import Average, adamw, apply_gradient, warmup
-from pipeline.training.world import micro_batches
+from pipeline.training.world import micro_batches, share_order, shares
 from pipeline.unlearning.collectives import Collectives
 from pipeline.unlearning.hat import hat_loss
 from pipeline.unlearning.methods import METHODS
@@ -189,12 +189,14 @@ def train_step(
     """One step on this worker's share of global batch `iteration` (1, 2, ...); returns what to log."""
     config, collectives, model = inputs.config, inputs.collectives, inputs.model
     place = (iteration - 1, config.optim.batch_size, config.partition.lanes, collectives.rank, collectives.world)
+    several = shares(config, collectives.world)
     with phase("data"):
+        order = share_order(several, config.partition.lanes // collectives.world, config.optim.batch_size // config.partition.lanes)
         rows = step_rows(
             model,
-            batch,
-            inputs.forget.take(*place),
-            inputs.exchange.take(*place) if inputs.exchange else None,
+            batch.take(order),
+            inputs.forget.take(*place).take(order),
+            inputs.exchange.take(*place).take(order) if inputs.exchange else None,
             seed=config.seed,
             step=iteration,
             device=inputs.device,
@@ -204,8 +206,8 @@ def train_step(
         )
     settings = config.method
     micro = micro_batches(config, len(batch))
-    # exact keeps the graphs of every micro-batch at once, which is what micro-batches are there to avoid
-    hvp = "recompute" if micro > 1 and settings.hvp == "exact" else settings.hvp
+    # exact keeps the graphs of every micro-batch of a share at once, which is what micro-batches are there to avoid
+    hvp = "recompute" if micro > several and settings.hvp == "exact" else settings.hvp
     hat = _hat(inputs, iteration, len(batch))
     terms = build_terms(
         model,
@@ -219,7 +221,7 @@ def train_step(
     )
     params = list(named.values())
     radius = FD_RADIUS[config.train.precision]
-    this = Step(index=step, params=params, terms=terms, collectives=collectives, hvp=hvp, fd_radius=radius)
+    this = Step(index=step, params=params, terms=terms, collectives=collectives, hvp=hvp, fd_radius=radius, shares=several)
     gradient = method(this, MethodSettings(penalty=settings.penalty, surgery_every=settings.surgery_every, saliency=settings.saliency))
     collectives.require_finite({**this.local, "gradient": gradient.norm()}, step)
     lr = warmup(step, lr=config.optim.lr, warmup_steps=config.optim.warmup_steps)

@@ -199,7 +199,7 @@ def _worker(arguments: dict[str, Any]) -> None:
     from pipeline.training.pretrain import LANES, judge_accuracy, train_dit, train_judge
 
     config = configuration.parse(PretrainConfig, arguments["config"])
-    place = worker_setup(config.train.threads, LANES, config.model.size)
+    place = worker_setup(config.train, LANES, config.model.size)
     if place is None:
         return
     device, collectives = place

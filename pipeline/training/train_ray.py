@@ -83,7 +83,7 @@ def _worker(arguments: dict[str, Any]) -> dict[str, Any] | None:
     config = configuration.parse(UnlearnConfig, arguments["config"])
     run_uri = arguments["run_uri"]
     run_id = run_uri.rsplit("/", 1)[-1]
-    place = worker_setup(config.train.threads, config.partition.lanes, run_id)
+    place = worker_setup(config.train, config.partition.lanes, run_id)
     if place is None:
         return None
     device, collectives = place

@@ -1,6 +1,6 @@
 """All communication of the unlearning step. Reduce first, combine second: nothing else talks to the process group."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,23 +57,56 @@ class _SameOnAllRanks(torch.autograd.Function):
         return _MeanInGraph.apply(cotangent, ctx.collectives), None
 
 
-class Collectives:
-    """Means and sums over the ranks of a process group; without one, of a single process (world 1)."""
+def paired_sum(vectors: Iterable[Tensor]) -> Tensor:
+    """The sum of 2^k vectors, neighbours first, then neighbouring pairs and so on; made in place, at most k + 1 of them are held."""
+    held: list[tuple[int, Tensor]] = []  # (how many went into it, their sum)
+    for vector in vectors:
+        count = 1
+        while held and held[-1][0] == count:
+            vector, count = held.pop()[1].add_(vector), 2 * count
+        held.append((count, vector))
+    assert len(held) == 1
+    return held[0][1]
 
-    def __init__(self, group: "dist.ProcessGroup | None" = None):
+
+class Collectives:
+    """Means and sums over the ranks of a process group; without one, of a single process (world 1).
+
+    With `ordered` a mean adds in one order whatever the number of ranks, as long as that is a power of two: every rank and the
+    one half of the ranks further on, then those a quarter further on, and so on down to its neighbour.
+    """
+
+    def __init__(self, group: "dist.ProcessGroup | None" = None, *, ordered: bool = False):
         self._group = group
         self._active = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank(group) if self._active else 0
         self.world = dist.get_world_size(group) if self._active else 1
+        self._ordered = ordered and self.world > 2 and self.world & (self.world - 1) == 0  # two have only one order
         self._device = "cuda" if self.world > 1 and dist.get_backend(group) == "nccl" else "cpu"  # where flags are reduced
 
     def mean_async(self, buffer: Tensor) -> Pending:
         """Start averaging `buffer` over ranks, in place."""
+        if self._ordered:
+            with phase("reduce"):
+                return Pending(self._sum_in_order(buffer).div_(self.world), None, self.world)
         work = dist.all_reduce(buffer, group=self._group, async_op=True) if self.world > 1 else None
         return Pending(buffer, work, self.world)
 
     def mean(self, buffer: Tensor) -> Tensor:
         return self.mean_async(buffer).wait()
+
+    def _sum_in_order(self, buffer: Tensor) -> Tensor:
+        away = self.world // 2
+        other = torch.empty_like(buffer)
+        while away:
+            peer = self.rank ^ away
+            peer = dist.get_global_rank(self._group, peer) if self._group is not None else peer
+            exchange = [dist.P2POp(dist.isend, buffer, peer, self._group), dist.P2POp(dist.irecv, other, peer, self._group)]
+            for work in dist.batch_isend_irecv(exchange):
+                work.wait()
+            buffer.add_(other)  # the same two numbers on both sides
+            away //= 2
+        return buffer
 
     def mean_in_graph(self, value: Tensor) -> Tensor:
         """The mean of `value` over ranks as part of the graph, for a loss that is no sum over rows.

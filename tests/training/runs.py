@@ -86,7 +86,7 @@ def run_config(**changes: Any) -> UnlearnConfig:
 
 def run_inputs(config: UnlearnConfig, *, dtype: torch.dtype = torch.float32, **channels: Callable[..., None]) -> Inputs:
     """The inputs of one rank; `channels` may give record and save. All streams are functions of the configuration."""
-    collectives = Collectives()
+    collectives = Collectives(ordered=config.train.fewest < config.train.most)
     model, judge = tiny_dit(dtype=dtype), tiny_judge()
     retained = tiny_batch([0, 2, 3], each=7, seed=1, dtype=dtype)
     stream = Cycle(retained, config.seed, "retain")

@@ -20,7 +20,6 @@ from pipeline.training import checkpoint as checkpoints
 from pipeline.training.checkpoint import STATE, TENSORS, Checkpoint
 from pipeline.training.checks import MOST_PENDING, Elsewhere, check, standing_in
 from pipeline.training.loop import Inputs, Interrupted, Outcome, unlearn
-from pipeline.training.world import micro_batches, usable_world
 from pipeline.unlearning.collectives import Collectives
 from pipeline.unlearning.trainable import select
 
@@ -199,44 +198,6 @@ def test_only_whole_checkpoints_count(tmp_path: Path, caplog: pytest.LogCaptureF
     assert checkpoints.latest(uri).iteration == 6 and "does not have the digest" in caplog.text  # type: ignore[union-attr]
     checkpoints.commit(uri, made[3])
     assert checkpoints.latest(uri).iteration == 8  # type: ignore[union-attr]
-
-
-def test_fewer_workers_cut_their_share_so_that_none_holds_more() -> None:
-    assert [usable_world(8, alive) for alive in range(1, 10)] == [1, 2, 2, 4, 4, 4, 4, 8, 8]
-    elastic = run_config(**{"train.workers": [1, 4], "optim.batch_size": 16, "partition.lanes": 4})
-    assert [micro_batches(elastic, 16 // world) for world in (1, 2, 4)] == [4, 2, 1]
-    fixed = run_config(**{"train.workers": 4, "optim.batch_size": 16, "partition.lanes": 4})
-    assert [micro_batches(fixed, 16 // world) for world in (1, 2, 4)] == [1, 1, 1]
-    assert micro_batches(run_config(**{"optim.micro_batch": 2}), 8) == 4
-
-
-def started_with_two(changes: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """On each of two ranks: the run up to a stop after step 3; the checkpoint's files as tensors of bytes, from the first rank."""
-    saved: list[dict[str, bytes]] = []
-    taken: list[int] = []
-    inputs = replace(
-        run_inputs(run_config(**changes)),
-        save=lambda checkpoint: saved.append(checkpoint.to_files()),
-        timing=lambda seconds: taken.append(1),
-    )
-    rank = inputs.collectives.rank  # only one rank is told, both stop
-    with pytest.raises(Interrupted):
-        unlearn(replace(inputs, interrupted=lambda: "told to" if rank == 1 and len(taken) >= 2 else None))
-    return {name: torch.frombuffer(bytearray(data), dtype=torch.uint8) for name, data in saved[-1].items()}
-
-
-def test_a_run_of_two_ranks_goes_on_with_one() -> None:
-    """One of two is told to stop, both do; alone it ends where a run that was alone all the time ends, to summation noise."""
-    changes = {"train.workers": [1, 2], "optim.max_steps": 6, "optim.ema": 0.5}
-    first, second = run_world(2, started_with_two, changes)
-    start = Checkpoint.from_files({name: bytes(data.numpy()) for name, data in first.items()})
-    other = Checkpoint.from_files({name: bytes(data.numpy()) for name, data in second.items()})
-    assert start.iteration == 3 and weights_digest(start.trained) == weights_digest(other.trained)
-    alone, rest = unlearn(inputs_of(changes)), unlearn(inputs_of(changes), start)
-    base = dict(run_inputs(run_config()).model.net.named_parameters())
-    moved = torch.cat([(value - base[name]).reshape(-1) for name, value in alone.trained.items()])
-    apart = torch.cat([(value - rest.trained[name]).reshape(-1) for name, value in alone.trained.items()])
-    assert rest.steps == alone.steps == 6 and moved.norm() > 0.1 and apart.norm() < 1e-3 * moved.norm()
 
 
 def test_every_second_of_a_step_is_counted_once() -> None:
