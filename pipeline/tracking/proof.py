@@ -56,6 +56,7 @@ WORDS = (
     ("unpaired", "distance between two seeds of one class"),
     ("relative", "drift as a share of that"),
 )
+SPACES = {"judge": "in the judge's features", "inception": "in Inception's features", "dinov2": "in DINOv2's features"}
 UNSAID = ("k", "n", "real n")
 SHARES = ("forget_fraction", "leakage", "retain_accuracy", "precision_recall")
 
@@ -115,8 +116,8 @@ def measures_section(measures: Mapping[str, Any] | None) -> list[dict[str, Any]]
 
 
 def _words(title: str) -> str:
-    if title == "judge":
-        return "in the judge's features"
+    if title in SPACES:
+        return SPACES[title]
     for old, new in WORDS:
         title = title.replace(old, new)
     return title.replace("_", " ") or "in all"

@@ -325,4 +325,10 @@ def _classes(result: Mapping[str, Any], named: Namer) -> list[dict[str, Any]]:
 
 def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     keys = ("run_id", "method", "seed", "world_size", "steps", "first_crossing_step", "settled_step")
-    return [(key.replace("_", " "), number(result.get(key))) for key in keys]
+    spaces = result.get("features") or {}
+    computed = result.get("precision") or {}
+    return [
+        *((key.replace("_", " "), number(result.get(key))) for key in keys),
+        *((f"features, {name}", f"{str(one['digest'])[:12]}, {one['weights']}") for name, one in spaces.items()),
+        *((f"computed in, {key}", str(value)) for key, value in computed.items()),
+    ]

@@ -42,7 +42,7 @@ def summary(result: Mapping[str, Any], report_uri: str) -> str:
         f"  {'  95 % interval, n':<34}{'':>13}{interval['low']:>8.3f} - {interval['high']:.3f}, {interval['n']}",
         *others,
         *kept,
-        pair("fid, judge features", "fid", "judge"),
+        *(pair(f"fid, {space} features", "fid", space) for space in after["fid"] or ["judge"]),
         "",
         f"  steps {result['steps']}, first below target at {result['first_crossing_step']}, settled at {result['settled_step']}; "
         f"{timing['seconds_per_step']:.2f} s a step on {result['world_size']} workers, {timing['total_seconds']:.0f} s in all",
