@@ -98,8 +98,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         n, t, d = x.shape
-        q, k, v = self.qkv(x).reshape(n, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)  # 3 x (N, heads, T, D/heads)
-        return self.proj(attention(q, k, v).transpose(1, 2).reshape(n, t, d))  # (N, T, D)
+        qkv = self.qkv(x).reshape(n, t, 3, self.heads, d // self.heads)
+        return self.proj(attention(qkv).reshape(n, t, d))  # (N, T, D)
 
 
 class Norm(nn.Module):

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models import second_order_attention
+
 CACHE = 1 << 15  # elements
 
 _wanted: ContextVar[bool] = ContextVar("second_order", default=False)
@@ -35,11 +37,12 @@ def wanted() -> bool:
     return not torch.compiler.is_compiling() and _wanted.get()
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v for (N, heads, T, d)."""
-    if not wanted():
-        return F.scaled_dot_product_attention(q, k, v)
-    return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+def attention(qkv: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v, head by head: qkv (N, T, 3, heads, d) -> (N, T, heads, d)."""
+    if wanted():
+        return second_order_attention.attention(qkv)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 x (N, heads, T, d)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
 def gelu(x: Tensor) -> Tensor:

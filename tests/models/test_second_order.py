@@ -7,13 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models import second_order_attention
 from models.second_order import attention, gelu, layer_norm, second_order
 
 EPS = 1e-6
 
 
-def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return torch.softmax(q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5, dim=-1) @ v
+def plain_attention(qkv: Tensor) -> Tensor:
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    return (torch.softmax(q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5, dim=-1) @ v).transpose(1, 2)
 
 
 def plain_layer_norm(x: Tensor) -> Tensor:
@@ -28,7 +30,7 @@ def plain_gelu(x: Tensor) -> Tensor:
 CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[tuple[int, ...]]]] = {
     "gelu": (gelu, plain_gelu, [(2, 3, 5)]),
     "layer_norm": (lambda x: layer_norm(x, EPS), plain_layer_norm, [(2, 3, 8)]),
-    "attention": (attention, plain_attention, [(2, 2, 3, 4)] * 3),
+    "attention": (attention, plain_attention, [(2, 3, 3, 2, 4)]),
 }
 
 
@@ -107,3 +109,19 @@ def test_the_choice_ends_with_the_context_even_after_an_error() -> None:
         raise KeyError
     with pytest.raises(RuntimeError, match="not implemented"):
         derivatives(attention, inputs(CASES["attention"][2], 0, torch.float32), 0)
+
+
+def test_attention_is_the_same_for_all_heads_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How an accelerator does it; one head after the other is how a CPU does."""
+    one_by_one = derivatives(second_order_attention.attention, inputs(CASES["attention"][2], 0), 1)
+    monkeypatch.setattr(second_order_attention, "_one_by_one", lambda qkv: False)
+    for whole, cut in zip(derivatives(second_order_attention.attention, inputs(CASES["attention"][2], 0), 1), one_by_one, strict=True):
+        torch.testing.assert_close(whole, cut, rtol=1e-12, atol=1e-12)
+
+
+def test_attention_in_bfloat16_is_as_good_as_bfloat16_is() -> None:
+    shape = [(2, 16, 3, 2, 8)]
+    exact = derivatives(plain_attention, inputs(shape, 0), 1)
+    for half, full in zip(derivatives(second_order_attention.attention, inputs(shape, 0, torch.bfloat16), 1), exact, strict=True):
+        assert half.dtype == torch.bfloat16
+        assert ((half.double() - full).norm() / full.norm()).item() < 0.03
