@@ -37,11 +37,15 @@ class Writer:
 
 
 class Follower:
-    """Context: hands new records of `uri` to `take` as they appear, from a thread of its own; the rest when it is left."""
+    """Context: hands new records of `uri` to `take` as they appear, from a thread of its own; the rest when it is left.
+
+    What `take` raises ends the following, and is raised when the context is left: no record is passed over in silence.
+    """
 
     def __init__(self, uri: str, take: Callable[[list[Record]], None], every_s: float = 0.5):
         self._uri, self._take, self._every_s = uri, take, every_s
         self._seen, self._stop = 0, threading.Event()
+        self._failed: Exception | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> "Follower":
@@ -51,10 +55,13 @@ class Follower:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stop.set()
         self._thread.join()
-        self._poll()
+        if self._failed is None:
+            self._poll()
+        if self._failed is not None and error is None:
+            raise self._failed
 
     def _run(self) -> None:
-        while not self._stop.wait(self._every_s):
+        while self._failed is None and not self._stop.wait(self._every_s):
             self._poll()
 
     def _poll(self) -> None:
@@ -65,4 +72,7 @@ class Follower:
         self._seen = min(self._seen, len(records))  # a continued run takes records back that came after its checkpoint
         if len(records) > self._seen:
             fresh, self._seen = records[self._seen :], len(records)
-            self._take(fresh)
+            try:
+                self._take(fresh)
+            except Exception as error:
+                self._failed = error
