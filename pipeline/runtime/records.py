@@ -56,13 +56,19 @@ class Follower:
         self._stop.set()
         self._thread.join()
         if self._failed is None:
-            self._poll()
+            self._poll_noting()
         if self._failed is not None and error is None:
             raise self._failed
 
     def _run(self) -> None:
         while self._failed is None and not self._stop.wait(self._every_s):
+            self._poll_noting()
+
+    def _poll_noting(self) -> None:
+        try:
             self._poll()
+        except Exception as error:
+            self._failed = error
 
     def _poll(self) -> None:
         try:
@@ -72,7 +78,4 @@ class Follower:
         self._seen = min(self._seen, len(records))  # a continued run takes records back that came after its checkpoint
         if len(records) > self._seen:
             fresh, self._seen = records[self._seen :], len(records)
-            try:
-                self._take(fresh)
-            except Exception as error:
-                self._failed = error
+            self._take(fresh)
