@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
 from pipeline.config import RegistryConfig
+from pipeline.data import tombstones
 from pipeline.errors import InputError
 from pipeline.tracking import alias_log, aliases, certificate
 from pipeline.tracking.alias_log import Entry
@@ -134,7 +135,7 @@ def verify(config: RegistryConfig) -> list[str]:
             f"{uri}: not the certificate that entry {promoted[-1].number if promoted else '?'} of the log holds"
         )
     lines.append(f"alias log: {len(entries)} entries, unbroken; entry {promoted[-1].number} promotes this version with this certificate")
-    return [*lines, _verify_result(config, found), _verify_weights(config, number, found)]
+    return [*lines, _verify_result(config, found), _verify_weights(config, number, found), *_verify_purges(config, entries, found)]
 
 
 def refusals(result: Mapping[str, Any]) -> list[str]:
@@ -235,6 +236,21 @@ def _verify_result(config: RegistryConfig, found: Mapping[str, Any]) -> str:
     if storage.digest_of(storage.read_json(uri)) != found["digests"]["result"]:
         raise certificate.CertificateError(f"{uri}: not the result that was certified: it was edited")
     return "result.json: the one that was certified"
+
+
+def _verify_purges(config: RegistryConfig, entries: list[Entry], found: Mapping[str, Any]) -> list[str]:
+    """What the log says of the request's data having been removed since, the tombstone held against it."""
+    request = (found.get("request") or {}).get("id")
+    purges = [entry for entry in entries if entry.action == "purge" and entry.details["request"] == request]
+    if not purges:
+        return []
+    tombstone = tombstones.find(config.storage, str(request))
+    if tombstone is None or tombstone.digest != purges[-1].details["tombstone"]:
+        raise certificate.CertificateError(
+            f"tombstone of request {request}: {'removed' if tombstone is None else 'edited'}, entry {purges[-1].number} of the log names "
+            f"one with digest {str(purges[-1].details['tombstone'])[:12]}"
+        )
+    return [f"the request's data: purged {purges[-1].time}, {len(tombstone.sample_ids)} sample ids may not be ingested again"]
 
 
 def _verify_weights(config: RegistryConfig, number: int, found: Mapping[str, Any]) -> str:

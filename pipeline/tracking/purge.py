@@ -1,11 +1,13 @@
 """Purging a finished request: its partitions and every picture drawn under a forgotten label go, a tombstone stays.
 
+Its runs' and its sweeps' alike, and what jobs/generate.py drew of the versions that came of them.
+
 Run again after an interruption it completes: the tombstone comes first, and a run's tensors, from which its pictures could
 be made again, go last of what the run kept.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -19,7 +21,8 @@ from pipeline.errors import InputError
 from pipeline.runtime import records
 from pipeline.tracking import alias_log, aliases
 from pipeline.tracking.mlflow_tracking import client, find_run
-from pipeline.tracking.pages import GRIDS, METRICS, REPORT, RESULT, SAMPLES, SETTINGS, grid_uri, pages, picture, read_grids
+from pipeline.tracking.pages import GRIDS, METRICS, REPORT, RESULT, SAMPLES, SETTINGS, pages, picture, read_grids
+from pipeline.tracking.purge_beside import GENERATED, Sweep, clean_trials, generated, sweeps_of, trial_files, write_without
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -48,6 +51,8 @@ class Purge:
     labels: list[int]
     partitions: list[Partition]
     runs: list[Run]
+    sweeps: list[Sweep]
+    generated: list[str]
     left: list[str]
 
     @property
@@ -56,7 +61,15 @@ class Purge:
         sides = [f"partition {part.uri} ({sum(file.rows for file in part.manifest.forget)} forgotten rows)" for part in self.partitions]
         files = [_line(name, storage.join(run.uri, name)) for run in self.runs for name in run.files]
         artifacts = [_line(name, f"MLflow artifact {name} of run {run.run_id}") for run in self.runs for name in run.artifacts]
-        return sides + files + artifacts
+        trials = [_line(name, storage.join(sweep.uri, name)) for sweep in self.sweeps for name in sweep.files]
+        return sides + files + artifacts + trials + self.generated
+
+    @property
+    def files(self) -> dict[str, list[str]]:
+        """For the tombstone: the files by run, by sweep, and those that were drawn afterwards."""
+        sweeps = {f"sweeps/{sweep.sweep_id}": sweep.files for sweep in self.sweeps if sweep.files}
+        drawn = {GENERATED: [uri.rsplit("/", 1)[1] for uri in self.generated]} if self.generated else {}
+        return {run.run_id: run.files for run in self.runs} | sweeps | drawn
 
 
 def _line(name: str, where: str) -> str:
@@ -70,32 +83,40 @@ def find(config: RegistryConfig) -> Purge:
     known = _runs(config.storage)
     mine = {run_id: settings for run_id, settings in known.items() if settings["request"]["id"] == config.request}
     earlier = tombstones.find(config.storage, config.request)
-    if not mine and earlier is None:
+    sweeps = sweeps_of(config.storage, config.request)
+    if not mine and not sweeps and earlier is None:
         ids = sorted({str(settings["request"]["id"]) for settings in known.values()})
         raise InputError(f"request: got {config.request!r}, expected one with a run under {config.storage}: {', '.join(ids) or 'none yet'}")
-    _require_finished(config.storage, known, mine)
+    _require_finished(config.storage, known, mine, sweeps)
     results = {run_id: storage.read_json(storage.join(config.storage, "runs", run_id, RESULT)) for run_id in mine}
     every = _partitions(config.storage)
-    partitions = _of_request(every, list(results.values()))
+    partitions = _of_request(every, list(results.values()), sweeps)
     labels = sorted(
-        {label for settings in mine.values() for label in settings["request"]["classes"]}
+        {label for settings in [*mine.values(), *(sweep.settings for sweep in sweeps)] for label in settings["request"]["classes"]}
         | {file.label for part in partitions for file in part.manifest.forget}
         | set(earlier.labels if earlier else [])
     )
+    versions = [(result["model"]["name"], int(result["model"]["version"])) for _, result in sorted(results.items())]
+    lakes = [settings["lake"] for settings in [*mine.values(), *(sweep.settings for sweep in sweeps)]]
+    unknown = [f"the partitions of sweep {sweep.sweep_id}, whose list of samples is gone" for sweep in sweeps if sweep.content is None]
     return Purge(
         request=config.request,
         labels=labels,
         partitions=partitions,
         runs=[_look(config, run_id, settings, results[run_id], labels) for run_id, settings in sorted(mine.items())],
-        left=_left(config.storage, [settings["lake"] for settings in mine.values()], every, partitions, labels),
+        sweeps=[replace(sweep, files=trial_files(sweep, labels)) for sweep in sweeps],
+        generated=generated(config.storage, versions),
+        left=_left(config.storage, lakes, every, partitions, labels) + unknown,
     )
 
 
 def purge(config: RegistryConfig, found: Purge) -> tombstones.Tombstone:
     """Remove what `found` names and leave the tombstone; each registered model's log gets an entry that says so."""
-    tombstone = tombstones.bury(
-        config.storage, found.request, found.partitions, labels=found.labels, files={run.run_id: run.files for run in found.runs}
-    )
+    tombstone = tombstones.bury(config.storage, found.request, found.partitions, labels=found.labels, files=found.files)
+    for uri in found.generated:
+        storage.remove(uri)
+    for sweep in found.sweeps:
+        clean_trials(sweep, found.labels)
     for run in found.runs:
         if run.files or run.artifacts:
             _clean(config, run, found)
@@ -114,8 +135,13 @@ def _runs(storage_root: str) -> dict[str, Settings]:
     return found
 
 
-def _require_finished(storage_root: str, known: dict[str, Settings], mine: dict[str, Settings]) -> None:
+def _require_finished(storage_root: str, known: dict[str, Settings], mine: dict[str, Settings], sweeps: Sequence[Sweep]) -> None:
     """Partitions go by content, so a run of another request that forgets the same data may be reading them too."""
+    if begun := [sweep for sweep in sweeps if not sweep.finished]:
+        raise InputError(
+            f"request {begun[0].settings['request']['id']}: its sweep {begun[0].sweep_id} is unfinished and needs the data; complete it, "
+            f"or remove {begun[0].uri} first"
+        )
     forgotten = [_forgotten(settings) for settings in mine.values()]
     for run_id, settings in sorted(known.items()):
         uri = storage.join(storage_root, "runs", run_id)
@@ -137,11 +163,12 @@ def _partitions(storage_root: str) -> list[Partition]:
     return [part for part in found if part is not None]
 
 
-def _of_request(every: Sequence[Partition], results: Sequence[dict[str, Any]]) -> list[Partition]:
-    """The partitions that the runs used, and those cut otherwise (another seed, batch, policy) for the same rows of the same lake."""
+def _of_request(every: Sequence[Partition], results: Sequence[dict[str, Any]], sweeps: Sequence[Sweep]) -> list[Partition]:
+    """The partitions that runs and sweeps used, and those cut otherwise (another seed, batch, policy) for the same rows of a lake."""
     used = {result["partition_digest"] for result in results}
     content = {_content(part) for part in every if part.digest in used}
     content |= {(*sorted(r["request"]["classes"]), None, r["lake_digest"]) for r in results if not r["request"].get("sample_ids")}
+    content |= {sweep.content for sweep in sweeps if sweep.content is not None}
     return [part for part in every if part.digest in used or _content(part) in content]
 
 
@@ -182,10 +209,7 @@ def _look(config: RegistryConfig, run_id: str, settings: Settings, result: dict[
 
 def _clean(config: RegistryConfig, run: Run, found: Purge) -> None:
     """The report is made again without the pictures, here and in MLflow; then the pictures go, and last the tensors of those labels."""
-    import torch
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-    from models.weights import to_bytes
 
     kept = {
         moment: {label: images for label, images in grids.items() if label not in found.labels}
@@ -212,8 +236,7 @@ def _clean(config: RegistryConfig, run: Run, found: Purge) -> None:
     for name in run.files:
         if name.endswith(".png"):
             storage.remove(storage.join(run.uri, name))
-    for moment, grids in kept.items():
-        storage.write_bytes(grid_uri(run.uri, moment), to_bytes({str(label): torch.from_numpy(x) for label, x in grids.items()}))
+    write_without(run.uri, kept, found.labels)
 
 
 def _mlflow_run(config: RegistryConfig, settings: Settings, run_id: str) -> tuple["MlflowClient", str | None]:

@@ -26,8 +26,8 @@ def replay(config: RegistryConfig) -> Replay:
 
     Raises `InputError` when the run's configuration, lake or base weights are not there any more.
     """
-    from pipeline import flow_ray
     from pipeline.data.partition_ray import build_partition
+    from pipeline.flow import checking
     from pipeline.runtime import cluster_ray
     from pipeline.training import train_ray
 
@@ -40,7 +40,7 @@ def replay(config: RegistryConfig) -> Replay:
     run_config = parse(UnlearnConfig, {**values, "storage": config.storage, "run_id": f"replay-{uuid.uuid4().hex[:8]}"})
     if run_config.method.name == AUTO:  # the winner of its contest ran as if it had been named
         run_config = settled_on(run_config, storage.read_json(storage.join(config.storage, "runs", run_id, CONTEST)))
-    prepared = flow_ray.check(run_config)
+    prepared = checking.check(run_config)
     place = storage.join(config.storage, "replays", prepared.run_id)
     cluster_ray.connect()
     partition = build_partition(prepared.config, prepared.lake, prepared.subject["neighbours"])

@@ -35,7 +35,9 @@ def _losses(scale: float) -> dict[str, Any]:
 
 BATTERY = battery(embedding=190, finetune=9)
 MEASURES: dict[str, Any] = {
-    "leakage": {side: leakage([0] * 50 + [2] * 50, [0] * 49 + [1] + [2] * 50, [1] * 6 + [0] * 94, [1]) for side in ("after", "before", "gold")},
+    "leakage": {
+        side: leakage([0] * 50 + [2] * 50, [0] * 49 + [1] + [2] * 50, [1] * 6 + [0] * 94, [1]) for side in ("after", "before", "gold")
+    },
     "loss_by_timestep": {"after": _losses(0.9), "before": _losses(0.5), "gold": _losses(0.8)},
     "membership_auc": {"after": membership([0.3, 0.2, 0.4], [0.3, 0.4, 0.5]).to_dict()},
     "relearn_steps": relearn_steps(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from tracking_samples import result_json, write_model
 
 from models.weights import from_bytes, to_bytes
@@ -58,7 +59,8 @@ def finish(tmp_path: Path, database: str) -> Finish:
             grids = {str(label): torch.full((4, 8, 8, 1), 20 * label + 9, dtype=torch.uint8) for label in LABELS}
             storage.write_bytes(pages.grid_uri(uri, moment), to_bytes(grids))
         with Tracker(tracking=config.tracking, storage_root=str(tmp_path), run_id=run_id) as tracker:
-            result["model"]["version"] = registry.register(tracker, folder=f"{uri}/model", image_shape=(8, 8, 1), result=result)
+            version = registry.register(tracker, folder=f"{uri}/model", image_shape=(8, 8, 1), result=result)
+            result["model"] = {"name": tmp_path.name, "version": version, "alias": "candidate"}
             files = pages.pages(result, [], pages.read_grids(uri), configuration.dump(config), class_names=None)
             for name, data in files.items():
                 storage.write_bytes(f"{uri}/{name}", data)
@@ -170,6 +172,50 @@ def test_named_samples_take_their_classes_pictures_along(finish: Finish, tmp_pat
     assert found.labels == [7] and [sum(file.rows for file in part.manifest.forget) for part in found.partitions] == [3]
     assert purge.purge(config, found).sample_ids == named
     assert sorted(from_bytes(storage.read_bytes(f"{tmp_path}/runs/a/samples/after.safetensors"), "")) == ["0", "1"]
+
+
+def test_sweeps_and_pictures_drawn_afterwards_are_purged_too(finish: Finish, tmp_path: Path, database: str) -> None:
+    finish("a", {"id": "case-1", "classes": [1], "exchange": {1: 7}})
+    lake = prepare(tmp_path)
+    values = {"storage": str(tmp_path), "request": {"id": "case-1", "classes": [1], "exchange": {1: 7}}, "optim": {"batch_size": 32}}
+    base = parse(UnlearnConfig, {**values, "optim": {"batch_size": 32, "max_steps": 2}})
+    build_partition(base, lake)  # which no run used: the sweep chose no winner
+    sweep = {"base": base.model_dump(mode="json", exclude={"storage", "run_id", "tracking"}), "digests": {"lake": lake.digest}}
+    storage.write_text(f"{tmp_path}/sweeps/s-1/config.yaml", yaml.safe_dump(sweep))
+    for trial in ("000", "001"):
+        grids = {str(label): torch.full((4, 8, 8, 1), 20 * label + 9, dtype=torch.uint8) for label in LABELS}
+        storage.write_bytes(pages.grid_uri(f"{tmp_path}/sweeps/s-1/trials/{trial}", "after"), to_bytes(grids))
+    for version in (1, 2):
+        storage.write_bytes(f"{tmp_path}/generated/{tmp_path.name}-v{version}.png", b"png")
+    config = registry_config(tmp_path, database, "case-1")
+    with pytest.raises(InputError, match="its sweep s-1 is unfinished"):
+        purge.find(config)
+    storage.write_json(f"{tmp_path}/sweeps/s-1/sweep.json", {})
+    found = purge.find(config)
+    assert len(found.partitions) == 2 and [len(sweep.files) for sweep in found.sweeps] == [2]
+    tombstone = purge.purge(config, found)
+    assert tombstone.files["generated"] == [f"{tmp_path.name}-v1.png"] and len(tombstone.files["sweeps/s-1"]) == 2
+    assert [path.name for path in (tmp_path / "generated").iterdir()] == [f"{tmp_path.name}-v2.png"], "another run's version keeps its own"
+    for trial in ("000", "001"):
+        assert sorted(pages.read_grids(f"{tmp_path}/sweeps/s-1/trials/{trial}")["after"]) == [0, 7]
+    assert purge.find(config).lines == []
+
+
+def test_verifying_says_that_the_data_was_purged_and_sees_a_changed_tombstone(finish: Finish, tmp_path: Path, database: str) -> None:
+    finish("a", {"id": "case-1", "classes": [1], "exchange": {1: 7}})
+    config = registry_config(tmp_path, database, "case-1")
+    promotion.promote(config)
+    assert len(promotion.verify(config)) == 4
+    purge.purge(config, purge.find(config))
+    assert "146 sample ids may not be ingested again" in promotion.verify(config)[-1]
+    uri = f"{tmp_path}/tombstones/case-1.json"
+    tombstone = storage.read_json(uri)
+    storage.write_json(uri, {**tombstone, "sample_ids": tombstone["sample_ids"][1:]})
+    with pytest.raises(InputError, match="tombstone of request case-1: edited"):
+        promotion.verify(config)
+    storage.remove(uri)
+    with pytest.raises(InputError, match="tombstone of request case-1: removed"):
+        promotion.verify(config)
 
 
 def test_the_command_refuses_what_it_cannot_do(finish: Finish, tmp_path: Path, database: str, capsys) -> None:
