@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.benchmarks import data, evaluation_ray, scaling, step, sweep_ray
+from pipeline.benchmarks import data, evaluation_ray, imagenet, scaling, step, sweep_ray
 from pipeline.config import BenchmarkConfig
 
 BENCHMARKS: dict[str, Callable[[BenchmarkConfig], dict[str, Any]]] = {
@@ -11,5 +11,6 @@ BENCHMARKS: dict[str, Callable[[BenchmarkConfig], dict[str, Any]]] = {
     "scaling": scaling.run,
     "sweep": sweep_ray.run,
     "data": data.run,
+    "imagenet": imagenet.run,
     "evaluation": evaluation_ray.run,
 }

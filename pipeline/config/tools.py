@@ -92,6 +92,27 @@ class DataBenchmark(Section):
     repeats: int = Field(3, ge=1)
 
 
+class ImageNetScale(Section):
+    """What is measured on one kind of device."""
+
+    size: str
+    batches: list[int] = Field(min_length=1, description="images of each kind")
+    precision: Literal["fp32", "bf16"]
+    repeats: int = Field(5, ge=1, description="rounds; each takes every kind of step once, in turn")
+    sampler_batch: int = Field(32, ge=1)
+    sampler_steps: int = Field(50, ge=1)
+    compile: bool = Field(False, description="the surgery step and the sampler through torch.compile as well")
+
+
+class ImageNetBenchmark(Section):
+    """The real step of the published architecture with random weights: on the GPU where there is one, else in small on the CPU."""
+
+    trainable: str = "labels_and_adaln:4"
+    penalty: float = Field(0.02, gt=0)
+    gpu: ImageNetScale = ImageNetScale(size="DiT-XL/2", batches=[10, 32, 128], precision="bf16", compile=True)
+    cpu: ImageNetScale = ImageNetScale(size="DiT-S/2", batches=[2], precision="fp32", repeats=3, sampler_batch=2, sampler_steps=4)
+
+
 class BenchmarkConfig(JobConfig):
     benchmark: str = "step"
     threads: int = Field(1, ge=1)
@@ -100,3 +121,4 @@ class BenchmarkConfig(JobConfig):
     data: DataBenchmark = DataBenchmark()
     sweep: SweepBenchmark = SweepBenchmark()
     evaluation: EvaluationBenchmark = EvaluationBenchmark()
+    imagenet: ImageNetBenchmark = ImageNetBenchmark()
