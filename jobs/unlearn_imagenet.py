@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def run(config: UnlearnConfig, dry_run: bool) -> None:
-    from pipeline import flow_ray
+    from pipeline.flow import checking, flow_ray, results
     from pipeline.weights import bases
 
     if config.stand_in.use and not dry_run:
@@ -32,7 +32,7 @@ def run(config: UnlearnConfig, dry_run: bool) -> None:
             print(line)
         print("dry run: the plan needs no data; not there yet: " + "; ".join(absent))
         return
-    prepared = flow_ray.check(config)
+    prepared = checking.check(config)
     request = prepared.config.request
     print(
         f"{prepared.run_id}: forget {request.classes or 'the named samples'}"
@@ -41,7 +41,7 @@ def run(config: UnlearnConfig, dry_run: bool) -> None:
         f"{prepared.trainable:,} of {sum(p.numel() for p in prepared.model.net.parameters()):,} parameters",
         flush=True,
     )
-    if warning := flow_ray.warning_of(prepared):
+    if warning := checking.warning_of(prepared):
         print(f"  warning: {warning}", flush=True)
     if prepared.choice is not None and not dry_run:
         print(f"  hvp {prepared.choice.hvp}: {prepared.choice.why}", flush=True)
@@ -51,7 +51,7 @@ def run(config: UnlearnConfig, dry_run: bool) -> None:
         print("dry run: the request, the lake and the weights fit together; nothing was written")
         return
     result = flow_ray.run(prepared)
-    print(summary(result, storage.join(prepared.run_uri, flow_ray.REPORT)))
+    print(summary(result, storage.join(prepared.run_uri, results.REPORT)))
 
 
 def plan_lines(config: UnlearnConfig, base: "Stored | None" = None) -> list[str]:

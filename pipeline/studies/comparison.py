@@ -17,7 +17,7 @@ from pipeline.studies.resumable import results
 
 if TYPE_CHECKING:
     from pipeline.data.partition import Partition
-    from pipeline.flow_ray import Prepared
+    from pipeline.flow.checking import Prepared
     from pipeline.training.loop import Inputs
 
 
@@ -56,14 +56,14 @@ def assembled(config: UnlearnConfig) -> "tuple[Prepared, Partition, Inputs]":
     """All that a run of the main job needs, in this process and on one thread."""
     import torch
 
-    from pipeline import flow_ray
     from pipeline.data.partition_ray import build_partition
     from pipeline.data.stream_local import retain_stream
+    from pipeline.flow import checking
     from pipeline.training.assemble import assemble
     from pipeline.unlearning.collectives import Collectives
 
     torch.set_num_threads(1)
-    prepared = flow_ray.check(config)
+    prepared = checking.check(config)
     partition = build_partition(prepared.config, prepared.lake, prepared.subject["neighbours"])
     inputs = assemble(
         prepared.config,
@@ -81,12 +81,12 @@ def assembled(config: UnlearnConfig) -> "tuple[Prepared, Partition, Inputs]":
 
 def run_cell(cell: Cell) -> dict[str, Any]:
     """One run in this process, on one thread; a run that breaks down numerically is a result too."""
-    from pipeline import flow_ray
+    from pipeline.flow import results
     from pipeline.training.loop import unlearn
     from pipeline.unlearning.collectives import NonFiniteError
 
     prepared, partition, inputs = assembled(cell.config)
-    known_uri, known = flow_ray.measured_before(prepared, partition.digest)
+    known_uri, known = results.measured_before(prepared, partition.digest)
     first: list[dict[str, Any]] = []
     inputs = replace(inputs, before=known, record=lambda r: first.append(r) if r["kind"] == "evaluation" and r["step"] == 0 else None)
     found: dict[str, Any] = {"key": cell.key, "row": cell.row, "pair": list(cell.pair), "seed": cell.config.seed}

@@ -12,7 +12,7 @@ from pipeline.sweep.trial import Shared, run
 from pipeline.training.train_ray import METRICS
 
 if TYPE_CHECKING:
-    from pipeline.flow_ray import Prepared
+    from pipeline.flow.checking import Prepared
 
 
 def contest(prepared: "Prepared", partition: Partition) -> dict[str, Any]:

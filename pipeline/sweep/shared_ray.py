@@ -3,10 +3,11 @@
 import os
 from typing import TYPE_CHECKING, Any
 
-from pipeline import flow_ray, storage
+from pipeline import storage
 from pipeline.config import UnlearnConfig
 from pipeline.data.partition import Partition, find_partition
 from pipeline.data.partition_ray import build_partition
+from pipeline.flow import checking, results
 from pipeline.sweep.space import configured
 from pipeline.sweep.trial import Shared, measure_base
 
@@ -48,9 +49,9 @@ def make_shared(prepared: "PreparedSweep") -> dict[str, Any]:
     }
 
 
-def base_measures(prepared: flow_ray.Prepared, partition: Partition, bundle: dict[str, float]) -> dict[str, Any]:
+def base_measures(prepared: checking.Prepared, partition: Partition, bundle: dict[str, float]) -> dict[str, Any]:
     """{"result", "record"} of the base model, taken by a task that holds `bundle` unless an earlier run took the same."""
-    place, known = flow_ray.measured_before(prepared, partition.digest)
+    place, known = results.measured_before(prepared, partition.digest)
     if known is None:
         known = on_one_worker(_measure_base, bundle, prepared.config.model_dump(mode="json"), partition.uri, prepared.sources)
         storage.write_json(place, known)

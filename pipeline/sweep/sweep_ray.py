@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from pipeline import flow_ray, storage
+from pipeline import storage
 from pipeline.config import SweepConfig, UnlearnConfig
 from pipeline.errors import InputError
+from pipeline.flow import checking, results
 from pipeline.runtime import records
+from pipeline.runtime.code_version import code_version
 from pipeline.runtime.progress import Progress
 from pipeline.sweep import scores
 from pipeline.sweep.space import Settings, at, base_config, check_space, configured, fixed_points, shown
@@ -34,7 +36,7 @@ class PreparedSweep:
     config: SweepConfig
     sweep_id: str
     uri: str
-    base: flow_ray.Prepared
+    base: checking.Prepared
     points: list[Settings]
 
     @property
@@ -54,7 +56,7 @@ def check(config: SweepConfig) -> PreparedSweep:
             f"budget.steps: got {config.budget.steps}, less than one trial takes (optim.max_steps {base.optim.max_steps}); "
             "raise it or set optim.max_steps"
         )
-    prepared = flow_ray.check(base)
+    prepared = checking.check(base)
     _check_trainables(config, prepared)
     described = _described(config, prepared)
     sweep_id = config.run_id or f"sweep-{storage.digest_of(described)[:10]}"
@@ -156,7 +158,7 @@ def log_child(prepared: PreparedSweep, row: Mapping[str, Any], parent: "Tracker"
 
     uri = trial_uri(prepared.uri, row["number"])
     result = trial_result(prepared, row)
-    storage.write_json(storage.join(uri, flow_ray.RESULT), result)
+    storage.write_json(storage.join(uri, results.RESULT), result)
     tags = {"mlflow.parentRunId": parent.mlflow_run_id, "sweep": prepared.sweep_id, "status": row["status"], "reason": row["reason"]}
     child = Tracker(
         tracking=prepared.config.tracking,
@@ -167,7 +169,7 @@ def log_child(prepared: PreparedSweep, row: Mapping[str, Any], parent: "Tracker"
     )
     with child:
         child.log_records(records.read(storage.join(uri, METRICS)))
-        child.log_artifacts({flow_ray.RESULT: (json.dumps(result, indent=2) + "\n").encode()})
+        child.log_artifacts({results.RESULT: (json.dumps(result, indent=2) + "\n").encode()})
     if row["status"] == scores.FAILED:
         child.client.set_terminated(child.mlflow_run_id, status="FAILED")
 
@@ -219,7 +221,7 @@ def summarise(prepared: PreparedSweep, rows: list[dict[str, Any]], seconds: floa
         "importance": {name: importance(suggestions, index) for index, name in enumerate(names)},
         "seconds": {"searched": seconds, **overheads(rows)},
         "winner": None,
-        "code_version": flow_ray.code_version(),
+        "code_version": code_version(),
         "seed": config.seed,
     }
 
@@ -278,7 +280,7 @@ def _points(config: SweepConfig, base: UnlearnConfig) -> list[Settings]:
     return fixed_points(config.space, base) if config.search.include_base else []
 
 
-def _check_trainables(config: SweepConfig, prepared: flow_ray.Prepared) -> None:
+def _check_trainables(config: SweepConfig, prepared: checking.Prepared) -> None:
     from pipeline.unlearning.trainable import select
 
     distribution = config.space.get("trainable")
@@ -289,7 +291,7 @@ def _check_trainables(config: SweepConfig, prepared: flow_ray.Prepared) -> None:
             raise InputError(f"space: {error}") from error
 
 
-def _described(config: SweepConfig, base: flow_ray.Prepared) -> dict[str, Any]:
+def _described(config: SweepConfig, base: checking.Prepared) -> dict[str, Any]:
     """All that decides what the trials do: the sweep's settings, those they start from, what they read."""
     return {
         "sweep": config.model_dump(mode="json", exclude={"storage", "run_id", "tracking", "base", "set"}),

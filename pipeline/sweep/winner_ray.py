@@ -3,11 +3,12 @@
 import time
 from typing import TYPE_CHECKING, Any
 
-from pipeline import flow_ray, storage
+from pipeline import storage
 from pipeline.config import UnlearnConfig
 from pipeline.config.sweep import Verify
 from pipeline.data.partition import find_partition
 from pipeline.evaluation.gate import judge_gate
+from pipeline.flow import checking, flow_ray, results
 from pipeline.sweep.shared_ray import on_one_worker, trial_resources
 from pipeline.sweep.space import configured, shown
 from pipeline.sweep.trial import Shared
@@ -72,8 +73,8 @@ def _register(
     """The trial as a run of its own: what it was trained with, what it measured on fresh seeds, version and report."""
     started = time.perf_counter()
     named = settings.model_copy(update={"run_id": f"{prepared.sweep_id}-best"})
-    best = flow_ray.check(named)
-    result_uri = storage.join(best.run_uri, flow_ray.RESULT)
+    best = checking.check(named)
+    result_uri = storage.join(best.run_uri, results.RESULT)
     if storage.exists(result_uri):
         result = storage.read_json(result_uri)
     else:
@@ -98,7 +99,7 @@ def _register(
         "version": result["model"]["version"],
         "model": result["model"]["name"],
         "run_id": best.run_id,
-        "report": storage.join(best.run_uri, flow_ray.REPORT),
+        "report": storage.join(best.run_uri, results.REPORT),
         "gate_passed": result["gate"]["passed"],
     }
 

@@ -42,7 +42,7 @@ def ending(summary: Mapping[str, Any], uri: str) -> str:
         twice = scores.measured_twice(row["after"], winner["verified"][-1]["after"])
         lines += [
             f"  trial {winner['number']} was the best of {len(rows)}, in part the luckiest: chosen with {_values(summary, row['values'])};",
-            f"  on fresh seeds, which is what counts: {', '.join(f'{name} {new:.4g} ({old:.4g} before)' for name, old, new in twice)}",
+            f"  on fresh seeds, which is what counts: {', '.join(f'{name} {new:.4g} (chosen with {old:.4g})' for name, old, new in twice)}",
             f"  registered {winner['model']} version {winner['version']} @candidate (run {winner['run_id']})",
             f"  report {winner['report']}",
         ]

@@ -205,13 +205,14 @@ def test_other_runs_and_world_sizes_give_the_same_weights(unlearned: dict[str, A
 
     from models import weights
     from pipeline import config as configuration
-    from pipeline import flow_ray, storage
+    from pipeline import storage
     from pipeline.data.partition_ray import build_partition
+    from pipeline.flow import checking
     from pipeline.training import train_ray
 
     def trained(name: str, workers: int) -> dict[str, torch.Tensor]:
         overrides = [f"storage={pretrained}", f"run_id={name}", *UNLEARN, f"train.workers={workers}"]
-        prepared = flow_ray.check(configuration.load(configuration.UnlearnConfig, str(ROOT / "jobs/configs/quickstart.yaml"), overrides))
+        prepared = checking.check(configuration.load(configuration.UnlearnConfig, str(ROOT / "jobs/configs/quickstart.yaml"), overrides))
         partition = build_partition(prepared.config, prepared.lake, prepared.subject["neighbours"])
         assert partition.reused and partition.digest == unlearned["partition_digest"]
         plain = train_ray.train(prepared.config, partition_uri=partition.uri, run_uri=prepared.run_uri, **prepared.sources)

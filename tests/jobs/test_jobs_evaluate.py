@@ -212,16 +212,16 @@ def same(got: Any, wanted: Any, path: str = "") -> None:
 
 def test_a_main_job_that_cannot_be_proven_is_refused_before_it_starts(root: str) -> None:
     from pipeline import config as configuration
-    from pipeline import flow_ray
     from pipeline.config import UnlearnConfig
     from pipeline.errors import InputError
+    from pipeline.flow import checking
 
     for override, said in (
         ("evaluate.measures=[forget]", r"evaluate\.measures: got 'forget'"),
         ("evaluate.gold=nothing", r"evaluate\.gold: no model at .*--set without=\[1\]"),
     ):
         with pytest.raises(InputError, match=said):
-            flow_ray.check(configuration.load(UnlearnConfig, "jobs/configs/quickstart.yaml", [f"storage={root}", override]))
+            checking.check(configuration.load(UnlearnConfig, "jobs/configs/quickstart.yaml", [f"storage={root}", override]))
 
 
 def test_classes_that_cannot_be_left_out_of_pretraining(root: str, tmp_path: Path) -> None:

@@ -133,13 +133,13 @@ def test_early_stopping_goes_by_the_settled_measure(root: str, ray_session: None
 
 
 def test_auto_holds_a_contest_and_runs_the_winner(root: str, ray_session: None) -> None:
-    from pipeline import flow_ray
     from pipeline.config import UnlearnConfig
+    from pipeline.flow import checking, flow_ray
 
     main = [override.removeprefix("set.") for override in TINY if override.startswith("set.")]
     overrides = [f"storage={root}", "run_id=auto", "method.name=auto", "train.workers=1", "autopilot.steps=2", *main, "optim.max_steps=4"]
     config = load(UnlearnConfig, str(ROOT / "jobs/configs/quickstart.yaml"), overrides)
-    result = flow_ray.run(flow_ray.check(config))
+    result = flow_ray.run(checking.check(config))
     contest = result["contest"]
     assert [len(held["standings"]) for held in contest["rounds"]] == [4, 2]
     assert contest["rounds"][1]["seconds"] == 2 * contest["rounds"][0]["seconds"] > 0
@@ -150,4 +150,4 @@ def test_auto_holds_a_contest_and_runs_the_winner(root: str, ray_session: None) 
     page = (folder / "report.html").read_text()
     assert "How the method was chosen" in page and ">winner<" in page
     assert yaml.safe_load((folder / "config.yaml").read_text())["method"]["name"] == "auto"
-    assert flow_ray.run(flow_ray.check(config)) == result
+    assert flow_ray.run(checking.check(config)) == result

@@ -8,11 +8,11 @@ import torch
 from sweeps import ROOT, TINY
 
 from models import weights
-from pipeline import flow_ray
 from pipeline.config import SweepConfig, UnlearnConfig, load
 from pipeline.config.sweep import Verify
 from pipeline.data.partition import Partition
 from pipeline.data.partition_ray import build_partition
+from pipeline.flow import checking
 from pipeline.runtime import records
 from pipeline.sweep import scores
 from pipeline.sweep.space import base_config, configured
@@ -23,19 +23,19 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def prepared(root: str) -> flow_ray.Prepared:
+def prepared(root: str) -> checking.Prepared:
     path = str(ROOT / "jobs/configs/sweep_quickstart.yaml")
     config = load(SweepConfig, path, [f"storage={root}", *TINY, "set.optim.max_steps=6", "set.evaluate.hold_steps=50"])
-    return flow_ray.check(base_config(config))
+    return checking.check(base_config(config))
 
 
 @pytest.fixture(scope="module")
-def partition(prepared: flow_ray.Prepared) -> Partition:
+def partition(prepared: checking.Prepared) -> Partition:
     return build_partition(prepared.config, prepared.lake, prepared.subject["neighbours"])
 
 
 @pytest.fixture(scope="module")
-def before(prepared: flow_ray.Prepared, partition: Partition) -> dict[str, Any]:
+def before(prepared: checking.Prepared, partition: Partition) -> dict[str, Any]:
     return measure_base(prepared.config, partition, Shared(**prepared.sources), CPU)
 
 
@@ -44,7 +44,7 @@ def trained(uri: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_trial_whose_seconds_are_spent_goes_on_as_if_it_had_never_stopped(
-    prepared: flow_ray.Prepared, partition: Partition, before: dict[str, Any], tmp_path: Path
+    prepared: checking.Prepared, partition: Partition, before: dict[str, Any], tmp_path: Path
 ) -> None:
     def go(config: UnlearnConfig, name: str) -> tuple[dict[str, Any], list[records.Record]]:
         seen: list[records.Record] = []
@@ -65,14 +65,14 @@ def test_a_trial_whose_seconds_are_spent_goes_on_as_if_it_had_never_stopped(
     assert rest["after"] == whole["after"]
 
 
-def test_the_base_is_measured_as_the_main_job_would(prepared: flow_ray.Prepared, partition: Partition, before: dict[str, Any]) -> None:
+def test_the_base_is_measured_as_the_main_job_would(prepared: checking.Prepared, partition: Partition, before: dict[str, Any]) -> None:
     assert before["record"]["step"] == 0 and before["result"]["forget_fraction"]["n"] == 100
     again = measure_base(prepared.config, partition, Shared(**prepared.sources), CPU)
     assert again["result"] == before["result"]
 
 
 def test_the_verification_draws_other_images_the_same_for_both(
-    prepared: flow_ray.Prepared, partition: Partition, before: dict[str, Any], tmp_path: Path
+    prepared: checking.Prepared, partition: Partition, before: dict[str, Any], tmp_path: Path
 ) -> None:
     shared = Shared(**prepared.sources)
     outcome = run(prepared.config, partition, shared, uri=str(tmp_path), before=before, observe=lambda record: None, device=CPU)
