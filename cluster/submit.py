@@ -32,6 +32,7 @@ from pipeline import config as configuration
 from pipeline.errors import InputError
 from pipeline.request import request_id
 from pipeline.runtime.code_version import VARIABLE, code_version
+from pipeline.runtime.milestones import SUBMITTED, process_start
 from pipeline.runtime.redact import is_secret_name, redact
 
 if TYPE_CHECKING:
@@ -245,10 +246,11 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         require_token()
         client = connect(submission.address)
+        began = {SUBMITTED: f"{process_start():.3f}"}
         client.submit_job(
             entrypoint=shlex.join(submission.entrypoint),
             submission_id=submission.job_id,
-            runtime_env=submission.runtime_env,
+            runtime_env={**submission.runtime_env, "env_vars": submission.runtime_env["env_vars"] | began},
             metadata=submission.metadata,
         )
     except InputError as error:

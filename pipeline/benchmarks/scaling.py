@@ -9,7 +9,6 @@ import os
 import statistics
 import tempfile
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from pipeline.benchmarks import start_up
 from pipeline.benchmarks.step import model_of, rows_of
 from pipeline.config import BenchmarkConfig
 from pipeline.runtime.stopwatch import Stopwatch
@@ -51,7 +51,7 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
             for kind in ("cpu_seconds", "wall_seconds")
         }
     if settings.start_up:
-        found["start_up_seconds"] = start_up(config)
+        found["start_up_seconds"] = start_up.run(config)
     return {**found, "setting": settings.model_dump() | {"threads": config.threads}}
 
 
@@ -75,33 +75,6 @@ def _figures(ranks: list[list[Seconds]]) -> dict[str, Any]:
         "two_over_one": {kind: median(busiest(f"both/{kind}", both) / busiest(f"alone/{kind}", both) for both in rounds) for kind in kinds},
         "reduce_share": median(min(rank["both/reduce"] / rank["both/wall_seconds"] for rank in both) for both in rounds),
     }
-
-
-def start_up(config: BenchmarkConfig) -> dict[str, float]:
-    """Seconds from the main job's process to its first step, by what is reached on the way, on the quickstart's lake and models.
-
-    The median of three submissions, after one that leaves the partition and the base model's measures behind.
-    """
-    import subprocess
-    import sys
-
-    from pipeline import storage
-    from pipeline.training.train_ray import START_UP
-
-    root = Path(__file__).resolve().parents[2]
-    found = []
-    for _ in range(4):
-        run_id = f"start-up-{uuid.uuid4().hex[:8]}"
-        sets = [f"storage={config.storage}", f"run_id={run_id}", "optim.max_steps=2", "evaluate.samples=20", "evaluate.retain_samples=1"]
-        command = [sys.executable, str(root / "jobs/unlearn_imagenet.py"), "--config", "jobs/configs/quickstart.yaml"]
-        done = subprocess.run(
-            [*command, *(part for one in sets for part in ("--set", one))], capture_output=True, text=True, check=False, cwd=root
-        )
-        if done.returncode:
-            raise RuntimeError(f"the main job ended with {done.returncode}: {done.stderr[-500:]}")
-        run_uri = storage.join(config.storage, "runs", run_id)
-        found.append(storage.read_json(storage.join(run_uri, START_UP)))
-    return {name: round(statistics.median(one[name] for one in found[1:]), 2) for name in found[-1]}
 
 
 def bursts(config: BenchmarkConfig, folder: str) -> list[Seconds]:

@@ -5,6 +5,8 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
+SUBMITTED = "UNLEARN_SUBMITTED_AT"  # environment variable: Unix seconds at which whoever submitted the job began to
+
 _reached: dict[str, float] = {}
 
 
@@ -14,8 +16,9 @@ def mark(name: str) -> None:
 
 
 def reached() -> dict[str, float]:
-    """Unix seconds of every milestone so far, in order, the start of this process first."""
-    return {"process": process_start(), **_reached}
+    """Unix seconds of every milestone so far, in order, the start of this process first, or the submission that led to it."""
+    submitted = os.environ.get(SUBMITTED)
+    return {**({"submitted": float(submitted)} if submitted else {}), "process": process_start(), **_reached}
 
 
 def process_start() -> float:

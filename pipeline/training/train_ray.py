@@ -32,7 +32,7 @@ from pipeline.training.loop import Inputs, Interrupted, Outcome, unlearn
 from pipeline.unlearning.collectives import Collectives, NonFiniteError
 
 METRICS, OUTCOME, TRAINED, CHECKPOINTS = "metrics.jsonl", "outcome.json", "trained.safetensors", "checkpoints"
-START_UP = "timings/start-up.json"  # seconds from the driver's process to the first step
+START_UP = "timings/start-up.json"  # seconds from the submission, or the driver's process, to the first step
 NOTES = ".train"  # Ray Train's own folder under the run
 PREEMPTIONS = 100  # times a run goes on elsewhere when its nodes are taken away
 
@@ -161,7 +161,7 @@ def _connected(inputs: Inputs, arguments: dict[str, Any], run_id: str, start: Ch
             mark("base_measured")
         elif begun is None and "first_step" not in reached():
             mark("first_step")
-            here = {name: when for name, when in reached().items() if name != "process"}
+            here = {name: when for name, when in reached().items() if name not in ("submitted", "process")}
             storage.write_json(storage.join(run_uri, START_UP), spans({**arguments["milestones"], **here}))
 
     def save(checkpoint: Checkpoint) -> None:
