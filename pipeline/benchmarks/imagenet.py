@@ -5,7 +5,6 @@ as a run takes it, from rows in memory to the moved weights; the naive one is th
 """
 
 import statistics
-import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -16,7 +15,7 @@ from models.compiling import compile_first_order, uncompiled
 from models.generative import DiTModel, dit_description
 from models.judge import build_judge, small_cnn_description
 from pipeline.benchmarks import naive_step
-from pipeline.benchmarks.measure import peak_bytes
+from pipeline.benchmarks.measure import peak_of, seconds_of
 from pipeline.config import BenchmarkConfig, UnlearnConfig, parse
 from pipeline.config.tools import ImageNetScale
 from pipeline.data.cycle import Cycle
@@ -89,7 +88,8 @@ def steps_of(model: DiTModel, scale: ImageNetScale, batch: int, trainable: str, 
     """Every kind of step at one batch, in turn, so that a machine whose speed drifts slows all of them alike."""
     device = next(model.net.parameters()).device
     total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
-    configs, plans = {}, {}
+    configs: dict[str, UnlearnConfig] = {}
+    plans: dict[str, MemoryPlan] = {}
     for name, (method, hvp) in STEPS.items():
         if hvp == "fd_forward" and scale.precision != "fp32":
             continue
@@ -97,13 +97,16 @@ def steps_of(model: DiTModel, scale: ImageNetScale, batch: int, trainable: str, 
         plans[name] = MemoryPlan(configs[name], model.config)
     if "uno_recompute" in configs:
         configs["uno_recompute"] = _in_pieces(configs["uno_recompute"], plans["uno_recompute"], total)
+    require_precision(device, configs["finetune"])
     bench = _Steps(model, configs["finetune"], seed)
     variants = {name: bench.step(config) for name, config in configs.items()}
     variants |= {name: bench.naive(configs[like], METHODS_OF_NAIVE[name]) for name, like in NAIVE.items()}
     if scale.compile:
         compile_first_order(model.net)
         variants["surgery_compiled"] = bench.step(configs["surgery"], compiled=True)
-    peaks, seconds, failed = {}, {}, {}
+    peaks: dict[str, int] = {}
+    seconds: dict[str, list[float]] = {}
+    failed: dict[str, str] = {}
     for name, once in variants.items():
         if total and name in plans and plans[name].need(*_how(configs[name])).total > total:
             failed[name] = "planned to need more than the device has: not tried"
@@ -126,9 +129,7 @@ def steps_of(model: DiTModel, scale: ImageNetScale, batch: int, trainable: str, 
     return found + [{"batch": batch, "step": name, "failed": why} for name, why in failed.items()]
 
 
-def config_of(
-    model: DiTModel, scale: ImageNetScale, batch: int, trainable: str, penalty: float, method: str, hvp: str
-) -> UnlearnConfig:
+def config_of(model: DiTModel, scale: ImageNetScale, batch: int, trainable: str, penalty: float, method: str, hvp: str) -> UnlearnConfig:
     return parse(
         UnlearnConfig,
         {
@@ -165,29 +166,6 @@ def sampler_of(model: DiTModel, scale: ImageNetScale, device: torch.device) -> d
         found["compiled_images_a_second"] = _rounded(images_a_second())
         model.net._compiled_call_impl = None
     return found
-
-
-def seconds_of(once: Callable[[], Any], device: torch.device) -> float:
-    """Wall seconds on a GPU, from idle to idle; process CPU seconds on a CPU, which neighbours disturb less."""
-    if device.type != "cuda":
-        started = time.process_time()
-        once()
-        return time.process_time() - started
-    torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    once()
-    torch.cuda.synchronize(device)
-    return time.perf_counter() - started
-
-
-def peak_of(once: Callable[[], Any], device: torch.device) -> int:
-    """The most bytes that tensors held: all of them on a GPU, those above what lay there before on a CPU."""
-    if device.type != "cuda":
-        return peak_bytes(once)
-    torch.cuda.reset_peak_memory_stats(device)
-    once()
-    torch.cuda.synchronize(device)
-    return int(torch.cuda.max_memory_allocated(device))
 
 
 class _Steps:
