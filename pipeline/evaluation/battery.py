@@ -43,7 +43,7 @@ def attacks(settings: Attacks, cfg_scale: float, steps: int) -> dict[str, Attack
         "none": Attack(kind="none", about="the model as it is", run=lambda bench: judged(bench, bench.model, settings)),
         "finetune": Attack(
             kind="finetune",
-            about=f"benign fine-tuning of every parameter on retained rows, {settings.finetune_steps} steps, lr {settings.finetune_lr:g}",
+            about=f"every parameter, on retained rows alone, {settings.finetune_steps} steps, lr {settings.finetune_lr:g}",
             run=lambda bench: judged(bench, finetuned(bench, settings), settings),
         ),
     }
@@ -65,13 +65,13 @@ def attacks(settings: Attacks, cfg_scale: float, steps: int) -> dict[str, Attack
     for start in STARTS:
         made[f"embedding from {start}"] = Attack(
             kind="embedding",
-            about=f"a free label embedding, optimised for {settings.embedding_steps} steps with the network frozen, from {_START[start]}",
+            about=f"optimised for {settings.embedding_steps} steps from {_START[start]}, the network frozen",
             run=_embedded(settings, start),
         )
     return made
 
 
-_START = {"own": "the label's own", "mean": "the mean of the retained labels", "random": "a random one"}
+_START = {"own": "the label's own embedding", "mean": "the mean of the retained labels", "random": "a random embedding"}
 
 
 def _quantised(settings: Attacks, kind: str) -> Callable[[Bench], dict[str, Any]]:
