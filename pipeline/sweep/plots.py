@@ -21,6 +21,7 @@ STYLE = """
 }
 .sp text { fill: var(--soft); }
 .sp text.ink { fill: var(--ink); }
+.sp text.over { paint-order: stroke; stroke: var(--card); stroke-width: 3px; pointer-events: none; }
 .sp .grid { stroke: var(--line); fill: none; }
 .sp .axis { stroke: var(--soft); opacity: .55; fill: none; }
 .sp .trial { stroke: var(--soft); stroke-width: 1.3; fill: none; opacity: .5; }
@@ -52,7 +53,8 @@ def scatter(
         corners = [f"L{x_of(b[0]):.1f} {y_of(a[1]):.1f}L{x_of(b[0]):.1f} {y_of(b[1]):.1f}" for a, b in pairwise(chosen)]
         if corners:
             parts.append(f'<path class="stairs" d="M{x_of(chosen[0][0]):.1f} {y_of(chosen[0][1]):.1f}{"".join(corners)}"/>')
-    for (x, y), numbers in points.items():
+    taken = [(x_of(x) - 7, y_of(y) + 4, 14.0) for x, y in points]  # what labels keep clear of: the dots, then each other
+    for (x, y), numbers in sorted(points.items()):
         at = f'cx="{x_of(x):.1f}" cy="{y_of(y):.1f}"'
         measured = f"{value_text(names[pair[0]], x)}, {value_text(names[pair[1]], y)}"
         said = f"trial{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}: {measured}"
@@ -63,8 +65,18 @@ def scatter(
             parts.append(f'<circle class="ring" {at} r="9"/>')
         label = ", ".join(map(str, numbers[:4])) + (f" +{len(numbers) - 4}" if len(numbers) > 4 else "")
         shift, anchor = (-12, "end") if x_of(x) > WIDTH - 90 else (12, "start")
-        parts.append(f'<text x="{x_of(x) + shift:.1f}" y="{y_of(y) - 7:.1f}" text-anchor="{anchor}">{label}</text>')
+        long = 7.0 * len(label)
+        line = _free(taken, x_of(x) + (shift if anchor == "start" else shift - long), y_of(y) - 7, long)
+        parts.append(f'<text class="over" x="{x_of(x) + shift:.1f}" y="{line:.1f}" text-anchor="{anchor}">{label}</text>')
     return _svg(parts, f"{OBJECTIVES[names[pair[0]]].title} against {OBJECTIVES[names[pair[1]]].title}")
+
+
+def _free(taken: list[tuple[float, float, float]], x: float, y: float, width: float) -> float:
+    """The first line at or below y where a label of `width` beginning at x covers none of those `taken` (x, y, width), which it joins."""
+    while any(abs(y - line) < 12 and x < start + long and start < x + width for start, line, long in taken):
+        y += 13
+    taken.append((x, y, width))
+    return y
 
 
 def parallel(rows: Sequence[Mapping[str, Any]], space: Sequence[str], names: Sequence[str], best: int | None, default: int | None) -> str:
@@ -74,7 +86,7 @@ def parallel(rows: Sequence[Mapping[str, Any]], space: Sequence[str], names: Seq
     ]
     axes += [(OBJECTIVES[name].title, [row["values"][index] for row in rows], name) for index, name in enumerate(names)]
     xs = [LEFT - 10 + index * (WIDTH - LEFT - RIGHT - 10) / max(1, len(axes) - 1) for index in range(len(axes))]
-    parts, columns = [], []
+    parts, columns, scales = [], [], []
     for place, (x, (title, values, name)) in enumerate(zip(xs, axes)):
         where, marks = _positions(values, name)
         columns.append(where)
@@ -85,7 +97,7 @@ def parallel(rows: Sequence[Mapping[str, Any]], space: Sequence[str], names: Seq
             f'<text class="ink" x="{x + shift:.1f}" y="{TOP - 16 + 13 * row}" text-anchor="{anchor}">{escape(words)}</text>'
             for row, words in enumerate(_in_two(title))
         ]
-        parts += [f'<text x="{x - 6:.1f}" y="{y + 4:.1f}" text-anchor="end">{escape(text)}</text>' for y, text in marks]
+        scales += [f'<text class="over" x="{x - 6:.1f}" y="{y + 4:.1f}" text-anchor="end">{escape(text)}</text>' for y, text in marks]
     order = sorted(range(len(rows)), key=lambda index: (rows[index]["number"] == best, rows[index]["number"] == default))
     for index in order:
         row = rows[index]
@@ -94,7 +106,7 @@ def parallel(rows: Sequence[Mapping[str, Any]], space: Sequence[str], names: Seq
         settings = ", ".join(f"{key.rsplit('.', 1)[-1]} {_short(value)}" for key, value in row["settings"].items())
         title = escape(f"trial {row['number']}: {settings}")
         parts.append(f'<path class="{kind}" d="M{path}"><title>{title}</title></path>')
-    return _svg(parts, "settings and objectives of every trial")
+    return _svg(parts + scales, "settings and objectives of every trial")
 
 
 def bars(importance: Mapping[str, Mapping[str, float]]) -> str:

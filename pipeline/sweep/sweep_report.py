@@ -213,7 +213,10 @@ def _note(name: str, summary: Summary) -> str:
         return (
             "A trial has settled when its upper bound stays below the dashed target for the whole window. Best in blue, default in orange."
         )
-    return "Filled: no other trial is better in every objective. Ringed: the default. Numbers name trials."
+    never = "settled_step" in summary["objectives"] and any(row["settled_step"] is None for row in _finished(summary))
+    return "Filled: no other trial is better in every objective. Ringed: the default. Numbers name trials." + (
+        " A trial that did not settle stands a whole window after its last step." if never else ""
+    )
 
 
 def _plain(name: str) -> str:
