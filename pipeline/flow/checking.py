@@ -34,6 +34,11 @@ if TYPE_CHECKING:
     from pipeline.memory.plan import Choice
 
 REQUEST, SETTINGS = "request.yaml", "config.yaml"
+# How a run is placed on a cluster and how patiently; nothing of what comes out depends on it, so a run may be continued with others.
+HOW = (
+    *("train.cpus_per_worker", "train.max_failures", "train.wait_s", "train.resize_s", "train.grace_s"),
+    *("evaluate.cpus", "evaluate.timeout_s"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,18 +147,15 @@ def settings_text(prepared: Prepared) -> str:
 
 
 def _require_same_settings(prepared: Prepared) -> None:
-    """A run id that exists may only be continued with the settings it was started with."""
+    """A run id that exists may only be continued with the settings it was started with, those of `HOW` aside."""
     uri = storage.join(prepared.run_uri, SETTINGS)
     if not storage.exists(uri):
         return
     before, now = _leaves(yaml.safe_load(storage.read_bytes(uri))), _leaves(yaml.safe_load(settings_text(prepared)))
     keys = sorted(before.keys() | now.keys())
-    different = [f"{key} {before.get(key)!r} -> {now.get(key)!r}" for key in keys if before.get(key) != now.get(key)]
+    different = [f"{key} {before.get(key)!r} -> {now.get(key)!r}" for key in keys if before.get(key) != now.get(key) and key not in HOW]
     if different:
-        more = f" and {len(different) - 5} more" if len(different) > 5 else ""
-        raise InputError(
-            f"run_id {prepared.run_id} was started with other settings ({'; '.join(different[:5])}{more}); use them or another run_id"
-        )
+        raise InputError(f"run_id {prepared.run_id} was started with other settings ({'; '.join(different)}); use them or another run_id")
 
 
 def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
