@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from models.resnet_judge import ResNetJudge
 from models.transformers_judge import TransformersJudge
 
 
@@ -93,7 +94,7 @@ class MLPJudge:
         return self._mlp.features(x)
 
 
-JUDGES: dict[str, Callable[[dict[str, Any]], Judge]] = {"small_cnn": SmallCNNJudge, "mlp": MLPJudge, "transformers": TransformersJudge}
+JUDGES: dict[str, Callable[[dict[str, Any]], Judge]] = {"small_cnn": SmallCNNJudge, "mlp": MLPJudge, "resnet": ResNetJudge, "transformers": TransformersJudge}
 
 
 def small_cnn_description(*, shape: tuple[int, int, int], num_classes: int, class_names: list[str]) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Training a small model and its judge."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from pipeline.config.base import Fraction, JobConfig, Section
@@ -19,12 +21,16 @@ class PretrainOptim(Section):
 
 
 class JudgeOptim(Section):
+    net: Literal["small_cnn", "resnet"] = Field("small_cnn", description="resnet: for colour images from 16 pixels on, one worker")
+    width: int = Field(16, ge=4, description="channels of its first layer")
     lr: float = Field(3e-3, gt=0)
     batch_size: int = Field(128, ge=1)
     max_steps: int = Field(300, ge=1)
     warmup_steps: int = Field(20, ge=0)
     ema: float = Field(0.98, ge=0, lt=1)
     noise: float = Field(0.3, ge=0, description="deviation of the noise added to the images it learns from")
+    shift: int = Field(0, ge=0, description="pixels by which these images are moved at random, at most")
+    weight_decay: float = Field(0.0, ge=0)
 
 
 class PretrainConfig(JobConfig):

@@ -11,14 +11,17 @@ from torch import Tensor, nn
 
 from models.generative import GenerativeModel
 from models.judge import Judge
+from models.resnet_judge import recalibrate, shifted
 from pipeline.data.cycle import Cycle
 from pipeline.data.rows import Batch
+from pipeline.runtime.precision import autocast
 from pipeline.seeding import generator
 from pipeline.training.draws import draw_rows, drop_labels
 from pipeline.training.optimiser import Average, adamw, apply_gradient, warmup_cosine
 from pipeline.unlearning.collectives import Collectives
 from pipeline.unlearning.trainable import flat
 
+RECALIBRATED = 20  # batches over which a judge's batch norm takes its statistics in the end
 LANES = 8  # worker counts that divide this see the same batches
 
 
@@ -62,6 +65,7 @@ def train_dit(
     label_dropout: float,
     device: torch.device,
     collectives: Collectives,
+    precision: str = "fp32",
     **options: object,
 ) -> None:
     """Train `model` on `rows` with its own loss and a share of null labels."""
@@ -72,7 +76,8 @@ def train_dit(
     def loss_at(step: int) -> Tensor:
         batch = cycle.take(step - 1, batch_size, LANES, collectives.rank, collectives.world)
         drawn = draw_rows(model, batch, seed=seed, step=step, term="pretrain", device=device, relabel=relabel)
-        return model.losses(model.net, drawn.x0, drawn.y, drawn.noise).mean()
+        with autocast(precision, device):
+            return model.losses(model.net, drawn.x0, drawn.y, drawn.noise).mean()
 
     fit(named, loss_at, collectives=collectives, **options)  # type: ignore[arg-type]
 
@@ -86,17 +91,30 @@ def train_judge(
     noise: float,
     device: torch.device,
     collectives: Collectives,
+    shift: int = 0,
+    precision: str = "fp32",
     **options: object,
 ) -> None:
-    """Train `judge` by cross-entropy on `rows` of pixels with Gaussian noise of deviation `noise` added."""
+    """Train `judge` by cross-entropy on `rows` of pixels with Gaussian noise of deviation `noise` added, moved by up to `shift` pixels."""
     cycle = Cycle(rows, seed, "judge")
 
-    def loss_at(step: int) -> Tensor:
-        batch = cycle.take(step - 1, batch_size, LANES, collectives.rank, collectives.world)
-        added = [torch.randn(batch.mean.shape[1:], generator=generator(seed, "judge", *key)) for key in zip(batch.sample_id, batch.draw)]
-        return F.cross_entropy(judge.logits((batch.mean + noise * torch.stack(added)).to(device)), batch.y.to(device))
+    def seen(step: int, rank: int, world: int) -> tuple[Tensor, Tensor]:
+        batch = cycle.take(step - 1, batch_size, LANES, rank, world)
+        keys = [generator(seed, "judge", *key) for key in zip(batch.sample_id, batch.draw)]
+        x = batch.mean + noise * torch.stack([torch.randn(batch.mean.shape[1:], generator=key) for key in keys])
+        if shift:
+            x = shifted(x, torch.stack([torch.randint(2 * shift + 1, (2,), generator=key) for key in keys]), shift)
+        return x.to(device), batch.y.to(device)
 
+    def loss_at(step: int) -> Tensor:
+        x, y = seen(step, collectives.rank, collectives.world)
+        with autocast(precision, device):
+            return F.cross_entropy(judge.logits(x).float(), y)
+
+    judge.net.train()
     fit(dict(judge.net.named_parameters()), loss_at, collectives=collectives, **options)  # type: ignore[arg-type]
+    recalibrate(judge.net, [seen(step, 0, 1)[0] for step in range(1, RECALIBRATED + 1)])
+    judge.net.eval()
 
 
 @torch.no_grad()

@@ -37,7 +37,9 @@ def descriptions(config: PretrainConfig, lake: Lake) -> tuple[dict[str, Any], di
     """The config.json of the model and of the judge for the rows of `lake`."""
     from models.generative import describe, is_conditional
     from models.judge import small_cnn_description
+    from models.resnet_judge import resnet_description
 
+    nets = {"small_cnn": small_cnn_description, "resnet": resnet_description}
     manifest = lake.manifest
     if manifest.kind != "image":
         raise InputError(f"lake {manifest.name!r} holds latents, expected images: pretrain.py trains small models on pixels")
@@ -52,7 +54,10 @@ def descriptions(config: PretrainConfig, lake: Lake) -> tuple[dict[str, Any], di
         model = describe(config.model.size, shape=shape, class_names=names, **own)
     except ValueError as error:
         raise InputError(str(error)) from error
-    return model, small_cnn_description(shape=shape, num_classes=len(names), class_names=names)
+    try:
+        return model, nets[config.judge.net](shape=shape, num_classes=len(names), class_names=names, width=config.judge.width)
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def model_uri_of(config: PretrainConfig) -> str:
@@ -228,13 +233,14 @@ def _worker(arguments: dict[str, Any]) -> None:
             judge,
             rows,
             noise=optim.noise,
+            shift=optim.shift,
             batch_size=optim.batch_size,
             steps=optim.max_steps,
             lr=optim.lr,
             ema=optim.ema,
             warmup_steps=optim.warmup_steps,
             clip=None,
-            weight_decay=0.0,
+            weight_decay=optim.weight_decay,
             progress=progress("judge"),
             **common,
         )
