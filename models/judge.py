@@ -94,10 +94,15 @@ class MLPJudge:
         return self._mlp.features(x)
 
 
-JUDGES: dict[str, Callable[[dict[str, Any]], Judge]] = {"small_cnn": SmallCNNJudge, "mlp": MLPJudge, "resnet": ResNetJudge, "transformers": TransformersJudge}
+JUDGES: dict[str, Callable[[dict[str, Any]], Judge]] = {
+    "small_cnn": SmallCNNJudge,
+    "mlp": MLPJudge,
+    "resnet": ResNetJudge,
+    "transformers": TransformersJudge,
+}
 
 
-def small_cnn_description(*, shape: tuple[int, int, int], num_classes: int, class_names: list[str]) -> dict[str, Any]:
+def small_cnn_description(*, shape: tuple[int, int, int], num_classes: int, class_names: list[str], width: int = 16) -> dict[str, Any]:
     """The config.json of a small CNN for rows of `shape` (C, H, W)."""
     channels, size, _ = shape
     return {
@@ -105,7 +110,7 @@ def small_cnn_description(*, shape: tuple[int, int, int], num_classes: int, clas
         "channels": channels,
         "num_classes": num_classes,
         "size": size,
-        "width": 16,
+        "width": width,
         "features": 64,
         "class_names": class_names,
     }

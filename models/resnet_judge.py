@@ -4,6 +4,7 @@ Two residual blocks between three poolings (the shape of the nine-layer networks
 the plane before the head. `width` is the number of channels of the first layer; the last has eight times as many.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -88,7 +89,7 @@ def shifted(x: Tensor, by: Tensor, most: int) -> Tensor:
 
 
 @torch.no_grad()
-def recalibrate(net: nn.Module, batches: list[Tensor]) -> None:
+def recalibrate(net: nn.Module, batches: Iterable[Tensor]) -> None:
     """Batch norm's statistics anew, as means over `batches`: those of averaged weights are not the average of those on the way."""
     norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
     if not norms:

@@ -113,7 +113,7 @@ def train_judge(
 
     judge.net.train()
     fit(dict(judge.net.named_parameters()), loss_at, collectives=collectives, **options)  # type: ignore[arg-type]
-    recalibrate(judge.net, [seen(step, 0, 1)[0] for step in range(1, RECALIBRATED + 1)])
+    recalibrate(judge.net, (seen(step, 0, 1)[0] for step in range(1, RECALIBRATED + 1)))
     judge.net.eval()
 
 

@@ -1,6 +1,7 @@
 """jobs/pretrain.py's work: a small DiT and its judge from a lake, on Ray Train workers."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ def descriptions(config: PretrainConfig, lake: Lake) -> tuple[dict[str, Any], di
     from models.judge import small_cnn_description
     from models.resnet_judge import resnet_description
 
-    nets = {"small_cnn": small_cnn_description, "resnet": resnet_description}
+    nets: dict[str, Callable[..., dict[str, Any]]] = {"small_cnn": small_cnn_description, "resnet": resnet_description}
     manifest = lake.manifest
     if manifest.kind != "image":
         raise InputError(f"lake {manifest.name!r} holds latents, expected images: pretrain.py trains small models on pixels")
@@ -89,6 +90,8 @@ def check(config: PretrainConfig, lake: Lake) -> None:
         raise InputError(
             f"train.workers: got {config.train.most}, expected 1: {config.model.size} learns the statistics of whole batches (batch norm)"
         )
+    if config.judge.net == "resnet" and config.train.most > 1 and not config.is_gold:
+        raise InputError(f"train.workers: got {config.train.most}, expected 1: the resnet judge learns the statistics of whole batches")
     labels = [item.label for item in lake.manifest.classes]
     for label in config.without:
         if label not in labels:
@@ -124,6 +127,7 @@ def pretrain(config: PretrainConfig) -> Pretrained:
         "optim": config.optim.model_dump(),
         "judge": config.judge.model_dump(),
         "evaluate": config.evaluate.model_dump(include={"retain_samples", "cfg_scale", "final_sampler_steps", "batch"}),
+        **({} if config.train.precision == "fp32" else {"precision": config.train.precision}),
         **({"without": sorted(config.without)} if config.without else {}),
         **({"without_samples": _samples_digest(config)} if config.without_samples else {}),
     }
@@ -218,7 +222,7 @@ def _worker(arguments: dict[str, Any]) -> None:
     def progress(of: str) -> Any:
         return (lambda step, loss: writer.write({"of": of, "step": step, "loss": loss})) if first else (lambda step, loss: None)
 
-    common = {"seed": seed, "device": device, "collectives": collectives}
+    common = {"seed": seed, "device": device, "collectives": collectives, "precision": config.train.precision}
     if config.is_gold:
         stored = model_store.read(arguments["judge_uri"], "judge.weights")
         judge = build_judge(stored.config)
