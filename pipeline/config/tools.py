@@ -76,8 +76,10 @@ class EvaluationBenchmark(Section):
     """What a check beside the training costs the steps it overlaps with (needs the quickstart's lake and models under storage)."""
 
     base: str = Field("jobs/configs/quickstart.yaml", description="configuration of the main job whose step and check they are")
-    rounds: int = Field(10, ge=1, description="checks, each between steps with none")
-    samples: int = Field(200, ge=20, description="images a check draws for the forgotten classes together")
+    rounds: int = Field(6, ge=1, description="checks, each between steps with none")
+    samples: int = Field(
+        1000, ge=20, description="images a check draws for the forgotten classes together: many, so that it lasts for many steps"
+    )
 
 
 class DataBenchmark(Section):

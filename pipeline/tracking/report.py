@@ -37,6 +37,12 @@ TITLES = {
     "retain_accuracy.min": "Accuracy of retained classes, lowest",
     "retain_accuracy.neighbours": "Accuracy of the nearest neighbours",
 }
+ENDS = {
+    "settled": "the settling rule: it stayed below the target through the hold window",
+    "guard": "the guard: too little was kept",
+    "checks": "evaluate.max_checks: the checks were spent",
+    "steps": "optim.max_steps: the steps were spent",
+}
 TIMES = {
     "seconds_to_first_batch": "To the first batch",
     "seconds_per_step": "Per step",
@@ -324,11 +330,14 @@ def _classes(result: Mapping[str, Any], named: Namer) -> list[dict[str, Any]]:
 
 
 def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    keys = ("run_id", "method", "seed", "world_size", "steps", "first_crossing_step", "settled_step")
+    keys = ("run_id", "method", "seed", "world_size", "steps", "first_crossing_step", "settled_step", "kept_step")
+    missing = result.get("missing_checks") or []
     spaces = result.get("features") or {}
     computed = result.get("precision") or {}
     return [
         *((key.replace("_", " "), number(result.get(key))) for key in keys),
+        ("ended by", ENDS.get(str(result.get("stopped")), NOT_MEASURED)),
+        ("checks that failed", ", ".join(f"step {step}" for step in missing) or "none"),
         *((f"features, {name}", f"{str(one['digest'])[:12]}, {one['weights']}") for name, one in spaces.items()),
         *((f"computed in, {key}", str(value)) for key, value in computed.items()),
     ]

@@ -44,7 +44,8 @@ def summary(result: Mapping[str, Any], report_uri: str) -> str:
         *kept,
         *(pair(f"fid, {space} features", "fid", space) for space in after["fid"] or ["judge"]),
         "",
-        f"  steps {result['steps']}, first below target at {result['first_crossing_step']}, settled at {result['settled_step']}; "
+        f"  steps {result['steps']}{_ended(result)}, first below target at {result['first_crossing_step']}, "
+        f"settled at {result['settled_step']}; "
         f"{timing['seconds_per_step']:.2f} s a step on {result['world_size']} workers, {timing['total_seconds']:.0f} s in all",
     ]
     if by_name and not before["membership"]["memorised"]:
@@ -58,6 +59,13 @@ def summary(result: Mapping[str, Any], report_uri: str) -> str:
         lines.append(f"  under attack: {battery_sentence(battery)}")
     lines += [f"  registered {model['name']} version {model['version']} @{model['alias']}", f"  report {report_uri}"]
     return "\n".join(lines)
+
+
+def _ended(result: Mapping[str, Any]) -> str:
+    """What ended the run before it was settled, and the step whose weights it went back to."""
+    why = {"guard": "the guard", "checks": "evaluate.max_checks"}.get(str(result.get("stopped")))
+    kept = result.get("kept_step")
+    return f" (ended by {why})" * bool(why) + f" (weights of step {kept})" * (kept not in (None, result["steps"]))
 
 
 def _reason(check: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.config import JobConfig
+from pipeline.config import JobConfig, RegistryConfig
 from pipeline.errors import InputError
 from pipeline.runtime import cli
 from pipeline.seeding import generator, seed_of
@@ -63,6 +63,17 @@ def test_verbs_choose_the_function(config: str) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(JobConfig, verbs, "", ["sing", "--config", config])
     assert caught.value.code == 2
+
+
+def test_shorthands_and_flags_are_settings(config: str) -> None:
+    seen: list[Any] = []
+
+    def run(settings: RegistryConfig, dry_run: bool) -> None:
+        seen.append((settings.request, settings.replay))
+
+    for argv in ([], ["--request", "case-1"], ["--replay"], ["--set", "replay=true", "--request=7"]):
+        assert cli.main(RegistryConfig, run, "", ["--config", config, *argv], shorthands=["request"], flags=["replay"]) == 0
+    assert seen == [(None, False), ("case-1", False), (None, True), ("7", True)]
 
 
 def test_seeds_are_the_same_on_every_machine() -> None:
