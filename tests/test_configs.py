@@ -105,3 +105,11 @@ def test_wrong_settings_are_explained_in_one_line(override: str, message: str) -
     with pytest.raises(InputError, match=message) as caught:
         configuration.load(UnlearnConfig, str(ROOT / "jobs" / "configs" / "quickstart.yaml"), [override])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [("{1:7}", {1: 7}), ("{1:7,3: 5}", {1: 7, 3: 5}), ("{1:[7, 9]}", {1: [7, 9]}), ("s3://bucket:80/x", "s3://bucket:80/x")],
+)
+def test_pairs_of_classes_may_be_given_without_a_space(given: str, read: object) -> None:
+    assert configuration.apply_overrides({}, [f"request.exchange={given}"]) == {"request": {"exchange": read}}

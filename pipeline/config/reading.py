@@ -1,6 +1,7 @@
 """YAML and --set into a checked configuration, and back. An unknown key names the valid ones near it."""
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ from pipeline.errors import InputError
 from pipeline.runtime.redact import redacted
 
 ConfigT = TypeVar("ConfigT", bound=JobConfig)
+CLASS_PAIR = re.compile(r"([{,]\s*\d+):(?=[\d\[])")  # {1:7}, which YAML reads as the sexagesimal number 67
 
 
 def read_yaml(path: str) -> dict[str, Any]:
@@ -39,7 +41,7 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
         if not separator or not key:
             raise InputError(f"--set: got {override!r}, expected key=value such as optim.lr=0.001")
         try:
-            value = yaml.safe_load(text)
+            value = yaml.safe_load(CLASS_PAIR.sub(r"\1: ", text))
         except yaml.YAMLError as error:
             raise InputError(f"--set {key}: got {text!r}, which is not valid YAML") from error
         node = result
