@@ -5,7 +5,7 @@ from pydantic import Field
 from pipeline.config.base import JobConfig, Section, Version
 from pipeline.config.measuring import Attacks, Measuring
 from pipeline.config.tools import CompareConfig
-from pipeline.config.unlearn import Extractor, Judge, Request, Tracking
+from pipeline.config.unlearn import Decoder, Extractor, Judge, Request, Tracking
 
 
 class Workers(Section):
@@ -26,6 +26,7 @@ class EvaluateConfig(JobConfig):
     gold: str | None = Field(None, description="name or URI of a model trained without the forgotten rows, to compare with")
     lake: str | None = Field(None, description="absent: the run's")
     base: str | None = Field(None, description="name or URI of the model before; absent: the run's; without one there is no before")
+    encoder: Decoder = Field(Decoder(), description="what makes images of latents; absent: what came with the weights, or the run's")
     judge: Judge = Judge()
     features: dict[str, Extractor] | None = Field(
         None, description="feature spaces of the distances beside the judge's: inception, dinov2; absent: the run's"

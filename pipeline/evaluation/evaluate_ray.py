@@ -71,6 +71,8 @@ def check(config: EvaluateConfig) -> Asked:
         raise InputError(f"lake: got none, and {found.what} is no run's: say which images it was trained on, such as --set lake=digits")
     lake = read_lake(lake_uri(config.storage, lake_name))
     request = config.request if config.request.classes or config.request.sample_ids or run is None else run.request
+    encoder = run.encoder if run and not config.encoder.weights else config.encoder
+    subject = bases.with_decoder(found.stored, lake, encoder)
     judge = bases.judge_at(run.judge if run and not config.judge.weights else config.judge, config.storage, lake_name)
     spaces = read_spaces((run.features if run else {}) if config.features is None else config.features)
     base = target.base_of(run) if run and not config.base else None
@@ -91,7 +93,7 @@ def check(config: EvaluateConfig) -> Asked:
         base=None if base is None else (base.config, base.state),
         judge=(judge.config, judge.state),
         gold=None if gold is None else (gold.config, gold.state),
-        autoencoder=None if found.autoencoder is None else (found.description["autoencoder"], found.autoencoder),
+        autoencoder=None if subject.autoencoder is None else (subject.config["autoencoder"], subject.autoencoder),
         lake=lake.uri,
         scope=scope,
         measures=tuple(dict.fromkeys(config.measures)),

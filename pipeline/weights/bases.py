@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
 from pipeline.config import Judge, UnlearnConfig
+from pipeline.config.unlearn import Decoder
 from pipeline.data.lake import Lake
 from pipeline.errors import InputError
 from pipeline.weights import model_store, published
@@ -28,18 +29,23 @@ def read_base(config: UnlearnConfig, lake: Lake) -> model_store.Stored:
     names = [item.name for item in lake.manifest.classes]
     if base.foreign and len(names) == len(base.config["class_names"]):
         base.config["class_names"] = names
+    return with_decoder(base, lake, config.encoder)
+
+
+def with_decoder(model: model_store.Stored, lake: Lake, encoder: Decoder) -> model_store.Stored:
+    """`model` with the decoder that turns its samples into the images of `lake`: `encoder`, or what it came with; nothing for pixels."""
     if lake.manifest.kind != "latent":
-        return base
-    if config.encoder.weights:
-        described, state = published.read_autoencoder(published.locate(config.encoder.weights), "encoder.weights", config.encoder.sha256)
-        base = model_store.with_autoencoder(base, described, state)
-    if base.autoencoder is None:
+        return model
+    if encoder.weights:
+        described, state = published.read_autoencoder(published.locate(encoder.weights), "encoder.weights", encoder.sha256)
+        model = model_store.with_autoencoder(model, described, state)
+    if model.autoencoder is None:
         raise InputError(
-            f"encoder.weights: lake {lake.manifest.name!r} holds latents and {uri} came without a decoder; expected the AutoencoderKL that "
-            "the lake was made with, such as stabilityai/sd-vae-ft-mse"
+            f"encoder.weights: lake {lake.manifest.name!r} holds latents and {model.uri} came without a decoder; expected the "
+            "AutoencoderKL that the lake was made with, such as stabilityai/sd-vae-ft-mse"
         )
-    require_decoder(base.config, lake)
-    return base
+    require_decoder(model.config, lake)
+    return model
 
 
 def require_decoder(config: dict[str, Any], lake: Lake) -> None:

@@ -31,6 +31,12 @@ class Target:
     run_id: str | None = None
     run: UnlearnConfig | None = None
 
+    @property
+    def stored(self) -> model_store.Stored:
+        return model_store.Stored(
+            uri=self.what, config=self.description, state=self.state, digest=self.digest, manifest={}, autoencoder=self.autoencoder
+        )
+
 
 def find(config: EvaluateConfig) -> Target:
     """What `version` (and `checkpoint`) mean. Raises `InputError` that says what was looked for and where."""
