@@ -13,6 +13,8 @@ from pipeline.training.world import usable_world
 from pipeline.unlearning.collectives import Collectives
 
 CONTROLLER_FAILURES = 3  # of Ray Train itself; without a bound it would try for ever
+PREEMPTIONS = 100  # times a run goes on elsewhere when its nodes are taken away
+ELASTIC_START_S = 20.0  # for nodes that Ray has not missed yet: after that a group starts with those that are left
 POLL_S = 1.0  # how often Ray Train looks at its workers
 COLLATERAL = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL")  # what the others die of when one has died
 
@@ -34,7 +36,8 @@ def launch(worker: Callable[[dict[str, Any]], Any], arguments: dict[str, Any], t
     resources = {"CPU": train.cpus_per_worker} | ({"GPU": train.gpus_per_worker} if gpu else {})
     cluster_ray.wait_for(resources, train.fewest, train.most, wait_s=train.wait_s)
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_S))
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(max(60.0, train.wait_s)))
+    elastic = train.fewest < train.most
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(ELASTIC_START_S if elastic else max(60.0, train.wait_s)))
     if not os.environ.get("RAY_ADDRESS"):  # a cluster of this process's own loses no nodes: no need for a process that watches them
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     filesystem = None
@@ -42,19 +45,24 @@ def launch(worker: Callable[[dict[str, Any]], Any], arguments: dict[str, Any], t
         filesystem, storage_uri = storage.arrow_filesystem(storage_uri), storage.filesystem(storage_uri)[1]
     else:
         Path(storage_uri).mkdir(parents=True, exist_ok=True)
-    elastic: dict[str, Any] = {"num_workers": train.most}
-    if train.fewest < train.most:
-        elastic = {"num_workers": (train.fewest, train.most), "elastic_resize_monitor_interval_s": train.resize_s}
+    workers: dict[str, Any] = {"num_workers": train.most}
+    if elastic:
+        workers = {"num_workers": (train.fewest, train.most), "elastic_resize_monitor_interval_s": train.resize_s}
     trainer = TorchTrainer(
         worker,
         train_loop_config=arguments,
-        scaling_config=ScalingConfig(use_gpu=gpu, resources_per_worker=resources, **elastic),
+        scaling_config=ScalingConfig(use_gpu=gpu, resources_per_worker=resources, **workers),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         run_config=RunConfig(
             name=name,
             storage_path=storage_uri,
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=train.max_failures, controller_failure_limit=CONTROLLER_FAILURES),  # type: ignore[call-arg]
+            failure_config=FailureConfig(  # type: ignore[call-arg]
+                max_failures=train.max_failures,
+                # of an elastic run every lost node may cost starts that wait for it in vain
+                controller_failure_limit=CONTROLLER_FAILURES * (train.max_failures + 1 if elastic else 1),
+                max_preemption_failures=PREEMPTIONS,
+            ),
         ),
     )
     try:

@@ -27,14 +27,13 @@ from pipeline.training.assemble import assemble
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.checks import Elsewhere
 from pipeline.training.grids import draw_grids
-from pipeline.training.launch_ray import launch, worker_setup
+from pipeline.training.launch_ray import PREEMPTIONS, launch, worker_setup
 from pipeline.training.loop import Inputs, Interrupted, Outcome, unlearn
 from pipeline.unlearning.collectives import Collectives, NonFiniteError
 
 METRICS, OUTCOME, TRAINED, CHECKPOINTS = "metrics.jsonl", "outcome.json", "trained.safetensors", "checkpoints"
 START_UP = "timings/start-up.json"  # seconds from the submission, or the driver's process, to the first step
 NOTES = ".train"  # Ray Train's own folder under the run
-PREEMPTIONS = 100  # times a run goes on elsewhere when its nodes are taken away
 
 log = logging.getLogger(__name__)
 
