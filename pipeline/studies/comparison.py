@@ -74,7 +74,7 @@ def assembled(config: UnlearnConfig) -> "tuple[Prepared, Partition, Inputs]":
         heldout=lambda labels: prepared.lake.read(labels, "heldout"),
         retain=lambda start: retain_stream(partition, 0, 1, start),
         collectives=Collectives(),
-        device=torch.device("cpu"),
+        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
     )
     return prepared, partition, inputs
 
@@ -125,6 +125,7 @@ def table(results: Sequence[Mapping[str, Any]], rows: Sequence[str]) -> str:
         "retain mean (worst run)",
         "retain min (worst run)",
         "against the base, mean / min (worst run)",
+        "Frechet, judge features",
         "CPU s a step",
     ]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
@@ -147,6 +148,7 @@ def table(results: Sequence[Mapping[str, Any]], rows: Sequence[str]) -> str:
             f"{statistics.median(means):.3f} ({min(means):.3f})",
             f"{statistics.median(minima):.2f} ({min(minima):.2f})",
             f"{_change(runs, 'retain_mean')} / {_change(runs, 'retain_min')}",
+            f"{statistics.median(r['fid'] for r in runs):.3g}",
             f"{statistics.median(r['step_cpu_seconds'] / r['steps'] for r in runs):.3f}",
         ]
         lines.append("| " + " | ".join(cells_) + " |")
