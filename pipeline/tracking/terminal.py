@@ -65,7 +65,8 @@ def _ended(result: Mapping[str, Any]) -> str:
     """What ended the run before it was settled, and the step whose weights it went back to."""
     why = {"guard": "the guard", "checks": "evaluate.max_checks"}.get(str(result.get("stopped")))
     kept = result.get("kept_step")
-    return f" (ended by {why})" * bool(why) + f" (weights of step {kept})" * (kept not in (None, result["steps"]))
+    said = [f"ended by {why}"] * bool(why) + [f"weights of step {kept}"] * (kept not in (None, result["steps"]))
+    return f" ({', '.join(said)})" if said else ""
 
 
 def _reason(check: Mapping[str, Any]) -> str:
