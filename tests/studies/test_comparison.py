@@ -32,11 +32,11 @@ def test_a_row_with_an_unknown_setting_is_refused() -> None:
 
 def test_the_table_counts_runs_that_never_settled_and_names_the_worst() -> None:
     run = {"steps": 10, "first_crossing_step": 4, "forget_fraction": 0.0, "exchange_fraction": 1.0, "step_cpu_seconds": 5.0}
-    run |= {"retain_mean_before": 1.0, "retain_min_before": 0.95}
+    run |= {"retain_mean_before": 1.0, "retain_min_before": 0.95, "fid": 2.5}
     results = [
         {"row": "plain", "settled_step": 6, "retain_mean": 0.99, "retain_min": 0.9, **run},
         {"row": "plain", "settled_step": None, "retain_mean": 0.5, "retain_min": 0.1, **run},
         {"row": "plain", "failed": "step 3: loss is not finite"},
     ]
     line = table(results, ["plain", "absent"]).splitlines()[-1]
-    assert line == "| plain | 3 | 4 (2) | 6 (1) | 0.000 | 1.00 | 0.745 (0.500) | 0.50 (0.10) | -0.255 (-0.500) / -0.450 (-0.850) | 0.500 |"
+    assert line == "| plain | 3 | 4 (2) | 6 (1) | 0.000 | 1.00 | 0.745 (0.500) | 0.50 (0.10) | -0.255 (-0.500) / -0.450 (-0.850) | 2.5 | 0.500 |"
