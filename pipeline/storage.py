@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -130,6 +130,22 @@ def write_bytes(uri: str, data: bytes) -> None:
     if is_local(uri):
         _place(Path(path), lambda temporary: temporary.write_bytes(data))
     else:
+        retrying(uri, "write", lambda: fs.pipe_file(path, data))
+
+
+def write_parts(uri: str, parts: Iterable[bytes | memoryview]) -> None:
+    """`write_bytes` of `parts` put together. On a local disk one is in memory at a time; each is done with when the next is asked for."""
+    fs, path = filesystem(uri)
+
+    def fill(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            for part in parts:
+                file.write(part)
+
+    if is_local(uri):
+        _place(Path(path), fill)
+    else:
+        data = b"".join([bytes(part) for part in parts])
         retrying(uri, "write", lambda: fs.pipe_file(path, data))
 
 

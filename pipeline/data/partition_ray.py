@@ -125,7 +125,7 @@ def write_retain(
     row_bytes = shards.row_bytes(layout.kind, layout.shape)
     bucket_segments = max(1, task_bytes // (layout.segment_rows * row_bytes))
     edges = [*range(0, total, bucket_segments * layout.segment_rows), total]
-    tasks = chunked(wanted, [len(item.rows) * row_bytes for item in wanted], task_bytes)
+    tasks = shards.chunked(wanted, [len(item.rows) * row_bytes for item in wanted], task_bytes)
     if len(tasks) == 1 and len(edges) == 2:
         *buckets, opened = gather(tasks[0], edges, layout)
         written, counts = [write_lanes(layout, edges[0], edges[1], *buckets)], [opened]
@@ -205,19 +205,6 @@ def write_side(lake: Lake, selected: Sequence[Selection], side: str, layout: Lay
         shards.require_rows(storage.join(layout.root, path), file.rows, item.count)
         files.append(file)
     return files, opened
-
-
-def chunked(items: Sequence[Any], sizes: Sequence[int], limit: int) -> list[list[Any]]:
-    """`items` in order, in groups of about `limit` bytes."""
-    groups: list[list[Any]] = []
-    room = 0
-    for item, size in zip(items, sizes):
-        if not groups or size > room:
-            groups.append([])
-            room = limit
-        groups[-1].append(item)
-        room -= size
-    return groups
 
 
 def _shuffle_on_ray(

@@ -1,4 +1,4 @@
-"""Raw images -> lake, on Ray Data: one row of the input dataset is one shard to make, one task makes it."""
+"""Raw images -> lake, on Ray Data: a row of the input dataset is a shard to make, or several small ones; one task makes them."""
 
 import pickle
 import time
@@ -35,6 +35,7 @@ from pipeline.errors import InputError
 from pipeline.runtime.progress import Progress
 
 REJECTED = "rejected.parquet"
+GROUP_BYTES = 16 << 20  # pixels of the small shards that one Ray task makes: a task costs as much as several images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +163,8 @@ def manifest_of(config: PrepareConfig, source: RawImages, rows_as: Plan, made: S
 def run_on_ray(encoder: EncoderConfig, tasks: Sequence[Task]) -> Iterator[Made]:
     """Make the shards on Ray Data; they come as they are finished, in any order.
 
-    Pixels are one stage. Latents are two: tasks decode images while a pool of actors, each with the autoencoder, encodes and writes.
+    Pixels are one stage, whose results are the shards' descriptions: no pixel passes through Ray. Latents are two: tasks decode
+    images while a pool of actors, each with the autoencoder, encodes and writes.
     """
     if not tasks:
         return
@@ -171,10 +173,13 @@ def run_on_ray(encoder: EncoderConfig, tasks: Sequence[Task]) -> Iterator[Made]:
     from pipeline.runtime import cluster_ray
 
     cluster_ray.connect()
-    waiting = ray.data.from_items([{"task": pickle.dumps(task)} for task in tasks], override_num_blocks=len(tasks))
     if tasks[0].rows.weights is None:
-        results = waiting.map(_make)
+        pixels = [len(task.items) * shards.row_bytes("image", task.shape) for task in tasks]
+        groups = shards.chunked(tasks, pixels, GROUP_BYTES)
+        waiting = ray.data.from_items([{"tasks": pickle.dumps(group)} for group in groups], override_num_blocks=len(groups))
+        results = waiting.flat_map(_make)
     else:
+        waiting = ray.data.from_items([{"task": pickle.dumps(task)} for task in tasks], override_num_blocks=len(tasks))
         # Unequal resources keep Ray Data from fusing the two stages into one; small ones leave room for both on any machine.
         pool: dict[str, Any] = {"num_gpus": encoder.gpus_per_worker} if encoder.gpus_per_worker else {"num_cpus": 0.25}
         actor: Any = _EncodingActor
@@ -212,8 +217,8 @@ def _reported(make: Callable[[], Made]) -> dict[str, Any]:
         return {"made": "", "error": pickle.dumps(type(error)(str(error)))}
 
 
-def _make(row: dict[str, Any]) -> dict[str, Any]:
-    return _reported(lambda: make_shard(pickle.loads(row["task"])))
+def _make(row: dict[str, Any]) -> list[dict[str, Any]]:
+    return [_reported(partial(make_shard, task)) for task in pickle.loads(row["tasks"])]
 
 
 def _decode(row: dict[str, Any]) -> dict[str, Any]:

@@ -46,7 +46,8 @@ def test_manifest_describes_the_files(digits_lake: Lake) -> None:
 
 
 @pytest.mark.ray
-def test_ray_makes_the_same_lake_and_a_repeat_starts_no_ray(digits_lake: Lake, ray_session: None, tmp_path: Path) -> None:
+def test_ray_makes_the_same_lake_and_a_repeat_starts_no_ray(digits_lake: Lake, ray_session: None, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(prepare_ray, "GROUP_BYTES", 20 << 10)  # several tasks, of two shards each
     made = prepare_ray.prepare(digits_config(tmp_path))
     assert not made.reused and made.lake.digest == digits_lake.digest and made.lake.manifest.shards == digits_lake.manifest.shards
 
