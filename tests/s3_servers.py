@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
+
 KEY, SECRET = "test-key", "test-secret"
 
 
@@ -123,8 +125,32 @@ class Proxy:
 
 
 @contextlib.contextmanager
+def serving(folder: Path) -> Iterator[Rclone]:
+    """A running server on `folder` with an empty bucket named `bucket`."""
+    (folder / "bucket").mkdir(parents=True)
+    server = Rclone(folder)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@contextlib.contextmanager
+def proxied(server: Rclone) -> Iterator[Proxy]:
+    """A proxy before `server`, with AWS_* pointing at it."""
+    proxy = Proxy(server.port)
+    try:
+        with environment(proxy.port):
+            yield proxy
+    finally:
+        proxy.close()
+
+
+@contextlib.contextmanager
 def environment(port: int, secret: str = SECRET) -> Iterator[None]:
-    """AWS_* pointing at the server on `port`."""
+    """AWS_* pointing at the server on `port`. fsspec keeps filesystems by their arguments, not by the environment they
+    were made in, so it is made to forget them on the way in and out."""
     values = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_ACCESS_KEY_ID": KEY,
@@ -133,8 +159,11 @@ def environment(port: int, secret: str = SECRET) -> Iterator[None]:
     }
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
+    s3 = fsspec.get_filesystem_class("s3")
+    s3.clear_instance_cache()
     try:
         yield
     finally:
+        s3.clear_instance_cache()
         for name, value in before.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import s3_servers
-from test_data_storage import forget_connections
 
 from pipeline import storage
 from pipeline.config import PrepareConfig, parse
@@ -92,16 +91,8 @@ def test_a_shard_that_does_not_arrive_is_noticed(tmp_path: Path) -> None:
 
 @pytest.fixture
 def s3(tmp_path: Path) -> Iterator[tuple[s3_servers.Proxy, s3_servers.Rclone]]:
-    (tmp_path / "s3/bucket").mkdir(parents=True)
-    server = s3_servers.Rclone(tmp_path / "s3")
-    server.start()
-    proxy = s3_servers.Proxy(server.port)
-    forget_connections()
-    with s3_servers.environment(proxy.port):
+    with s3_servers.serving(tmp_path / "s3") as server, s3_servers.proxied(server) as proxy:
         yield proxy, server
-    forget_connections()
-    proxy.close()
-    server.stop()
 
 
 def test_lake_and_partition_on_s3_through_faults(s3, undisturbed: Lake, unlearn_config) -> None:

@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec
 import pytest
 import s3_servers
 
@@ -13,29 +12,16 @@ from pipeline import storage
 from pipeline.errors import InputError
 
 
-def forget_connections() -> None:
-    """fsspec keeps filesystems by their arguments, not by the environment they were made in."""
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_servers.Rclone]:
-    folder = tmp_path_factory.mktemp("s3")
-    (folder / "bucket").mkdir()
-    rclone = s3_servers.Rclone(folder)
-    rclone.start()
-    yield rclone
-    rclone.stop()
+    with s3_servers.serving(tmp_path_factory.mktemp("s3")) as server:
+        yield server
 
 
 @pytest.fixture
 def proxy(server: s3_servers.Rclone) -> Iterator[s3_servers.Proxy]:
-    proxy = s3_servers.Proxy(server.port)
-    forget_connections()
-    with s3_servers.environment(proxy.port):
+    with s3_servers.proxied(server) as proxy:
         yield proxy
-    forget_connections()
-    proxy.close()
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
@@ -127,14 +113,12 @@ def test_a_server_that_comes_back(proxy: s3_servers.Proxy, server: s3_servers.Rc
 def test_nobody_at_the_address_until_the_server_starts(tmp_path: Path) -> None:
     (tmp_path / "bucket").mkdir()
     server = s3_servers.Rclone(tmp_path)
-    forget_connections()
     with s3_servers.environment(server.port):
         starting = threading.Timer(2, server.start)
         starting.start()
         storage.write_bytes("s3://bucket/late", b"late")
         starting.join()
     server.stop()
-    forget_connections()
     assert (tmp_path / "bucket/late").read_bytes() == b"late"
 
 
@@ -147,10 +131,8 @@ def test_patience_ends_with_the_objects_name(proxy: s3_servers.Proxy, monkeypatc
 
 
 def test_refused_credentials_name_the_variable(server: s3_servers.Rclone) -> None:
-    forget_connections()
     with s3_servers.environment(server.port, secret="wrong"), pytest.raises(InputError, match="AWS_SECRET_ACCESS_KEY"):
         storage.write_bytes("s3://bucket/x", b"")
-    forget_connections()
 
 
 @pytest.mark.parametrize("where", ["source.uri", "storage"])
@@ -164,17 +146,14 @@ def test_a_preparation_with_refused_credentials_is_bad_input(server: s3_servers.
     if where == "storage":
         settings = {"storage": "s3://bucket/runs", "prepare": {"size": 8, "channels": 1}}
     storage.write_json(str(tmp_path / "prepare.yaml"), settings)  # JSON is YAML
-    forget_connections()
     with s3_servers.environment(server.port, secret="wrong"):
         code = cli.main(PrepareConfig, lambda config, dry: prepare_ray.prepare(config), "", ["--config", str(tmp_path / "prepare.yaml")])
-    forget_connections()
     said = capsys.readouterr()
     assert (code, said.err.count("\n")) == (2, 1) and "AWS_SECRET_ACCESS_KEY" in said.err, said.err
     assert not (tmp_path / "runs").exists() and not list(server.folder.glob("bucket/runs/**/manifest.json"))
 
 
 def test_no_credentials_name_the_variables(server: s3_servers.Rclone, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    forget_connections()
     with s3_servers.environment(server.port):
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.delenv(name)
@@ -182,7 +161,6 @@ def test_no_credentials_name_the_variables(server: s3_servers.Rclone, monkeypatc
         monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         with pytest.raises(InputError, match="no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
             storage.write_bytes("s3://bucket/x", b"")
-    forget_connections()
 
 
 def test_unwritable_storage_is_bad_input(tmp_path: Path) -> None:

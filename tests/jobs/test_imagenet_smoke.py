@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 import s3_servers
 
@@ -21,15 +20,8 @@ pytest.importorskip("transformers")
 
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("s3")
-    (folder / "bucket").mkdir()
-    server = s3_servers.Rclone(folder)
-    server.start()
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    with s3_servers.environment(server.port):
+    with s3_servers.serving(tmp_path_factory.mktemp("s3")) as server, s3_servers.environment(server.port):
         yield "s3://bucket/runs"
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    server.stop()
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 import s3_servers
 from test_jobs_end_to_end import MODEL, UNLEARN
@@ -23,24 +22,15 @@ ROOT_URI = "s3://bucket/runs"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_servers.Rclone]:
-    """An S3 server process, with AWS_* pointing at it."""
-    folder = tmp_path_factory.mktemp("s3")
-    (folder / "bucket").mkdir()
-    rclone = s3_servers.Rclone(folder)
-    rclone.start()
-    yield rclone
-    rclone.stop()
+    with s3_servers.serving(tmp_path_factory.mktemp("s3")) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
 def proxy(server: s3_servers.Rclone) -> Iterator[s3_servers.Proxy]:
-    """What stands between the jobs and the server, with AWS_* pointing at it."""
-    proxy = s3_servers.Proxy(server.port)
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    with s3_servers.environment(proxy.port):
+    """What stands between the jobs and the server."""
+    with s3_servers.proxied(server) as proxy:
         yield proxy
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    proxy.close()
 
 
 @pytest.fixture(scope="module")
