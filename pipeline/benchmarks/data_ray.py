@@ -2,6 +2,7 @@
 
 import resource
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -15,6 +16,12 @@ def consume(partition: Partition, workers: int, steps: int | None = None) -> lis
     """The retain side into `workers` processes at once: all of it as fast as it comes, or `steps` batches with a step on each."""
     remote: Any = ray.remote(num_cpus=0.5, max_calls=1)(_consume)
     return ray.get([remote.remote(partition, rank, workers, steps) for rank in range(workers)])
+
+
+def pil_loops(files: Sequence[str], cores: int) -> None:
+    """The plain loop over `files`, shared out to `cores` processes."""
+    remote: Any = ray.remote(num_cpus=1)(data.pil_loop)
+    ray.get([remote.remote(files[core::cores]) for core in range(cores)])
 
 
 def preparing_peak_mb(raw: str, root: str) -> float:
