@@ -5,6 +5,7 @@ Nothing from outside is unpickled: a file made by `torch.save` is read with `wei
 
 import hashlib
 import pickle
+import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -63,7 +64,8 @@ def read_file(path: Path, where: str) -> dict[str, Tensor]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).partition("\n")[0].strip()[:160]
+        holds = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it names {holds[1]}" if holds else " ".join(str(error).split())[-160:]
         raise WeightsError(
             f"{where}: refused, this pickle is damaged or holds more than plain tensors ({reason}); expected a state dict of tensors"
         ) from error

@@ -15,6 +15,8 @@ from pipeline.runtime.redact import redacted
 ConfigT = TypeVar("ConfigT", bound=JobConfig)
 CLASS_PAIR = re.compile(r"([{,]\s*\d+):(?=[\d\[])")  # {1:7}, which YAML reads as the sexagesimal number 67
 
+DIGITS = re.compile(r"0\d+|\d{30,}")  # no number: YAML would read an octal one, or lose what makes it a digest
+
 
 def read_yaml(path: str) -> dict[str, Any]:
     """The mapping in a YAML file (safe_load). A relative path is looked up from the working directory, then from the checkout."""
@@ -41,7 +43,7 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
         if not separator or not key:
             raise InputError(f"--set: got {override!r}, expected key=value such as optim.lr=0.001")
         try:
-            value = yaml.safe_load(CLASS_PAIR.sub(r"\1: ", text))
+            value = text.strip() if DIGITS.fullmatch(text.strip()) else yaml.safe_load(CLASS_PAIR.sub(r"\1: ", text))
         except yaml.YAMLError as error:
             raise InputError(f"--set {key}: got {text!r}, which is not valid YAML") from error
         node = result
