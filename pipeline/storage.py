@@ -6,6 +6,7 @@ AWS_SESSION_TOKEN, or from the usual AWS profile.
 """
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -145,7 +146,10 @@ def write_parts(uri: str, parts: Iterable[bytes | memoryview]) -> None:
     if is_local(uri):
         _place(Path(path), fill)
     else:
-        data = b"".join([bytes(part) for part in parts])
+        together = io.BytesIO()
+        for part in parts:
+            together.write(part)
+        data = together.getvalue()
         retrying(uri, "write", lambda: fs.pipe_file(path, data))
 
 
