@@ -61,17 +61,27 @@ def read_file(path: Path, where: str) -> dict[str, Tensor]:
             raise WeightsError(f"{where}: not a readable safetensors file ({error}); fetch it again") from error
     if not zipfile.is_zipfile(path) and not start.startswith(b"\x80"):
         raise WeightsError(f"{where}: got neither safetensors nor a file of torch.save; expected a published checkpoint, whole")
+    if is_script(path):
+        raise WeightsError(f"{where}: refused, it is a TorchScript program; expected a state dict of tensors")
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         holds = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f"it names {holds[1]}" if holds else " ".join(str(error).split())[-160:]
+        reason = f": it names {holds[1]}" if holds else ""
         raise WeightsError(
-            f"{where}: refused, this pickle is damaged or holds more than plain tensors ({reason}); expected a state dict of tensors"
+            f"{where}: refused, this pickle is damaged or holds more than plain tensors{reason}; expected a state dict of tensors"
         ) from error
     if isinstance(found, dict) and isinstance(found.get("ema"), dict):
         found = found["ema"]
     return plain_tensors(found, where)
+
+
+def is_script(path: Path) -> bool:
+    """Whether the local file is an archive that holds TorchScript code, which those of `torch.save` do not."""
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
 
 
 def plain_tensors(found: Any, where: str) -> dict[str, Tensor]:

@@ -8,7 +8,6 @@ read only when its SHA-256 was given and is the one given.
 """
 
 import io
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.features.inception_v3 import FEATURES, SIDE, InceptionV3
-from models.weights import WeightsError, load_into, read_file
+from models.weights import WeightsError, is_script, load_into, read_file
 
 SCRIPT = "script"  # the one tensor of a TorchScript file: its bytes
 FID_CLASSES = 1008
@@ -65,14 +64,14 @@ def eight_bit(x: Tensor) -> Tensor:
 
 def needs_digest(path: Path) -> str | None:
     """A TorchScript file is code: it is not run unless it is known to be the one that was meant."""
-    return "a TorchScript file brings code, which runs only when it is known which file it is" if _is_script(path) else None
+    return "a TorchScript file brings code, which runs only when it is known which file it is" if is_script(path) else None
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Description and tensors of the file at `path`. Raises `WeightsError` for what is no Inception."""
     if path.is_dir():
         raise WeightsError(f"{path} is a folder, expected Inception's file: TorchScript (.pt), .safetensors or .pth")
-    return _read_script(path) if _is_script(path) else _read_state(path)
+    return _read_script(path) if is_script(path) else _read_state(path)
 
 
 def build(description: Mapping[str, Any], state: Mapping[str, Tensor]) -> Scripted | Inception:
@@ -81,14 +80,6 @@ def build(description: Mapping[str, Any], state: Mapping[str, Tensor]) -> Script
     net = InceptionV3(fid=description["fid"]).eval().requires_grad_(False)
     load_into(net, state, "inception")
     return Inception(net)
-
-
-def _is_script(path: Path) -> bool:
-    """Whether the file is an archive that holds code, which those of `torch.save` do not."""
-    if not path.is_file() or not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
 
 
 def _read_script(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

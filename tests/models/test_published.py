@@ -78,12 +78,23 @@ class Mischief:
         ([torch.ones(1)], "it holds a list; expected a state dict"),
         ({"w": torch.ones(1), "step": 3}, r"not every entry is a tensor: 'step' \(int\)"),
         ({}, "it holds a dict; expected a state dict"),
+        ({"w": Mischief(), "x": torch.ones(1)}, r"holds more than plain tensors: it names \w+"),
     ],
 )
 def test_pickles_that_are_not_plain_tensors_are_refused(tmp_path: Path, value: Any, message: str) -> None:
     with pytest.raises(InputError, match=rf"model.weights: .*w\.pt: refused, .*{message}") as caught:
         read(saved(tmp_path / "w.pt", value))
     assert "\n" not in str(caught.value)
+
+
+def test_a_program_is_no_state_dict(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), str(tmp_path / "w.pt"))
+    with pytest.raises(InputError, match=r"w\.pt: refused, it is a TorchScript program; expected a state dict"):
+        read(str(tmp_path / "w.pt"))
+
+
+def test_the_size_of_a_bare_state_dict_is_read_off_it(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+    assert read(saved(tmp_path / "w.pt", state), size=None).config["size"] == "DiT-nano"
 
 
 def test_damaged_and_foreign_files_are_refused(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
