@@ -175,7 +175,7 @@ def test_the_candidate_loads_and_draws(unlearned: dict[str, Any], pretrained: st
 def test_a_finished_run_is_returned_at_once(unlearned: dict[str, Any], pretrained: str, job: Callable[..., Any]) -> None:
     folder = Path(pretrained) / "runs" / "first"
     before = {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
-    again = job("unlearn_imagenet", "quickstart", f"storage={pretrained}", "run_id=first", *UNLEARN)
+    again = job("unlearn_imagenet", "quickstart", f"storage={pretrained}", "run_id=first", *UNLEARN, *PROVEN)
     assert again.code == 0, again.err
     assert f"registered {MODEL} version 1 @candidate" in again.out
     assert {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))} == before
