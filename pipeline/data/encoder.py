@@ -13,6 +13,7 @@ from pipeline.data import shards
 from pipeline.data.lake import Encoding
 from pipeline.data.shards import Kind
 from pipeline.errors import InputError
+from pipeline.weights import published
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,8 @@ def plan_encoding(settings: config.PrepareConfig) -> Plan:
         return Plan(kind="image", shape=settings.prepare.shape, encoding=Encoding())
     from models import latents
 
-    uri = storage.absolute(settings.encoder.weights or "")
+    named = published.locate(settings.encoder.weights or "")
+    uri = _folder(named)
     files = [storage.join(uri, name) for name in (latents.CONFIG_FILE, latents.WEIGHTS_FILE)]
     missing = [file for file in files if not storage.exists(file)]
     if missing:
@@ -49,7 +51,16 @@ def plan_encoding(settings: config.PrepareConfig) -> Plan:
         raise InputError(f"encoder: {uri} does not fit ({error}); mend prepare.size or encoder.weights") from error
     digest = storage.digest_of([storage.sha256(storage.read_bytes(file)) for file in files])
     encoding = Encoding(kind=settings.encoder.kind, digest=digest, scale=description["scaling_factor"])
-    return Plan(kind="latent", shape=shape, encoding=encoding, weights=uri, batch=settings.encoder.batch)
+    return Plan(kind="latent", shape=shape, encoding=encoding, weights=named, batch=settings.encoder.batch)
+
+
+def _folder(uri: str) -> str:
+    """Where the autoencoder's files lie: the folder itself, the `vae` of a pipeline folder, or this machine's copy of a Hugging Face one."""
+    if uri.startswith(published.HUB):
+        with published.fetched(uri, "encoder.weights") as path:
+            uri = str(path)
+    inner = storage.join(uri, "vae")
+    return inner if storage.exists(storage.join(inner, "config.json")) else uri
 
 
 class Encoder:
@@ -62,9 +73,10 @@ class Encoder:
 
         assert plan.weights is not None
         self.plan = plan
+        where = _folder(plan.weights)
         with tempfile.TemporaryDirectory() as folder:
             for name in (latents.CONFIG_FILE, latents.WEIGHTS_FILE):
-                storage.download(storage.join(plan.weights, name), Path(folder) / name)
+                storage.download(storage.join(where, name), Path(folder) / name)
             self.model = latents.load_autoencoder(folder, "cuda" if torch.cuda.is_available() else "cpu")
 
     def columns(self, images: Any) -> dict[str, pa.Array]:
