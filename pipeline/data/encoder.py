@@ -55,7 +55,7 @@ def plan_encoding(settings: config.PrepareConfig) -> Plan:
 
 
 def _folder(uri: str) -> str:
-    """Where the autoencoder's files lie: the folder itself, the `vae` of a pipeline folder, or this machine's copy of a Hugging Face one."""
+    """Where the autoencoder's files lie: the folder, the `vae` of a pipeline folder, or this machine's copy of a Hugging Face one."""
     if uri.startswith(published.HUB):
         with published.fetched(uri, "encoder.weights") as path:
             uri = str(path)

@@ -82,3 +82,32 @@ def test_the_registered_version_and_the_pipeline_draw(
     )
     assert drawn.code == 0, drawn.err
     assert png.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_model_of_latents_is_measured_and_attacked_like_any_other(
+    finished: tuple[str, Any, str], job: Callable[..., Any], bucket: str, tmp_path: Path
+) -> None:
+    _, _, database = finished
+    output = tmp_path / "measured.json"
+    few = "{samples: 20, retain_samples: 2, null_samples: 4, cfg_scales: [], sampler_steps: 1, block: 250, reference_rows: 20}"
+    tries = (
+        "{samples: 20, retain_samples: 1, finetune_steps: 1, embedding_steps: 1, cfg_scales: [1.0], sampler_steps: [1], ancestral_steps: 2}"
+    )
+    measured = job(
+        "evaluate",
+        "evaluate_digits",
+        f"storage={bucket}",
+        database,
+        "version=smoke",
+        "checkpoint=last",
+        "measures=[forget_fraction, fid, kid, paired_drift]",
+        "battery=true",
+        f"measuring={few}",
+        f"attacks={tries}",
+        f"output={output}",
+    )
+    assert measured.code == 0, measured.err
+    found = json.loads(output.read_text())
+    assert found["base_digest"] and found["measures"]["forget_fraction"]["after"]["n"] == 20
+    assert found["measures"]["fid"]["before"]["judge"] > 0 and found["measures"]["paired_drift"]["judge"]["n"] == 2 * 999
+    assert {line["verdict"] for line in found["battery"]["attacks"]} <= {"holds", "open"}, found["battery"]
