@@ -6,7 +6,7 @@ Run again after an interruption it completes: the tombstone comes first, and a r
 be made again, go last of what the run kept.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +106,11 @@ def find(config: RegistryConfig) -> Purge:
         runs=[_look(config, run_id, settings, results[run_id], labels) for run_id, settings in sorted(mine.items())],
         sweeps=[replace(sweep, files=trial_files(sweep, labels)) for sweep in sweeps],
         generated=generated(config.storage, versions),
-        left=_left(config.storage, lakes, every, partitions, labels) + unknown,
+        left=[
+            *_left(config.storage, lakes, every, partitions, labels),
+            *_shown_elsewhere(config.storage, known.keys() - mine.keys(), labels),
+            *unknown,
+        ],
     )
 
 
@@ -186,6 +190,14 @@ def _left(
     return [f"the lake {uri}, to be removed and prepared again without the samples" for uri in uris if storage.exists(uri)] + [
         f"{part.uri}, another request's, which retains rows of these classes" for part in others
     ]
+
+
+def _shown_elsewhere(storage_root: str, others: Iterable[str], labels: Sequence[int]) -> list[str]:
+    """Other requests draw these labels too, as ones that they keep."""
+    pictures = {picture("before", label) for label in labels}
+    folders = {run_id: storage.join(storage_root, "runs", run_id, SAMPLES) for run_id in sorted(others)}
+    showing = [run_id for run_id, folder in folders.items() if pictures & {f"{SAMPLES}/{name}" for name in storage.listing(folder)}]
+    return [f"grids of other requests' runs, which show these labels: {', '.join(showing)}"] if showing else []
 
 
 def _look(config: RegistryConfig, run_id: str, settings: Settings, result: dict[str, Any], labels: Sequence[int]) -> Run:

@@ -95,7 +95,8 @@ def test_what_was_kept_of_the_forgotten_data_goes(finish: Finish, tmp_path: Path
     before = snapshot(tmp_path)
     planned = purge.find(config)
     assert len(planned.partitions) == 2 and snapshot(tmp_path) == before, "looking changes nothing"
-    assert len(planned.left) == 2 and "lakes/digits" in planned.left[0] and "another request's" in planned.left[1]
+    assert len(planned.left) == 3 and "lakes/digits" in planned.left[0] and "another request's" in planned.left[1]
+    assert planned.left[2].endswith("which show these labels: other")
 
     tombstone = purge.purge(config, planned)
     after = snapshot(tmp_path)
