@@ -218,7 +218,13 @@ def _reported(make: Callable[[], Made]) -> dict[str, Any]:
 
 
 def _make(row: dict[str, Any]) -> list[dict[str, Any]]:
-    return [_reported(partial(make_shard, task)) for task in pickle.loads(row["tasks"])]
+    """The shards of a group, up to the first that fails: what comes after it would only wait for the same store again."""
+    rows = []
+    for task in pickle.loads(row["tasks"]):
+        rows.append(_reported(partial(make_shard, task)))
+        if rows[-1]["error"]:
+            break
+    return rows
 
 
 def _decode(row: dict[str, Any]) -> dict[str, Any]:
