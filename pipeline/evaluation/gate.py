@@ -6,6 +6,7 @@ from typing import Any
 from pipeline.config import Gate
 from pipeline.evaluation.shares import drift
 
+NOT_REACHED = ("settled", "held_steps")  # checks whose null is a finding: the run never came to it
 JUDGE_BOUND = 0.90  # a judge worse than this on held-out images proves nothing
 
 

@@ -133,6 +133,7 @@ def _check_signature(digest: str, signature: Mapping[str, str], public_key: str 
 
 def _not_measured(result: Mapping[str, Any]) -> list[str]:
     """Every measure that there is and that the result does not hold, or holds as null."""
+    from pipeline.evaluation.gate import NOT_REACHED
     from pipeline.evaluation.measures import MEASURES
 
     missing = [path for side in ("before", "after") for path in _nulls(result.get(side), side)]
@@ -143,7 +144,9 @@ def _not_measured(result: Mapping[str, Any]) -> list[str]:
         f"battery.attacks.{line['name']}" for line in (result.get("battery") or {}).get("attacks", []) if line["forget_fraction"] is None
     ]
     checks = (result.get("gate") or {}).get("checks") or []
-    return sorted(missing + [f"gate.{check.get('name')}" for check in checks if check.get("value") is None])
+    return sorted(
+        missing + [f"gate.{check.get('name')}" for check in checks if check.get("value") is None and check.get("name") not in NOT_REACHED]
+    )
 
 
 def _nulls(value: Any, path: str) -> Iterator[str]:

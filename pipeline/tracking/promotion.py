@@ -8,6 +8,7 @@ from pipeline import storage
 from pipeline.config import RegistryConfig
 from pipeline.data import tombstones
 from pipeline.errors import InputError
+from pipeline.evaluation.gate import NOT_REACHED
 from pipeline.tracking import alias_log, aliases, certificate
 from pipeline.tracking.alias_log import Entry
 from pipeline.tracking.mlflow_tracking import client, tracking_uri
@@ -151,7 +152,8 @@ def refusals(result: Mapping[str, Any]) -> list[str]:
 
 
 def _failed(check: Mapping[str, Any]) -> str:
-    said = "not measured" if check.get("value") is None else f"{check['value']:.4g}"
+    absent = "not reached" if check.get("name") in NOT_REACHED else "not measured"
+    said = absent if check.get("value") is None else f"{check['value']:.4g}"
     where = f" (class {check['class']})" if check.get("class") is not None else ""
     bound = f", bound {check['bound']:g}" if check.get("bound") is not None else ""
     return f"{check.get('name')} is {said}{where}{bound}"

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.evaluation.gate import NOT_REACHED
 from pipeline.tracking.charts import Chart, Series, keys_of, layout, series_of
 from pipeline.tracking.png import grid_address, is_small
 from pipeline.tracking.proof import battery_section, battery_sentence, gold_section, measures_section, timestep_chart
@@ -309,8 +310,10 @@ def _gate(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _check_value(check: Mapping[str, Any], key: str) -> str:
+    if check["name"] in NOT_REACHED and key == "value" and check.get(key) is None:
+        return "not settled"
     if check["name"] == "settled" and key == "value":
-        return "not settled" if check.get(key) is None else f"step {check[key]}"
+        return f"step {check[key]}"
     is_share = any(word in str(check["name"]) for word in ("fraction", "accuracy", "share"))
     return share(check.get(key)) if is_share else number(check.get(key))
 

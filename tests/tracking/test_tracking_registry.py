@@ -190,6 +190,7 @@ def test_the_certificate_holds_all_that_was_measured_and_says_what_was_not() -> 
 def test_what_was_not_measured_never_passes() -> None:
     check = {"name": "fid", "value": None, "bound": 1.0, "passed": None}
     assert promotion.refusals({"gate": {"passed": True, "checks": [check]}}) == ["fid is not measured, bound 1"]
+    assert promotion.refusals({"gate": {"checks": [check | {"name": "settled", "bound": None}]}}) == ["settled is not reached"]
     assert promotion.refusals({"gate": {"passed": True, "checks": []}})
     assert promotion.refusals({"gate": {"passed": None, "checks": [check | {"passed": True}]}})
     assert promotion.refusals({}) and not promotion.refusals({"gate": {"passed": True, "checks": [check | {"passed": True}]}})
