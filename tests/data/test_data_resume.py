@@ -1,5 +1,6 @@
 """A preparation that is killed continues, and ends with the same lake; one on S3 rides out faults."""
 
+import pickle
 import random
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import s3_servers
 from pipeline import storage
 from pipeline.config import PrepareConfig, parse
 from pipeline.data import prepare_ray, shard_tasks, stream_local
+from pipeline.data.encoder import plan_encoding
 from pipeline.data.lake import Lake, lake_uri, read_lake
 from pipeline.data.partition_ray import build_partition
 
@@ -87,6 +89,21 @@ def test_a_shard_that_does_not_arrive_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="the shards just made: found 1767 rows where its manifest says 1797"):
         prepare_ray.prepare(config(str(tmp_path)), run=lambda tasks: map(shard_tasks.make_shard, tasks[1:]))
     assert not (tmp_path / "lakes/digits/manifest.json").exists()
+
+
+def test_a_group_of_shards_ends_with_the_first_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, tried = config(str(tmp_path)), []
+    source, items = prepare_ray.listed(settings)
+    tasks = shard_tasks.plan(items, source, lake_uri(str(tmp_path), "digits"), settings, plan_encoding(settings))
+
+    def gone(uri: str, parts: object) -> None:
+        tried.append(uri)
+        raise storage.StorageError(f"could not write {uri}: gave up")
+
+    monkeypatch.setattr(storage, "write_parts", gone)
+    (row,) = prepare_ray._make({"tasks": pickle.dumps(tasks[:5])})
+    assert len(tried) == 1 and isinstance(pickle.loads(row["error"]), storage.StorageError)
+    assert not (tmp_path / "lakes/digits/progress").exists(), "nothing is noted as done"
 
 
 @pytest.fixture
