@@ -23,7 +23,7 @@ from pipeline.training.draws import exchange_rows
 from pipeline.training.loop import Inputs
 from pipeline.unlearning.collectives import Collectives
 from pipeline.weights import bases, model_store
-from pipeline.weights.spaces import open_space
+from pipeline.weights.spaces import open_space, read_spaces
 
 REFERENCE_ROWS = 4096  # real retained rows that the Frechet distance is taken to
 
@@ -58,8 +58,11 @@ def assemble(
     judge = build_judge(kept.config)
     weights.load_into(judge.net, kept.state, kept.uri)
     judge.net.to(device).eval()
-    places: Mapping[str, str] = described.get("features", {})
-    opened = {name: model_store.read(uri, f"features.{name}.weights") for name, uri in places.items()}
+    places: Mapping[str, str] | None = described.get("features")  # where a job has put them for its workers
+    if places is None:
+        opened = read_spaces(config.features)
+    else:
+        opened = {name: model_store.read(uri, f"features.{name}.weights") for name, uri in places.items()}
     spaces = {name: open_space(kept.config, kept.state, device) for name, kept in opened.items()}
     references = _references(partition, {"judge": judge, **spaces}, to_pixels, device)
     forget = partition.forget()

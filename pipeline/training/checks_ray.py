@@ -44,7 +44,7 @@ class RayEvaluator:
         self._task = ray.remote(_check).options(
             num_cpus=evaluate.cpus, num_gpus=evaluate.gpus, max_retries=RETRIES, retry_exceptions=True, name="check"
         )
-        subject = {name: value for name, value in arguments["subject"].items() if name != "features"}  # for the first and the last check
+        subject = arguments["subject"] | {"features": {}}  # further spaces are for the first check and the last
         self._arguments = configuration.dump(config), {name: arguments[name] for name in SOURCES} | {"subject": subject}
         self._sent: deque[tuple[int, Any, float]] = deque()
 
