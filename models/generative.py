@@ -39,14 +39,19 @@ class GenerativeModel(Protocol):
     def losses(self, net: Net, x0: Tensor, y: Tensor, noise: Noise, **options: Any) -> Tensor:
         """Per-row training loss (N,); option `target` (a `Prediction`) replaces what it is measured against."""
 
-    def predict(self, net: Net, x0: Tensor, y: Tensor, noise: Noise) -> Prediction:
-        """What `net` predicts at the noised rows: the target that a frozen teacher gives."""
+    def predict(self, net: Net, x0: Tensor, y: Tensor, noise: Noise, **options: Any) -> Prediction:
+        """What `net` predicts at the noised rows: the target that a frozen teacher gives. Where there are latents, option `move` takes
+        them (N, *latent) elsewhere first.
+        """
 
     def sample(self, *, labels: Tensor, seeds: Sequence[int], cfg_scale: float, steps: int, net: Net | None = None) -> Tensor:
         """Rows (N, C, H, W): row k depends on labels[k] and seeds[k] only."""
 
     def decode(self, z: Tensor) -> Tensor:
         """Normal latents (N, *latent) -> rows (N, C, H, W), with a graph."""
+
+    def posterior(self, x0: Tensor) -> tuple[Tensor, Tensor]:
+        """Where rows lie among the latents: mean and deviation, (N, *latent) each."""
 
     def label_table(self) -> Tensor | None:
         """One embedding a label, (classes, D): how near the model holds two classes. None without labels."""
@@ -79,7 +84,8 @@ class DiTModel:
     def losses(self, net: Net, x0: Tensor, y: Tensor, noise: Noise, **options: Any) -> Tensor:
         return self.diffusion.losses(net, x0, y, noise, **options)
 
-    def predict(self, net: Net, x0: Tensor, y: Tensor, noise: Noise) -> Prediction:
+    def predict(self, net: Net, x0: Tensor, y: Tensor, noise: Noise, **options: Any) -> Prediction:
+        assert not options, "a DiT has no latents to move"
         return self.diffusion.predict(net, self.diffusion.q_sample(x0, noise.t, noise.eps), noise.t, y)
 
     def sample(self, *, labels: Tensor, seeds: Sequence[int], cfg_scale: float, steps: int, net: Net | None = None) -> Tensor:
@@ -97,6 +103,9 @@ class DiTModel:
 
     def decode(self, z: Tensor) -> Tensor:
         raise ValueError("a DiT's samples take many passes, they cannot be differentiated")
+
+    def posterior(self, x0: Tensor) -> tuple[Tensor, Tensor]:
+        raise ValueError("a DiT has no encoder: its rows have no place among latents")
 
     def label_table(self) -> Tensor:
         return self.net.get_parameter("y_embedder.embedding_table.weight")[: self.num_classes]

@@ -68,9 +68,11 @@ class Normalised(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def forward(self, x: Tensor, eps: Tensor) -> Encoded:
+    def forward(self, x: Tensor, eps: Tensor, move: Callable[[Tensor], Tensor] | None = None) -> Encoded:
+        """`move` takes the latents (N, Z) elsewhere before they are decoded."""
         mean, log_variance = self.encode(x)
-        return self.decode(mean + (0.5 * log_variance).exp() * eps), mean, log_variance
+        z = mean + (0.5 * log_variance).exp() * eps
+        return self.decode(move(z) if move else z), mean, log_variance
 
 
 class MLPVAE(Normalised):
@@ -153,9 +155,14 @@ class VAEModel:
         kl = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(1)
         return errors.flatten(1).sum(1) + self.architecture.beta * kl
 
-    def predict(self, net: Callable[..., Any], x0: Tensor, y: Tensor, noise: Noise) -> Prediction:
-        """The reconstruction that `net` gives with this noise, (N, C, H, W) in [-1, 1]."""
-        return Prediction(self._pixels(net(x0, noise.eps.to(x0.dtype))[0]), None)
+    def predict(self, net: Callable[..., Any], x0: Tensor, y: Tensor, noise: Noise, **options: Any) -> Prediction:
+        """The reconstruction that `net` gives with this noise, (N, C, H, W) in [-1, 1]; option `move` as in `forward`."""
+        return Prediction(self._pixels(net(x0, noise.eps.to(x0.dtype), **options)[0]), None)
+
+    def posterior(self, x0: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation (N, Z) of the latents of rows."""
+        mean, log_variance = self.vae.encode(x0)
+        return mean, (0.5 * log_variance).exp()
 
     def decode(self, z: Tensor) -> Tensor:
         """Latents (N, Z) -> images (N, C, H, W) in [-1, 1]."""

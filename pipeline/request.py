@@ -56,7 +56,7 @@ def resolve(config: UnlearnConfig, class_names: Mapping[int, str], *, conditiona
             f"{'method.start' if config.method.start == 'exchange' else 'method.push'}: aims a forgotten label at the one exchange class "
             "it has, but a forgotten class has none or several; expected start base and push 0"
         )
-    still = config.method.name in WITHOUT_DRIVE and not config.method.hat_weight
+    still = config.method.name in WITHOUT_DRIVE and not config.method.hat_weight and not config.method.fold
     if not request.exchange and config.method.targets == "teacher" and still:
         raise InputError(
             f"method.targets: with {config.method.name}, no exchange class and targets teacher nothing would move, "
@@ -76,12 +76,26 @@ def require_fit(config: UnlearnConfig, model: "GenerativeModel") -> None:
         )
     if config.method.hat_weight and not config.request.forgotten_classes:
         raise InputError("method.hat_weight: a judge of classes cannot tell named samples apart; expected 0")
+    if config.method.fold:
+        _require_fold(config, model)
     if model.whole_batch and (config.train.most > 1 or config.optim.micro_batch):
         cut = f"train.workers {config.train.most}" if config.train.most > 1 else f"optim.micro_batch {config.optim.micro_batch}"
         raise InputError(
             f"model.batch_norm: got batch with {cut}; statistics of a batch that is cut are those of another batch: "
             "use one worker and no micro-batches, or model.batch_norm=running"
         )
+
+
+def _require_fold(config: UnlearnConfig, model: "GenerativeModel") -> None:
+    """The fold exchanges what is drawn in a part of the latent space, against a teacher."""
+    if model.latent is None:
+        raise InputError(
+            f"method.fold: got true for {config.model.size}, which has no encoder; expected request.exchange to say what to draw"
+        )
+    if config.method.targets != "teacher":
+        raise InputError("method.fold: got targets data, but no image is at hand of what is drawn there; expected method.targets=teacher")
+    if not config.request.forgotten_classes:
+        raise InputError("method.fold: named samples have no place of their own among the latents; expected false")
 
 
 def _require_unlabelled(config: UnlearnConfig) -> None:

@@ -43,6 +43,7 @@ class PretrainConfig(JobConfig):
     label_dropout: Fraction = Field(0.1, description="share of rows trained under the null label (classifier-free guidance)")
     optim: PretrainOptim = PretrainOptim()
     judge: JudgeOptim = JudgeOptim()
+    hat_judge: JudgeOptim | None = Field(None, description="a second judge, from a seed of its own, for method.hat_weight to train against")
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
 
@@ -50,3 +51,10 @@ class PretrainConfig(JobConfig):
     def is_gold(self) -> bool:
         """Whether it is a reference beside the model that sees everything."""
         return bool(self.without or self.without_samples)
+
+    @property
+    def judges(self) -> dict[str, JudgeOptim]:
+        """The judges it trains, by what their folders are called."""
+        if self.is_gold:
+            return {}
+        return {"judge": self.judge, **({"hat-judge": self.hat_judge} if self.hat_judge else {})}

@@ -83,6 +83,10 @@ class Method(Section):
     hat_weight: float = Field(
         0.0, ge=0, description="unconditional models: weight of the judge's pull towards the kept classes, in L_r and L_f; 0: off"
     )
+    fold: bool = Field(
+        False,
+        description="unconditional models: L_x on the forgotten rows; where they lie, what the base draws on the kept side of the edge",
+    )
     eta: float = Field(3.0, ge=0, description="esd: how far the forgotten label is steered away from itself")
     saliency: float = Field(0.5, gt=0, le=1, description="salun: share of the trained parameters that move")
     share_noise: bool = Field(False, description="L_f draws the timestep and noise of L_x")
@@ -250,6 +254,11 @@ class UnlearnConfig(JobConfig):
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     judge: Judge = Judge()
+    hat_judge: Judge = Field(
+        Judge(),
+        description="the classifier that method.hat_weight trains against; weights absent: the second one that pretrain.py left, or else "
+        "the judge that measures",
+    )
     features: dict[str, Extractor] = Field({}, description="further feature spaces of the distances before and after: inception, dinov2")
     gate: Gate = Gate()
     measuring: Measuring = Field(Measuring(), description="how much evaluate.measures, evaluate.gold and the battery draw")

@@ -55,12 +55,19 @@ class Prepared:
     trainable: int
     subject: dict[str, Any]
     choice: "Choice | None" = None  # how the step will be made on the GPUs that train.memory_gib speaks of
+    hat_judge: model_store.Stored | None = None  # None: the judge that measures
     features: Mapping[str, model_store.Stored] = field(default_factory=dict)  # feature spaces beside the judge's
+
+    @property
+    def one_judge(self) -> bool:
+        """Whether a hat term has its gradient from the judge that measures."""
+        return self.hat_judge is None or self.hat_judge.digest == self.judge.digest
 
     @property
     def sources(self) -> dict[str, Any]:
         """What `train_ray.train` reads beside the partition."""
-        return {"lake_uri": self.lake.uri, "model_uri": self.base.uri, "judge_uri": self.judge.uri, "subject": self.subject}
+        subject = self.subject | ({"hat_judge": self.hat_judge.uri} if self.hat_judge else {})
+        return {"lake_uri": self.lake.uri, "model_uri": self.base.uri, "judge_uri": self.judge.uri, "subject": subject}
 
 
 def check(config: UnlearnConfig) -> Prepared:
@@ -78,6 +85,7 @@ def check(config: UnlearnConfig) -> Prepared:
         weights.load_into(verdict.net, judge.state, f"judge.weights: {judge.uri}")
     except weights.WeightsError as error:
         raise InputError(str(error)) from error
+    hat_judge = _fitting_hat_judge(config, judge)
     precision.require(config, base.config)
     _require_same_classes(lake, model, judge)
     bases.require_same_names(lake, judge)
@@ -107,12 +115,27 @@ def check(config: UnlearnConfig) -> Prepared:
         trainable=sum(p.numel() for p in named.values()),
         subject={"retained": _drawn(config, retained, near), "neighbours": near},
         choice=bases.choose(config, base),
+        hat_judge=hat_judge,
         features=features,
     )
     _require_same_settings(prepared)
     if not storage.exists(storage.join(prepared.run_uri, SETTINGS)):  # a run that was begun was served
         selections(config, lake, read_sample_ids(config.request), near)
     return prepared
+
+
+def _fitting_hat_judge(config: UnlearnConfig, judge: model_store.Stored) -> model_store.Stored | None:
+    found = bases.read_hat_judge(config)
+    if found is None:
+        return None
+    verdict = build_judge(found.config)
+    try:
+        weights.load_into(verdict.net, found.state, f"hat_judge.weights: {found.uri}")
+    except weights.WeightsError as error:
+        raise InputError(str(error)) from error
+    if verdict.num_classes != judge.config["num_classes"]:
+        raise InputError(f"hat_judge.weights: knows {verdict.num_classes} classes, the judge that measures {judge.config['num_classes']}")
+    return found
 
 
 def warning_of(prepared: Prepared) -> str | None:

@@ -41,6 +41,7 @@ def run(prepared: Prepared) -> dict[str, Any]:
         prepared,
         base=model_store.kept(prepared.base, config.storage),
         judge=model_store.kept(prepared.judge, config.storage),
+        hat_judge=prepared.hat_judge and model_store.kept(prepared.hat_judge, config.storage),
         subject=prepared.subject | {"features": spaces.kept(prepared.features, config.storage)},
     )
     cluster_ray.connect(max(os.cpu_count() or 1, math.ceil(config.train.most * config.train.cpus_per_worker) + 1))  # one for Ray Data

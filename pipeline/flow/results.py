@@ -74,7 +74,7 @@ def result_of(prepared: Prepared, outcome: dict[str, Any], digest: str, partitio
             outcome,
             prepared.judge.manifest.get("heldout_accuracy"),
             config.request.forgotten_classes,
-            trained_against=config.method.hat_weight > 0,
+            trained_against=config.method.hat_weight > 0 and prepared.one_judge,
         ),
         "timing": {
             "seconds_to_first_batch": timing["seconds_to_first_batch"],

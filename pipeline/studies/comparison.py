@@ -70,7 +70,7 @@ def assembled(config: UnlearnConfig) -> "tuple[Prepared, Partition, Inputs]":
         partition,
         model_uri=prepared.base.uri,
         judge_uri=prepared.judge.uri,
-        described=prepared.subject,
+        described=prepared.sources["subject"],
         heldout=lambda labels: prepared.lake.read(labels, "heldout"),
         retain=lambda start: retain_stream(partition, 0, 1, start),
         collectives=Collectives(),

@@ -44,6 +44,7 @@ def make_shared(prepared: "PreparedSweep") -> dict[str, Any]:
         "runner": config.trial.runner,
         "gpus": config.trial.gpus,
         "world": 1 if inline else train.most,
+        "one_judge": base.one_judge,
         "judge_accuracy": base.judge.manifest.get("heldout_accuracy"),
         "address": os.environ.get("RAY_ADDRESS"),
     }

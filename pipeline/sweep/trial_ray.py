@@ -69,7 +69,11 @@ def final(outcome: dict[str, Any], config: UnlearnConfig, plan: dict[str, Any], 
         "finished": True,
         "failed": None,
         "gate_passed": judge_gate(
-            config.gate, outcome, plan["judge_accuracy"], config.request.forgotten_classes, config.method.hat_weight > 0
+            config.gate,
+            outcome,
+            plan["judge_accuracy"],
+            config.request.forgotten_classes,
+            config.method.hat_weight > 0 and plan["one_judge"],
         )["passed"],
         "settled_step": outcome["settled_step"],
         "first_crossing_step": outcome["first_crossing_step"],

@@ -47,7 +47,11 @@ def choose(prepared: "PreparedSweep", plan: dict[str, Any], summary: dict[str, A
         )
         outcome = storage.read_json(storage.join(uri, OUTCOME)) | {"before": measured["before"], "after": measured["after"]}
         gate = judge_gate(
-            settings.gate, outcome, plan["judge_accuracy"], settings.request.forgotten_classes, settings.method.hat_weight > 0
+            settings.gate,
+            outcome,
+            plan["judge_accuracy"],
+            settings.request.forgotten_classes,
+            settings.method.hat_weight > 0 and plan["one_judge"],
         )
         verified.append({"number": number, "seed": measured["seed"], "after": measured["after"], "gate": gate})
         if gate["passed"]:

@@ -1,6 +1,6 @@
 """A worker's inputs from what lies in storage: weights, judge, partition. The same with and without Ray."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,24 +8,24 @@ from torch import Tensor
 
 from models import weights
 from models.compiling import compile_first_order
-from models.features.table import FeatureSpace
-from models.generative import build
-from models.judge import build_judge
+from models.generative import GenerativeModel, build
+from models.judge import Judge, build_judge
 from pipeline.config import UnlearnConfig
 from pipeline.data import stream_local
 from pipeline.data.cycle import Cycle
 from pipeline.data.partition import Partition
 from pipeline.data.rows import Batch
-from pipeline.evaluation.frechet import Moments
 from pipeline.evaluation.measure import Subject, feature_moments
 from pipeline.runtime.precision import require_precision, use_tf32
 from pipeline.training.draws import exchange_rows
 from pipeline.training.loop import Inputs
 from pipeline.unlearning.collectives import Collectives
+from pipeline.unlearning.fold import Folds, Posterior, fit
 from pipeline.weights import bases, model_store
 from pipeline.weights.spaces import open_space, read_spaces
 
-REFERENCE_ROWS = 4096  # real retained rows that the Frechet distance is taken to
+REFERENCE_ROWS = 4096  # real rows that a Frechet distance is taken to, or a fold fitted to
+PLACED = 256  # rows that are encoded at once
 
 
 def assemble(
@@ -54,17 +54,17 @@ def assemble(
     if config.train.compile:
         compile_first_order(model.net)
     to_pixels = bases.to_pixels(stored, device)
-    kept = model_store.read(judge_uri, "judge.weights")
-    judge = build_judge(kept.config)
-    weights.load_into(judge.net, kept.state, kept.uri)
-    judge.net.to(device).eval()
+    judge = _judge(judge_uri, device)
     places: Mapping[str, str] | None = described.get("features")  # where a job has put them for its workers
     if places is None:
         opened = read_spaces(config.features)
     else:
         opened = {name: model_store.read(uri, f"features.{name}.weights") for name, uri in places.items()}
     spaces = {name: open_space(kept.config, kept.state, device) for name, kept in opened.items()}
-    references = _references(partition, {"judge": judge, **spaces}, to_pixels, device)
+    shown = _first_retained(partition)
+    with torch.no_grad():
+        pixels = [to_pixels(x) for x in shown]
+        references = {name: feature_moments(space, pixels, device) for name, space in {"judge": judge, **spaces}.items()}
     forget = partition.forget()
     by_name = config.request.sample_ids is not None
     subject = Subject(
@@ -82,7 +82,7 @@ def assemble(
         to_pixels=to_pixels,
     )
     by_data = config.request.exchange and config.method.targets == "data"
-    exchange = exchange_rows(partition.exchange(), config.request.exchange_classes) if by_data else None
+    exchange = exchange_rows(partition.exchange(), config.request.exchange_classes) if by_data else forget if config.method.fold else None
     return Inputs(
         config=config,
         model=model,
@@ -92,21 +92,47 @@ def assemble(
         exchange=None if exchange is None else Cycle(exchange, config.seed, "exchange"),
         collectives=collectives,
         device=device,
+        hat_judge=_judge(described["hat_judge"], device) if described.get("hat_judge") else None,
+        folds=folds_between(model, shown, forget, config.request.forgotten_classes, device) if config.method.fold else None,
     )
 
 
+def _judge(uri: str, device: torch.device) -> Judge:
+    kept = model_store.read(uri, "judge.weights")
+    judge = build_judge(kept.config)
+    weights.load_into(judge.net, kept.state, kept.uri)
+    judge.net.to(device).eval()
+    return judge
+
+
 @torch.no_grad()
-def _references(
-    partition: Partition, spaces: Mapping[str, FeatureSpace], to_pixels: Callable[[Tensor], Tensor], device: torch.device
-) -> dict[str, Moments]:
-    """Moments in every space of the partition's first retained rows: real ones, each once."""
+def folds_between(model: GenerativeModel, kept: Sequence[Tensor], forget: Batch, classes: Sequence[int], device: torch.device) -> Folds:
+    """For each forgotten class the fold between the base model's latents of its rows and of retained ones: the same on every rank."""
+    training = model.net.training
+    model.net.eval()
+
+    def place(batches: Iterable[Tensor]) -> Posterior:
+        means, deviations = zip(*(model.posterior(x.to(device)) for x in batches))
+        return torch.cat(means), torch.cat(deviations)
+
+    others, folds = place(kept), {}
+    for label in classes:
+        rows = (forget.y == label).nonzero().flatten()
+        rows = rows[:: -(-len(rows) // REFERENCE_ROWS)]
+        folds[label] = fit(others, place(forget.mean[part] for part in rows.split(PLACED)))
+    model.net.train(training)
+    return Folds(by_class=folds)
+
+
+def _first_retained(partition: Partition) -> list[Tensor]:
+    """The partition's first retained rows, in batches: real ones, each once."""
     seen: set[str] = set()
     batches = []
     for batch in stream_local.retain_stream(partition, 0, 1):
         fresh = [i for i, (name, draw) in enumerate(zip(batch.sample_id, batch.draw)) if draw == 0 and name not in seen]
         seen.update(batch.sample_id)
         if fresh:
-            batches.append(to_pixels(batch.take(fresh).mean))
+            batches.append(batch.take(fresh).mean)
         if len(seen) >= REFERENCE_ROWS or any(batch.draw):
             break
-    return {name: feature_moments(space, batches, device) for name, space in spaces.items()}
+    return batches

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from models.generative import GenerativeModel
+from models.judge import Judge
 from pipeline.config import UnlearnConfig
 from pipeline.data.cycle import Cycle
 from pipeline.data.rows import Batch
@@ -28,6 +29,7 @@ from pipeline.training.draws import sample_latents, step_rows
 from pipeline.training.optimiser import Average, adamw, apply_gradient, warmup
 from pipeline.training.world import micro_batches, share_order, shares
 from pipeline.unlearning.collectives import Collectives
+from pipeline.unlearning.fold import Folds
 from pipeline.unlearning.hat import hat_loss
 from pipeline.unlearning.methods import METHODS
 from pipeline.unlearning.objectives import Teacher, Weights, build_terms
@@ -51,7 +53,7 @@ class Interrupted(Exception):
 class Inputs:
     """What one worker's run is made of. `retain(start)` streams its rows of the global batches from `start` on.
 
-    `exchange` holds rows of the exchange classes for data targets; against a teacher the retain rows serve.
+    `exchange` holds rows of the exchange classes for data targets, or the forgotten ones to be folded; else the retain rows serve.
     """
 
     config: UnlearnConfig
@@ -62,6 +64,8 @@ class Inputs:
     exchange: Cycle | None
     collectives: Collectives
     device: torch.device
+    hat_judge: Judge | None = None  # whose gradient the hat term takes; None: the judge that measures
+    folds: Folds | None = None  # where forgotten rows are sent (method.fold)
     before: dict[str, Any] | None = None  # {"result", "record"} of the base model, where it was measured already
     record: Callable[[dict[str, Any]], None] = lambda record: None  # a line of metrics.jsonl
     timing: Callable[[dict[str, Any]], None] = lambda seconds: None  # a step's seconds by phase, on this rank
@@ -104,6 +108,8 @@ def unlearn(inputs: Inputs, start: Checkpoint | None = None) -> Outcome:
         progress["push"] = {str(c): push for c, push in begin(inputs).items()}  # the teacher and what was measured before are the base
     if teacher:
         teacher.aim(config.request.exchange_classes, {int(c): push for c, push in progress["push"].items()})
+        if inputs.folds:
+            teacher.fold(inputs.folds)
     average = Average(named, config.optim.ema)
     checks = Checks(inputs=inputs, named=named, rule=_rule(config, progress["before"]), before=progress["before"])
     if start:
@@ -248,7 +254,7 @@ def _hat(inputs: Inputs, iteration: int, rows: int) -> Callable[[], Tensor] | No
     if not weight:
         return None
     latents = sample_latents(inputs.model, range(rank * rows, (rank + 1) * rows), seed=inputs.config.seed, step=iteration).to(inputs.device)
-    loss = hat_loss(inputs.model, inputs.subject.judge, latents, inputs.subject.retained, inputs.collectives)
+    loss = hat_loss(inputs.model, inputs.hat_judge or inputs.subject.judge, latents, inputs.subject.retained, inputs.collectives)
     return lambda: weight * loss()
 
 

@@ -34,8 +34,8 @@ class Pretrained:
     seconds: float
 
 
-def descriptions(config: PretrainConfig, lake: Lake) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The config.json of the model and of the judge for the rows of `lake`."""
+def descriptions(config: PretrainConfig, lake: Lake) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The config.json of the model, and of each judge, for the rows of `lake`."""
     from models.generative import describe, is_conditional
     from models.judge import small_cnn_description
     from models.resnet_judge import resnet_description
@@ -56,7 +56,10 @@ def descriptions(config: PretrainConfig, lake: Lake) -> tuple[dict[str, Any], di
     except ValueError as error:
         raise InputError(str(error)) from error
     try:
-        return model, nets[config.judge.net](shape=shape, num_classes=len(names), class_names=names, width=config.judge.width)
+        return model, {
+            name: nets[one.net](shape=shape, num_classes=len(names), class_names=names, width=one.width)
+            for name, one in config.judges.items()
+        }
     except ValueError as error:
         raise InputError(str(error)) from error
 
@@ -66,6 +69,11 @@ def model_uri_of(config: PretrainConfig) -> str:
     uri = model_store.model_uri(config.storage, config.model.size, config.lake)
     samples = ["samples", _samples_digest(config)[:8]] if config.without_samples else []
     return "-".join([uri, "without", *map(str, sorted(config.without)), *samples]) if config.is_gold else uri
+
+
+def _judge_uri(config: PretrainConfig, name: str) -> str:
+    of = {"judge": model_store.judge_uri, "hat-judge": model_store.hat_judge_uri}[name]
+    return of(config.storage, config.lake)
 
 
 def _samples_digest(config: PretrainConfig) -> str:
@@ -90,7 +98,7 @@ def check(config: PretrainConfig, lake: Lake) -> None:
         raise InputError(
             f"train.workers: got {config.train.most}, expected 1: {config.model.size} learns the statistics of whole batches (batch norm)"
         )
-    if config.judge.net == "resnet" and config.train.most > 1 and not config.is_gold:
+    if config.train.most > 1 and any(one.net == "resnet" for one in config.judges.values()):
         raise InputError(f"train.workers: got {config.train.most}, expected 1: the resnet judge learns the statistics of whole batches")
     labels = [item.label for item in lake.manifest.classes]
     for label in config.without:
@@ -128,18 +136,19 @@ def pretrain(config: PretrainConfig) -> Pretrained:
         "judge": config.judge.model_dump(),
         "evaluate": config.evaluate.model_dump(include={"retain_samples", "cfg_scale", "final_sampler_steps", "batch"}),
         **({} if config.train.precision == "fp32" else {"precision": config.train.precision}),
+        **({"hat_judge": config.hat_judge.model_dump()} if config.hat_judge else {}),
         **({"without": sorted(config.without)} if config.without else {}),
         **({"without_samples": _samples_digest(config)} if config.without_samples else {}),
     }
     model_uri = model_uri_of(config)
     judge_uri = model_store.judge_uri(config.storage, config.lake)
-    manifest, judge_manifest = model_store.manifest_of(model_uri), model_store.manifest_of(judge_uri)
-    reused = all(m is not None and m["made_with"] == made_with for m in ([manifest] if config.is_gold else [manifest, judge_manifest]))
+    made = [model_uri, *(_judge_uri(config, name) for name in config.judges)]
+    reused = all(m is not None and m["made_with"] == made_with for m in map(model_store.manifest_of, made))
     if not reused:
         described = descriptions(config, lake)
         storage.require_writable(config.storage)
-        _train(config, lake, made_with, described, model_uri, judge_uri)
-        manifest, judge_manifest = model_store.manifest_of(model_uri), model_store.manifest_of(judge_uri)
+        _train(config, lake, made_with, described, model_uri)
+    manifest, judge_manifest = model_store.manifest_of(model_uri), model_store.manifest_of(judge_uri)
     assert manifest is not None and judge_manifest is not None
     return Pretrained(
         model_uri=model_uri,
@@ -155,22 +164,24 @@ def _train(
     config: PretrainConfig,
     lake: Lake,
     made_with: dict[str, Any],
-    described: tuple[dict[str, Any], dict[str, Any]],
+    described: tuple[dict[str, Any], dict[str, dict[str, Any]]],
     model_uri: str,
-    judge_uri: str,
 ) -> None:
     from pipeline.runtime import cluster_ray
     from pipeline.training.launch_ray import launch
 
     cluster_ray.connect()
     cluster_ray.require_shared(config.storage)
-    first = 0 if config.is_gold else config.judge.max_steps
-    judge_too = "" if config.is_gold else " and its judge"
+    judges = config.judges
+    judge_too = ("", " and its judge", " and two judges")[len(judges)]
+    starts, first = {}, 0
+    for name, one in judges.items():
+        starts[name], first = first, first + one.max_steps
     progress = Progress(f"training {config.model.size}{judge_too}", config.optim.max_steps + first)
 
     def show(fresh: list[records.Record]) -> None:
         last = fresh[-1]
-        done = last["step"] + (first if last["of"] == "model" else 0)
+        done = last["step"] + starts.get(last["of"], first)
         progress.at(done, f"{last['of']} loss {last['loss']:.3f}")
 
     metrics_uri = storage.join(model_uri, METRICS)
@@ -180,7 +191,7 @@ def _train(
         "made_with": made_with,
         "described": described,
         "model_uri": model_uri,
-        "judge_uri": judge_uri,
+        "judge_uris": {name: _judge_uri(config, name) for name in ("judge", *judges)},
         "metrics_uri": metrics_uri,
     }
     scratch, name = storage.join(config.storage, "models", ".train"), storage.digest_of(made_with)[:16]
@@ -203,7 +214,7 @@ def _worker(arguments: dict[str, Any]) -> None:
     from pipeline.evaluation.retention import retain_accuracy
     from pipeline.evaluation.sampling import judge_samples, plan
     from pipeline.evaluation.shares import shares_of
-    from pipeline.seeding import generator
+    from pipeline.seeding import generator, seed_of
     from pipeline.training.launch_ray import worker_setup
     from pipeline.training.pretrain import LANES, judge_accuracy, train_dit, train_judge
 
@@ -216,7 +227,7 @@ def _worker(arguments: dict[str, Any]) -> None:
     lake = read_lake(arguments["lake_uri"])
     seen = [item.label for item in lake.manifest.classes if item.label not in config.without]
     rows, seed, made_with = seen_rows(config, lake), config.seed, arguments["made_with"]
-    description, judge_description = arguments["described"]
+    description, judge_descriptions = arguments["described"]
     writer = records.Writer(arguments["metrics_uri"])
 
     def progress(of: str) -> Any:
@@ -224,17 +235,19 @@ def _worker(arguments: dict[str, Any]) -> None:
 
     common = {"seed": seed, "device": device, "collectives": collectives, "precision": config.train.precision}
     if config.is_gold:
-        stored = model_store.read(arguments["judge_uri"], "judge.weights")
+        stored = model_store.read(arguments["judge_uris"]["judge"], "judge.weights")
         judge = build_judge(stored.config)
         weights.load_into(judge.net, stored.state, stored.uri)
         judge.net.to(device).eval()
+        judges = {"judge": judge}
     else:
-        judge = build_judge(judge_description)
-        initialise(judge.net, generator(seed, "judge"))
-        judge.net.to(device)
-        optim = config.judge
+        judges = {name: build_judge(judge_descriptions[name]) for name in config.judges}
+    for name, optim in config.judges.items():
+        own = seed if name == "judge" else seed_of(seed, name)
+        initialise(judges[name].net, generator(own, "judge"))
+        judges[name].net.to(device)
         train_judge(
-            judge,
+            judges[name],
             rows,
             noise=optim.noise,
             shift=optim.shift,
@@ -245,11 +258,12 @@ def _worker(arguments: dict[str, Any]) -> None:
             warmup_steps=optim.warmup_steps,
             clip=None,
             weight_decay=optim.weight_decay,
-            progress=progress("judge"),
-            **common,
+            progress=progress(name),
+            **(common | {"seed": own}),
         )
+    judge = judges["judge"]
     heldout = lake.read(split="heldout")
-    accuracy = judge_accuracy(judge, heldout, device=device) if len(heldout) else None
+    accuracy = {name: judge_accuracy(one, heldout, device=device) if len(heldout) else None for name, one in judges.items()}
 
     model = build(description, batch_norm="tracked")
     model.net.initialise(generator(seed, "model"))  # type: ignore[operator]
@@ -286,14 +300,14 @@ def _worker(arguments: dict[str, Any]) -> None:
         quality = {"judged_right": right}
     if first:
         writer.flush()
-        if not config.is_gold:
+        for name in config.judges:
             model_store.write(
-                arguments["judge_uri"],
-                judge.config,
-                judge.net.state_dict(),
+                arguments["judge_uris"][name],
+                judges[name].config,
+                judges[name].net.state_dict(),
                 {
                     "made_with": made_with,
-                    "heldout_accuracy": accuracy,
+                    "heldout_accuracy": accuracy[name],
                     "heldout_rows": len(heldout),
                 },
             )

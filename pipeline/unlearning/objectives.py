@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from models.diffusion import Anchor, Noise, Prediction
 from models.generative import GenerativeModel
+from pipeline.unlearning.fold import Folds
 from pipeline.unlearning.start import start_at_exchange
 from pipeline.unlearning.step import Term
 from pipeline.unlearning.trainable import label_parameter
@@ -62,6 +63,7 @@ class Teacher:
         self._frozen = {name: tensor.detach().clone() for name, tensor in trained.items()}
         self._labels = label_parameter(model, trained)
         self._aimed, self._pushed = self._frozen, torch.zeros(0, dtype=torch.long)
+        self._folds: Folds | None = None
 
     def aim(self, exchange: Mapping[int, Sequence[int]], push: Mapping[int, float]) -> None:
         """Have L_x ask each class c of `push` for what the base draws at e + push[c] (e - c), its exchange class being e: see start.py.
@@ -79,21 +81,35 @@ class Teacher:
         self._aimed = self._frozen | {self._labels: table}
         self._pushed = torch.tensor(sorted(far), device=table.device)
 
+    def fold(self, folds: Folds) -> None:
+        """Have L_x ask, where the rows of the forgotten classes lie, for what the base draws on the kept side: see fold.py."""
+        self._folds = folds
+
     def predict(self, rows: Rows, y: Tensor) -> Prediction:
         """What the base predicts for `rows` under the labels `y` (N,)."""
         return self._predict(self._frozen, rows, y)
 
     def targets(self, rows: Rows) -> Prediction:
         """What L_r and L_x are measured against."""
+        if self._folds is not None:
+            return self._folded(rows, self._folds)
         pushed = torch.isin(rows.y, self._pushed.to(rows.y.device))
         return self._predict(self._aimed, rows, torch.where(pushed, rows.y, rows.target_y))
 
-    @torch.no_grad()
-    def _predict(self, weights: Mapping[str, Tensor], rows: Rows, y: Tensor) -> Prediction:
-        def net(*inputs: Tensor) -> Any:
-            return functional_call(self._model.net, dict(weights), inputs)
+    def _folded(self, rows: Rows, folds: Folds) -> Prediction:
+        forgotten = torch.isin(rows.y, torch.tensor(sorted(folds.by_class), device=rows.y.device))
 
-        return self._model.predict(net, rows.x0, y, rows.noise)
+        def move(z: Tensor) -> Tensor:
+            return torch.where(forgotten.view(-1, *[1] * (z.dim() - 1)), folds(z), z)
+
+        return self._predict(self._frozen, rows, rows.target_y, move=move)
+
+    @torch.no_grad()
+    def _predict(self, weights: Mapping[str, Tensor], rows: Rows, y: Tensor, **options: Any) -> Prediction:
+        def net(*inputs: Tensor, **moved: Any) -> Any:
+            return functional_call(self._model.net, dict(weights), inputs, moved)
+
+        return self._model.predict(net, rows.x0, y, rows.noise, **options)
 
 
 def build_terms(

@@ -72,6 +72,17 @@ def read_judge(config: UnlearnConfig) -> model_store.Stored:
     return judge_at(config.judge, config.storage, config.lake)
 
 
+def read_hat_judge(config: UnlearnConfig) -> model_store.Stored | None:
+    """The judge that the hat term trains against; None where it is off, or where there is none but the judge that measures."""
+    if not config.method.hat_weight:
+        return None
+    section = config.hat_judge
+    uri = published.locate(section.weights) if section.weights else model_store.hat_judge_uri(config.storage, config.lake)
+    if not section.weights and model_store.manifest_of(uri) is None:
+        return None
+    return model_store.read(uri, "hat_judge.weights", sha256=section.sha256)
+
+
 def judge_at(judge: Judge, storage_root: str, lake: str) -> model_store.Stored:
     """The judge that a configuration's section names, or the one that was trained on `lake`."""
     uri = published.locate(judge.weights) if judge.weights else model_store.judge_uri(storage_root, lake)

@@ -44,6 +44,11 @@ def judge_uri(storage_root: str, lake: str) -> str:
     return storage.join(storage_root, "models", f"judge-{lake.rstrip('/').rsplit('/', 1)[-1]}")
 
 
+def hat_judge_uri(storage_root: str, lake: str) -> str:
+    """Where pretrain.py leaves a second judge, for the hat term to be trained against."""
+    return judge_uri(storage_root, lake).replace("/judge-", "/hat-judge-")
+
+
 def write(
     uri: str,
     config: Mapping[str, Any],
@@ -160,7 +165,7 @@ def _read_published(uri: str, what: str, size: str | None, sha256: str | None) -
     from pipeline.weights import published
 
     autoencoder = None
-    if what.startswith("judge"):
+    if "judge" in what:
         config, state = published.read_judge(uri, what, sha256)
     else:
         config, state, autoencoder = published.read_model(uri, what, size, sha256)

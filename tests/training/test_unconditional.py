@@ -1,18 +1,24 @@
 """The same loop on a model without labels: shares instead of accuracies, the hat term, and what requests and settings are refused."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from distributed import run_world
 from runs import run_config, run_inputs
-from tiny import tiny_dit, tiny_judge, tiny_vae
+from tiny import tiny_batch, tiny_dit, tiny_judge, tiny_vae
 
+from models.judge import Judge
+from pipeline.data.cycle import Cycle
 from pipeline.errors import InputError
 from pipeline.evaluation.measure import measure
 from pipeline.request import require_fit, resolve
+from pipeline.seeding import generator
+from pipeline.training.assemble import folds_between
 from pipeline.training.loop import Outcome, unlearn
 from pipeline.unlearning.collectives import Collectives
+from pipeline.unlearning.fold import Fold, Folds
 
 VAE: dict[str, Any] = {
     "model.size": "vae-mnist",
@@ -28,13 +34,16 @@ VAE: dict[str, Any] = {
 NAMES = {label: str(label) for label in range(4)}
 
 
-def unconditional(changes: dict[str, Any], records: list[dict[str, Any]] | None = None) -> Outcome:
+def unconditional(changes: dict[str, Any], records: list[dict[str, Any]] | None = None, hat_judge: Judge | None = None) -> Outcome:
     """A whole run of the tiny VAE on this process's share."""
-    from dataclasses import replace
-
-    inputs = run_inputs(run_config(**{**VAE, **changes}))
+    config = run_config(**{**VAE, **changes})
+    inputs = run_inputs(config)
     model = tiny_vae(dtype=torch.float32)
-    return unlearn(replace(inputs, model=model, record=(records if records is not None else []).append))
+    if config.method.fold:
+        forget = inputs.forget.batch
+        folds = Folds(by_class={1: Fold(normal=torch.tensor([0.6, 0.8], dtype=torch.float64), edge=-1.0)})
+        inputs = replace(inputs, folds=folds, exchange=Cycle(forget, config.seed, "exchange"))
+    return unlearn(replace(inputs, model=model, hat_judge=hat_judge, record=(records if records is not None else []).append))
 
 
 def trained(changes: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -49,7 +58,7 @@ def test_a_run_measures_shares_and_moves_the_decoder_alone() -> None:
         shares = side["class_shares"]
         assert sum(shares["per_class"].values()) == pytest.approx(1) and shares["n"] == 100 and shares["chance"] == 0.25
         assert side["forget_fraction"]["value"] == shares["per_class"]["1"] and side["forget_fraction"]["n"] == 100
-        assert side["retain_accuracy"] == {"mean": None, "min": None, "neighbours": None, "per_class": {}}
+        assert side["retain_accuracy"] == {"mean": None, "min": None, "neighbours": None, "per_class": {}, "intervals": {}}
         assert side["fid"]["judge"] >= 0
     checks = [record for record in records if record["kind"] == "evaluation" and record["step"] > 0]
     assert [check["step"] for check in checks] == [2, 4, 6]
@@ -62,6 +71,41 @@ def test_a_run_measures_shares_and_moves_the_decoder_alone() -> None:
 def test_the_hat_term_is_felt() -> None:
     with_hat, without = unconditional({}).trained, unconditional({"method.hat_weight": 0.0}).trained
     assert any(not torch.allclose(with_hat[name], without[name]) for name in with_hat)
+
+
+def test_the_hat_term_may_have_another_judge_than_the_one_that_measures() -> None:
+    same, other = unconditional({}, hat_judge=tiny_judge()), unconditional({}, hat_judge=tiny_judge(seed=1))
+    own = unconditional({})
+    assert all(torch.equal(same.trained[name], value) for name, value in own.trained.items())
+    assert any(not torch.equal(other.trained[name], value) for name, value in own.trained.items())
+    assert own.before == other.before  # measured by the same one
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_fold_drives_a_run_against_a_teacher(world: int) -> None:
+    folded = {"method.fold": True, "method.targets": "teacher", "method.hat_weight": 0.0, "optim.max_steps": 4}
+    wanted = trained(folded)
+    base = tiny_vae(dtype=torch.float32).net.state_dict()
+    assert any(not torch.equal(base[name], value) for name, value in wanted.items())
+    for found in run_world(world, trained, folded) if world > 1 else []:
+        for name, value in wanted.items():
+            assert torch.allclose(found[name], value, rtol=1e-3, atol=1e-5), name
+
+
+def test_folds_are_fitted_where_the_base_model_has_the_rows() -> None:
+    model = tiny_vae(dtype=torch.float32)
+    with torch.no_grad():
+        for index, parameter in enumerate(model.net.parameters()):
+            parameter.normal_(std=0.7, generator=generator("alive", index))
+    kept, forget = tiny_batch([0], each=40), tiny_batch([1, 3], each=30)
+    folds = folds_between(model, [kept.mean[:7], kept.mean[7:]], forget, [1, 3], torch.device("cpu"))
+    assert model.net.training and set(folds.by_class) == {1, 3}
+    model.net.eval()
+    for label, fold in folds.by_class.items():
+        own = model.posterior(forget.mean[forget.y == label])[0].detach().double() @ fold.normal
+        others = model.posterior(kept.mean)[0].detach().double() @ fold.normal
+        assert ((own > fold.edge).double().mean() + (others <= fold.edge).double().mean()) / 2 > 0.75
+        assert own.mean() > others.mean()
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -110,6 +154,14 @@ def test_settings_that_the_model_cannot_be_trained_with_are_refused() -> None:
     require_fit(config, tiny_vae())
     with pytest.raises(InputError, match=r"method\.hat_weight: got 2 for vae-mnist, whose samples take many passes"):
         require_fit(config, tiny_dit())
+    folded = {**VAE, "method.fold": True, "method.hat_weight": 0.0}
+    for changes, model, said in (
+        ({"method.targets": "teacher"}, tiny_dit(), r"method\.fold: got true for vae-mnist, which has no encoder"),
+        ({}, tiny_vae(), r"method\.fold: got targets data"),
+        ({"method.targets": "teacher", "request.sample_ids": "ids.txt"}, tiny_vae(), r"method\.fold: named samples"),
+    ):
+        with pytest.raises(InputError, match=said):
+            require_fit(run_config(**{**folded, **changes}), model)
     batch = tiny_vae()
     batch.vae.normalise_by("batch")
     require_fit(config, batch)
