@@ -13,6 +13,7 @@ from pipeline.data import shards
 from pipeline.data.lake import Encoding
 from pipeline.data.shards import Kind
 from pipeline.errors import InputError
+from pipeline.runtime.precision import use_tf32
 from pipeline.weights import published
 
 
@@ -73,6 +74,7 @@ class Encoder:
 
         assert plan.weights is not None
         self.plan = plan
+        use_tf32(False)  # the lake's latents are those of float32
         where = _folder(plan.weights)
         with tempfile.TemporaryDirectory() as folder:
             for name in (latents.CONFIG_FILE, latents.WEIGHTS_FILE):

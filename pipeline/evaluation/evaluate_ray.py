@@ -225,9 +225,11 @@ def _task(shared: Mapping[str, Any], scope: Scope, settings: Attacks | None, job
     import torch
 
     from pipeline.runtime import cluster_ray
+    from pipeline.runtime.precision import use_tf32
 
     cluster_ray.quiet()
     torch.set_num_threads(job["threads"])
+    use_tf32(False)
     started = time.perf_counter()
     bench = open_bench(shared, scope, job["lake"])
     shard = Shard(job["rank"], job["world"])

@@ -215,6 +215,7 @@ def _worker(arguments: dict[str, Any]) -> None:
     from pipeline.evaluation.sampling import judge_samples, plan
     from pipeline.evaluation.shares import shares_of
     from pipeline.seeding import generator, seed_of
+    from pipeline.runtime.precision import use_tf32
     from pipeline.training.launch_ray import worker_setup
     from pipeline.training.pretrain import LANES, judge_accuracy, train_dit, train_judge
 
@@ -223,6 +224,7 @@ def _worker(arguments: dict[str, Any]) -> None:
     if place is None:
         return
     device, collectives = place
+    use_tf32(config.train.tf32)
     first = collectives.rank == 0
     lake = read_lake(arguments["lake_uri"])
     seen = [item.label for item in lake.manifest.classes if item.label not in config.without]
