@@ -11,7 +11,7 @@ from pipeline.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.config import UnlearnConfig
+    from pipeline.config import PretrainConfig, UnlearnConfig
 
 
 def autocast(precision: str, device: "torch.device") -> AbstractContextManager[None]:
@@ -29,7 +29,7 @@ def use_tf32(allowed: bool) -> None:
     torch.backends.cudnn.allow_tf32 = allowed  # on by default: what is said to be float32 shall be
 
 
-def require_precision(device: "torch.device", config: "UnlearnConfig") -> None:
+def require_precision(device: "torch.device", config: "UnlearnConfig | PretrainConfig") -> None:
     """Raise `InputError` where bfloat16 is asked of a GPU without it. CPUs compute it, slowly."""
     import torch
 

@@ -214,8 +214,8 @@ def _worker(arguments: dict[str, Any]) -> None:
     from pipeline.evaluation.retention import retain_accuracy
     from pipeline.evaluation.sampling import judge_samples, plan
     from pipeline.evaluation.shares import shares_of
+    from pipeline.runtime.precision import require_precision, use_tf32
     from pipeline.seeding import generator, seed_of
-    from pipeline.runtime.precision import use_tf32
     from pipeline.training.launch_ray import worker_setup
     from pipeline.training.pretrain import LANES, judge_accuracy, train_dit, train_judge
 
@@ -224,6 +224,7 @@ def _worker(arguments: dict[str, Any]) -> None:
     if place is None:
         return
     device, collectives = place
+    require_precision(device, config)
     use_tf32(config.train.tf32)
     first = collectives.rank == 0
     lake = read_lake(arguments["lake_uri"])
