@@ -35,6 +35,8 @@ def judge_gate(
         forgotten = [
             {"name": "memorised_before", "value": before["membership"]["low"], "bound": 0.5, "passed": before["membership"]["memorised"]},
             _at_most("membership_auc", after["membership"]["auc"], gate.max_membership_auc),
+            # losses far above those of never-seen rows give the samples away as surely as low ones: the attack only has to be turned round
+            _at_most("membership_auc/reversed", 1 - after["membership"]["auc"], gate.max_membership_auc),
         ]
     else:
         forgotten = [_at_most("forget_fraction", (after["forget_fraction"] or {}).get("value"), gate.max_forget_fraction)]

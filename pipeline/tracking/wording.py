@@ -13,6 +13,9 @@ CHECKS = {
     "retain_accuracy/mean": "retained classes, mean",
     "retain_accuracy/min": "lowest retained class",
     "class_share_drift": "share of the class that moved most, from where it was among the kept ones",
+    "memorised_before": "memorised before: the attack's lower bound on the base model",
+    "membership_auc": "loss attack on the named samples",
+    "membership_auc/reversed": "the same attack turned round: losses too high give samples away too",
     "judge_heldout_accuracy": "the judge itself, on held-out images",
     "judge_trained_against": "the judge that measures is the one the model was trained against",
 }

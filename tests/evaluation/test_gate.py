@@ -114,6 +114,7 @@ def test_named_samples_pass_by_the_attack_alone() -> None:
     memorised = {"auc": 0.9, "low": 0.85, "memorised": True}
     assert failed(judge_gate(Gate(max_membership_auc=0.6), attacked(memorised, {"auc": 0.55}), 0.98)) == []
     assert failed(judge_gate(Gate(max_membership_auc=0.6), attacked(memorised, {"auc": 0.65}), 0.98)) == ["membership_auc"]
+    assert failed(judge_gate(Gate(max_membership_auc=0.6), attacked(memorised, {"auc": 0.35}), 0.98)) == ["membership_auc/reversed"]
 
 
 def test_what_was_never_memorised_cannot_be_forgotten() -> None:
