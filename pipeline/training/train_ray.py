@@ -30,6 +30,7 @@ from pipeline.training.grids import draw_grids
 from pipeline.training.launch_ray import PREEMPTIONS, launch, worker_setup
 from pipeline.training.loop import Inputs, Interrupted, Outcome, unlearn
 from pipeline.unlearning.collectives import Collectives, NonFiniteError
+from pipeline.unlearning.trainable import select
 
 METRICS, OUTCOME, TRAINED, CHECKPOINTS = "metrics.jsonl", "outcome.json", "trained.safetensors", "checkpoints"
 START_UP = "timings/start-up.json"  # seconds from the submission, or the driver's process, to the first step
@@ -103,6 +104,7 @@ def _worker(arguments: dict[str, Any]) -> dict[str, Any] | None:
     mark("assembled")
     log.info("starting %s", "from the base model" if start is None else f"after step {start.progress['step']}")
     inputs, close = _connected(inputs, arguments, run_id, start)
+    base = _movable(inputs.model, config.trainable)
     try:
         outcome = unlearn(inputs, start)
     except NonFiniteError as error:  # on every rank at once, and again however often it is tried: not a failure to retry
@@ -115,7 +117,7 @@ def _worker(arguments: dict[str, Any]) -> dict[str, Any] | None:
     plain = _plain(outcome, collectives.world)
     close(outcome.steps)
     if collectives.rank == 0:
-        _finish(inputs.model, outcome, config, inputs.subject, run_uri, plain)
+        _finish(inputs.model, base, outcome, config, inputs.subject, run_uri, plain)
     return plain
 
 
@@ -151,7 +153,6 @@ def _connected(inputs: Inputs, arguments: dict[str, Any], run_id: str, start: Ch
     uri = storage.join(run_uri, METRICS)
     writer = records.Writer(uri, [] if start is None else _up_to(start.progress["step"], records.read(uri), set(start.pending)))
     quality = Quality(run_id)
-    draw_grids(inputs.model, config, inputs.subject, storage.join(run_uri, "samples", "before.safetensors"))
 
     def record(line: records.Record) -> None:
         writer.write(line)
@@ -214,13 +215,31 @@ def _plain(outcome: Outcome, world: int) -> dict[str, Any]:
     }
 
 
-def _finish(model: GenerativeModel, outcome: Outcome, config: UnlearnConfig, subject: Subject, run_uri: str, plain: dict[str, Any]) -> None:
-    """Leave weights and grids under the run, `outcome.json` last: where it lies, training is over."""
+def _movable(model: GenerativeModel, trainable: str) -> dict[str, torch.Tensor]:
+    """A copy of what a run may change of the network: the trained parameters and all buffers."""
+    return {name: value.detach().clone() for name, value in (*select(model, trainable).items(), *model.net.named_buffers())}
+
+
+def _finish(
+    model: GenerativeModel,
+    base: dict[str, torch.Tensor],
+    outcome: Outcome,
+    config: UnlearnConfig,
+    subject: Subject,
+    run_uri: str,
+    plain: dict[str, Any],
+) -> None:
+    """Leave weights and grids under the run, `outcome.json` last: where it lies, training is over.
+
+    The base model's images are drawn here, of its part that `base` holds, so that the first step need not wait for them.
+    """
     storage.write_bytes(storage.join(run_uri, TRAINED), weights.to_bytes(outcome.trained))
-    with torch.no_grad():
-        for name, parameter in model.net.named_parameters():
-            if name in outcome.trained:
-                parameter.copy_(outcome.trained[name])
     model.net.eval()
-    draw_grids(model, config, subject, storage.join(run_uri, "samples", "after.safetensors"))
+    now = {**_movable(model, config.trainable), **outcome.trained}
+    for moment, values in (("before", base), ("after", now)):
+        with torch.no_grad():
+            for name, value in (*model.net.named_parameters(), *model.net.named_buffers()):
+                if name in values:
+                    value.copy_(values[name])
+        draw_grids(model, config, subject, storage.join(run_uri, "samples", f"{moment}.safetensors"))
     storage.write_json(storage.join(run_uri, OUTCOME), plain)

@@ -1,8 +1,8 @@
 """Random kills in a row on a real cluster: python tests/faults/kill_many.py [--kills 20] [--seed 0] [--victims worker,driver]
 
 Every part of a job is killed by `kill -9` at random steps: a worker (`told`: by SIGTERM), a raylet, in whose place a fresh one
-comes (`drained`: it is told to go, as a spot node is), the driver (the job is submitted again) and the head (a new one starts on
-the same ports, with new raylets, and the job is submitted again). A run that ends is compared with an undisturbed one: the same
+comes (`drained`: it is told to go, as a spot node is), the driver of the submitted job and the head (a new one starts on the
+same ports, with new raylets); then the job is submitted again. A run that ends is compared with an undisturbed one: the same
 weights digest, whatever was killed; one that ended with an error goes on with the next submission. Prints one JSON line a kill
 and a run and a summary; exit code 1 when a digest differs or a run does not come to its end.
 """
@@ -21,11 +21,10 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (0, 1, 2)]
 
-from nodes import SMALL, Cluster, Process, Run, command, environment, wait_until  # noqa: E402
+from nodes import ENDED, SMALL, Cluster, Process, Run, called, command, environment, wait_until  # noqa: E402
 from untrained import fill  # noqa: E402
 
 VICTIMS = ("worker", "told", "raylet", "drained", "driver", "head")
-DRIVER = "jobs/unlearn_imagenet.py"
 SUBMISSIONS = 12  # of one run; a run that needs more has not survived
 
 
@@ -43,32 +42,44 @@ def undisturbed(storage: str, folder: Path, **changes: Any) -> str:
 
 
 class Submitted:
-    """One run on the cluster, submitted again whenever its driver is gone before the end."""
+    """One run on the cluster, submitted again whenever its job is gone before the end."""
 
     def __init__(self, cluster: Cluster, storage: str, run_id: str, **changes: Any) -> None:
         self.cluster, self.storage, self.run_id, self.changes = cluster, storage, run_id, changes
         self.run = Run(storage, run_id)
         self.submissions = 0
-        self.driver: Process | None = None
+        self.job: str | None = None  # None: none that the cluster's head knows of
+
+    @property
+    def alive(self) -> bool:
+        return self.job is not None and self.cluster.status(self.job) not in ENDED
+
+    @property
+    def drivers(self) -> list[int]:
+        """The job's driver, without the shell around it."""
+        return [pid for pid in self.cluster.pids(f"run_id={self.run_id} ") if called(pid).startswith(sys.executable)]
 
     def ensure(self) -> bool:
-        """True when the result is there; else a driver is at work afterwards."""
-        if self.run.result is not None and (self.driver is None or self.driver.code is not None):
+        """True when the job has ended with a result; else a job is at work afterwards."""
+        if self.alive:
+            return False
+        if self.run.result is not None:
             return True
-        if self.driver is None or self.driver.code is not None:
-            if self.submissions >= SUBMISSIONS:
-                raise RuntimeError(f"{self.run_id} did not end after {SUBMISSIONS} submissions: {self.driver.said[-1500:]}")  # type: ignore[union-attr]
-            self.submissions += 1
-            self.driver = self.cluster.driver(f"{self.run_id}-{self.submissions}.log", command(self.storage, self.run_id, **self.changes))
+        if self.submissions >= SUBMISSIONS:
+            said = self.cluster.ray("job", "logs", self.job).stdout if self.job else ""
+            raise RuntimeError(f"{self.run_id} did not end after {SUBMISSIONS} submissions: {said[-1500:]}")
+        self.submissions += 1
+        self.job = f"{self.run_id}-{self.submissions}"
+        self.cluster.submit(self.job, command(self.storage, self.run_id, **self.changes))
         return False
 
     def kill(self, victim: str, rng: random.Random) -> int | None:
         """Kill -9 one process of that kind, if there is one now; its pid."""
-        assert self.driver is not None and self.cluster.head is not None
+        assert self.cluster.head is not None
         if victim in ("worker", "told"):
             pids = self.cluster.pids("RayTrainWorker")
         elif victim == "driver":
-            pids = [self.driver.pid] if self.driver.code is None else []
+            pids = self.drivers
         else:
             pids = [node.pid for node in ([self.cluster.head] if victim == "head" else self.cluster.raylets)]
         if not pids:
@@ -88,8 +99,8 @@ class Submitted:
             os.kill(pid, signal.SIGTERM)
             self.cluster.start_raylet()
         else:
-            self.driver.end()  # a submitted job's driver lives on the head
-            self.cluster.restart_head()
+            self.cluster.restart_head()  # the job's driver lives on it
+            self.job = None
         return pid
 
 
@@ -101,6 +112,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=SMALL["optim.max_steps"])
     parser.add_argument("--keep", action="store_true", help="leave logs and storage where they are and say where")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # leaving by it ends the cluster
     rng, victims = random.Random(given.seed), given.victims.split(",")
     changes = {"optim.max_steps": given.steps, "train.max_failures": 10}
     folder = Path(tempfile.mkdtemp(prefix="rk-", dir="/tmp"))  # short: Ray makes sockets below it
@@ -114,23 +126,23 @@ def main() -> int:
                 runs += 1
                 job = Submitted(cluster, storage, f"run-{runs}", **changes)
                 while not job.ensure():
-                    at = min(job.run.step + rng.randrange(5), given.steps - 2)  # soon: there is another kill after it
+                    at = min(job.run.step + rng.randrange(9), given.steps - 2)  # soon: there is another kill after it
                     wait_until(
                         f"step {at}",
-                        lambda job=job, at=at: job.run.step > at or job.driver.code is not None,
-                        timeout_s=600,  # type: ignore[misc]
+                        lambda job=job, at=at: job.run.step > at or not job.alive,
+                        timeout_s=600,
+                        every_s=0.2,
                     )
                     time.sleep(rng.random())
-                    if kills >= given.kills or job.driver is None or job.driver.code is not None or job.run.step >= given.steps:
-                        if job.driver is not None:
-                            job.driver.popen.wait(600)
+                    if kills >= given.kills or not job.alive or job.run.step >= given.steps:
+                        wait_until("the end", lambda job=job: not job.alive, timeout_s=600, every_s=0.5)
                         continue
                     victim = rng.choice(victims)
                     step = job.run.step
                     if job.kill(victim, rng) is not None:
                         kills += 1
                         print(json.dumps({"kill": kills, "victim": victim, "run": job.run_id, "after_step": step}), flush=True)
-                found = job.run.result["weights_digest"]  # type: ignore[index]
+                found = job.run.result["weights_digest"]
                 differ += found != wanted
                 print(json.dumps({"run": job.run_id, "submissions": job.submissions, "same_digest": found == wanted}), flush=True)
     except (RuntimeError, TimeoutError) as error:

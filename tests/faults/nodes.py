@@ -8,20 +8,24 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from network import Network, Place
+
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(sys.executable).parent
-SMALL = {  # a run of 12 steps that never settles; the weights were never trained, so nothing is forgotten
+ENDED = ("FAILED", "STOPPED", "SUCCEEDED")
+SMALL = {  # a run of 48 steps that never settles; the weights were never trained, so nothing is forgotten
     "seed": 3,
     "partition.lanes": 4,
-    "partition.segment_steps": 2,
+    "partition.segment_steps": 8,
     "optim.batch_size": 16,
-    "optim.max_steps": 12,
-    "evaluate.every": 2,
+    "optim.max_steps": 48,
+    "evaluate.every": 4,
     "evaluate.samples": 20,
     "evaluate.retain_samples": 2,
     "evaluate.final_samples": 100,
@@ -144,7 +148,10 @@ def environment(**more: str) -> dict[str, str]:
 
 
 class Cluster:
-    """Context: a head without CPUs of its own and raylets with `cpus` each, behind a token. Raylets start one after another."""
+    """Context: a head without CPUs of its own and raylets with `cpus` each, behind a token. Raylets start one after another.
+
+    Every node has an address of its own where this machine allows it (`Network`).
+    """
 
     def __init__(self, folder: Path, raylets: int, *, cpus: float = 1, dashboard: bool = True) -> None:
         self.folder, self.count, self.cpus, self.dashboard = folder, raylets, cpus, dashboard
@@ -153,7 +160,7 @@ class Cluster:
         token.write_text(uuid.uuid4().hex * 2)
         token.chmod(0o600)
         self.ports = {name: free_port() for name in ("port", "dashboard-port", "ray-client-server-port")}
-        self.address = f"127.0.0.1:{self.ports['port']}"
+        self.network = Network()
         self.environment = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
         self.head: Process | None = None
         self.raylets: list[Process] = []
@@ -162,6 +169,8 @@ class Cluster:
 
     def __enter__(self) -> "Cluster":
         try:
+            self.network.__enter__()
+            self.place = self.network.place()  # the head's, also of one that comes in its place
             self.start_head()
             for _ in range(self.count):
                 self.start_raylet()
@@ -173,13 +182,23 @@ class Cluster:
     def __exit__(self, *exception: object) -> None:
         for process in [*self.leaving, *self.raylets, *([self.head] if self.head else [])]:
             process.end()
+        self.network.__exit__()
+
+    @property
+    def address(self) -> str:
+        return f"{self.place.address}:{self.ports['port']}"
+
+    @property
+    def dashboard_url(self) -> str:
+        return f"http://{self.place.address}:{self.ports['dashboard-port']}"
 
     def start_head(self) -> None:
         """Start the head, or one in its place on the same ports."""
         self.head = self._start(
+            self.place,
             "--head",
             *(f"--{name}={port}" for name, port in self.ports.items()),
-            *("--num-cpus=0", "--dashboard-host=127.0.0.1", f"--include-dashboard={self.dashboard}"),
+            *("--num-cpus=0", f"--dashboard-host={self.place.address}", f"--include-dashboard={self.dashboard}"),
         )
 
     def restart_head(self) -> None:
@@ -195,19 +214,22 @@ class Cluster:
 
     def start_raylet(self, hidden: str | None = None) -> Process:
         """One more raylet; the folder `hidden` looks empty to it, as a folder of another machine would (needs root)."""
-        raylet = self._start(f"--address={self.address}", f"--num-cpus={self.cpus:g}", hidden=hidden)
+        raylet = self._start(self.network.place(), f"--address={self.address}", f"--num-cpus={self.cpus:g}", hidden=hidden)
         self.raylets.append(raylet)
         return raylet
 
-    def _start(self, *arguments: str, hidden: str | None = None, again: bool = True) -> Process:
+    def _start(self, place: Place, *arguments: str, hidden: str | None = None, again: bool = True) -> Process:
         """A node, tried twice: on a busy machine Ray's own time-outs can end one that has only just begun."""
         self.started += 1
         log = self.folder / f"node-{self.started}.log"
-        options = ("--block", "--disable-usage-stats", "--object-store-memory=100000000", "--node-ip-address=127.0.0.1", "--num-gpus=0")
-        # a folder for each: nodes that share one unpack working directories over each other's
-        options = (*options, f"--temp-dir={self.folder / f'r{self.started}'}")
+        options = [
+            *("--block", "--disable-usage-stats", "--object-store-memory=100000000", "--num-gpus=0"),
+            f"--node-ip-address={place.address}",
+            f"--temp-dir={self.folder / f'r{self.started}'}",  # nodes that share one unpack working directories over each other's
+        ]
         before = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none "$1" && shift && exec "$@"', "sh", hidden] if hidden else []
-        process = Process([*before, str(PROGRAMS / "ray"), "start", *options, *arguments], log, self.environment)
+        called = [*place.before, *before, str(PROGRAMS / "ray"), "start", *options, *arguments]
+        process = Process(called, log, {**self.environment, **dict(place.environment)})
 
         def up() -> bool:
             return process.code is not None or "Ray runtime started" in process.said
@@ -217,7 +239,7 @@ class Cluster:
             return process
         process.end()
         if again:
-            return self._start(*arguments, hidden=hidden, again=False)
+            return self._start(place, *arguments, hidden=hidden, again=False)
         raise RuntimeError(f"a node ended at once: {process.said[-2000:]}")
 
     @property
@@ -230,10 +252,31 @@ class Cluster:
 
     def driver(self, log: str, arguments: list[str]) -> Process:
         """A driver on the cluster, as `ray job submit` starts one."""
-        return Process(arguments, self.folder / log, {**self.environment, "RAY_ADDRESS": self.address})
+        said = {**self.environment, **dict(self.place.environment), "RAY_ADDRESS": self.address}
+        return Process([*self.place.before, *arguments], self.folder / log, said)
+
+    def submit(self, job: str, arguments: list[str]) -> None:
+        """`ray job submit`, as a user does it; returns once it is taken."""
+        environment_ = {"working_dir": str(ROOT), "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}
+        said = self.ray(
+            *("job", "submit", "--no-wait", "--submission-id", job, "--runtime-env-json", json.dumps(environment_), "--", *arguments)
+        )
+        assert said.returncode == 0, said.stdout + said.stderr
+
+    def status(self, job: str) -> str:
+        """PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED, as the job server says; a `ray job status` would take seconds."""
+        token = (self.folder / "token").read_text()
+        asked = urllib.request.Request(f"{self.dashboard_url}/api/jobs/{job}", headers={"Authorization": f"Bearer {token}"})
+
+        def answer() -> str | None:
+            with contextlib.suppress(OSError), urllib.request.urlopen(asked, timeout=30) as said:
+                return str(json.load(said)["status"])
+            return None
+
+        return str(wait_until("the job server", answer, timeout_s=60, every_s=1.0))
 
     def ray(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        said = {**self.environment, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{self.ports['dashboard-port']}"}
+        said = {**self.environment, "RAY_API_SERVER_ADDRESS": self.dashboard_url}
         return subprocess.run(
             [str(PROGRAMS / "ray"), *arguments], cwd=ROOT, env=said, capture_output=True, text=True, timeout=300, check=False
         )

@@ -13,17 +13,13 @@ import sqlite3
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import s3_servers
-import torch
 from kill_many import fill, undisturbed
-from nodes import PROGRAMS, ROOT, SMALL, Cluster, Process, Run, command, environment, free_port, wait_until
-
-from models import weights
+from nodes import ENDED, PROGRAMS, SMALL, Cluster, Process, Run, command, environment, free_port, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.faults]
 SEED = random.randrange(1000)  # in every message of a test that fails
@@ -97,7 +93,7 @@ def test_worker_killed_driver_killed_told_to_stop_and_still_the_same(storage: st
     assert status_of(storage, "chain") == "FINISHED"
     records = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in records if r["kind"] == "step"] == list(range(1, STEPS + 1))
-    assert [r["step"] for r in records if r["kind"] == "evaluation"] == list(range(0, STEPS + 1, 2))
+    assert [r["step"] for r in records if r["kind"] == "evaluation"] == list(range(0, STEPS + 1, SMALL["evaluate.every"]))
     for rank in range(2):
         taken = [json.loads(line) for line in (run.folder / "timings" / f"rank-{rank}.jsonl").read_text().splitlines()]
         assert taken[-1]["step"] == STEPS and taken[-1]["run_id"] == "chain" and taken[-1]["forward"] > 0
@@ -106,9 +102,8 @@ def test_worker_killed_driver_killed_told_to_stop_and_still_the_same(storage: st
 def test_store_and_tracker_away_for_twenty_seconds_change_nothing(folder: Path, storage: str, wanted: str) -> None:
     """Storage in a bucket and an MLflow server, both killed at a random step and back after 20 s."""
     rclone, rng = s3_servers.Rclone(folder / "s3"), random.Random(SEED)
-    shutil.copytree(
-        storage, folder / "s3" / "bucket" / "root", ignore=shutil.ignore_patterns("runs", "mlflow.db", "mlartifacts", "partitions")
-    )
+    for made in ("lakes", "models"):
+        shutil.copytree(Path(storage) / made, folder / "s3" / "bucket" / "root" / made)
     port, run = free_port(), Run(str(folder / "s3" / "bucket" / "root"), "outage")
     said = environment(
         AWS_ENDPOINT_URL=f"http://127.0.0.1:{rclone.port}",
@@ -161,49 +156,51 @@ def cluster(folder: Path) -> Iterator[Cluster]:
         yield made
 
 
-ELASTIC = {"train.workers": [1, 2], "train.cpus_per_worker": 1, "train.resize_s": 600.0}
+ELASTIC = {
+    "train.workers": [1, 2],
+    "train.cpus_per_worker": 1,
+    "train.resize_s": 2.0,
+    "evaluate.retain_samples": 100,  # checks that take a while: the run should not be over before a node is back
+}
 
 
-def submitted(cluster: Cluster, job: str, storage: str, run_id: str, **changes: Any) -> None:
-    """`ray job submit`, as a user does it; returns once it is taken."""
-    environment_ = {"working_dir": str(ROOT), "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}
-    arguments = ["job", "submit", "--no-wait", "--submission-id", job, "--runtime-env-json", json.dumps(environment_)]
-    done = cluster.ray(*arguments, "--", *command(storage, run_id, **changes))
-    assert done.returncode == 0, done.stdout + done.stderr
+def worlds_of(run: Run) -> list[int]:
+    """How many workers took the steps so far, a number for each stretch of steps."""
+    path = run.folder / "timings" / "rank-0.jsonl"
+    taken = [json.loads(line)["world"] for line in path.read_text().splitlines()] if path.exists() else []
+    return [world for index, world in enumerate(taken) if index == 0 or world != taken[index - 1]]
 
 
-def job_status(cluster: Cluster, job: str) -> str:
-    said = cluster.ray("job", "status", job)
-    text = said.stdout + said.stderr
-    return next((word for word in ("SUCCEEDED", "STOPPED", "FAILED", "RUNNING", "PENDING") if word in text.upper()), text)
-
-
-def test_a_submitted_job_outlives_a_node_and_is_stopped_and_goes_on(cluster: Cluster, storage: str, wanted: str) -> None:
-    """Two workers on two raylets; one raylet dies, the other worker goes on alone; `ray job stop`; submitted again, it ends."""
+def test_a_submitted_job_outlives_a_node_and_takes_one_that_returns_and_is_stopped_and_goes_on(
+    cluster: Cluster, storage: str, wanted: str
+) -> None:
+    """Two workers on two raylets; one dies, the other worker goes on alone until one comes; `ray job stop`; submitted again, it ends."""
     run = Run(storage, "elastic")
-    submitted(cluster, "elastic-1", storage, "elastic", **ELASTIC)
-    wait_until("a few steps", lambda: run.step >= 2 or job_status(cluster, "elastic-1") in ("FAILED", "SUCCEEDED"))
+
+    def reaches(what: str, job: str, happened: Callable[[], bool]) -> None:
+        wait_until(what, lambda: happened() or cluster.status(job) in ENDED)
+        assert cluster.status(job) not in ENDED, cluster.ray("job", "logs", job).stdout[-3000:]
+
+    cluster.submit("elastic-1", command(storage, "elastic", **ELASTIC))
+    reaches("steps of two", "elastic-1", lambda: run.step >= 4)
     gone = cluster.raylets.pop()
     gone.end()
     at = run.step
-    wait_until("steps alone", lambda: run.step > at or job_status(cluster, "elastic-1") in ("FAILED", "SUCCEEDED"))
+    reaches("steps alone", "elastic-1", lambda: run.step > at)
+    cluster.start_raylet()
+    reaches("two workers again", "elastic-1", lambda: len(cluster.pids("RayTrainWorker")) == 2)
+    at = run.step
+    reaches("steps of two again", "elastic-1", lambda: run.step > at)
     assert cluster.ray("job", "stop", "elastic-1").returncode == 0
-    assert job_status(cluster, "elastic-1") == "STOPPED", cluster.ray("job", "logs", "elastic-1").stdout[-2000:]
+    assert cluster.status("elastic-1") == "STOPPED", cluster.ray("job", "logs", "elastic-1").stdout[-3000:]
     assert status_of(storage, "elastic") == "KILLED" and run.result is None
+    assert "told to stop: waiting for the workers' checkpoint" in cluster.ray("job", "logs", "elastic-1").stdout
 
-    submitted(cluster, "elastic-2", storage, "elastic", **ELASTIC)
-    wait_until("the end", lambda: job_status(cluster, "elastic-2") in ("FAILED", "SUCCEEDED"), every_s=2.0)
-    assert job_status(cluster, "elastic-2") == "SUCCEEDED", cluster.ray("job", "logs", "elastic-2").stdout[-2000:]
-    worlds = {json.loads(line)["world"] for line in (run.folder / "timings" / "rank-0.jsonl").read_text().splitlines()}
-    assert worlds == {1, 2}
-    ours, undisturbed_ = (
-        weights.from_bytes((Path(storage) / "runs" / name / "trained.safetensors").read_bytes(), name)
-        for name in ("elastic", "undisturbed")
-    )
-    base = weights.from_bytes((Path(storage) / "models/dit-tiny-digits/model.safetensors").read_bytes(), "base")
-    moved = torch.cat([(undisturbed_[name] - base[name]).reshape(-1) for name in ours])
-    apart = torch.cat([(undisturbed_[name] - ours[name]).reshape(-1) for name in ours])
-    assert moved.norm() > 0 and apart.norm() < 2e-3 * moved.norm(), (apart.norm() / moved.norm()).item()
+    cluster.submit("elastic-2", command(storage, "elastic", **ELASTIC))
+    wait_until("the end", lambda: cluster.status("elastic-2") in ENDED, every_s=1.0)
+    assert cluster.status("elastic-2") == "SUCCEEDED", cluster.ray("job", "logs", "elastic-2").stdout[-3000:]
+    assert worlds_of(run) == [2, 1, 2]
+    assert run.result is not None and run.result["weights_digest"] == wanted, "the number of workers changes nothing"
 
 
 def test_a_cluster_without_what_was_asked_for_is_named_and_given_up(cluster: Cluster, storage: str) -> None:
