@@ -191,8 +191,12 @@ def gold_section(gold: Mapping[str, Any] | None) -> dict[str, Any] | None:
     near = _nearness(gold)
     own, kept = gold["forget_fraction"], gold["retain_accuracy"]["mean"]
     return {
-        "summary": f"{gold['name']} never saw the class: asked for it, it draws it in {share(own['value'])} of {own['n']} images, "
-        f"and draws {share(kept['value'])} of the others right.{near}",
+        "summary": (
+            f"{gold['name']} never saw the named samples: it draws {share(kept['value'])} of the labels right.{near.replace('the other labels', 'the labels')}"
+            if own is None
+            else f"{gold['name']} never saw the class: asked for it, it draws it in {share(own['value'])} of {own['n']} images, "
+            f"and draws {share(kept['value'])} of the others right.{near}"
+        ),
         "rows": [{"title": title, "before": values.get("before"), "after": values.get("after")} for title, values in rows],
         "classes": classes,
     }

@@ -218,3 +218,8 @@ def test_measures_and_gold_are_shown() -> None:
         "1.5\u00a0% of 200",
     ):
         assert said in page.text, said
+
+
+def test_a_gold_reference_of_named_samples_is_asked_about_no_class() -> None:
+    text = proven(gold=GOLD | {"forget_fraction": None}).text
+    assert "never saw the named samples: it draws" in text and "never saw the class" not in text
