@@ -192,7 +192,8 @@ def gold_section(gold: Mapping[str, Any] | None) -> dict[str, Any] | None:
     own, kept = gold["forget_fraction"], gold["retain_accuracy"]["mean"]
     return {
         "summary": (
-            f"{gold['name']} never saw the named samples: it draws {share(kept['value'])} of the labels right.{near.replace('the other labels', 'the labels')}"
+            f"{gold['name']} never saw the named samples: it draws {share(kept['value'])} of the labels right."
+            + near.replace("the other labels", "the labels")
             if own is None
             else f"{gold['name']} never saw the class: asked for it, it draws it in {share(own['value'])} of {own['n']} images, "
             f"and draws {share(kept['value'])} of the others right.{near}"

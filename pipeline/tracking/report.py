@@ -1,6 +1,5 @@
 """result.json and the run's records as one page that needs nothing else: no network, no other file."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,13 +7,12 @@ from typing import Any
 import numpy as np
 
 from pipeline.evaluation.gate import NOT_REACHED
-from pipeline.tracking.charts import Chart, Series, keys_of, layout, series_of
+from pipeline.tracking.curves import curves
 from pipeline.tracking.png import grid_address, is_small
 from pipeline.tracking.proof import battery_section, battery_sentence, gold_section, measures_section, timestep_chart
 from pipeline.tracking.wording import (
     NOT_MEASURED,
     Namer,
-    bound_of,
     check_title,
     either,
     exchange_of,
@@ -85,7 +83,7 @@ def render_report(
         request=_request_rows(request, named),
         samples=_samples(grids, request, named),
         note=note,
-        charts=_charts(result, records),
+        charts=curves(result, records),
         measures=_measures(result),
         classes=_classes(result, named),
         gate=_gate(result),
@@ -111,9 +109,15 @@ def _tiles(result: Mapping[str, Any]) -> list[dict[str, str]]:
         return {"title": title, "value": share(new), "note": f"{share(old)} before"}
 
     settled, steps = result.get("settled_step"), result.get("steps")
+    was, now = before.get("membership") or {}, after.get("membership") or {}
+    attack = {
+        "title": "Loss attack on them, AUC",
+        "value": number(now.get("auc")),
+        "note": f"{number(was.get('auc'))} before; chance is 0.5",
+    }
     return [
-        pair("Forgotten class drawn", "forget_fraction", "value"),
-        pair("Other classes right", "retain_accuracy", "mean"),
+        attack if now else pair("Forgotten class drawn", "forget_fraction", "value"),
+        pair("Classes right" if now else "Other classes right", "retain_accuracy", "mean"),
         pair("Lowest class right", "retain_accuracy", "min"),
         {
             "title": "Settled at step",
@@ -159,65 +163,6 @@ def _samples(grids: Grids, request: Mapping[str, Any], named: Namer) -> list[dic
         cards.append({"label": named(label), "role": _role(label, request), "sides": sides})
     asked = [card for card in cards if card["role"] == "forgotten"]
     return [{"kind": "asked", "cards": asked}, {"kind": "rest", "cards": cards[len(asked) :]}]
-
-
-def _charts(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    target, floor, lowest_floor = (bound_of(result, name) for name in ("forget_fraction", "retain_accuracy/mean", "retain_accuracy/min"))
-    crossed, settled = result.get("first_crossing_step"), result.get("settled_step")
-    marks = [(f"settled at {settled}", float(settled))] if settled is not None else []
-    if crossed is not None and crossed != settled:
-        marks.insert(0, (f"first under at {crossed}", float(crossed)))
-    mean = series_of(records, "evaluation", "retain_accuracy/mean", "mean of the retained classes", 1, band=True, dots=True)
-    lowest = series_of(records, "evaluation", "retain_accuracy/min", "lowest class", 2, dots=True)
-    floors = [("bound of the mean", floor), ("bound of the lowest", lowest_floor)]
-    floor_lines = [(f"{name} {share(bound)}", bound) for name, bound in floors if bound is not None]
-    depth = min([y for one in (mean, lowest) for _, y in one.points] + [bound for _, bound in floor_lines] + [0.95])
-    phases = list(dict.fromkeys(str(record["phase"]) for record in records if record.get("phase") and given(record.get("cos"))))
-    charts = [
-        Chart(
-            title="Forgotten class still drawn",
-            note="Share of images under the forgotten label that still show it, with its 95 % interval.",
-            series=[
-                series_of(records, "evaluation", "forget_fraction", "forgotten class", 1, band=True, dots=True),
-                series_of(records, "evaluation", "exchange_fraction", "exchange class", 3, dots=True),
-            ],
-            y_range=(0.0, 1.0),
-            bounds=[(f"target {share(target)}", target)] if target is not None else [],
-            marks=marks,
-            percent=True,
-        ),
-        Chart(
-            title="Other classes drawn right",
-            note="Share of images under every other label that the judge takes for that class, with the mean's 95 % interval.",
-            series=[lowest, mean],
-            y_range=(max(0.0, math.floor(10 * (depth - 0.02)) / 10), 1.0),
-            bounds=floor_lines,
-            percent=True,
-        ),
-        Chart(
-            title="Losses",
-            note="Mean over the workers: what is to be kept should stay low, what is forgotten may rise.",
-            series=_lines(records, "step", "loss/"),
-        ),
-        Chart(
-            title="Angle between the gradients",
-            note="Cosine of the gradients of the forget loss and the kept loss: at 0 neither undoes the other.",
-            series=[series_of(records, "step", "cos", f"{phase} steps", color, phase=phase) for color, phase in enumerate(phases[:4], 1)],
-        ),
-        Chart(
-            title="Frechet distance of the retained classes",
-            note="Between drawn and real images; lower is closer. Samples are few, so compare it within this run only.",
-            series=_lines(records, "evaluation", "fid/", dots=True),
-        ),
-        Chart(title="Gradient norms", note="Length of what each step moves along.", series=_lines(records, "step", "grad_norm/")),
-    ]
-    last = max((float(record["step"]) for record in records if "step" in record), default=0.0)
-    return [drawn for chart in charts if (drawn := layout(chart, last_step=last)) is not None]
-
-
-def _lines(records: Sequence[Mapping[str, Any]], kind: str, prefix: str, *, dots: bool = False) -> list[Series]:
-    keys = keys_of(records, kind, prefix)[:4]
-    return [series_of(records, kind, key, key.removeprefix(prefix), color, dots=dots) for color, key in enumerate(keys, 1)]
 
 
 def _at(values: Any, path: Sequence[str]) -> Any:

@@ -223,3 +223,20 @@ def test_measures_and_gold_are_shown() -> None:
 def test_a_gold_reference_of_named_samples_is_asked_about_no_class() -> None:
     text = proven(gold=GOLD | {"forget_fraction": None}).text
     assert "never saw the named samples: it draws" in text and "never saw the class" not in text
+
+
+def test_named_samples_are_shown_by_the_attack_on_them() -> None:
+    attack = {"auc": 0.452, "low": 0.35, "high": 0.54, "n": 40, "heldout_n": 144, "tpr_at_1_fpr": 0.0, "memorised": False}
+    result = result_json("run-1", "d" * 64)
+    for side, auc in (("before", 0.91), ("after", 0.452)):
+        result[side] = {**result[side], "forget_fraction": None, "membership": attack | {"auc": auc, "memorised": auc > 0.5}}
+    result |= {"request": {**result["request"], "classes": [], "exchange": {}, "sample_ids": "ids.txt"}}
+    result["gate"] = {"passed": False, "checks": [{"name": "membership_auc", "value": 0.452, "bound": 0.6, "passed": True}]}
+    checks = [
+        {"kind": "evaluation", "step": s, "membership_auc": v, "membership_auc/low": v - 0.1, "membership_auc/high": v}
+        for s, v in ((0, 0.9), (4, 0.5))
+    ]
+    text = Page(render_report(result, checks, grids(), "")).text
+    for said in ("Loss attack on them, AUC", "0.91 before; chance is 0.5", "Loss attack on the named samples", "target 0.6", "chance"):
+        assert said in text, said
+    assert "Forgotten class drawn" not in text and "Other classes" not in text
