@@ -124,9 +124,10 @@ def kept(stored: Stored, storage_root: str) -> Stored:
         return stored
     what = {"config": stored.config, "weights": stored.digest, "autoencoder": stored.manifest.get("autoencoder_digest")}
     uri = storage.join(storage_root, "models", f"imported-{storage.digest_of(what)[:16]}")
+    manifest = {**stored.manifest, "imported_from": stored.uri}
     if manifest_of(uri) is None:
-        write(uri, stored.config, stored.state, {**stored.manifest, "imported_from": stored.uri}, stored.autoencoder)
-    return replace(stored, uri=uri, foreign=False)
+        write(uri, stored.config, stored.state, manifest, stored.autoencoder)
+    return replace(stored, uri=uri, foreign=False, manifest=manifest)
 
 
 def with_autoencoder(stored: Stored, description: Mapping[str, Any], autoencoder: Mapping[str, "Tensor"]) -> Stored:
