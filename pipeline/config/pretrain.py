@@ -21,8 +21,11 @@ class PretrainOptim(Section):
 
 
 class JudgeOptim(Section):
-    net: Literal["small_cnn", "resnet"] = Field("small_cnn", description="resnet: for colour images from 16 pixels on, one worker")
-    width: int = Field(16, ge=4, description="channels of its first layer")
+    net: Literal["small_cnn", "mlp", "resnet"] = Field(
+        "small_cnn",
+        description="mlp: one layer of 200 units, the cheapest to train against; resnet: for colour images from 16 pixels on, one worker",
+    )
+    width: int = Field(16, ge=4, description="channels of its first layer; mlp has none")
     lr: float = Field(3e-3, gt=0)
     batch_size: int = Field(128, ge=1)
     max_steps: int = Field(300, ge=1)

@@ -37,10 +37,14 @@ class Pretrained:
 def descriptions(config: PretrainConfig, lake: Lake) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """The config.json of the model, and of each judge, for the rows of `lake`."""
     from models.generative import describe, is_conditional
-    from models.judge import small_cnn_description
+    from models.judge import mlp_description, small_cnn_description
     from models.resnet_judge import resnet_description
 
-    nets: dict[str, Callable[..., dict[str, Any]]] = {"small_cnn": small_cnn_description, "resnet": resnet_description}
+    nets: dict[str, Callable[..., dict[str, Any]]] = {
+        "small_cnn": small_cnn_description,
+        "mlp": lambda *, width, **rows: mlp_description(**rows),
+        "resnet": resnet_description,
+    }
     manifest = lake.manifest
     if manifest.kind != "image":
         raise InputError(f"lake {manifest.name!r} holds latents, expected images: pretrain.py trains small models on pixels")

@@ -23,6 +23,7 @@ UNLEARN = [
     "optim.batch_size=8",
     "optim.max_steps=2",
     "optim.prime_steps=1",
+    "method.hat_weight=1",
     "partition.lanes=4",
     "partition.segment_steps=2",
     "train.cpus_per_worker=0.4",
@@ -71,7 +72,8 @@ def test_celeba_from_the_zip_to_a_registered_version(tmp_path: Path, job: Callab
     assert lake["shape"] == [64, 64, 3] and [c["name"] for c in lake["classes"]] == ["not Male", "Male"]
 
     small = ["optim.max_steps=12", "optim.batch_size=16", "judge.max_steps=30", "judge.batch_size=16", "evaluate.retain_samples=20"]
-    trained = job("pretrain", "pretrain_celeba_vae", f"storage={root}", *small)
+    second = "hat_judge={net: mlp, max_steps: 5}"
+    trained = job("pretrain", "pretrain_celeba_vae", f"storage={root}", *small, second)
     assert trained.code == 0, trained.err
     assert "vae-celeba, 8,742,659 parameters: 40 drawn images judged 0: " in trained.out
 
@@ -85,7 +87,9 @@ def test_celeba_from_the_zip_to_a_registered_version(tmp_path: Path, job: Callab
         assert shares["n"] == 100 and shares["chance"] == 0.5 and sum(shares["per_class"].values()) == pytest.approx(1)
         assert result[moment]["forget_fraction"]["value"] == shares["per_class"]["1"]
     assert result["steps"] == 2 and result["method_config"]["fold"] is True
-    assert {check["name"] for check in result["gate"]["checks"]} >= {"forget_fraction", "settled", "class_share_drift"}
+    checked = {check["name"] for check in result["gate"]["checks"]}
+    assert checked >= {"forget_fraction", "settled", "class_share_drift"}
+    assert "judge_trained_against" not in checked, "the hat term had a judge of its own"
     assert result["before"]["fid"]["judge"] != result["after"]["fid"]["judge"], "the decoder moved"
     page = (run / "report.html").read_text()
     assert "not Male" in page and "class shares" in page.lower()
