@@ -19,11 +19,15 @@ if TYPE_CHECKING:
 
 def read_base(config: UnlearnConfig, lake: Lake) -> model_store.Stored:
     """The base model that `config` names, with its decoder where the lake holds latents."""
+    from models.judge import JUDGES
+
     if config.model.weights:
         uri = published.locate(config.model.weights)
     else:
         uri = model_store.model_uri(config.storage, config.model.size, config.lake)
     base = model_store.read(uri, "model.weights", size=config.model.size, sha256=config.model.sha256)
+    if base.config.get("family") in JUDGES:
+        raise InputError(f"model.weights: {uri} holds a judge ({base.config['family']}), expected a {config.model.size}")
     if base.config.get("size") != config.model.size:
         raise InputError(f"model.size: got {config.model.size}, but {uri} holds a {base.config.get('size')}; set model.size to that")
     names = [item.name for item in lake.manifest.classes]
