@@ -39,4 +39,7 @@ def test_the_table_counts_runs_that_never_settled_and_names_the_worst() -> None:
         {"row": "plain", "failed": "step 3: loss is not finite"},
     ]
     line = table(results, ["plain", "absent"]).splitlines()[-1]
-    assert line == "| plain | 3 | 4 (2) | 6 (1) | 0.000 | 1.00 | 0.745 (0.500) | 0.50 (0.10) | -0.255 (-0.500) / -0.450 (-0.850) | 2.5 | 0.500 |"
+    assert (
+        line
+        == "| plain | 3 | 4 (2) | 6 (1) | 0.000 | 1.00 | 0.745 (0.500) | 0.50 (0.10) | -0.255 (-0.500) / -0.450 (-0.850) | 2.5 | 0.500 |"
+    )
