@@ -6,7 +6,6 @@ AWS_SESSION_TOKEN, or from the usual AWS profile.
 """
 
 import hashlib
-import io
 import json
 import logging
 import os
@@ -15,7 +14,7 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -131,25 +130,6 @@ def write_bytes(uri: str, data: bytes) -> None:
     if is_local(uri):
         _place(Path(path), lambda temporary: temporary.write_bytes(data))
     else:
-        retrying(uri, "write", lambda: fs.pipe_file(path, data))
-
-
-def write_parts(uri: str, parts: Iterable[bytes | memoryview]) -> None:
-    """`write_bytes` of `parts` put together. On a local disk one is in memory at a time; each is done with when the next is asked for."""
-    fs, path = filesystem(uri)
-
-    def fill(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            for part in parts:
-                file.write(part)
-
-    if is_local(uri):
-        _place(Path(path), fill)
-    else:
-        together = io.BytesIO()
-        for part in parts:
-            together.write(part)
-        data = together.getvalue()
         retrying(uri, "write", lambda: fs.pipe_file(path, data))
 
 

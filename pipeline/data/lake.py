@@ -15,7 +15,7 @@ from pipeline.errors import InputError
 if TYPE_CHECKING:
     from pipeline.data.rows import Batch
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 
 

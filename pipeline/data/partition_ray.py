@@ -159,7 +159,6 @@ def gather(wanted: Sequence[Wanted], edges: Sequence[int], layout: Layout) -> li
     for item in wanted:
         distinct, index = np.unique(item.rows, return_inverse=True)
         table, opened[item.shard.path] = shards.read_rows(item.root, item.shard, distinct)
-        table = shards.packed(table, layout.kind, layout.shape)
         draw = np.arange(len(index)) - np.searchsorted(item.rows, item.rows)  # rows increase, and equal rows go by position
         for bucket, (low, high) in enumerate(pairwise(edges)):
             here = np.flatnonzero((item.positions >= low) & (item.positions < high))

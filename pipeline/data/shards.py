@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from pipeline import storage
-from pipeline.data import pixel_file
 
 Kind = Literal["image", "latent"]
 DTYPES: dict[str, type[np.generic]] = {"image": np.uint8, "latent": np.float16}
@@ -52,44 +51,35 @@ def tensor_columns(kind: Kind) -> list[str]:
 
 
 def schema(kind: Kind, shape: Sequence[int], *, streamed: bool = False) -> pa.Schema:
-    """sample_id, label and the tensors: uint8 (H, W, C), or fp16 (C, H, W) twice.
+    """sample_id, label and the tensors as bytes in C order, uint8 (H, W, C), or fp16 (C, H, W) twice; `streamed` rows have their place too.
 
-    `streamed` rows also have their place, and their tensors are plain bytes: Parquet reads those ten times faster than tensors.
+    Bytes of one length are what Parquet writes and reads as they are; of a tensor it makes a list of numbers, at ten times the cost.
+    What they mean is in the manifest, and beside the column for other readers.
     """
-    value = pa.uint8() if kind == "image" else pa.float16()
-    tensor = pa.binary(int(np.prod(shape)) * value.bit_width // 8) if streamed else pa.fixed_shape_tensor(value, list(shape))
+    dtype = np.dtype(DTYPES[kind])
+    means = {"dtype": dtype.name, "shape": " ".join(map(str, shape))}
     fields = [pa.field("sample_id", pa.string()), pa.field("label", pa.int32())]
     if streamed:
         fields += [pa.field("position", pa.int64()), pa.field("draw", pa.int32())]
-    return pa.schema(fields + [pa.field(name, tensor) for name in tensor_columns(kind)])
+    width = int(np.prod(shape)) * dtype.itemsize
+    return pa.schema(fields + [pa.field(name, pa.binary(width), metadata=means) for name in tensor_columns(kind)])
 
 
 def tensor_array(values: np.ndarray, kind: Kind) -> pa.Array:
-    """(N, ...) numpy -> a fixed-shape tensor column."""
-    return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values, dtype=DTYPES[kind]))
+    """(N, ...) numpy -> a tensor column; not a copy where `values` are of its type and contiguous."""
+    values = np.ascontiguousarray(values, dtype=DTYPES[kind])
+    return pa.Array.from_buffers(pa.binary(int(np.prod(values.shape[1:])) * values.itemsize), len(values), [None, pa.py_buffer(values)])
 
 
 def tensor_values(column: pa.ChunkedArray, kind: Kind, shape: Sequence[int]) -> np.ndarray:
-    """A tensor column, or one packed into bytes -> (N, *shape) numpy; a view where the column is one chunk, so read-only."""
+    """A tensor column -> (N, *shape) numpy; a view where the column is one chunk, so read-only."""
     chunks = [_chunk_values(chunk, kind).reshape(-1, *shape) for chunk in column.chunks if len(chunk)]
     if len(chunks) == 1:
         return chunks[0]
     return np.concatenate(chunks) if chunks else np.empty((0, *shape), DTYPES[kind])
 
 
-def packed(table: pa.Table, kind: Kind, shape: Sequence[int]) -> pa.Table:
-    """`table` with its tensors as plain bytes."""
-    for name in tensor_columns(kind):
-        values = np.ascontiguousarray(tensor_values(table[name], kind, shape))
-        width = int(np.prod(shape)) * values.itemsize
-        column = pa.Array.from_buffers(pa.binary(width), len(values), [None, pa.py_buffer(values)])
-        table = table.set_column(table.column_names.index(name), name, column)
-    return table
-
-
 def _chunk_values(chunk: pa.Array, kind: Kind) -> np.ndarray:
-    if isinstance(chunk, pa.ExtensionArray):
-        return chunk.to_numpy_ndarray()
     width = chunk.type.byte_width
     data = np.frombuffer(chunk.buffers()[1], np.uint8)[chunk.offset * width : (chunk.offset + len(chunk)) * width]
     return data.view(DTYPES[kind])
@@ -110,22 +100,10 @@ def group_rows(kind: Kind, shape: Sequence[int]) -> int:
 
 def write(root: str, path: str, tables: Iterable[pa.Table], kind: Kind, shape: Sequence[int], **place: Any) -> Shard:
     """Write one shard under `root` and describe it. `place` is its label and split."""
-    columns, rows = schema(kind, shape), group_rows(kind, shape)
-    parts = pixel_file.encode(tables, columns, rows) if kind == "image" else iter([encode(tables, columns, rows)])
-    digest, size = hashlib.sha256(), 0
-    last: pixel_file.Bytes = b""
-
-    def counted() -> Iterator[pixel_file.Bytes]:
-        nonlocal size, last
-        for part in parts:
-            digest.update(part)
-            size += len(part)
-            last = part
-            yield part
-
-    storage.write_parts(storage.join(root, path), counted())
-    written = pq.read_metadata(io.BytesIO(pixel_file.MAGIC + last)).num_rows  # the footer is the end of the last part
-    return Shard(path=path, rows=written, bytes=size, sha256=digest.hexdigest(), **place)
+    data = encode(tables, schema(kind, shape), group_rows(kind, shape))
+    storage.write_bytes(storage.join(root, path), data)
+    rows = pq.read_metadata(io.BytesIO(data)).num_rows
+    return Shard(path=path, rows=rows, bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), **place)
 
 
 def read(root: str, file: File, *, check_digest: bool = True) -> pa.Table:

@@ -68,7 +68,7 @@ def test_missing_and_outdated_lakes_say_what_to_run(digits_root: str, tmp_path: 
         read_lake(lake_uri(str(tmp_path), "digits"))
     manifest = storage.read_json(storage.join(digits_root, "lakes/digits/manifest.json"))
     storage.write_json(str(tmp_path / "old" / "manifest.json"), {**manifest, "schema_version": 0})
-    with pytest.raises(InputError, match=r"schema version 0, expected 1: .*make it again"):
+    with pytest.raises(InputError, match=r"schema version 0, expected 2: .*make it again"):
         read_lake(str(tmp_path / "old"))
 
 

@@ -96,11 +96,11 @@ def test_a_group_of_shards_ends_with_the_first_that_fails(tmp_path: Path, monkey
     source, items = prepare_ray.listed(settings)
     tasks = shard_tasks.plan(items, source, lake_uri(str(tmp_path), "digits"), settings, plan_encoding(settings))
 
-    def gone(uri: str, parts: object) -> None:
+    def gone(uri: str, data: bytes) -> None:
         tried.append(uri)
         raise storage.StorageError(f"could not write {uri}: gave up")
 
-    monkeypatch.setattr(storage, "write_parts", gone)
+    monkeypatch.setattr(storage, "write_bytes", gone)
     (row,) = prepare_ray._make({"tasks": pickle.dumps(tasks[:5])})
     assert len(tried) == 1 and isinstance(pickle.loads(row["error"]), storage.StorageError)
     assert not (tmp_path / "lakes/digits/progress").exists(), "nothing is noted as done"

@@ -34,22 +34,6 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"s3://bucket/{tmp_path.name}"
 
 
-def test_parts_are_one_file(root: str) -> None:
-    memory = bytearray(4)
-
-    def parts(*words: bytes) -> Iterator[memoryview]:
-        for word in words:
-            memory[:] = word  # what a part was made of is used again
-            yield memoryview(memory)
-
-    uri = storage.join(root, "a/parts.bin")
-    storage.write_parts(uri, parts(b"0123", b"4567"))
-    assert storage.read_bytes(uri) == b"01234567" and storage.walk(root) == ["a/parts.bin"]
-    with pytest.raises(BufferError, match="re-sized"):
-        storage.write_parts(uri, parts(b"89ab", b"too long for it"))
-    assert storage.read_bytes(uri) == b"01234567" and storage.walk(root) == ["a/parts.bin"], "all or nothing"
-
-
 def test_round_trip(root: str, tmp_path: Path) -> None:
     uri = storage.join(root, "a/b.bin")
     assert not storage.exists(uri) and not storage.exists(root) and storage.listing(root) == [] == storage.walk(root)

@@ -111,5 +111,8 @@ def test_the_page_shows_every_trial_and_why_the_winner_is_measured_again(summary
 def test_the_terminal_says_what_counts(summary: dict[str, Any]) -> None:
     said = ending(summary, "/s/sweeps/sweep-1")
     assert "6 trials: 4 finished, 1 stopped, 1 failed; 1 retried" in said
-    assert "on fresh seeds, which is what counts: forget_fraction 0.02 (chosen with 0.01), forget_fraction/high 0.045 (chosen with 0.03)" in said
+    assert (
+        "on fresh seeds, which is what counts: forget_fraction 0.02 (chosen with 0.01), forget_fraction/high 0.045 (chosen with 0.03)"
+        in said
+    )
     assert "registered m version 3 @candidate" in said and said.endswith("/s/sweeps/sweep-1/sweep.html")
