@@ -66,5 +66,5 @@ def test_judge_takes_images_of_its_size(channels: int, size: int, classes: int) 
 
 
 def test_unknown_judge_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"got family 'resnet', expected one of small_cnn"):
-        build_judge({"family": "resnet"})
+    with pytest.raises(ValueError, match=r"got family 'forest', expected one of small_cnn"):
+        build_judge({"family": "forest"})
