@@ -98,14 +98,14 @@ def image_settings(preprocessor: Mapping[str, Any], image_size: Any = None) -> d
 
 def build_net(architecture: Mapping[str, Any]) -> nn.Module:
     """The classifier of a config.json, weights not yet loaded."""
-    auto_config, auto_model = _auto()
+    auto_config, auto_model = auto("AutoModelForImageClassification", "this judge")
     values = {key: value for key, value in architecture.items() if key != "model_type"}
     return auto_model.from_config(auto_config.for_model(architecture["model_type"], **values)).eval()
 
 
 def load_folder(folder: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """config.json and the weights of a local classifier folder; `ValueError` when weights are missing."""
-    _, auto_model = _auto()
+    _, auto_model = auto("AutoModelForImageClassification", "this judge")
     net, info = auto_model.from_pretrained(folder, local_files_only=True, output_loading_info=True)
     missing = sorted(info["missing_keys"])
     if missing:
@@ -127,11 +127,12 @@ def _side(size: int | Sequence[int] | Mapping[str, int]) -> int:
     return int(size) if isinstance(size, int) else int(size[0])
 
 
-def _auto() -> tuple[Any, Any]:
+def auto(kind: str, what: str) -> tuple[Any, Any]:
+    """AutoConfig and the Auto class `kind` of transformers, which `what` needs."""
     try:
-        from transformers import AutoConfig, AutoModelForImageClassification
+        import transformers
         from transformers.utils import logging
     except ImportError as error:
-        raise ImportError("transformers is missing, this judge needs it: pip install -e '.[diffusers]' in the checkout") from error
+        raise ImportError(f"transformers is missing, {what} needs it: pip install -e '.[diffusers]' in the checkout") from error
     logging.disable_progress_bar()
-    return AutoConfig, AutoModelForImageClassification
+    return transformers.AutoConfig, getattr(transformers, kind)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.transformers_judge import as_the_classifier_wants, image_settings
+from models.transformers_judge import as_the_classifier_wants, auto, image_settings
 from models.weights import WeightsError
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
@@ -21,7 +21,7 @@ KINDS = ("dinov2", "dinov2_with_registers")
 
 class Dinov2:
     def __init__(self, description: Mapping[str, Any]):
-        auto_config, auto_model = _auto()
+        auto_config, auto_model = auto("AutoModel", "DINOv2")
         architecture = dict(description["architecture"])
         self.net: nn.Module = auto_model.from_config(auto_config.for_model(architecture.pop("model_type"), **architecture)).eval()
         self.net.requires_grad_(False)
@@ -48,7 +48,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     kind = json.loads((folder / CONFIG).read_text()).get("model_type")
     if kind not in KINDS:
         raise WeightsError(f"got a model of type {kind!r}, expected a DINOv2 of transformers ({' or '.join(KINDS)})")
-    _, auto_model = _auto()
+    _, auto_model = auto("AutoModel", "DINOv2")
     net, info = auto_model.from_pretrained(folder, local_files_only=True, output_loading_info=True)
     missing = sorted(info["missing_keys"])
     if missing:
@@ -68,13 +68,3 @@ def build(description: Mapping[str, Any], state: Mapping[str, Tensor]) -> Dinov2
     space = Dinov2(description)
     space.net.load_state_dict(dict(state))
     return space
-
-
-def _auto() -> tuple[Any, Any]:
-    try:
-        from transformers import AutoConfig, AutoModel
-        from transformers.utils import logging
-    except ImportError as error:
-        raise ImportError("transformers is missing, DINOv2 needs it: pip install -e '.[diffusers]' in the checkout") from error
-    logging.disable_progress_bar()
-    return AutoConfig, AutoModel
