@@ -14,7 +14,6 @@ from pipeline.runtime.redact import redacted
 
 ConfigT = TypeVar("ConfigT", bound=JobConfig)
 CLASS_PAIR = re.compile(r"([{,]\s*\d+):(?=[\d\[])")  # {1:7}, which YAML reads as the sexagesimal number 67
-
 DIGITS = re.compile(r"0\d+|\d{30,}")  # no number: YAML would read an octal one, or lose what makes it a digest
 
 
