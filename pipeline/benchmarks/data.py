@@ -139,16 +139,20 @@ def streaming(partition: Partition, workers: int, repeats: int) -> dict[str, flo
 
 
 def growth(small: Partition, large: Partition, workers: int, raw: str, root: str) -> dict[str, float]:
-    """Peak memory in MB of a worker that streams, and of a process that prepares, at a tenth of the rows and at all of them."""
+    """Peak memory in MB of a worker that streams (its private memory), and of a process that prepares, at a tenth of the rows and at all.
+
+    A reader's buffers fill with its first few hundred batches; `stream_peak_mb/half` is of the first half of all rows.
+    """
     from pipeline.benchmarks import data_ray
 
-    streamed = [max(rank["peak_mb"] for rank in data_ray.consume(part, workers)) for part in (small, large)]
+    ranks = [data_ray.consume(part, workers) for part in (small, large)]
+    tenth, whole = (max(rank["peak_mb"] for rank in found) for found in ranks)
+    half = max(rank["early_peak_mb"] for rank in ranks[1])
     prepared = [data_ray.preparing_peak_mb(uri, f"{root}/peak") for uri in (f"{root}/tenth", raw)]
-    return {
-        f"{what}_peak_mb{at}": round(value, 1)
-        for what, values in (("stream", streamed), ("prepare", prepared))
-        for at, value in zip(("/tenth", ""), values, strict=True)
-    } | {"stream_peak_growth": round(streamed[1] / streamed[0], 3), "prepare_peak_growth": round(prepared[1] / prepared[0], 3)}
+    peaks = {"stream_peak_mb/tenth": tenth, "stream_peak_mb/half": half, "stream_peak_mb": whole}
+    peaks |= {"prepare_peak_mb/tenth": prepared[0], "prepare_peak_mb": prepared[1]}
+    growth = {"stream_peak_growth": whole / half, "prepare_peak_growth": prepared[1] / prepared[0]}
+    return {name: round(value, 1) for name, value in peaks.items()} | {name: round(value, 3) for name, value in growth.items()}
 
 
 def prepare_here(raw: str, root: str) -> None:

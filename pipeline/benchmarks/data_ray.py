@@ -1,8 +1,9 @@
 """What the data benchmark does in processes of their own: workers that stream, and one that prepares, each started fresh."""
 
-import resource
 import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -14,7 +15,7 @@ from pipeline.data.partition import Partition
 
 def consume(partition: Partition, workers: int, steps: int | None = None) -> list[dict[str, float]]:
     """The retain side into `workers` processes at once: all of it as fast as it comes, or `steps` batches with a step on each."""
-    remote: Any = ray.remote(num_cpus=0.5, max_calls=1)(_consume)
+    remote = _fresh(_consume, num_cpus=0.5)
     return ray.get([remote.remote(partition, rank, workers, steps) for rank in range(workers)])
 
 
@@ -25,17 +26,31 @@ def pil_loops(files: Sequence[str], cores: int) -> None:
 
 
 def preparing_peak_mb(raw: str, root: str) -> float:
-    remote: Any = ray.remote(num_cpus=1, max_calls=1)(_prepare)
-    return float(ray.get(remote.remote(raw, root)))
+    return float(ray.get(_fresh(_prepare, num_cpus=1).remote(raw, root)))
+
+
+def _fresh(function: Callable[..., Any], num_cpus: float) -> Any:
+    """`function` in processes that did nothing before: Ray keeps idle ones and hands them out again, whose peaks are of earlier work."""
+    return ray.remote(num_cpus=num_cpus, max_calls=1, runtime_env={"env_vars": {"UNLEARN_FRESH": uuid.uuid4().hex}})(function)
+
+
+def _memory_mb(what: str) -> float:
+    """VmHWM: most ever resident, of this program alone (getrusage would count the one it was started from too). RssAnon: private now."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith(what)).split()[1]) / 1024
 
 
 def _consume(partition: Partition, rank: int, world: int, steps: int | None) -> dict[str, float]:
-    """`first`: seconds to the first batch of `first_rows`; `seconds`: all after it, of which `waiting` for batches; `step`: one step's."""
+    """`first`: seconds to the first batch of `first_rows`; `seconds`: all after it, of which `waiting` for batches; `step`: one step's.
+
+    `peak_mb`: most private memory, `early_peak_mb` of the first half.
+    """
     import torch
 
     torch.set_num_threads(1)
     step = data.step_of(partition) if steps else None
-    found = {"rows": 0.0, "first": 0.0, "first_rows": 0.0, "waiting": 0.0, "step": 0.0}
+    found = {"rows": 0.0, "first": 0.0, "first_rows": 0.0, "waiting": 0.0, "step": 0.0, "peak_mb": 0.0, "early_peak_mb": 0.0}
+    expected = sum(file.rows for file in stream_ray.files_to_read(partition, rank, world))
     asked = time.perf_counter()
     came, count = asked, 0
     for count, batch in enumerate(stream_ray.retain_stream(partition, rank, world), 1):
@@ -46,6 +61,10 @@ def _consume(partition: Partition, rank: int, world: int, steps: int | None) -> 
         else:
             found["waiting"] += now - asked
         found["rows"] += len(batch)
+        if count % 50 == 1:  # what lies in the object store is the node's, and held to a bound of its own
+            found["peak_mb"] = max(found["peak_mb"], _memory_mb("RssAnon"))
+            if 2 * found["rows"] <= expected:
+                found["early_peak_mb"] = found["peak_mb"]
         if step is not None:
             step(batch)
         if count == steps:
@@ -53,9 +72,9 @@ def _consume(partition: Partition, rank: int, world: int, steps: int | None) -> 
         asked = time.perf_counter()
     found["seconds"] = time.perf_counter() - came
     found["step"] = (found["seconds"] - found["waiting"]) / max(1, count)
-    return found | {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return found
 
 
 def _prepare(raw: str, root: str) -> float:
     data.prepare_here(raw, root)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return _memory_mb("VmHWM")

@@ -73,12 +73,12 @@ class Lake:
 
     def read(self, labels: Sequence[int] | None = None, split: Literal["train", "heldout"] = "train") -> "Batch":
         """Every row of `labels` in memory, by class and within a class by sample id."""
-        from pipeline.data.rows import batch_of  # torch, which tasks that only write shards do without
+        from pipeline.data.rows import batch_of, rows_of  # torch, which tasks that only write shards do without
 
         kind, shape = self.manifest.kind, self.manifest.shape
         tables = [shards.read(self.uri, shard) for shard in self.shards(labels, split)]
         table = pa.concat_tables([shards.schema(kind, shape).empty_table(), *tables])
-        return batch_of(table, kind, shape, self.manifest.encoder.scale)
+        return batch_of([rows_of(table, kind, shape)], slice(None), kind, self.manifest.encoder.scale)
 
 
 def lake_uri(storage_root: str, name_or_uri: str) -> str:

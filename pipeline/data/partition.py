@@ -74,11 +74,12 @@ class Partition:
         return self._read(self.manifest.exchange)
 
     def _read(self, files: Sequence[Shard]) -> "Batch":
-        from pipeline.data.rows import batch_of  # torch, which tasks that only write files do without
+        from pipeline.data.rows import batch_of, rows_of  # torch, which tasks that only write files do without
 
         kind, shape = self.manifest.kind, self.manifest.shape
         tables = [shards.read(self.uri, file) for file in files]
-        return batch_of(pa.concat_tables([shards.schema(kind, shape).empty_table(), *tables]), kind, shape, self.manifest.scale)
+        rows = rows_of(pa.concat_tables([shards.schema(kind, shape).empty_table(), *tables]), kind, shape)
+        return batch_of([rows], slice(None), kind, self.manifest.scale)
 
 
 @dataclass(frozen=True, kw_only=True)

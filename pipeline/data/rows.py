@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pipeline.data.shards import Kind, tensor_values
+from pipeline.data.shards import Kind, tensor_columns, tensor_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +42,19 @@ class Batch:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """The N rows of a table taken apart once, as they are stored, so that every batch of them is a slice."""
+
+    sample_id: list[str]
+    draw: list[int]
+    label: np.ndarray  # (N,)
+    tensors: list[np.ndarray]  # each (N, ...): the image, or the latent's mean and standard deviation; views of the table
+
+
 def pixels_to_unit(image: np.ndarray) -> Tensor:
     """uint8 (N, H, W, C) -> float32 (N, C, H, W) in [-1, 1]."""
-    return torch.from_numpy(np.array(image, copy=True)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0).contiguous()
+    return torch.from_numpy(image).permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1.0)
 
 
 def unit_to_pixels(x: Tensor) -> np.ndarray:
@@ -51,16 +62,27 @@ def unit_to_pixels(x: Tensor) -> np.ndarray:
     return ((x.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def batch_of(table: pa.Table, kind: Kind, shape: Sequence[int], scale: float = 1.0) -> Batch:
-    """Rows of a lake or a partition as a batch; stored latents are multiplied by `scale`, the encoder's factor."""
-    draw = table["draw"].to_pylist() if "draw" in table.column_names else [0] * table.num_rows
+def rows_of(table: pa.Table, kind: Kind, shape: Sequence[int]) -> Rows:
+    return Rows(
+        sample_id=table["sample_id"].to_pylist(),
+        draw=table["draw"].to_pylist() if "draw" in table.column_names else [0] * table.num_rows,
+        label=table["label"].to_numpy(),
+        tensors=[tensor_values(table[name], kind, shape) for name in tensor_columns(kind)],
+    )
+
+
+def batch_of(parts: Sequence[Rows], at: slice, kind: Kind, scale: float = 1.0) -> Batch:
+    """The rows `at` of each part, one part after the other; stored latents are multiplied by `scale`, the encoder's factor."""
+    tensors = [np.concatenate(values) for values in zip(*([tensor[at] for tensor in part.tensors] for part in parts))]
     std = None
     if kind == "image":
-        mean = pixels_to_unit(tensor_values(table["image"], kind, shape))
+        mean = pixels_to_unit(tensors[0])
     else:
-        mean, std = (
-            torch.from_numpy(np.array(tensor_values(table[name], kind, shape), copy=True)).float().mul_(scale)
-            for name in ("latent_mean", "latent_std")
-        )
-    y = torch.from_numpy(table["label"].to_numpy().astype(np.int64))
-    return Batch(sample_id=tuple(table["sample_id"].to_pylist()), draw=tuple(draw), y=y, mean=mean, std=std)
+        mean, std = (torch.from_numpy(values).float().mul_(scale) for values in tensors)
+    return Batch(
+        sample_id=tuple(chain.from_iterable(part.sample_id[at] for part in parts)),
+        draw=tuple(chain.from_iterable(part.draw[at] for part in parts)),
+        y=torch.from_numpy(np.concatenate([part.label[at] for part in parts]).astype(np.int64)),
+        mean=mean,
+        std=std,
+    )

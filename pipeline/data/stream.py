@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.data.partition import LaneFile, Partition
-from pipeline.data.rows import Batch, batch_of
+from pipeline.data.rows import Batch, batch_of, rows_of
 
 
 def lanes_of(lanes: int, rank: int, world: int) -> range:
@@ -46,9 +46,9 @@ def assemble(partition: Partition, files: Sequence[LaneFile], tables: Iterator[p
             expected = (np.arange(first, first + steps) * manifest.batch_size + file.lane * b)[:, None] + np.arange(b)
             if not np.array_equal(table["position"].to_numpy(), expected.ravel()):
                 raise RuntimeError(f"{partition.uri}/{file.path}: rows came out of place; remove the partition and run again")
+        parts = [rows_of(table, manifest.kind, manifest.shape) for table in held]
         for step in range(max(start_step - first, 0), steps):
-            rows = pa.concat_tables([table.slice(step * b, b) for table in held])
-            yield batch_of(rows, manifest.kind, manifest.shape, manifest.scale)
+            yield batch_of(parts, slice(step * b, (step + 1) * b), manifest.kind, manifest.scale)
     supply.require_empty(partition.uri)
 
 

@@ -10,13 +10,14 @@ from pipeline.data.rows import Batch
 from pipeline.data.stream import ahead, assemble, files_to_read
 
 PREFETCH = 4
-READERS = 2  # files read at once for one rank
+HELD = 16  # files in the object store for one rank, read ahead or not yet let go
 
 
 def retain_stream(partition: Partition, rank: int, world: int, start_step: int = 0) -> Iterator[Batch]:
     """The rank's part of each global batch from `start_step` on: the same rows as `stream_local` gives.
 
-    Each file is one read task and one block: the project's own reader waits out a busy store and counts the rows.
+    One task reads all the rank's files in order and yields a block each: the project's own reader waits out a busy store and counts the
+    rows, and the task waits when few blocks are taken, so what is held ahead stays the same however much there is to read.
     """
     import ray
 
@@ -26,11 +27,14 @@ def retain_stream(partition: Partition, rank: int, world: int, start_step: int =
     if not files:
         return iter(())
     cluster_ray.quiet()
-    ray.data.DataContext.get_current().execution_options.preserve_order = True
-    described = [{"file": file.model_dump_json(include=set(shards.File.model_fields))} for file in files]
-    listed = ray.data.from_items(described, override_num_blocks=len(files))
+    described = [file.model_dump_json(include=set(shards.File.model_fields)) for file in files]
+    listed = ray.data.from_items([{"files": described}])
+    largest = max(file.bytes for file in files)
+    listed.context.target_max_block_size = largest
+    listed.context.execution_options.preserve_order = True
+    listed.context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(object_store_memory=HELD * largest)
     # No CPU is asked for: training may hold them all, and a stream that waits for one would wait for ever.
     read: Any = partial(shards.read_listed, partition.uri)
-    rows = listed.map_batches(read, batch_size=1, batch_format="numpy", num_cpus=0, concurrency=min(READERS, len(files)))
+    rows = listed.map_batches(read, batch_size=1, batch_format="numpy", num_cpus=0, concurrency=1)
     tables = rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=PREFETCH)
     return ahead(assemble(partition, files, iter(tables), start_step))
