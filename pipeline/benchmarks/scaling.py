@@ -1,7 +1,8 @@
 """The step on two workers of one thread against one worker on the same global batch, and what of it is the all-reduce.
 
-Two processes hold the model. In turn, one of them takes steps on the whole batch while the other waits, and both take steps on
-half of it each: whatever else the machine does, it does to both. CPU time is the busiest rank's, without its waiting: it is what
+Two processes hold the model. In turn, one of them takes steps on the whole batch while the other waits; both take steps on half of it
+each, as strangers; and both do so together. Whatever else the machine does, it does to all three. Strangers share nothing but the
+machine's caches and memory: no way of joining them can be faster. CPU time is the busiest rank's, without its waiting: it is what
 the wall time comes to where every worker has a core of its own.
 """
 
@@ -58,6 +59,7 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
 def _figures(ranks: list[list[Seconds]]) -> dict[str, Any]:
     """Medians over rounds of the busiest rank's seconds per step, and of the ratios within a round.
 
+    `apart_over_one`: what the machine allows, two processes on half of the batch each that have nothing to do with each other.
     `reduce_share`: of the wall time, on the rank that waits least in a round, since the other one also waits for it.
     """
     rounds = list(zip(*ranks, strict=True))
@@ -69,10 +71,15 @@ def _figures(ranks: list[list[Seconds]]) -> dict[str, Any]:
     def median(values: Iterator[float]) -> float:
         return round(statistics.median(values), 5)
 
+    def over(name: str, other: str, kind: str) -> float:
+        return median(busiest(f"{name}/{kind}", both) / busiest(f"{other}/{kind}", both) for both in rounds)
+
     return {
         "one_worker": {kind: median(busiest(f"alone/{kind}", both) for both in rounds) for kind in kinds},
         "two_workers": {kind: median(busiest(f"both/{kind}", both) for both in rounds) for kind in kinds},
-        "two_over_one": {kind: median(busiest(f"both/{kind}", both) / busiest(f"alone/{kind}", both) for both in rounds) for kind in kinds},
+        "two_over_one": {kind: over("both", "alone", kind) for kind in kinds},
+        "apart_over_one": {kind: over("apart", "alone", kind) for kind in kinds},
+        "two_over_apart": {kind: over("both", "apart", kind) for kind in kinds},
         "reduce_share": median(min(rank["both/reduce"] / rank["both/wall_seconds"] for rank in both) for both in rounds),
     }
 
@@ -87,7 +94,7 @@ def bursts(config: BenchmarkConfig, folder: str) -> list[Seconds]:
     together = Collectives()
     rank = together.rank
     half = StepRows(**{name: part.part(rank, 2) for name, part in vars(whole).items() if isinstance(part, Rows)})
-    first = dist.new_group([0])
+    own = Collectives([dist.new_group([each]) for each in range(2)][rank])
 
     def burst(rows: StepRows, collectives: Collectives) -> Seconds:
         with Stopwatch() as watch:
@@ -104,7 +111,9 @@ def bursts(config: BenchmarkConfig, folder: str) -> list[Seconds]:
         with _turn(folder, rank):
             round_: Seconds = {"alone/cpu_seconds": 0.0, "alone/wall_seconds": 0.0}
             if rank == 0:
-                round_ = {f"alone/{name}": value for name, value in burst(whole, Collectives(first)).items()}
+                round_ = {f"alone/{name}": value for name, value in burst(whole, own).items()}
+            dist.barrier()
+            round_ |= {f"apart/{name}": value for name, value in burst(half, own).items()}
             dist.barrier()
             round_ |= {f"both/{name}": value for name, value in burst(half, together).items()}
             dist.barrier()

@@ -44,8 +44,7 @@ def summary(result: Mapping[str, Any], report_uri: str) -> str:
         *kept,
         *(pair(f"fid, {space} features", "fid", space) for space in after["fid"] or ["judge"]),
         "",
-        f"  steps {result['steps']}{_ended(result)}, first below target at {result['first_crossing_step']}, "
-        f"settled at {result['settled_step']}; "
+        f"  steps {result['steps']}{_ended(result)}, {_crossed(result)}; "
         f"{timing['seconds_per_step']:.2f} s a step on {result['world_size']} workers, {timing['total_seconds']:.0f} s in all",
     ]
     if by_name and not before["membership"]["memorised"]:
@@ -67,6 +66,13 @@ def _ended(result: Mapping[str, Any]) -> str:
     kept = result.get("kept_step")
     said = [f"ended by {why}"] * bool(why) + [f"weights of step {kept}"] * (kept not in (None, result["steps"]))
     return f" ({', '.join(said)})" if said else ""
+
+
+def _crossed(result: Mapping[str, Any]) -> str:
+    first, settled = result["first_crossing_step"], result["settled_step"]
+    if first is None:
+        return "never below target"
+    return f"first below target at {first}, " + ("not settled" if settled is None else f"settled at {settled}")
 
 
 def _reason(check: Mapping[str, Any]) -> str:
