@@ -35,6 +35,8 @@ Seconds = dict[str, float]
 def run(config: BenchmarkConfig) -> dict[str, Any]:
     """The figures as one JSON value; every time is a median over bursts, per step."""
     settings = config.scaling
+    if settings.start_up:
+        start_up.require_inputs(config)
     with tempfile.TemporaryDirectory() as folder:
         if settings.ray:
             from pipeline.benchmarks.scaling_ray import under_ray

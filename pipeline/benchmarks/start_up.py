@@ -20,11 +20,26 @@ from pathlib import Path
 
 from pipeline import storage
 from pipeline.config import BenchmarkConfig
+from pipeline.errors import InputError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 REPEATS = 3  # after one that leaves the partition, the base model's measures and the uploaded code behind
 SMALL = ("optim.max_steps=2", "evaluate.samples=20", "evaluate.retain_samples=1")
 HEAD_S = 120.0  # a head that has not come up by then will not
+
+
+def require_inputs(config: BenchmarkConfig) -> None:
+    """Raise `InputError` where the quickstart's lake, model or judge is not in the storage root."""
+    from pipeline.data.lake import find_lake, lake_uri
+    from pipeline.weights import model_store
+
+    places = (model_store.model_uri(config.storage, "DiT-tiny", "digits"), model_store.judge_uri(config.storage, "digits"))
+    missing = [uri for uri in places if model_store.manifest_of(uri) is None]
+    if find_lake(lake_uri(config.storage, "digits")) is None or missing:
+        raise InputError(
+            f"scaling.start_up runs the quickstart's job on what {config.storage} holds, expected its lake, model and judge there: run "
+            "`make quickstart`, name its place with --set storage=<uri>, or leave these figures out with --set scaling.start_up=false"
+        )
 
 
 def run(config: BenchmarkConfig) -> dict[str, dict[str, float]]:
