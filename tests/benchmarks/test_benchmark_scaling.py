@@ -1,0 +1,25 @@
+"""The scaling benchmark on a small model: its figures hang together, and what it lacks is said before anything is measured."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.benchmarks.scaling import run
+from pipeline.config import BenchmarkConfig, parse
+from pipeline.errors import InputError
+
+SMALL = {"width": 24, "depth": 1, "tokens": 4, "batch": 4, "trainable": "all", "rounds": 3, "ray": False}
+
+
+def test_one_worker_two_workers_and_two_strangers() -> None:
+    found = run(parse(BenchmarkConfig, {"scaling": {**SMALL, "start_up": False}}))["plain"]
+    for kind in ("cpu_seconds", "wall_seconds"):
+        assert found["one_worker"][kind] > 0 and found["two_workers"][kind] > 0
+        parts = found["two_over_apart"][kind] * found["apart_over_one"][kind]
+        assert 0.2 < parts / found["two_over_one"][kind] < 5  # medians of the same rounds: about equal
+    assert 0 < found["reduce_share"] < 1
+
+
+def test_start_up_without_the_quickstarts_models_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="make quickstart"):
+        run(parse(BenchmarkConfig, {"storage": str(tmp_path), "scaling": SMALL}))
