@@ -10,13 +10,14 @@ from pipeline.data.rows import Batch
 from pipeline.data.stream import ahead, assemble, files_to_read
 
 PREFETCH = 4
-HELD = 16  # files in the object store for one rank, read ahead or not yet let go
+HELD = 16  # blocks in the object store for one rank, read ahead or not yet let go
+SMALLEST = 1 << 20  # bytes of a block; files are blocks, smaller ones go together
 
 
 def retain_stream(partition: Partition, rank: int, world: int, start_step: int = 0) -> Iterator[Batch]:
     """The rank's part of each global batch from `start_step` on: the same rows as `stream_local` gives.
 
-    One task reads all the rank's files in order and yields a block each: the project's own reader waits out a busy store and counts the
+    One task reads all the rank's files in order and yields them as it goes: the project's own reader waits out a busy store and counts the
     rows, and the task waits when few blocks are taken, so what is held ahead stays the same however much there is to read.
     """
     import ray
@@ -29,10 +30,10 @@ def retain_stream(partition: Partition, rank: int, world: int, start_step: int =
     cluster_ray.quiet()
     described = [file.model_dump_json(include=set(shards.File.model_fields)) for file in files]
     listed = ray.data.from_items([{"files": described}])
-    largest = max(file.bytes for file in files)
-    listed.context.target_max_block_size = largest
+    block = max(SMALLEST, *(file.bytes for file in files))
+    listed.context.target_max_block_size = block
     listed.context.execution_options.preserve_order = True
-    listed.context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(object_store_memory=HELD * largest)
+    listed.context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(object_store_memory=HELD * block)
     # No CPU is asked for: training may hold them all, and a stream that waits for one would wait for ever.
     read: Any = partial(shards.read_listed, partition.uri)
     rows = listed.map_batches(read, batch_size=1, batch_format="numpy", num_cpus=0, concurrency=1)
