@@ -18,36 +18,30 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline import config as configuration
 from pipeline import storage
-from pipeline.config import BenchmarkConfig
-from pipeline.errors import InputError
+from pipeline.config import BenchmarkConfig, UnlearnConfig
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+CONFIG = "jobs/configs/quickstart.yaml"
 REPEATS = 3  # after one that leaves the partition, the base model's measures and the uploaded code behind
 SMALL = ("optim.max_steps=2", "evaluate.samples=20", "evaluate.retain_samples=1")
 HEAD_S = 120.0  # a head that has not come up by then will not
 
 
 def require_inputs(config: BenchmarkConfig) -> None:
-    """Raise `InputError` where the quickstart's lake, model or judge is not in the storage root."""
-    from pipeline.data.lake import find_lake, lake_uri
-    from pipeline.weights import model_store
+    """The job's own check of what it will read: `InputError` before anything else is measured."""
+    from pipeline.flow import checking
 
-    places = (model_store.model_uri(config.storage, "DiT-tiny", "digits"), model_store.judge_uri(config.storage, "digits"))
-    missing = [uri for uri in places if model_store.manifest_of(uri) is None]
-    if find_lake(lake_uri(config.storage, "digits")) is None or missing:
-        raise InputError(
-            f"scaling.start_up runs the quickstart's job on what {config.storage} holds, expected its lake, model and judge there: run "
-            "`make quickstart`, name its place with --set storage=<uri>, or leave these figures out with --set scaling.start_up=false"
-        )
+    checking.check(configuration.load(UnlearnConfig, str(CHECKOUT / CONFIG), [f"storage={_root(config)}", *SMALL]))
 
 
 def run(config: BenchmarkConfig) -> dict[str, dict[str, float]]:
     """Median seconds between milestones, and their total."""
-    job = [sys.executable, str(CHECKOUT / "jobs/unlearn_imagenet.py"), "--config", "jobs/configs/quickstart.yaml"]
+    job = [sys.executable, str(CHECKOUT / "jobs/unlearn_imagenet.py"), "--config", CONFIG]
     found = {"own_cluster": _medians(config, job, {})}
     with _head() as where:
-        submit = [sys.executable, str(CHECKOUT / "cluster/submit.py"), "--config", "jobs/configs/quickstart.yaml", "--follow"]
+        submit = [sys.executable, str(CHECKOUT / "cluster/submit.py"), "--config", CONFIG, "--follow"]
         found["submitted_to_a_cluster"] = _medians(config, submit, where)
     return found
 
@@ -56,7 +50,7 @@ def _medians(config: BenchmarkConfig, command: list[str], where: Mapping[str, st
     from pipeline.training.train_ray import START_UP
 
     found = []
-    root = str(Path(config.storage).resolve()) if storage.is_local(config.storage) else config.storage
+    root = _root(config)
     for _ in range(REPEATS + 1):
         run_id = f"start-up-{uuid.uuid4().hex[:8]}"
         sets = [part for one in (f"storage={root}", f"run_id={run_id}", *SMALL) for part in ("--set", one)]
@@ -65,6 +59,10 @@ def _medians(config: BenchmarkConfig, command: list[str], where: Mapping[str, st
             raise RuntimeError(f"the main job ended with {done.returncode}: {(done.stdout + done.stderr)[-500:]}")
         found.append(storage.read_json(storage.join(root, "runs", run_id, START_UP)))
     return {name: round(statistics.median(one[name] for one in found[1:]), 2) for name in found[-1]}
+
+
+def _root(config: BenchmarkConfig) -> str:
+    return str(Path(config.storage).resolve()) if storage.is_local(config.storage) else config.storage
 
 
 @contextmanager

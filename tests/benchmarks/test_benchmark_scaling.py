@@ -21,5 +21,5 @@ def test_one_worker_two_workers_and_two_strangers() -> None:
 
 
 def test_start_up_without_the_quickstarts_models_is_refused_at_once(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="make quickstart"):
+    with pytest.raises(InputError, match=r"no lake at .*prepare_data"):
         run(parse(BenchmarkConfig, {"storage": str(tmp_path), "scaling": SMALL}))
