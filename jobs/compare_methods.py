@@ -1,4 +1,5 @@
-"""Every method and setting of a grid on several requests and seeds; prints a Markdown table. An interrupted comparison goes on.
+"""Every method and setting of a grid on several requests and seeds; prints a Markdown table and draws a
+picture of samples for each request. An interrupted comparison goes on.
 
 python jobs/compare_methods.py --config jobs/configs/compare_digits.yaml [--set seeds=[0] --set processes=1 ...]
 """
@@ -15,7 +16,7 @@ from pipeline.runtime import cli
 
 def run(config: CompareConfig, dry_run: bool) -> None:
     from pipeline.runtime.progress import gathered
-    from pipeline.studies.comparison import cells, compare, table
+    from pipeline.studies.comparison import cells, compare, draw_sheets, table
 
     wanted = cells(config)
     uri = storage.join(config.storage, "comparisons", f"{config.name}.jsonl")
@@ -25,6 +26,8 @@ def run(config: CompareConfig, dry_run: bool) -> None:
     results = gathered(compare(config, uri), f"comparing {len(config.rows)} settings", len(wanted))
     print(table(results, list(config.rows)))
     print(f"\n{len(results)} runs in {uri}")
+    for picture in draw_sheets(config, results, uri):
+        print(f"what they draw: {picture}")
 
 
 if __name__ == "__main__":

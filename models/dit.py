@@ -203,6 +203,9 @@ _PUBLISHED = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": 
 SIZES: dict[str, DiTConfig] = {
     "DiT-tiny": DiTConfig(patch=2, width=64, depth=3, heads=4, input_size=8, channels=1, num_classes=10, label_std=0.5, pos_std=0.5),
     "DiT-mini": DiTConfig(patch=4, width=96, depth=6, heads=4, input_size=28, channels=1, num_classes=10, label_std=0.5, pos_std=0.5),
+    "DiT-lite": DiTConfig(
+        patch=4, width=192, depth=6, heads=3, input_size=32, channels=3, num_classes=10, label_std=0.5, frequency_shift=1
+    ),
     "DiT-small": DiTConfig(
         patch=2, width=384, depth=12, heads=6, input_size=32, channels=3, num_classes=10, label_std=0.5, frequency_shift=1
     ),

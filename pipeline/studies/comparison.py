@@ -8,6 +8,8 @@ import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from pipeline import config as configuration
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from pipeline.data.partition import Partition
     from pipeline.flow.checking import Prepared
     from pipeline.training.loop import Inputs
+
+BASE = "base"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +52,12 @@ def cells(config: CompareConfig) -> list[Cell]:
 
 
 def compare(config: CompareConfig, results_uri: str) -> Iterator[dict[str, Any]]:
-    """Run what `results_uri` (JSON lines) does not hold yet; yields every result, old ones first."""
-    return results(cells(config), run_cell, results_uri, config.processes)
+    """Run what `results_uri` (JSON lines) does not hold yet; yields every result, old ones first. Samples go into a folder beside it."""
+    return results(cells(config), partial(run_cell, samples_uri=_samples_uri(results_uri)), results_uri, config.processes)
+
+
+def _samples_uri(results_uri: str) -> str:
+    return results_uri.removesuffix(".jsonl")
 
 
 def assembled(config: UnlearnConfig) -> "tuple[Prepared, Partition, Inputs]":
@@ -79,9 +87,10 @@ def assembled(config: UnlearnConfig) -> "tuple[Prepared, Partition, Inputs]":
     return prepared, partition, inputs
 
 
-def run_cell(cell: Cell) -> dict[str, Any]:
+def run_cell(cell: Cell, samples_uri: str) -> dict[str, Any]:
     """One run in this process, on one thread; a run that breaks down numerically is a result too."""
     from pipeline.flow import results
+    from pipeline.training.grids import draw_grids
     from pipeline.training.loop import unlearn
     from pipeline.unlearning.collectives import NonFiniteError
 
@@ -89,13 +98,22 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     known_uri, known = results.measured_before(prepared, partition.digest)
     first: list[dict[str, Any]] = []
     inputs = replace(inputs, before=known, record=lambda r: first.append(r) if r["kind"] == "evaluation" and r["step"] == 0 else None)
-    found: dict[str, Any] = {"key": cell.key, "row": cell.row, "pair": list(cell.pair), "seed": cell.config.seed}
+    request = PurePosixPath(known_uri).stem  # the base, the request, the seed and how it is drawn
+    found: dict[str, Any] = {"key": cell.key, "row": cell.row, "pair": list(cell.pair), "seed": cell.config.seed, "samples": request}
+
+    def drawn(name: str) -> None:
+        inputs.model.net.eval()
+        draw_grids(inputs.model, prepared.config, inputs.subject, _drawn_uri(samples_uri, request, name))
+
+    drawn(BASE)
     try:
         outcome = unlearn(inputs)
     except NonFiniteError as error:
         return {**found, "failed": str(error)}
     if known is None:  # the other rows of this request and seed start from the same measures
         storage.write_json(known_uri, {"result": outcome.before, "record": first[0]})
+    inputs.model.net.load_state_dict(dict(outcome.trained), strict=False)
+    drawn(cell.key)
     after = outcome.after
     return {
         **found,
@@ -111,6 +129,35 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         "fid": after["fid"]["judge"],
         "step_cpu_seconds": outcome.timing["step_cpu_seconds"],
     }
+
+
+def _drawn_uri(samples_uri: str, request: str, name: str) -> str:
+    return storage.join(samples_uri, request, f"{name}.safetensors")
+
+
+def draw_sheets(config: CompareConfig, results: Sequence[Mapping[str, Any]], results_uri: str) -> list[str]:
+    """A picture for each request, of its first seed: what the base and every row draw on the same noise. Returns where they lie."""
+    from models.weights import from_bytes
+    from pipeline.data.lake import lake_uri, read_lake
+    from pipeline.studies.pictures import Drawn, sheet
+
+    def read(request: str, name: str) -> Drawn:
+        uri = _drawn_uri(_samples_uri(results_uri), request, name)
+        return {int(label): images.numpy() for label, images in from_bytes(storage.read_bytes(uri), uri).items()}
+
+    names = [item.name for item in read_lake(lake_uri(config.storage, config.lake)).manifest.classes]
+    written = []
+    for pair in config.pairs:
+        of_row = {r["row"]: r for r in results if r["pair"] == list(pair) and r["seed"] == config.seeds[0] and "failed" not in r}
+        shown = [(row, of_row[row]) for row in config.rows if "samples" in of_row.get(row, {})]
+        if not shown:
+            continue
+        base = read(shown[0][1]["samples"], BASE)
+        uri = storage.join(_samples_uri(results_uri), f"{pair[0]}-to-{pair[1]}.png")
+        lines = [(BASE, base), *((row, read(result["samples"], result["key"])) for row, result in shown)]
+        storage.write_bytes(uri, sheet(lines, pair[0], names))
+        written.append(uri)
+    return written
 
 
 def table(results: Sequence[Mapping[str, Any]], rows: Sequence[str]) -> str:

@@ -12,13 +12,13 @@ def grid_png(images: np.ndarray, *, columns: int | None = None, gap: int = 1, sm
 
     `gap` pixels lie between two images. Images narrower than `smallest` are enlarged by a whole number, pixels kept sharp.
     """
-    return _encoded(_grid(images, columns=columns, gap=gap, smallest=smallest), "PNG", optimize=True)
+    return encoded(grid_pixels(images, columns=columns, gap=gap, smallest=smallest), "PNG", optimize=True)
 
 
 def grid_address(images: np.ndarray) -> str:
     """The grid of `images` as a data: address for a page: PNG for small ones, WebP for photographs, a tenth of the bytes."""
-    grid = _grid(images, columns=None, gap=max(1, images.shape[2] // 16), smallest=0)
-    kind, data = ("png", _encoded(grid, "PNG", optimize=True)) if is_small(images) else ("webp", _encoded(grid, "WEBP", quality=90))
+    grid = grid_pixels(images, columns=None, gap=max(1, images.shape[2] // 16), smallest=0)
+    kind, data = ("png", encoded(grid, "PNG", optimize=True)) if is_small(images) else ("webp", encoded(grid, "WEBP", quality=90))
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
@@ -27,13 +27,15 @@ def is_small(images: np.ndarray) -> bool:
     return int(images.shape[2]) <= 64
 
 
-def _encoded(grid: np.ndarray, kind: str, **options: bool | int) -> bytes:
+def encoded(grid: np.ndarray, kind: str, **options: bool | int) -> bytes:
+    """RGBA (H, W, 4) as a file of this kind."""
     target = io.BytesIO()
     Image.fromarray(grid, "RGBA").save(target, kind, **options)
     return target.getvalue()
 
 
-def _grid(images: np.ndarray, *, columns: int | None, gap: int, smallest: int) -> np.ndarray:
+def grid_pixels(images: np.ndarray, *, columns: int | None, gap: int, smallest: int) -> np.ndarray:
+    """What `grid_png` writes, as RGBA (H, W, 4)."""
     count, height, width, channels = images.shape
     if channels not in (1, 3) or images.dtype != np.uint8 or not count:
         raise ValueError(f"images: got {images.dtype} {images.shape}, expected uint8 (N, H, W, 1 or 3) with N of at least 1")

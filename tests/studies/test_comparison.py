@@ -1,10 +1,18 @@
-"""The comparison's grid and table, without running it."""
+"""The comparison's grid and table without running it, and one run with its picture on an untrained model."""
 
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
+from PIL import Image
 
+from models.weights import from_bytes
 from pipeline.config import CompareConfig, parse
 from pipeline.errors import InputError
-from pipeline.studies.comparison import cells, table
+from pipeline.studies.comparison import cells, draw_sheets, run_cell, table
+from tests import untrained
 
 GRID = {
     "storage": "/nowhere",
@@ -43,3 +51,22 @@ def test_the_table_counts_runs_that_never_settled_and_names_the_worst() -> None:
         line
         == "| plain | 3 | 4 (2) | 6 (1) | 0.000 | 1.00 | 0.745 (0.500) | 0.50 (0.10) | -0.255 (-0.500) / -0.450 (-0.850) | 2.5 | 0.500 |"
     )
+
+
+def test_a_run_leaves_what_it_draws_and_the_picture_shows_it(tmp_path: Path) -> None:
+    root, uri = str(tmp_path), str(tmp_path / "comparisons" / "few.jsonl")
+    untrained.fill(root)
+    few = {"every": 1, "samples": 20, "retain_samples": 1, "final_samples": 100, "final_retain_samples": 1, "final_sampler_steps": 2}
+    unlearn = {"optim": {"batch_size": 8, "max_steps": 1}, "evaluate": few | {"sampler_steps": 2}}
+    config = parse(CompareConfig, GRID | {"storage": root, "name": "few", "seeds": [0], "pairs": [[1, 7]], "unlearn": unlearn})
+    results: list[dict[str, Any]] = [run_cell(cell, str(tmp_path / "comparisons" / "few")) for cell in cells(config)]
+    assert table(results, list(config.rows)).count("\n") == 3
+    (written,) = draw_sheets(config, results, uri)
+    picture = np.asarray(Image.open(io.BytesIO(Path(written).read_bytes())))
+    side, lines = 54, picture[-(3 * 54 - 6) :, -(18 * 54 - 6) :]  # 48 pixels and a gap of 6; 8 forgotten, a gap, one each of 9 labels
+    folder = tmp_path / "comparisons" / "few" / results[0]["samples"]
+    for line, name in enumerate(["base", *(result["key"] for result in results)]):
+        drawn = from_bytes((folder / f"{name}.safetensors").read_bytes(), name)
+        for column, image in [(0, drawn["1"][0]), (7, drawn["1"][7]), (9, drawn["0"][0]), (17, drawn["9"][0])]:
+            assert (lines[line * side : line * side + 48 : 6, column * side : column * side + 48 : 6, 0] == image[:, :, 0].numpy()).all()
+    assert draw_sheets(config, [results[0] | {"failed": "step 1"}], uri) == []
