@@ -1,4 +1,4 @@
-"""Train a small DiT or VAE and its judge from a lake.
+"""Train a small DiT or VAE and its judge from a lake. The same command again goes on where it was interrupted, to the same bits.
 
 python jobs/pretrain.py --config jobs/configs/pretrain_digits.yaml [--set optim.max_steps=1200 ...]
 python jobs/pretrain.py --config jobs/configs/pretrain_digits.yaml --set without=[1]    (a gold reference that never saw a 1)

@@ -49,6 +49,7 @@ class PretrainConfig(JobConfig):
     hat_judge: JudgeOptim | None = Field(None, description="a second judge, from a seed of its own, for method.hat_weight to train against")
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+    checkpoint_s: float = Field(120.0, gt=0, description="seconds between two checkpoints; the same command goes on from the last one")
 
     @property
     def is_gold(self) -> bool:

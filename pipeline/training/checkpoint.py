@@ -15,6 +15,7 @@ from torch import Tensor
 
 from models import weights
 from pipeline import storage
+from pipeline.unlearning.collectives import Collectives
 
 TENSORS, STATE = "checkpoint.safetensors", "checkpoint.json"
 KEEP = 2  # checkpoints of a run that stay
@@ -91,6 +92,15 @@ def latest(uri: str) -> Checkpoint | None:
         except ValueError as error:
             log.warning("checkpoint %s is passed over: %s", folder, error)
     return None
+
+
+def same_start(start: Checkpoint | None, collectives: Collectives) -> Checkpoint | None:
+    """`start`, if every rank found the same; `RuntimeError` on all of them when a worker on its way out wrote meanwhile."""
+    iteration = 0 if start is None else start.iteration
+    newest, oldest = collectives.largest(iteration), -collectives.largest(-iteration)
+    if newest != oldest:
+        raise RuntimeError(f"the ranks found checkpoints of different steps ({oldest} to {newest}); starting again finds one")
+    return start
 
 
 def optimiser_moments(optimiser: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, Tensor]:

@@ -1,9 +1,12 @@
 """Training a small DiT and its judge from a lake's rows in memory, data-parallel with the same collectives as unlearning.
 
-The global batch and its noise are functions of (seed, step), so any number of ranks trains the same model.
+The global batch and its noise are functions of (seed, step), so any number of ranks trains the same model, and a training that was
+interrupted goes on to the same bits.
 """
 
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +19,7 @@ from pipeline.data.cycle import Cycle
 from pipeline.data.rows import Batch
 from pipeline.runtime.precision import autocast
 from pipeline.seeding import generator
+from pipeline.training.checkpoint import Checkpoint, optimiser_moments, restore_moments
 from pipeline.training.draws import draw_rows, drop_labels
 from pipeline.training.optimiser import Average, adamw, apply_gradient, warmup_cosine
 from pipeline.unlearning.collectives import Collectives
@@ -25,8 +29,17 @@ RECALIBRATED = 20  # batches over which a judge's batch norm takes its statistic
 LANES = 8  # worker counts that divide this see the same batches
 
 
+@dataclass(frozen=True, kw_only=True)
+class Keeping:
+    """How a training outlives its process: where it goes on from and, on one rank, what writes a checkpoint every `every_s` seconds."""
+
+    start: Checkpoint | None
+    save: Callable[[Checkpoint], object] | None
+    every_s: float
+
+
 def fit(
-    named: dict[str, nn.Parameter],
+    net: nn.Module,
     loss_at: Callable[[int], Tensor],
     *,
     steps: int,
@@ -37,12 +50,19 @@ def fit(
     ema: float,
     collectives: Collectives,
     progress: Callable[[int, float], None],
+    keeping: Keeping | None = None,
 ) -> None:
-    """Minimise the mean over ranks of `loss_at(step)`; leaves the averaged weights in place when `ema` is on."""
+    """Minimise the mean over ranks of `loss_at(step)` over the trainable parameters of `net`; leaves their averages in place."""
+    named = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
     params = list(named.values())
     optimiser = adamw(params, lr=lr, weight_decay=weight_decay)
     average = Average(named, ema)
-    for step in range(1, steps + 1):
+    moving = {**named, **dict(net.named_buffers())}
+    first = 1
+    if keeping and keeping.start:
+        first = _restore(keeping.start, moving, average, optimiser, list(named)) + 1
+    kept_at = time.monotonic()
+    for step in range(first, steps + 1):
         loss = loss_at(step)
         gradient = flat(torch.autograd.grad(loss, params, allow_unused=True), params)
         local = {"loss": loss.detach(), "gradient": gradient.clone()}
@@ -51,9 +71,24 @@ def fit(
         apply_gradient(optimiser, params, gradient, lr=warmup_cosine(step, lr=lr, warmup_steps=warmup_steps, total=steps), clip=clip)
         average.update(named)
         progress(step, loss.item())
+        if keeping and keeping.save and (step == steps or time.monotonic() - kept_at >= keeping.every_s):
+            moments = optimiser_moments(optimiser, list(named))
+            keeping.save(Checkpoint(iteration=step, trained=moving, average=average.values, moments=moments))
+            kept_at = time.monotonic()
     with torch.no_grad():
         for name, parameter in named.items():
             parameter.copy_(average.values[name])
+
+
+@torch.no_grad()
+def _restore(start: Checkpoint, moving: dict[str, Tensor], average: Average, optimiser: torch.optim.Optimizer, names: list[str]) -> int:
+    """Everything as it was after the step that comes back."""
+    for name, tensor in moving.items():
+        tensor.copy_(start.trained[name])
+    for name, tensor in average.values.items():
+        tensor.copy_(start.average[name])
+    restore_moments(optimiser, names, start.moments)
+    return start.iteration
 
 
 def train_dit(
@@ -70,7 +105,6 @@ def train_dit(
 ) -> None:
     """Train `model` on `rows` with its own loss and a share of null labels."""
     cycle = Cycle(rows, seed, "pretrain")
-    named = {name: p for name, p in model.net.named_parameters() if p.requires_grad}
     relabel = drop_labels(label_dropout, model.null_label)
 
     def loss_at(step: int) -> Tensor:
@@ -79,7 +113,7 @@ def train_dit(
         with autocast(precision, device):
             return model.losses(model.net, drawn.x0, drawn.y, drawn.noise).mean()
 
-    fit(named, loss_at, collectives=collectives, **options)  # type: ignore[arg-type]
+    fit(model.net, loss_at, collectives=collectives, **options)  # type: ignore[arg-type]
 
 
 def train_judge(
@@ -112,7 +146,7 @@ def train_judge(
             return F.cross_entropy(judge.logits(x).float(), y)
 
     judge.net.train()
-    fit(dict(judge.net.named_parameters()), loss_at, collectives=collectives, **options)  # type: ignore[arg-type]
+    fit(judge.net, loss_at, collectives=collectives, **options)  # type: ignore[arg-type]
     recalibrate(judge.net, (seen(step, 0, 1)[0] for step in range(1, RECALIBRATED + 1)))
     judge.net.eval()
 

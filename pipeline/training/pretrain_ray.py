@@ -19,7 +19,8 @@ from pipeline.weights import model_store
 if TYPE_CHECKING:
     from pipeline.data.rows import Batch
 
-METRICS = "metrics.jsonl"
+METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
+MODEL = "model"  # what it is called beside the judges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +190,7 @@ def _train(
         progress.at(done, f"{last['of']} loss {last['loss']:.3f}")
 
     metrics_uri = storage.join(model_uri, METRICS)
+    scratch, name = storage.join(config.storage, "models", ".train"), storage.digest_of(made_with)[:16]
     arguments = {
         "config": config.model_dump(mode="json"),
         "lake_uri": lake.uri,
@@ -197,8 +199,8 @@ def _train(
         "model_uri": model_uri,
         "judge_uris": {name: _judge_uri(config, name) for name in ("judge", *judges)},
         "metrics_uri": metrics_uri,
+        "checkpoints_uri": storage.join(scratch, name, CHECKPOINTS),
     }
-    scratch, name = storage.join(config.storage, "models", ".train"), storage.digest_of(made_with)[:16]
     with records.Follower(metrics_uri, show):
         launch(
             _worker,
@@ -208,7 +210,7 @@ def _train(
             name=name,
         )
     progress.close()
-    storage.remove(storage.join(scratch, name))  # Ray Train's own notes; the weights lie in their folders
+    storage.remove(storage.join(scratch, name))  # Ray Train's own notes and the checkpoints; the weights lie in their folders
 
 
 def _worker(arguments: dict[str, Any]) -> None:
@@ -220,8 +222,9 @@ def _worker(arguments: dict[str, Any]) -> None:
     from pipeline.evaluation.shares import shares_of
     from pipeline.runtime.precision import require_precision, use_tf32
     from pipeline.seeding import generator, seed_of
+    from pipeline.training import checkpoint as checkpoints
     from pipeline.training.launch_ray import worker_setup
-    from pipeline.training.pretrain import LANES, judge_accuracy, train_dit, train_judge
+    from pipeline.training.pretrain import LANES, Keeping, judge_accuracy, train_dit, train_judge
 
     config = configuration.parse(PretrainConfig, arguments["config"])
     place = worker_setup(config.train, LANES, config.model.size)
@@ -235,10 +238,24 @@ def _worker(arguments: dict[str, Any]) -> None:
     seen = [item.label for item in lake.manifest.classes if item.label not in config.without]
     rows, seed, made_with = seen_rows(config, lake), config.seed, arguments["made_with"]
     description, judge_descriptions = arguments["described"]
-    writer = records.Writer(arguments["metrics_uri"])
+    of_stage = {
+        stage: checkpoints.same_start(checkpoints.latest(storage.join(arguments["checkpoints_uri"], stage)), collectives)
+        for stage in (*config.judges, MODEL)
+    }
+    done = {stage: 0 if start is None else start.iteration for stage, start in of_stage.items()}
+    told = records.read(arguments["metrics_uri"]) if first else []
+    writer = records.Writer(arguments["metrics_uri"], [line for line in told if line["step"] <= done.get(line["of"], 0)])
 
     def progress(of: str) -> Any:
         return (lambda step, loss: writer.write({"of": of, "step": step, "loss": loss})) if first else (lambda step, loss: None)
+
+    def keeping(stage: str) -> Keeping:
+        uri = storage.join(arguments["checkpoints_uri"], stage)
+        return Keeping(
+            start=of_stage[stage],
+            save=(lambda checkpoint: checkpoints.commit(uri, checkpoint)) if first else None,
+            every_s=config.checkpoint_s,
+        )
 
     common = {"seed": seed, "device": device, "collectives": collectives, "precision": config.train.precision}
     if config.is_gold:
@@ -266,6 +283,7 @@ def _worker(arguments: dict[str, Any]) -> None:
             clip=None,
             weight_decay=optim.weight_decay,
             progress=progress(name),
+            keeping=keeping(name),
             **(common | {"seed": own}),
         )
     judge = judges["judge"]
@@ -286,7 +304,8 @@ def _worker(arguments: dict[str, Any]) -> None:
         clip=config.optim.clip,
         weight_decay=config.optim.weight_decay,
         ema=config.optim.ema,
-        progress=progress("model"),
+        progress=progress(MODEL),
+        keeping=keeping(MODEL),
         **common,
     )
     model.net.eval()

@@ -29,7 +29,7 @@ from pipeline.training.checks import Elsewhere
 from pipeline.training.grids import draw_grids
 from pipeline.training.launch_ray import PREEMPTIONS, launch, worker_setup
 from pipeline.training.loop import Inputs, Interrupted, Outcome, unlearn
-from pipeline.unlearning.collectives import Collectives, NonFiniteError
+from pipeline.unlearning.collectives import NonFiniteError
 from pipeline.unlearning.trainable import select
 
 METRICS, OUTCOME, TRAINED, CHECKPOINTS = "metrics.jsonl", "outcome.json", "trained.safetensors", "checkpoints"
@@ -100,7 +100,7 @@ def _worker(arguments: dict[str, Any]) -> dict[str, Any] | None:
         collectives=collectives,
         device=device,
     )
-    start = _same_start(checkpoints.latest(storage.join(run_uri, CHECKPOINTS)), collectives)
+    start = checkpoints.same_start(checkpoints.latest(storage.join(run_uri, CHECKPOINTS)), collectives)
     mark("assembled")
     log.info("starting %s", "from the base model" if start is None else f"after step {start.progress['step']}")
     inputs, close = _connected(inputs, arguments, run_id, start)
@@ -119,15 +119,6 @@ def _worker(arguments: dict[str, Any]) -> dict[str, Any] | None:
     if collectives.rank == 0:
         _finish(inputs.model, base, outcome, config, inputs.subject, run_uri, plain)
     return plain
-
-
-def _same_start(start: Checkpoint | None, collectives: Collectives) -> Checkpoint | None:
-    """`start`, if every rank found the same; `RuntimeError` on all of them when a worker on its way out wrote meanwhile."""
-    iteration = 0 if start is None else start.iteration
-    newest, oldest = collectives.largest(iteration), -collectives.largest(-iteration)
-    if newest != oldest:
-        raise RuntimeError(f"the ranks found checkpoints of different steps ({oldest} to {newest}); starting again finds one")
-    return start
 
 
 def _connected(inputs: Inputs, arguments: dict[str, Any], run_id: str, start: Checkpoint | None) -> tuple[Inputs, Any]:
