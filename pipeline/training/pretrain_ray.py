@@ -128,7 +128,7 @@ def check(config: PretrainConfig, lake: Lake) -> None:
 
 
 def pretrain(config: PretrainConfig) -> Pretrained:
-    """Train both, or return them when they are there with the same settings, lake and seed."""
+    """Train both, or what is not there yet with the same settings, lake and seed. A judge does not depend on the model's settings."""
     started = time.perf_counter()
     lake = read_lake(lake_uri(config.storage, config.lake))
     check(config, lake)
@@ -140,19 +140,20 @@ def pretrain(config: PretrainConfig) -> Pretrained:
         "optim": config.optim.model_dump(),
         "judge": config.judge.model_dump(),
         "evaluate": config.evaluate.model_dump(include={"retain_samples", "cfg_scale", "final_sampler_steps", "batch"}),
-        **({} if config.train.precision == "fp32" else {"precision": config.train.precision}),
+        **_precision(config),
         **({"hat_judge": config.hat_judge.model_dump()} if config.hat_judge else {}),
         **({"without": sorted(config.without)} if config.without else {}),
         **({"without_samples": _samples_digest(config)} if config.without_samples else {}),
     }
     model_uri = model_uri_of(config)
     judge_uri = model_store.judge_uri(config.storage, config.lake)
-    made = [model_uri, *(_judge_uri(config, name) for name in config.judges)]
-    reused = all(m is not None and m["made_with"] == made_with for m in map(model_store.manifest_of, made))
+    judges_made_with = {name: _judge_made_with(config, lake, name) for name in config.judges}
+    fresh = [name for name, made in judges_made_with.items() if not _is_there(_judge_uri(config, name), made)]
+    reused = not fresh and _is_there(model_uri, made_with)
     if not reused:
         described = descriptions(config, lake)
         storage.require_writable(config.storage)
-        _train(config, lake, made_with, described, model_uri)
+        _train(config, lake, made_with, {name: judges_made_with[name] for name in fresh}, described, model_uri)
     manifest, judge_manifest = model_store.manifest_of(model_uri), model_store.manifest_of(judge_uri)
     assert manifest is not None and judge_manifest is not None
     return Pretrained(
@@ -165,10 +166,25 @@ def pretrain(config: PretrainConfig) -> Pretrained:
     )
 
 
+def _judge_made_with(config: PretrainConfig, lake: Lake, name: str) -> dict[str, Any]:
+    """All that this judge depends on."""
+    return {"lake_digest": lake.digest, "seed": config.seed, "optim": config.judges[name].model_dump(), **_precision(config)}
+
+
+def _precision(config: PretrainConfig) -> dict[str, str]:
+    return {} if config.train.precision == "fp32" else {"precision": config.train.precision}
+
+
+def _is_there(uri: str, made_with: dict[str, Any]) -> bool:
+    manifest = model_store.manifest_of(uri)
+    return manifest is not None and manifest["made_with"] == made_with
+
+
 def _train(
     config: PretrainConfig,
     lake: Lake,
     made_with: dict[str, Any],
+    fresh: dict[str, dict[str, Any]],
     described: tuple[dict[str, Any], dict[str, dict[str, Any]]],
     model_uri: str,
 ) -> None:
@@ -177,11 +193,10 @@ def _train(
 
     cluster_ray.connect()
     cluster_ray.require_shared(config.storage)
-    judges = config.judges
-    judge_too = ("", " and its judge", " and two judges")[len(judges)]
+    judge_too = ("", " and its judge", " and two judges")[len(fresh)]
     starts, first = {}, 0
-    for name, one in judges.items():
-        starts[name], first = first, first + one.max_steps
+    for name in fresh:
+        starts[name], first = first, first + config.judges[name].max_steps
     progress = Progress(f"training {config.model.size}{judge_too}", config.optim.max_steps + first)
 
     def show(fresh: list[records.Record]) -> None:
@@ -197,7 +212,8 @@ def _train(
         "made_with": made_with,
         "described": described,
         "model_uri": model_uri,
-        "judge_uris": {name: _judge_uri(config, name) for name in ("judge", *judges)},
+        "judge_uris": {name: _judge_uri(config, name) for name in ("judge", *config.judges)},
+        "fresh": fresh,
         "metrics_uri": metrics_uri,
         "checkpoints_uri": storage.join(scratch, name, CHECKPOINTS),
     }
@@ -216,7 +232,7 @@ def _train(
 def _worker(arguments: dict[str, Any]) -> None:
     from models import weights
     from models.generative import build
-    from models.judge import build_judge, initialise
+    from models.judge import Judge, build_judge, initialise
     from pipeline.evaluation.retention import retain_accuracy
     from pipeline.evaluation.sampling import judge_samples, plan
     from pipeline.evaluation.shares import shares_of
@@ -237,10 +253,10 @@ def _worker(arguments: dict[str, Any]) -> None:
     lake = read_lake(arguments["lake_uri"])
     seen = [item.label for item in lake.manifest.classes if item.label not in config.without]
     rows, seed, made_with = seen_rows(config, lake), config.seed, arguments["made_with"]
-    description, judge_descriptions = arguments["described"]
+    (description, judge_descriptions), fresh = arguments["described"], arguments["fresh"]
     of_stage = {
         stage: checkpoints.same_start(checkpoints.latest(storage.join(arguments["checkpoints_uri"], stage)), collectives)
-        for stage in (*config.judges, MODEL)
+        for stage in (*fresh, MODEL)
     }
     done = {stage: 0 if start is None else start.iteration for stage, start in of_stage.items()}
     told = records.read(arguments["metrics_uri"]) if first else []
@@ -257,19 +273,22 @@ def _worker(arguments: dict[str, Any]) -> None:
             every_s=config.checkpoint_s,
         )
 
+    def own_seed(name: str) -> int:
+        return seed if name == "judge" else seed_of(seed, name)
+
     common = {"seed": seed, "device": device, "collectives": collectives, "precision": config.train.precision}
-    if config.is_gold:
-        stored = model_store.read(arguments["judge_uris"]["judge"], "judge.weights")
-        judge = build_judge(stored.config)
-        weights.load_into(judge.net, stored.state, stored.uri)
-        judge.net.to(device).eval()
-        judges = {"judge": judge}
-    else:
-        judges = {name: build_judge(judge_descriptions[name]) for name in config.judges}
-    for name, optim in config.judges.items():
-        own = seed if name == "judge" else seed_of(seed, name)
-        initialise(judges[name].net, generator(own, "judge"))
-        judges[name].net.to(device)
+    judges: dict[str, Judge] = {}
+    for name, uri in arguments["judge_uris"].items():
+        if name in fresh:
+            judges[name] = build_judge(judge_descriptions[name])
+            initialise(judges[name].net, generator(own_seed(name), "judge"))
+        else:
+            stored = model_store.read(uri, "judge.weights")
+            judges[name] = build_judge(stored.config)
+            weights.load_into(judges[name].net, stored.state, stored.uri)
+        judges[name].net.to(device).eval()
+    for name in fresh:
+        optim = config.judges[name]
         train_judge(
             judges[name],
             rows,
@@ -284,11 +303,11 @@ def _worker(arguments: dict[str, Any]) -> None:
             weight_decay=optim.weight_decay,
             progress=progress(name),
             keeping=keeping(name),
-            **(common | {"seed": own}),
+            **(common | {"seed": own_seed(name)}),
         )
     judge = judges["judge"]
     heldout = lake.read(split="heldout")
-    accuracy = {name: judge_accuracy(one, heldout, device=device) if len(heldout) else None for name, one in judges.items()}
+    accuracy = {name: judge_accuracy(judges[name], heldout, device=device) if len(heldout) else None for name in fresh}
 
     model = build(description, batch_norm="tracked")
     model.net.initialise(generator(seed, "model"))  # type: ignore[operator]
@@ -326,13 +345,13 @@ def _worker(arguments: dict[str, Any]) -> None:
         quality = {"judged_right": right}
     if first:
         writer.flush()
-        for name in config.judges:
+        for name, judge_made_with in fresh.items():
             model_store.write(
                 arguments["judge_uris"][name],
                 judges[name].config,
                 judges[name].net.state_dict(),
                 {
-                    "made_with": made_with,
+                    "made_with": judge_made_with,
                     "heldout_accuracy": accuracy[name],
                     "heldout_rows": len(heldout),
                 },

@@ -60,18 +60,17 @@ def pretrained(root: str, job: Callable[..., Any]) -> str:
     prepared = job("prepare_data", "prepare_digits", f"storage={root}")
     assert prepared.code == 0, prepared.err
     assert "lake digits: " in prepared.out and "10 classes" in prepared.out
-    trained = job(
-        "pretrain",
-        "pretrain_digits",
-        f"storage={root}",
-        "optim.max_steps=10",
-        "judge.max_steps=40",
-        "train.workers=1",
-        "evaluate.retain_samples=2",
-        "evaluate.final_sampler_steps=3",
-    )
-    assert trained.code == 0, trained.err
-    assert "parameters: " in trained.out and "judged right" in trained.out
+    small = ["judge.max_steps=40", "train.workers=1", "evaluate.retain_samples=2", "evaluate.final_sampler_steps=3"]
+    judge, model = (Path(root) / "models" / name / "manifest.json" for name in ("judge-digits", "dit-tiny-digits"))
+    made: list[tuple[str, str]] = []
+    for steps in (2, 10):
+        trained = job("pretrain", "pretrain_digits", f"storage={root}", f"optim.max_steps={steps}", *small)
+        assert trained.code == 0, trained.err
+        assert "parameters: " in trained.out and "judged right" in trained.out
+        made.append((judge.read_text(), model.read_text()))
+    (judge_first, model_first), (judge_then, model_then) = made
+    assert judge_first == judge_then and model_first != model_then, "a judge does not depend on the model's settings"
+    assert "training DiT-tiny 10/10" in trained.err and "held-out images" in trained.out
     return root
 
 
