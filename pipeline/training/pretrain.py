@@ -126,10 +126,14 @@ def train_judge(
     device: torch.device,
     collectives: Collectives,
     shift: int = 0,
+    label_smoothing: float = 0.0,
     precision: str = "fp32",
     **options: object,
 ) -> None:
-    """Train `judge` by cross-entropy on `rows` of pixels with Gaussian noise of deviation `noise` added, moved by up to `shift` pixels."""
+    """Train `judge` by cross-entropy on `rows` of pixels with Gaussian noise of deviation `noise` added, moved by up to `shift` pixels.
+
+    Of each target `label_smoothing` is spread evenly over the classes (Szegedy et al. 2016, section 7).
+    """
     cycle = Cycle(rows, seed, "judge")
 
     def seen(step: int, rank: int, world: int) -> tuple[Tensor, Tensor]:
@@ -143,7 +147,7 @@ def train_judge(
     def loss_at(step: int) -> Tensor:
         x, y = seen(step, collectives.rank, collectives.world)
         with autocast(precision, device):
-            return F.cross_entropy(judge.logits(x).float(), y)
+            return F.cross_entropy(judge.logits(x).float(), y, label_smoothing=label_smoothing)
 
     judge.net.train()
     fit(judge.net, loss_at, collectives=collectives, **options)  # type: ignore[arg-type]

@@ -294,6 +294,7 @@ def _worker(arguments: dict[str, Any]) -> None:
             rows,
             noise=optim.noise,
             shift=optim.shift,
+            label_smoothing=optim.label_smoothing,
             batch_size=optim.batch_size,
             steps=optim.max_steps,
             lr=optim.lr,

@@ -1,10 +1,12 @@
 """The residual judge: it learns what small images show, its statistics are those of the averaged weights, and shifts move nothing else."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from models.judge import build_judge, initialise
+from models.judge import Judge, build_judge, initialise
 from models.resnet_judge import recalibrate, resnet_description, shifted
 from pipeline.data.rows import Batch
 from pipeline.seeding import generator
@@ -23,8 +25,7 @@ def rows(each: int, seed: int) -> Batch:
     return Batch(sample_id=tuple(map(str, range(len(y)))), draw=(0,) * len(y), y=y, mean=mean)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_it_learns_and_judges_rows_one_by_one(precision: str) -> None:
+def trained(**more: Any) -> Judge:
     judge = build_judge(resnet_description(shape=(3, 16, 16), num_classes=3, class_names=NAMES, width=4))
     initialise(judge.net, generator(0, "judge"))
     train_judge(
@@ -34,7 +35,6 @@ def test_it_learns_and_judges_rows_one_by_one(precision: str) -> None:
         batch_size=32,
         noise=0.1,
         shift=2,
-        precision=precision,
         device=torch.device("cpu"),
         collectives=Collectives(),
         steps=30,
@@ -44,12 +44,29 @@ def test_it_learns_and_judges_rows_one_by_one(precision: str) -> None:
         weight_decay=0.01,
         ema=0.9,
         progress=lambda step, loss: None,
+        **more,
     )
-    held = rows(20, 1)
+    return judge
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_it_learns_and_judges_rows_one_by_one(precision: str) -> None:
+    judge, held = trained(precision=precision), rows(20, 1)
     assert judge_accuracy(judge, held, device=torch.device("cpu")) > 0.95
     with torch.no_grad():
         together, alone = judge.logits(held.mean), torch.cat([judge.logits(x[None]) for x in held.mean])
         assert torch.allclose(together, alone, atol=1e-4) and judge.features(held.mean).shape == (60, judge.feature_size)
+
+
+def test_smoothed_labels_make_it_less_sure_and_no_worse() -> None:
+    held = rows(20, 1)
+    sure = []
+    for smoothing in (0.0, 0.3):
+        judge = trained(label_smoothing=smoothing)
+        assert judge_accuracy(judge, held, device=torch.device("cpu")) > 0.95
+        with torch.no_grad():
+            sure.append(judge.logits(held.mean).softmax(1).amax(1).mean().item())
+    assert sure[1] < sure[0] and sure[1] == pytest.approx(0.8, abs=0.1)  # 0.7 + 0.3 / 3
 
 
 def test_statistics_are_plain_means_over_the_batches() -> None:
