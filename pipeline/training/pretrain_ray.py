@@ -177,7 +177,7 @@ def _precision(config: PretrainConfig) -> dict[str, str]:
 
 def _is_there(uri: str, made_with: dict[str, Any]) -> bool:
     manifest = model_store.manifest_of(uri)
-    return manifest is not None and manifest["made_with"] == made_with
+    return manifest is not None and manifest.get("made_with") == made_with
 
 
 def _train(
