@@ -11,7 +11,8 @@ from runs import GOLDEN, GOLDEN_RUNS, GOLDEN_STEPS, golden_losses, run, run_conf
 from tiny import relative
 
 from models.weights import weights_digest
-from pipeline.training.beginning import PUSHES, begin
+from pipeline.evaluation.proportion import proportion
+from pipeline.training.beginning import PUSHES, begin, best
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.loop import unlearn
 from pipeline.unlearning.collectives import NonFiniteError
@@ -113,17 +114,32 @@ def test_a_run_may_begin_at_the_exchange_class_and_measures_the_base_before() ->
     assert outcome.before == plain.before
 
 
-def test_the_push_is_the_one_whose_samples_the_judge_calls_forgotten_least() -> None:
+@pytest.mark.parametrize(
+    ("tried", "wanted"),
+    [
+        ({0.0: (3, 0.84), 0.1: (0, 0.89), 0.25: (0, 0.91), 0.5: (0, 0.74), 1.0: (0, 0.05)}, 0.25),  # too far beyond there are no images
+        ({0.0: (1, 0.9), 0.5: (0, 0.9), 1.0: (0, 0.9)}, 0.0),
+        ({0.0: (52, 0.71), 0.1: (16, 0.85), 0.25: (8, 0.6), 0.5: (0, 0.32)}, 0.5),  # the only one that is enough
+        ({0.0: (52, 0.71), 0.1: (16, 0.85), 0.25: (16, 0.86), 0.5: (30, 0.9)}, 0.25),  # none is: the least forgotten
+    ],
+)
+def test_the_push_is_the_one_drawn_best_of_those_that_are_enough(tried: dict[float, tuple[int, float]], wanted: float) -> None:
+    assert best({push: (proportion(hits, 200), exchange) for push, (hits, exchange) in tried.items()}, 0.05) == wanted
+
+
+def test_the_start_is_at_the_push_that_was_tried_and_found_best() -> None:
     config = run_config(**{"method.start": "exchange", "method.push": "auto", "optim.max_steps": 1})
     inputs = run_inputs(config)
     base = inputs.model.label_table().detach().clone()
     tried: list[dict[str, Any]] = []
     chosen = begin(replace(inputs, record=tried.append))
     assert [(line["class"], line["push"]) for line in tried] == [(1, push) for push in PUSHES]
-    best = min(tried, key=lambda line: (line["forget_fraction"], -line["exchange_fraction"]))["push"]
-    assert chosen == {1: best}
+    n = config.evaluate.samples
+    found = {line["push"]: (proportion(round(line["forget_fraction"] * n), n), line["exchange_fraction"]) for line in tried}
+    push = best(found, config.gate.max_forget_fraction)
+    assert chosen == {1: push}
     wanted = base.clone()
-    wanted[1] = base[2] + best * (base[2] - base[1])
+    wanted[1] = base[2] + push * (base[2] - base[1])
     torch.testing.assert_close(inputs.model.label_table().detach(), wanted)
 
 
