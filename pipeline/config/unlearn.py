@@ -76,7 +76,7 @@ class Method(Section):
     )
     push: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
         0.0,
-        description="how far beyond the exchange class, away from itself, a forgotten label is aimed; auto: as the judge finds best of 0 to 1",
+        description="how far beyond the exchange class, away from itself, a forgotten label is aimed; auto: as the judge finds best",
     )
     contrast: bool = Field(False, description="L_f minus the loss of the same noised images under the null label")
     null_fraction: Fraction = Field(0.1, description="teacher targets: share of retain rows under the null label")
