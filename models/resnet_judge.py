@@ -4,7 +4,7 @@ Two residual blocks between three poolings (the shape of the nine-layer networks
 the plane before the head. `width` is the number of channels of the first layer; the last has eight times as many.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -59,14 +59,25 @@ class ResNetJudge:
         self.net: nn.Module = self._resnet
 
     def logits(self, x: Tensor) -> Tensor:
-        return self._resnet(x)
+        return self._seen(self._resnet, x)
 
     def features(self, x: Tensor) -> Tensor:
-        return self._resnet.features(x)
+        return self._seen(self._resnet.features, x)
+
+    def _seen(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """`function` of x or, with `mirror` and once trained, its mean over x and its mirror image."""
+        if self.net.training or not self.config.get("mirror"):
+            return function(x)
+        return (function(x) + function(x.flip(-1))) / 2
 
 
-def resnet_description(*, shape: tuple[int, int, int], num_classes: int, class_names: list[str], width: int) -> dict[str, Any]:
-    """The config.json of a residual judge for rows of `shape` (C, H, W). Raises `ValueError` for images too small for its poolings."""
+def resnet_description(
+    *, shape: tuple[int, int, int], num_classes: int, class_names: list[str], width: int, mirror: bool = False
+) -> dict[str, Any]:
+    """The config.json of a residual judge for rows of `shape` (C, H, W). Raises `ValueError` for images too small for its poolings.
+
+    With `mirror` it judges every image together with its mirror image.
+    """
     channels, size, _ = shape
     if size < 16:
         raise ValueError(f"judge.net: got resnet for images of {size} pixels, expected at least 16; use small_cnn")
@@ -78,6 +89,7 @@ def resnet_description(*, shape: tuple[int, int, int], num_classes: int, class_n
         "width": width,
         "features": 8 * width,
         "class_names": class_names,
+        **({"mirror": True} if mirror else {}),
     }
 
 

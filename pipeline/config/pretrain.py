@@ -34,6 +34,7 @@ class JudgeOptim(Section):
     noise: float = Field(0.3, ge=0, description="deviation of the noise added to the images it learns from")
     shift: int = Field(0, ge=0, description="pixels by which these images are moved at random, at most")
     weight_decay: float = Field(0.0, ge=0)
+    mirror: bool = Field(False, description="resnet: once trained, it judges every image together with its mirror image")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target that is spread over all classes")
 
 

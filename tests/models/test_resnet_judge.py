@@ -69,6 +69,18 @@ def test_smoothed_labels_make_it_less_sure_and_no_worse() -> None:
     assert sure[1] < sure[0] and sure[1] == pytest.approx(0.8, abs=0.1)  # 0.7 + 0.3 / 3
 
 
+def test_with_the_mirror_an_image_and_its_mirror_image_are_judged_alike() -> None:
+    plain, x = trained(), rows(4, 1).mean
+    judge = build_judge(plain.config | {"mirror": True})
+    judge.net.load_state_dict(plain.net.state_dict())
+    plain.net.train(), judge.net.train()
+    with torch.no_grad():
+        assert torch.equal(judge.logits(x), plain.logits(x)), "what it learns from is not mirrored"
+        plain.net.eval(), judge.net.eval()
+        torch.testing.assert_close(judge.logits(x), (plain.logits(x) + plain.logits(x.flip(-1))) / 2)
+        torch.testing.assert_close(judge.features(x), judge.features(x.flip(-1)))
+
+
 def test_statistics_are_plain_means_over_the_batches() -> None:
     net = nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 1, 1))
     batches = [torch.randn(8, 2, 3, 3, generator=torch.Generator().manual_seed(k)) * (k + 1) for k in range(3)]
