@@ -3,7 +3,8 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from contextlib import contextmanager
+from multiprocessing import active_children, get_context
 from typing import Any, Protocol, TypeVar
 
 from pipeline import storage
@@ -28,9 +29,21 @@ def results(wanted: Sequence[KeyedT], run: Callable[[KeyedT], dict[str, Any]], u
     missing = [one for one in wanted if one.key not in known]
     if not missing:
         return
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool, _ended_with_it(pool):
         for future in as_completed([pool.submit(run, one) for one in missing]):
             result = future.result()
             known[result["key"]] = result
             storage.write_text(uri, "".join(json.dumps(r) + "\n" for r in known.values()))
             yield result
+
+
+@contextmanager
+def _ended_with_it(pool: ProcessPoolExecutor) -> Iterator[None]:
+    """Whoever leaves early does not wait for runs whose results nobody will keep."""
+    try:
+        yield
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in active_children():
+            child.terminate()
+        raise
