@@ -64,11 +64,17 @@ def test_a_worker_and_the_driver_are_killed_and_nothing_is_lost(tmp_path: Path) 
         return Process(command(storage, "handful"), tmp_path / "log", environment())
 
     def worker_at(process: Process, step: int) -> int:
-        """A worker's pid, once there is a checkpoint of `step` and a newer one than now."""
+        """A worker's pid, once there is a checkpoint of `step` and a newer one than now, and nobody is left of an earlier group."""
         step = max(step, run.step + 1)
-        wait_until(f"step {step} ({said})", lambda: run.step >= step or process.code is not None, every_s=0.02)
+        alive: list[int] = []
+
+        def there() -> bool:
+            alive[:] = process.below("RayTrainWorker")
+            return run.step >= step and len(alive) == 2
+
+        wait_until(f"step {step} ({said})", lambda: there() or process.code is not None, every_s=0.02)
         assert process.code is None, f"{said}: {process.said[-2000:]}"
-        return rng.choice(process.below("RayTrainWorker"))
+        return rng.choice(alive)
 
     first = begin()
     try:
