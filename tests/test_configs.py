@@ -64,6 +64,13 @@ def test_the_first_jobs_are_there() -> None:
     }
 
 
+@pytest.mark.parametrize("section", ["judge", "hat_judge"])
+def test_a_setting_that_its_judge_would_not_heed_is_refused(section: str) -> None:
+    path = str(ROOT / "jobs" / "configs" / "pretrain_digits.yaml")
+    with pytest.raises(InputError, match=rf"{section}\.mirror: got true for mlp, expected false"):
+        configuration.load(PretrainConfig, path, [f"{section}={{net: mlp, mirror: true}}"])
+
+
 @pytest.mark.parametrize("document", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
 def test_files_that_the_documents_name_exist(document: str) -> None:
     path = ROOT / document

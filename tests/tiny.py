@@ -102,9 +102,10 @@ def relative(got: Tensor, wanted: Tensor) -> float:
     return ((got.double() - wanted.double()).norm() / wanted.double().norm()).item()
 
 
-def tiny_vae(seed: int = 0, dtype: torch.dtype = torch.float64) -> VAEModel:
+def tiny_vae(seed: int = 0, dtype: torch.dtype = torch.float64, batch_norm: str = "running") -> VAEModel:
     """An MLP VAE of 4 x 4 pixels, freshly initialised, with statistics that are not the trivial ones."""
-    model = build({"family": "vae", "size": "vae-mnist", "architecture": {"input_size": SIDE, "widths": [8], "num_classes": CLASSES}})
+    architecture = {"input_size": SIDE, "widths": [8], "num_classes": CLASSES}
+    model = build({"family": "vae", "size": "vae-mnist", "architecture": architecture}, batch_norm=batch_norm)
     assert isinstance(model, VAEModel)
     model.vae.initialise(generator(seed, "tiny vae"))
     with torch.no_grad():

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.config.base import Fraction, JobConfig, Section
 from pipeline.config.unlearn import Evaluate, Model, Train
@@ -52,6 +52,13 @@ class PretrainConfig(JobConfig):
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     checkpoint_s: float = Field(120.0, gt=0, description="seconds between two checkpoints; the same command goes on from the last one")
+
+    @model_validator(mode="after")
+    def _mirrors(self) -> "PretrainConfig":
+        for section, one in (("judge", self.judge), ("hat_judge", self.hat_judge)):
+            if one and one.mirror and one.net != "resnet":
+                raise ValueError(f"{section}.mirror: got true for {one.net}, expected false: only net=resnet looks at mirror images")
+        return self
 
     @property
     def is_gold(self) -> bool:

@@ -13,9 +13,9 @@ class Progress:
 
     def __init__(self, what: str, total: int, every_s: float = 10.0):
         self._what, self._total, self._every_s = what, total, every_s
-        self._count = 0
+        self._count, self._note = 0, ""
         self._bar = tqdm(total=total, desc=what, leave=False, dynamic_ncols=True) if sys.stderr.isatty() else None
-        self._printed_at = time.monotonic()
+        self._printed, self._printed_at = 0, time.monotonic()
 
     def __enter__(self) -> "Progress":
         return self
@@ -29,13 +29,12 @@ class Progress:
 
     def at(self, count: int, note: str = "") -> None:
         """`count` are done in all."""
-        self._count = count
+        self._count, self._note = count, note
         if self._bar is not None:
             self._bar.n = min(count, self._total)
             self._bar.set_postfix_str(note)
         elif time.monotonic() - self._printed_at >= self._every_s:
-            self._printed_at = time.monotonic()
-            print(f"  {self._what} {count}/{self._total}  {note}", file=sys.stderr, flush=True)
+            self._print()
 
     def line(self, text: str) -> None:
         """A line that stays."""
@@ -47,6 +46,12 @@ class Progress:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+        elif self._count != self._printed:
+            self._print()
+
+    def _print(self) -> None:
+        self._printed, self._printed_at = self._count, time.monotonic()
+        print(f"  {self._what} {self._count}/{self._total}  {self._note}".rstrip(), file=sys.stderr, flush=True)
 
 
 def gathered(results: Iterable[dict[str, Any]], what: str, total: int) -> list[dict[str, Any]]:

@@ -40,10 +40,11 @@ def results(wanted: Sequence[KeyedT], run: Callable[[KeyedT], dict[str, Any]], u
 @contextmanager
 def _ended_with_it(pool: ProcessPoolExecutor) -> Iterator[None]:
     """Whoever leaves early does not wait for runs whose results nobody will keep."""
+    before = set(active_children())
     try:
         yield
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
-        for child in active_children():
+        for child in set(active_children()) - before:
             child.terminate()
         raise

@@ -103,6 +103,17 @@ def same_start(start: Checkpoint | None, collectives: Collectives) -> Checkpoint
     return start
 
 
+def restore(
+    start: Checkpoint, moving: Mapping[str, Tensor], average: Mapping[str, Tensor], optimiser: torch.optim.Optimizer, names: Sequence[str]
+) -> None:
+    """Put the weights `moving`, their `average` and the moments of the optimiser's parameters `names` back, in place."""
+    with torch.no_grad():
+        for now, then in ((moving, start.trained), (average, start.average)):
+            for name, tensor in now.items():
+                tensor.copy_(then[name])
+    restore_moments(optimiser, names, start.moments)
+
+
 def optimiser_moments(optimiser: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, Tensor]:
     """The optimiser's per-parameter state as named tensors."""
     state = optimiser.state_dict()["state"]

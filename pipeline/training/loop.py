@@ -23,7 +23,7 @@ from pipeline.evaluation.settle import SettleRule
 from pipeline.runtime.precision import autocast
 from pipeline.runtime.stopwatch import Stopwatch, phase, timed
 from pipeline.training.beginning import begin
-from pipeline.training.checkpoint import Checkpoint, optimiser_moments, restore_moments
+from pipeline.training.checkpoint import Checkpoint, optimiser_moments, restore
 from pipeline.training.checks import Checks, Evaluator, check, standing_in
 from pipeline.training.draws import sample_latents, step_rows
 from pipeline.training.optimiser import Average, adamw, apply_gradient, warmup
@@ -310,10 +310,7 @@ def _restore(
     start: Checkpoint,
     device: torch.device,
 ) -> None:
-    for name, parameter in named.items():
-        parameter.copy_(start.trained[name])
-        average.values[name].copy_(start.average[name])
-    restore_moments(optimiser, list(named), start.moments)
+    restore(start, named, average.values, optimiser, list(named))
     for key, value in start.progress["rule"].items():
         setattr(checks.rule, key, value)
     checks.missing = list(start.progress["missing"])

@@ -19,7 +19,7 @@ from pipeline.data.cycle import Cycle
 from pipeline.data.rows import Batch
 from pipeline.runtime.precision import autocast
 from pipeline.seeding import generator
-from pipeline.training.checkpoint import Checkpoint, optimiser_moments, restore_moments
+from pipeline.training.checkpoint import Checkpoint, optimiser_moments, restore
 from pipeline.training.draws import draw_rows, drop_labels
 from pipeline.training.optimiser import Average, adamw, apply_gradient, warmup_cosine
 from pipeline.unlearning.collectives import Collectives
@@ -60,7 +60,8 @@ def fit(
     moving = {**named, **dict(net.named_buffers())}
     first = 1
     if keeping and keeping.start:
-        first = _restore(keeping.start, moving, average, optimiser, list(named)) + 1
+        restore(keeping.start, moving, average.values, optimiser, list(named))
+        first = keeping.start.iteration + 1
     kept_at = time.monotonic()
     for step in range(first, steps + 1):
         loss = loss_at(step)
@@ -78,17 +79,6 @@ def fit(
     with torch.no_grad():
         for name, parameter in named.items():
             parameter.copy_(average.values[name])
-
-
-@torch.no_grad()
-def _restore(start: Checkpoint, moving: dict[str, Tensor], average: Average, optimiser: torch.optim.Optimizer, names: list[str]) -> int:
-    """Everything as it was after the step that comes back."""
-    for name, tensor in moving.items():
-        tensor.copy_(start.trained[name])
-    for name, tensor in average.values.items():
-        tensor.copy_(start.average[name])
-    restore_moments(optimiser, names, start.moments)
-    return start.iteration
 
 
 def train_dit(

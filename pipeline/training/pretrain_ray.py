@@ -42,8 +42,8 @@ def descriptions(config: PretrainConfig, lake: Lake) -> tuple[dict[str, Any], di
     from models.resnet_judge import resnet_description
 
     nets: dict[str, Callable[..., dict[str, Any]]] = {
-        "small_cnn": lambda *, mirror, **rows: small_cnn_description(**rows),
-        "mlp": lambda *, width, mirror, **rows: mlp_description(**rows),
+        "small_cnn": small_cnn_description,
+        "mlp": lambda *, width, **rows: mlp_description(**rows),
         "resnet": resnet_description,
     }
     manifest = lake.manifest
@@ -62,7 +62,9 @@ def descriptions(config: PretrainConfig, lake: Lake) -> tuple[dict[str, Any], di
         raise InputError(str(error)) from error
     try:
         return model, {
-            name: nets[one.net](shape=shape, num_classes=len(names), class_names=names, width=one.width, mirror=one.mirror)
+            name: nets[one.net](
+                shape=shape, num_classes=len(names), class_names=names, width=one.width, **({"mirror": True} if one.mirror else {})
+            )
             for name, one in config.judges.items()
         }
     except ValueError as error:

@@ -33,7 +33,7 @@ def dit(**more: Any) -> nn.Module:
 
 def vae(**more: Any) -> nn.Module:
     """Its batch norms carry running statistics from step to step."""
-    model = tiny_vae(dtype=torch.float32)
+    model = tiny_vae(dtype=torch.float32, batch_norm="tracked")
     model.net.train()
     train_dit(model, tiny_batch([0, 1, 2, 3], each=8), label_dropout=0.0, clip=1.0, **COMMON, **more)
     return model.net
