@@ -29,7 +29,7 @@ def results(wanted: Sequence[KeyedT], run: Callable[[KeyedT], dict[str, Any]], u
     missing = [one for one in wanted if one.key not in known]
     if not missing:
         return
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool, _ended_with_it(pool):
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool, _ended_early():
         for future in as_completed([pool.submit(run, one) for one in missing]):
             result = future.result()
             known[result["key"]] = result
@@ -38,13 +38,12 @@ def results(wanted: Sequence[KeyedT], run: Callable[[KeyedT], dict[str, Any]], u
 
 
 @contextmanager
-def _ended_with_it(pool: ProcessPoolExecutor) -> Iterator[None]:
-    """Whoever leaves early does not wait for runs whose results nobody will keep."""
+def _ended_early() -> Iterator[None]:
+    """Whoever leaves early does not wait for runs whose results nobody will keep: a pool whose processes are gone gives the rest up."""
     before = set(active_children())
     try:
         yield
     except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
         for child in set(active_children()) - before:
             child.terminate()
         raise
