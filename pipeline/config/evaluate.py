@@ -21,7 +21,9 @@ class EvaluateConfig(JobConfig):
     tracking: Tracking = Tracking()
     version: Version = "candidate"
     checkpoint: str | None = Field(None, description="of a run: a checkpoint's folder, or last; absent: what the run registered")
-    measures: list[str] = Field(["forget_fraction", "leakage", "retain_accuracy", "fid"], description="names of the measures; [] for none")
+    measures: list[str] = Field(
+        ["forget_fraction", "exchange_precision", "leakage", "retain_accuracy", "fid"], description="names of the measures; [] for none"
+    )
     battery: bool = Field(False, description="try to bring the class back")
     gold: str | None = Field(None, description="name or URI of a model trained without the forgotten rows, to compare with")
     lake: str | None = Field(None, description="absent: the run's")

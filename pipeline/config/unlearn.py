@@ -166,7 +166,7 @@ class Evaluate(Section):
     samples: int = Field(200, ge=20, description="images a check draws for the forgotten classes together")
     retain_samples: int = Field(20, ge=1, description="images a check draws for each retained class")
     retain_classes: int | None = Field(
-        None, ge=1, description="retained classes that are drawn: the nearest ones, and others by seed; absent: all of them"
+        None, ge=1, description="retained classes that are drawn: exchange, nearest, others by seed; absent: all of them"
     )
     final_samples: int = Field(500, ge=100, description="the same before and after, on fresh noise")
     final_retain_samples: int = Field(100, ge=1)
@@ -218,6 +218,11 @@ class Gate(Section):
         0.60, description="named samples: bound on the loss attack's AUC and, for settling, on its upper bound"
     )
     max_fid_increase: float | None = Field(None, ge=0, description="bound on how far the Frechet distance may rise; absent: reported only")
+    min_exchange_precision: Fraction | None = Field(
+        None,
+        description="bound on how much of what the forgotten labels draw looks like real images of the exchange class, over what the base "
+        "model's exchange label reaches (docs/evaluation.md); absent: reported, and warned of below 0.5",
+    )
     min_hold_steps: int = Field(
         8, ge=0, description="bound on the steps for which a settled run was seen to stay below the target: a short hold proves little"
     )

@@ -1,24 +1,42 @@
 """Improved precision and recall (Kynkaanniemi et al. 2019): which images lie within the other set's k-nearest-neighbour balls."""
 
+from dataclasses import dataclass
+
 from torch import Tensor, cdist
 
 from pipeline.evaluation.proportion import Proportion, proportion
 
-
-def radii(rows: Tensor, k: int) -> Tensor:
-    """Distance of each row (N, F) to its k-th nearest other row, (N,)."""
-    if len(rows) <= k:
-        raise ValueError(f"precision and recall: got {len(rows)} rows, expected more than manifold_k ({k})")
-    return cdist(rows.double(), rows.double(), compute_mode="donot_use_mm_for_euclid_dist").kthvalue(k + 1, dim=1).values
+K = 3  # the neighbour that sets a ball's radius, as in the paper
 
 
-def covered(rows: Tensor, by: Tensor, k: int) -> Proportion:
-    """Share of `rows` (N, F) that lie within a ball around some row of `by` (M, F) (eq. 1 and 2)."""
-    distance = cdist(rows.double(), by.double(), compute_mode="donot_use_mm_for_euclid_dist")  # (N, M)
-    inside = (distance <= radii(by, k).unsqueeze(0)).any(dim=1)
-    return proportion(int(inside.sum()), len(rows))
+@dataclass(frozen=True, kw_only=True)
+class Manifold:
+    """A set of feature `rows` (M, F), each with the `radii` (M,) of a ball as large as the distance to its k-th nearest other row."""
+
+    rows: Tensor
+    radii: Tensor
+
+    @staticmethod
+    def of(rows: Tensor, k: int = K) -> "Manifold":
+        """Raises `ValueError` where there are not more than `k` rows."""
+        if len(rows) <= k:
+            raise ValueError(f"precision and recall: got {len(rows)} rows, expected more than manifold_k ({k})")
+        return Manifold(rows=rows.double(), radii=_distances(rows, rows).kthvalue(k + 1, dim=1).values)
+
+    def around(self, rows: Tensor) -> Tensor:
+        """Which of `rows` (N, F) lie within some ball, (N,) of bool (eq. 1)."""
+        return (_distances(rows, self.rows) <= self.radii.unsqueeze(0)).any(dim=1)
 
 
 def precision_recall(drawn: Tensor, real: Tensor, k: int) -> dict[str, Proportion]:
-    """Precision: drawn images that look real. Recall: real images that the model could draw."""
-    return {"precision": covered(drawn, real, k), "recall": covered(real, drawn, k)}
+    """Precision: share of the `drawn` features (N, F) that look real. Recall: share of the `real` ones (M, F) that the model could draw."""
+    return {"precision": covered(drawn, Manifold.of(real, k)), "recall": covered(real, Manifold.of(drawn, k))}
+
+
+def covered(rows: Tensor, by: Manifold) -> Proportion:
+    """Share of `rows` (N, F) that `by` is around (eq. 2)."""
+    return proportion(int(by.around(rows).sum()), len(rows))
+
+
+def _distances(first: Tensor, second: Tensor) -> Tensor:
+    return cdist(first.double(), second.double(), compute_mode="donot_use_mm_for_euclid_dist")

@@ -13,8 +13,9 @@ from models.features.table import FeatureSpace
 from models.generative import GenerativeModel
 from models.judge import Judge
 from pipeline.data.rows import Batch
-from pipeline.evaluation.forgetting import exchange_fraction, forget_fraction
+from pipeline.evaluation.forgetting import ExchangePrecision, exchange_fraction, exchange_precision, forget_fraction
 from pipeline.evaluation.frechet import Moments, frechet_distance, merged
+from pipeline.evaluation.manifold import Manifold
 from pipeline.evaluation.membership import Membership, membership, sample_losses
 from pipeline.evaluation.proportion import Proportion, proportion
 from pipeline.evaluation.retention import Retention, retain_accuracy
@@ -33,8 +34,8 @@ class Subject:
     """Whom to ask about what: the judge, the forgotten classes and their exchange, the retained labels that are drawn.
 
     `reference` holds the moments of the judge's features of real retained rows, for the Frechet distance; `spaces` are further feature
-    spaces, `references` the moments there. `members` are
-    the named samples to forget and `heldout` never-seen rows of their classes; None where whole classes are forgotten.
+    spaces, `references` the moments there. `likeness` holds the judge's features of real rows of the exchange classes, for each forgotten
+    class. `members` are the named samples to forget and `heldout` never-seen rows of their classes; None where whole classes are forgotten.
     """
 
     judge: Judge
@@ -45,6 +46,7 @@ class Subject:
     reference: Moments | None = None
     spaces: Mapping[str, FeatureSpace] = field(default_factory=dict)
     references: Mapping[str, Moments] = field(default_factory=dict)
+    likeness: Mapping[int, Manifold] = field(default_factory=dict)
     members: Batch | None = None
     heldout: Batch | None = None
     membership_draws: int = 16
@@ -57,6 +59,7 @@ class Measures:
 
     forget: Proportion | None
     exchange: Proportion | None
+    precision: ExchangePrecision | None
     membership: Membership | None
     retention: Retention
     fid: Mapping[str, float]
@@ -83,6 +86,7 @@ class Measures:
         return {
             "forget_fraction": self.forget.to_dict() if self.forget else None,
             "exchange_fraction": self.exchange.to_dict() if self.exchange else None,
+            "exchange_precision": self.precision.to_dict() if self.precision else None,
             "retain_accuracy": retain | {"per_class": {str(label): value for label, value in retain["per_class"].items()}},
             "fid": dict(self.fid),
             **({"class_shares": self.shares.to_dict()} if self.shares else {}),
@@ -111,6 +115,7 @@ class Measures:
                 else {}
             ),
             "exchange_fraction": self.exchange.value if self.exchange else None,
+            "exchange_precision": self.precision.forgotten.value if self.precision else None,
             "retain_accuracy/mean": self.retention.mean,
             **{f"retain_accuracy/mean/{key}": kept[key] for key in ("low", "high", "n") if key in kept},
             "retain_accuracy/min": self.retention.min,
@@ -154,8 +159,17 @@ def measure(
     model.net.eval()
     drawn = subject.retained if model.conditional else (UNLABELLED,)
     spaces = subject.spaces if further else {}
+    like = {label: real for c, real in subject.likeness.items() for label in (*subject.exchange[c], c)}
     verdicts = judge_samples(
-        model, subject.judge, what, collectives, to_pixels=subject.to_pixels, spaces=spaces, compared=drawn, autocast=autocast
+        model,
+        subject.judge,
+        what,
+        collectives,
+        to_pixels=subject.to_pixels,
+        spaces=spaces,
+        compared=drawn,
+        manifolds=like if model.conditional else {},
+        autocast=autocast,
     )
     attack = _attack(model, subject, collectives, seed=seed, purpose=purpose, batch=batch) if subject.members else None
     model.net.train(training)
@@ -173,6 +187,7 @@ def measure(
         shares=shares,
         membership=attack,
         exchange=exchange_fraction(verdicts, subject.exchange),
+        precision=exchange_precision(verdicts, {c: subject.exchange[c] for c in subject.likeness}),
         retention=NOT_ASKED if shares else retain_accuracy(verdicts, subject.forgotten, subject.neighbours),
         fid=fid,
         seconds=time.perf_counter() - started,

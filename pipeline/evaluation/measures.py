@@ -8,10 +8,13 @@ from torch import Tensor
 
 from pipeline.evaluation import drift, kid, leakage, manifold, membership, relearn, retention, timesteps
 from pipeline.evaluation.bench import AFTER, BEFORE, Scope
+from pipeline.evaluation.forgetting import exchange_precision
 from pipeline.evaluation.frechet import Moments, frechet_distance
+from pipeline.evaluation.manifold import Manifold
 from pipeline.evaluation.proportion import proportion
+from pipeline.evaluation.sampling import Verdicts
 from pipeline.evaluation.sums import below
-from pipeline.evaluation.works import JUDGE, plans
+from pipeline.evaluation.works import JUDGE, forgotten_plan, plans
 
 Found = Mapping[str, Mapping[str, Tensor]]  # work -> merged sums
 
@@ -115,6 +118,22 @@ def _manifold(scope: Scope, found: Found, side: str) -> dict[str, Any] | None:
     return {**shares, "k": k}
 
 
+def _exchange_precision(scope: Scope, found: Found, side: str) -> dict[str, Any] | None:
+    sums, k = found["drawing"], scope.settings.manifold_k
+    real = {c: sums[f"{JUDGE}/exchange/{c}"] for c in scope.exchange}
+    alike = {c: Manifold.of(rows, k) for c, rows in real.items() if len(rows) > k}
+    of_label = {label: one for c, one in alike.items() for label in (*scope.exchange[c], c)}
+    labels, within = [], []
+    for name, features in ((forgotten_plan(scope), sums[f"{JUDGE}/{side}/forgotten"]), ("retained", sums[f"{JUDGE}/{side}/features"])):
+        for label, row in zip(plans(scope)[name].labels, features):
+            if label in of_label:
+                labels.append(label)
+                within.append(bool(of_label[label].around(row.unsqueeze(0))))
+    verdicts = Verdicts(labels=tuple(labels), called=(), moments={}, within=tuple(within))
+    precision = exchange_precision(verdicts, {c: scope.exchange[c] for c in alike})
+    return {**precision.to_dict(), "k": k} if precision else None
+
+
 def _drift(scope: Scope, found: Found, side: str) -> dict[str, Any]:
     return {
         space: drift.paired_drift(below(found["drawing"], f"{space}/drift/{AFTER}/{BEFORE}"), scope.retained) for space in spaces_of(found)
@@ -152,8 +171,15 @@ def _both(scope: Scope) -> bool:
     return _classes(scope) and _labels(scope)
 
 
+def _exchange(scope: Scope) -> bool:
+    return _both(scope) and bool(scope.exchange)
+
+
 MEASURES: dict[str, Measure] = {
     "forget_fraction": Measure(works=("drawing",), result=_forget, needs=_classes, about="forgotten class still drawn, at each CFG scale"),
+    "exchange_precision": Measure(
+        works=("drawing",), result=_exchange_precision, needs=_exchange, about="forgotten label's images that look like the exchange class"
+    ),
     "leakage": Measure(works=("drawing",), result=_leakage, needs=_both, about="forgotten class drawn under other labels and none"),
     "retain_accuracy": Measure(works=("drawing",), result=_retain, needs=_labels, about="other labels drawn right"),
     "fid": Measure(works=("drawing",), result=_fid, about="Frechet distance to real retained rows"),

@@ -11,12 +11,14 @@ from models.features.table import FeatureSpace
 from models.generative import GenerativeModel
 from models.judge import Judge
 from pipeline.evaluation.frechet import Moments
+from pipeline.evaluation.manifold import Manifold
 from pipeline.evaluation.sums import Ranks, Shard, blocks
 from pipeline.seeding import seed_of
 from pipeline.unlearning.collectives import Collectives
 
 LANES = 8  # ranks that can share one plan; a block of images never depends on how many do
 NO_SPACES: Mapping[str, FeatureSpace] = {}
+NO_MANIFOLDS: Mapping[int, Manifold] = {}
 Autocast = Callable[[], AbstractContextManager[None]]
 
 
@@ -36,12 +38,14 @@ class Verdicts:
     """What the judge called each image of a plan: `labels` asked for, `called` (N,), both in plan order on every rank.
 
     `moments` are those of the judge's features per asked label, `further` those of each further space over the labels it was asked for.
+    `within` (N,): whether an image's features lie within the manifold of its label; False for labels that were given none.
     """
 
     labels: tuple[int, ...]
     called: tuple[int, ...]
     moments: Mapping[int, Moments]
     further: Mapping[str, Moments] = field(default_factory=dict)
+    within: tuple[bool, ...] = ()
 
 
 def plan(counts: Mapping[int, int], *, seed: int, purpose: str, cfg_scale: float, steps: int, batch: int) -> Plan:
@@ -98,30 +102,36 @@ def judge_samples(
     to_pixels: Callable[[Tensor], Tensor] = lambda x: x,
     spaces: Mapping[str, FeatureSpace] = NO_SPACES,
     compared: Collection[int] = (),
+    manifolds: Mapping[int, Manifold] = NO_MANIFOLDS,
     autocast: Autocast = nullcontext,
 ) -> Verdicts:
     """Draw the plan's images, shared out over ranks, and put the verdicts together on all of them.
 
-    Features in `spaces` are summed over the images of the labels `compared`.
+    Features in `spaces` are summed over the images of the labels `compared`. `manifolds` are by asked label, in the judge's features.
     """
     n = len(what.labels)
     shared = replace(what, batch=min(what.batch, max(1, -(-n // LANES))))
     device = next(judge.net.parameters()).device
-    called = torch.zeros(n, dtype=torch.int64)
+    called, within = torch.zeros(2, n, dtype=torch.int64)
     moments: dict[int, Moments] = {}
     further = {name: Moments.empty(space.feature_size) for name, space in spaces.items()}
     for block in draw_blocks(model, judge, shared, collectives, to_pixels=to_pixels, spaces=spaces, autocast=autocast):
         called[block.positions] = block.ranked[:, 0]
         for label in block.labels.unique().tolist():
-            part = Moments.of(block.features[block.labels == label])
+            own = (block.labels == label).nonzero().flatten()
+            if label in manifolds:
+                within[torch.tensor(block.positions)[own]] = manifolds[label].around(block.features[own]).long()
+            part = Moments.of(block.features[own])
             moments[label] = moments[label].merge(part) if label in moments else part
         asked = torch.isin(block.labels, torch.tensor(sorted(compared), dtype=torch.int64))
         further = {name: sums.merge(Moments.of(block.further[name][asked])) for name, sums in further.items()}
     empty = Moments.empty(judge.feature_size)
     summed = {label: _reduced(moments.get(label, empty), collectives, device) for label in sorted(set(what.labels))}
+    called, within = collectives.sum(torch.stack([called, within]).to(device))
     return Verdicts(
         labels=what.labels,
-        called=tuple(collectives.sum(called.to(device)).tolist()),
+        called=tuple(called.tolist()),
+        within=tuple(map(bool, within.tolist())),
         moments=summed,
         further={name: _reduced(sums, collectives, device) for name, sums in further.items()},
     )

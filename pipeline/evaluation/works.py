@@ -25,6 +25,11 @@ TOP = 5  # calls of the judge that are kept of every image
 DRIFTS = ((AFTER, BEFORE), (AFTER, GOLD), (BEFORE, GOLD))  # whose images of the same seeds are held against each other
 
 
+def forgotten_plan(scope: Scope) -> str:
+    """The name of the plan of forgotten labels at the main CFG scale."""
+    return f"forgotten@{scope.settings.cfg_scale:g}"
+
+
 def plans(scope: Scope) -> dict[str, Plan]:
     """What is drawn: `retained`, `null`, and `forgotten@<scale>` at each CFG scale, in a random order that mixes the labels.
 
@@ -56,7 +61,8 @@ def plans(scope: Scope) -> dict[str, Plan]:
 def drawing(bench: Bench, ranks: Ranks) -> Sums:
     """Images of every plan by every side: <side>/<plan>/ranked (N, 5) calls; of the retained labels, in every feature space, moments,
     kernel distances to real rows, the first features, and, of two sides, their paired drift: <space>/<side>/… and <space>/drift/<a>/<b>/….
-    `<space>/real/…`: moments and features of the real rows."""
+    `<space>/real/…`: moments and features of the real rows. Of the forgotten labels the judge's first features at the main CFG scale,
+    judge/<side>/forgotten, and those of real rows of each one's exchange classes, judge/exchange/<class>."""
     sums: Sums = {}
     real, kept = reference_rows(bench), bench.scope.settings.manifold_samples
     features_of = _feature_reader(bench, real)
@@ -64,8 +70,12 @@ def drawing(bench: Bench, ranks: Ranks) -> Sums:
         for space, features in features_of(tuple(positions)).items():
             _moments(sums, f"{space}/real", features)
             tally(sums, f"{space}/real/features", _first(features, positions, min(kept, len(real))))
+    for c, rows in exchange_rows(bench).items():
+        read = _feature_reader(bench, rows)
+        for positions in blocks(len(rows), bench.scope.settings.block, ranks.rank, ranks.world):
+            tally(sums, f"{JUDGE}/exchange/{c}", placed(len(rows), positions, read(tuple(positions))[JUDGE].double()))
     for name, what in plans(bench.scope).items():
-        compared = name == "retained"
+        compared, forgotten = name == "retained", name == forgotten_plan(bench.scope)
         spaces = bench.spaces if compared else {}
         sides = [
             draw_blocks(model, bench.judge, what, ranks, top=TOP, to_pixels=bench.to_pixels, spaces=spaces)
@@ -74,6 +84,8 @@ def drawing(bench: Bench, ranks: Ranks) -> Sums:
         for parts in zip(*sides):
             for side, part in zip(bench.sides, parts):
                 tally(sums, f"{side}/{name}/ranked", placed(len(what.labels), part.positions, part.ranked))
+                if forgotten:
+                    tally(sums, f"{JUDGE}/{side}/forgotten", _first(part.features, part.positions, min(kept, len(what.labels))))
                 for space, features in _spaces(part).items() if compared else ():
                     _moments(sums, f"{space}/{side}", features)
                     tally(sums, f"{space}/{side}/features", _first(features, part.positions, min(kept, len(what.labels))))
@@ -156,6 +168,14 @@ def reference_rows(bench: Bench) -> Batch:
     rows = bench.rows(list(bench.scope.retained), "train")
     order = torch.randperm(len(rows), generator=generator(bench.scope.seed, "reference"))
     return rows.take(order[: bench.scope.settings.reference_rows].tolist())
+
+
+def exchange_rows(bench: Bench) -> dict[int, Batch]:
+    """Real rows of the exchange classes of each forgotten class, at most `manifold_samples`."""
+    scope = bench.scope
+    asked = {c: list(scope.exchange[c]) for c in scope.forgotten if scope.conditional and scope.exchange.get(c)}
+    most = scope.settings.manifold_samples
+    return {c: pick(bench.rows(targets, "train"), most, scope.seed, f"exchange of {c}") for c, targets in asked.items()}
 
 
 def _spaces(block: Block) -> dict[str, Tensor]:

@@ -113,7 +113,7 @@ def check(config: UnlearnConfig) -> Prepared:
         judge=judge,
         model=model,
         trainable=sum(p.numel() for p in named.values()),
-        subject={"retained": _drawn(config, retained, near), "neighbours": near},
+        subject={"retained": drawn_classes(config, retained, near), "neighbours": near},
         choice=bases.choose(config, base),
         hat_judge=hat_judge,
         features=features,
@@ -143,13 +143,18 @@ def warning_of(prepared: Prepared) -> str | None:
     return judge_warning(prepared.judge.manifest.get("heldout_accuracy"))
 
 
-def _drawn(config: UnlearnConfig, retained: list[int], near: list[int]) -> list[int]:
-    """The retained classes that evaluations draw: as many as `evaluate.retain_classes` says, the nearest among them."""
+def drawn_classes(config: UnlearnConfig, retained: list[int], near: list[int]) -> list[int]:
+    """The retained classes that evaluations draw: as many as `evaluate.retain_classes` says.
+
+    The exchange classes first, which the training moves most, then the nearest, then others by seed.
+    """
     count = config.evaluate.retain_classes
     if count is None or count >= len(retained):
         return retained
-    order = sorted((label for label in retained if label not in near), key=lambda label: seed_of(config.seed, "drawn", label))
-    return sorted([*near, *order][:count])
+    exchange = {label for targets in config.request.exchange_classes.values() for label in targets}
+    first = dict.fromkeys([label for label in retained if label in exchange] + near)
+    others = sorted((label for label in retained if label not in first), key=lambda label: seed_of(config.seed, "drawn", label))
+    return sorted([*first, *others][:count])
 
 
 def _nearest(config: UnlearnConfig, lake: Lake, model: GenerativeModel, judge: Judge, retained: list[int]) -> list[int]:

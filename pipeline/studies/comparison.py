@@ -122,6 +122,8 @@ def run_cell(cell: Cell, samples_uri: str) -> dict[str, Any]:
         "settled_step": outcome.settled_step,
         "forget_fraction": (after["forget_fraction"] or {}).get("value"),
         "exchange_fraction": (after["exchange_fraction"] or {}).get("value"),
+        "exchange_precision": ((after["exchange_precision"] or {}).get("forgotten") or {}).get("value"),
+        "exchange_precision_own": ((outcome.before["exchange_precision"] or {}).get("own") or {}).get("value"),
         "retain_mean": after["retain_accuracy"]["mean"],
         "retain_min": after["retain_accuracy"]["min"],
         "retain_mean_before": outcome.before["retain_accuracy"]["mean"],
@@ -169,6 +171,7 @@ def table(results: Sequence[Mapping[str, Any]], rows: Sequence[str]) -> str:
         "settled (of runs)",
         "forget",
         "as exchange",
+        "looks like it (base's own)",
         "retain mean (worst run)",
         "retain min (worst run)",
         "against the base, mean / min (worst run)",
@@ -184,7 +187,10 @@ def table(results: Sequence[Mapping[str, Any]], rows: Sequence[str]) -> str:
         settled = [r["settled_step"] for r in runs if r["settled_step"] is not None]
         crossed = [r["first_crossing_step"] for r in runs if r["first_crossing_step"] is not None]
         means, minima = [r["retain_mean"] for r in runs], [r["retain_min"] for r in runs]
-        exchange = [r["exchange_fraction"] for r in runs if r["exchange_fraction"] is not None]
+        exchange, alike, own = (
+            [r[key] for r in runs if r.get(key) is not None]
+            for key in ("exchange_fraction", "exchange_precision", "exchange_precision_own")
+        )
         cells_ = [
             row,
             str(len(all_runs)),
@@ -192,6 +198,7 @@ def table(results: Sequence[Mapping[str, Any]], rows: Sequence[str]) -> str:
             f"{statistics.median(settled):g} ({len(settled)})" if settled else "never",
             f"{statistics.median(r['forget_fraction'] for r in runs):.3f}",
             f"{statistics.median(exchange):.2f}" if exchange else "",
+            f"{statistics.median(alike):.2f} ({statistics.median(own):.2f})" if alike and own else "",
             f"{statistics.median(means):.3f} ({min(means):.3f})",
             f"{statistics.median(minima):.2f} ({min(minima):.2f})",
             f"{_change(runs, 'retain_mean')} / {_change(runs, 'retain_min')}",

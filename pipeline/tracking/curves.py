@@ -25,10 +25,11 @@ def curves(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> l
     charts = [
         Chart(
             title="Forgotten class still drawn",
-            note="Share of images under the forgotten label that still show it, with its 95 % interval.",
+            note="Of the images under the forgotten label, the share that still show it, with its 95 % interval, and what is drawn instead.",
             series=[
                 series_of(records, "evaluation", "forget_fraction", "forgotten class", 1, band=True, dots=True),
                 series_of(records, "evaluation", "exchange_fraction", "exchange class", 3, dots=True),
+                series_of(records, "evaluation", "exchange_precision", "looks like real ones of it", 4, dots=True),
             ],
             y_range=(0.0, 1.0),
             bounds=[(f"target {share(target)}", target)] if target is not None else [],

@@ -34,6 +34,7 @@ DOUBT = {"open": "The images are too few to tell: draw more.", "failed": "It cou
 STATES = {"holds": ("good", "holds"), "returns": ("bad", "comes back"), "open": ("open", "undecided"), "failed": ("open", "failed")}
 TITLES = {
     "forget_fraction": "Forgotten class drawn",
+    "exchange_precision": "Looks like the exchange class",
     "leakage": "Forgotten class under other labels",
     "retain_accuracy": "Retained classes drawn right",
     "fid": "Frechet distance",
@@ -56,9 +57,15 @@ WORDS = (
     ("unpaired", "distance between two seeds of one class"),
     ("relative", "drift as a share of that"),
 )
-SPACES = {"judge": "in the judge's features", "inception": "in Inception's features", "dinov2": "in DINOv2's features"}
+WHOLE = {  # titles that are replaced as a whole
+    "judge": "in the judge's features",
+    "inception": "in Inception's features",
+    "dinov2": "in DINOv2's features",
+    "forgotten": "images of the forgotten labels",
+    "own": "the exchange labels' own images",
+}
 UNSAID = ("k", "n", "real n")
-SHARES = ("forget_fraction", "leakage", "retain_accuracy", "precision_recall")
+SHARES = ("forget_fraction", "exchange_precision", "leakage", "retain_accuracy", "precision_recall")
 
 
 def battery_section(battery: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -116,8 +123,8 @@ def measures_section(measures: Mapping[str, Any] | None) -> list[dict[str, Any]]
 
 
 def _words(title: str) -> str:
-    if title in SPACES:
-        return SPACES[title]
+    if title in WHOLE:
+        return WHOLE[title]
     for old, new in WORDS:
         title = title.replace(old, new)
     return title.replace("_", " ") or "in all"

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.evaluation.gate import likeness_warning
 from pipeline.tracking.proof import battery_sentence
 
 
@@ -31,6 +32,14 @@ def summary(result: Mapping[str, Any], report_uri: str) -> str:
         first, *others = [
             pair("forget_fraction", "forget_fraction", "value"),
             pair("drawn as the exchange class", "exchange_fraction", "value"),
+            *(
+                [
+                    pair("  looks like real ones of it", "exchange_precision", "forgotten", "value"),
+                    pair("  that label's own images do", "exchange_precision", "own", "value"),
+                ]
+                if after.get("exchange_precision")
+                else []
+            ),
         ]
     kept = [pair("retain_accuracy, mean", "retain_accuracy", "mean"), pair("retain_accuracy, worst class", "retain_accuracy", "min")]
     if shares := after.get("class_shares"):
@@ -52,6 +61,8 @@ def summary(result: Mapping[str, Any], report_uri: str) -> str:
             f"  the base model never memorised these samples (AUC {before['membership']['auc']:.3f} before, chance is 0.5): "
             "there was nothing to forget, and nothing is claimed"
         )
+    if warning := likeness_warning(before, after):
+        lines.append(f"  {warning}")
     failed = [check for check in result["gate"]["checks"] if not check["passed"]]
     lines.append("  gate PASSED" if result["gate"]["passed"] else "  gate FAILED: " + "; ".join(_reason(check) for check in failed))
     if battery := result.get("battery"):

@@ -4,11 +4,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from pipeline.evaluation.gate import likeness_warning
+
 Namer = Callable[[Any], str]
 NOT_MEASURED = "not measured"
 CHECKS = {
     "forget_fraction": "forgotten class still drawn",
     "settled": "stays forgotten",
+    "exchange_precision": "looks like the exchange class, over what the base's own images of it do",
     "held_steps": "steps for which it was seen to stay so",
     "retain_accuracy/mean": "retained classes, mean",
     "retain_accuracy/min": "lowest retained class",
@@ -40,6 +43,8 @@ def summary(result: Mapping[str, Any], named: Namer) -> str:
         sentences.append(_attacked(before.get("membership") or {}, after["membership"]))
     else:
         sentences.append("Whether it still shows was not measured.")
+    if warning := likeness_warning(before, after):
+        sentences.append(f"{warning[0].upper()}{warning[1:]}.")
     settled, crossed = result.get("settled_step"), result.get("first_crossing_step")
     under = f"under {share(target)}" if given(target) else "under the target"
     if given(settled):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from models import weights
 from models.compiling import compile_first_order
+from models.features.table import FeatureSpace
 from models.generative import GenerativeModel, build
 from models.judge import Judge, build_judge
 from pipeline.config import UnlearnConfig
@@ -15,6 +16,7 @@ from pipeline.data import stream_local
 from pipeline.data.cycle import Cycle
 from pipeline.data.partition import Partition
 from pipeline.data.rows import Batch
+from pipeline.evaluation.manifold import K, Manifold
 from pipeline.evaluation.measure import Subject, feature_moments
 from pipeline.runtime.precision import require_precision, use_tf32
 from pipeline.training.draws import exchange_rows
@@ -25,6 +27,7 @@ from pipeline.weights import bases, model_store
 from pipeline.weights.spaces import open_space, read_spaces
 
 REFERENCE_ROWS = 4096  # real rows that a Frechet distance is taken to, or a fold fitted to
+ALIKE_ROWS = 512  # real rows of its exchange classes that a forgotten label's images are held against
 PLACED = 256  # rows that are encoded at once
 
 
@@ -67,6 +70,8 @@ def assemble(
         references = {name: feature_moments(space, pixels, device) for name, space in {"judge": judge, **spaces}.items()}
     forget = partition.forget()
     by_name = config.request.sample_ids is not None
+    exchange = exchange_rows(partition.exchange(), config.request.exchange_classes) if config.request.exchange else None
+    asked = exchange if model.conditional and not by_name else None
     subject = Subject(
         judge=judge,
         forgotten=tuple(config.request.forgotten_classes),
@@ -79,22 +84,35 @@ def assemble(
         reference=references.pop("judge"),
         spaces=spaces,
         references=references,
+        likeness=likeness(judge, asked, to_pixels, device) if asked is not None else {},
         to_pixels=to_pixels,
     )
-    by_data = config.request.exchange and config.method.targets == "data"
-    exchange = exchange_rows(partition.exchange(), config.request.exchange_classes) if by_data else forget if config.method.fold else None
+    shown_instead = exchange if exchange is not None and config.method.targets == "data" else forget if config.method.fold else None
     return Inputs(
         config=config,
         model=model,
         subject=subject,
         retain=retain,
         forget=Cycle(forget, config.seed, "forget"),
-        exchange=None if exchange is None else Cycle(exchange, config.seed, "exchange"),
+        exchange=None if shown_instead is None else Cycle(shown_instead, config.seed, "exchange"),
         collectives=collectives,
         device=device,
         hat_judge=_judge(described["hat_judge"], device) if described.get("hat_judge") else None,
         folds=folds_between(model, shown, forget, config.request.forgotten_classes, device) if config.method.fold else None,
     )
+
+
+@torch.no_grad()
+def likeness(space: FeatureSpace, rows: Batch, to_pixels: Callable[[Tensor], Tensor], device: torch.device) -> dict[int, Manifold]:
+    """The features of real `rows` by label; a label with too few of them has none. The same on every rank."""
+    made = {}
+    for label in sorted(set(rows.y.tolist())):
+        own = (rows.y == label).nonzero().flatten()
+        own = own[:: -(-len(own) // ALIKE_ROWS)]
+        if len(own) > K:
+            parts = [space.features(to_pixels(rows.mean[part].to(device))).cpu() for part in own.split(PLACED)]
+            made[label] = Manifold.of(torch.cat(parts))
+    return made
 
 
 def _judge(uri: str, device: torch.device) -> Judge:

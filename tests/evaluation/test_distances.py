@@ -9,7 +9,7 @@ from sklearn.neighbors import NearestNeighbors
 from pipeline.evaluation.drift import drift_sums, paired_drift
 from pipeline.evaluation.kid import block_mmd, kid, kid_sums
 from pipeline.evaluation.leakage import leakage
-from pipeline.evaluation.manifold import precision_recall, radii
+from pipeline.evaluation.manifold import Manifold, precision_recall
 from pipeline.evaluation.sums import added, below, blocks, placed
 
 
@@ -67,7 +67,7 @@ def test_precision_and_recall_of_a_set_with_itself_and_with_one_far_away() -> No
     assert {share.value for share in precision_recall(rows, rows, 3).values()} == {1.0}
     assert {share.value for share in precision_recall(rows, rows + 100, 3).values()} == {0.0}
     with pytest.raises(ValueError, match="expected more than manifold_k"):
-        radii(rows[:3], 3)
+        Manifold.of(rows[:3], 3)
 
 
 def test_half_the_modes_cost_recall_and_not_precision() -> None:

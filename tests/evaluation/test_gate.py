@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.config import Gate, UnlearnConfig, parse
 from pipeline.errors import InputError
-from pipeline.evaluation.gate import judge_gate, judge_warning
+from pipeline.evaluation.gate import judge_gate, judge_warning, likeness, likeness_warning
 
 GOOD: dict[str, Any] = {
     "settled_step": 8,
@@ -44,6 +44,28 @@ def test_a_damaged_class_is_refused_and_named() -> None:
     assert failed(gate) == ["retain_accuracy/min"]
     (check,) = [c for c in gate["checks"] if not c["passed"]]
     assert (check["value"], check["bound"], check["class"]) == (0.4, 0.90, "3")
+
+
+def precise(own: float, forgotten: float) -> dict[str, Any]:
+    """GOOD with what the exchange label reached before and the forgotten one does after."""
+    made = outcome(exchange_precision={"forgotten": {"value": forgotten}, "own": {"value": 0.9}})
+    made["before"]["exchange_precision"] = {"forgotten": {"value": 0.0}, "own": {"value": own}}
+    return made
+
+
+def test_images_that_look_like_nothing_are_warned_of_and_refused_on_request() -> None:
+    stripes = precise(own=0.8, forgotten=0.02)
+    assert likeness(stripes["before"], stripes["after"]) == pytest.approx(0.025)
+    warning = likeness_warning(stripes["before"], stripes["after"])
+    assert warning is not None and "2.0% of it lies among real images, against 80.0%" in warning and "\n" not in warning
+    assert failed(judge_gate(Gate(), stripes, 0.98)) == []
+    assert failed(judge_gate(Gate(min_exchange_precision=0.5), stripes, 0.98)) == ["exchange_precision"]
+    trucks = precise(own=0.8, forgotten=0.6)
+    assert likeness_warning(trucks["before"], trucks["after"]) is None
+    assert failed(judge_gate(Gate(min_exchange_precision=0.5), trucks, 0.98)) == []
+    for unknown in (GOOD, precise(own=0.0, forgotten=0.0)):  # not measured, or nothing to hold it against
+        assert likeness(unknown["before"], unknown["after"]) is likeness_warning(unknown["before"], unknown["after"]) is None
+        assert failed(judge_gate(Gate(min_exchange_precision=0.5), unknown, 0.98)) == ["exchange_precision"]
 
 
 @pytest.mark.parametrize(
