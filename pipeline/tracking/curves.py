@@ -25,7 +25,7 @@ def curves(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> l
     charts = [
         Chart(
             title="Forgotten class still drawn",
-            note="Of the images under the forgotten label, the share that still show it, with its 95 % interval, and what is drawn instead.",
+            note="Share of images under the forgotten label that still show it, with its 95 % interval; what they show instead.",
             series=[
                 series_of(records, "evaluation", "forget_fraction", "forgotten class", 1, band=True, dots=True),
                 series_of(records, "evaluation", "exchange_fraction", "exchange class", 3, dots=True),
