@@ -22,7 +22,7 @@ class EvaluateConfig(JobConfig):
     version: Version = "candidate"
     checkpoint: str | None = Field(None, description="of a run: a checkpoint's folder, or last; absent: what the run registered")
     measures: list[str] = Field(
-        ["forget_fraction", "exchange_precision", "leakage", "retain_accuracy", "fid"], description="names of the measures; [] for none"
+        ["forget_fraction", "exchange_density", "leakage", "retain_accuracy", "fid"], description="names of the measures; [] for none"
     )
     battery: bool = Field(False, description="try to bring the class back")
     gold: str | None = Field(None, description="name or URI of a model trained without the forgotten rows, to compare with")

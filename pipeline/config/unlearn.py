@@ -218,10 +218,11 @@ class Gate(Section):
         0.60, description="named samples: bound on the loss attack's AUC and, for settling, on its upper bound"
     )
     max_fid_increase: float | None = Field(None, ge=0, description="bound on how far the Frechet distance may rise; absent: reported only")
-    min_exchange_precision: Fraction | None = Field(
+    min_exchange_density: Fraction | None = Field(
         None,
-        description="bound on how much of what the forgotten labels draw looks like real images of the exchange class, over what the base "
-        "model's exchange label reaches (docs/evaluation.md); absent: reported, and warned of below 0.5",
+        description="bound on the density of real images of the exchange class around what the forgotten labels draw, over that around "
+        "what the base model draws under the exchange labels (docs/evaluation.md). With it a run that has settled goes on until the lower "
+        "95 % bound is above it at two checks in a row; absent: reported, and warned of below a third",
     )
     min_hold_steps: int = Field(
         8, ge=0, description="bound on the steps for which a settled run was seen to stay below the target: a short hold proves little"

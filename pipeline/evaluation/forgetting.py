@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.evaluation.density import Density, density
+from pipeline.evaluation.manifold import K
 from pipeline.evaluation.proportion import Proportion, proportion
 from pipeline.evaluation.sampling import Verdicts
 
@@ -21,28 +23,24 @@ def exchange_fraction(verdicts: Verdicts, exchange: Mapping[int, Sequence[int]])
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExchangePrecision:
-    """How much looks like real images of the exchange classes: `forgotten`, of what the forgotten labels draw, and `own`, of what the
-    exchange labels themselves draw (None where they were not drawn), to hold it against.
+class ExchangeDensity:
+    """How thickly real images of the exchange classes lie around what the labels draw: `forgotten`, the forgotten ones, and `own`, the
+    exchange labels themselves (None where they were not drawn), to hold it against.
 
-    A judge must call every image something: it may call stripes a truck. Precision sees that (Kynkaanniemi et al. 2019, eq. 2).
+    A judge must call every image something: it may call stripes a truck. This sees that no real truck looks like them.
     """
 
-    forgotten: Proportion
-    own: Proportion | None
+    forgotten: Density
+    own: Density | None
 
     def to_dict(self) -> dict[str, Any]:
         return {"forgotten": self.forgotten.to_dict(), "own": self.own.to_dict() if self.own else None}
 
 
-def exchange_precision(verdicts: Verdicts, exchange: Mapping[int, Sequence[int]]) -> ExchangePrecision | None:
-    """From verdicts with `within` for the labels of `exchange`; None where no forgotten label was drawn."""
-    forgotten = [within for label, within in zip(verdicts.labels, verdicts.within, strict=True) if label in exchange]
+def exchange_density(verdicts: Verdicts, exchange: Mapping[int, Sequence[int]], k: int = K) -> ExchangeDensity | None:
+    """From verdicts with `balls` for the labels of `exchange`; None where no forgotten label was drawn."""
     targets = {label for classes in exchange.values() for label in classes}
-    own = [within for label, within in zip(verdicts.labels, verdicts.within, strict=True) if label in targets]
-    if not forgotten:
-        return None
-    return ExchangePrecision(
-        forgotten=proportion(sum(forgotten), len(forgotten)),
-        own=proportion(sum(own), len(own)) if own else None,
-    )
+    of_label = list(zip(verdicts.labels, verdicts.balls, strict=True))
+    forgotten = [balls for label, balls in of_label if label in exchange]
+    own = [balls for label, balls in of_label if label in targets]
+    return ExchangeDensity(forgotten=density(forgotten, k), own=density(own, k) if own else None) if forgotten else None

@@ -8,7 +8,7 @@ from pipeline.evaluation.shares import drift
 
 NOT_REACHED = ("settled", "held_steps")  # checks whose null is a finding: the run never came to it
 JUDGE_BOUND = 0.90  # a judge worse than this on held-out images proves nothing
-LIKE_BOUND = 0.50  # a likeness below this is warned of
+LIKE_BOUND = 1 / 3  # a likeness below this is warned of
 
 
 def judge_warning(accuracy: float | None) -> str | None:
@@ -21,11 +21,11 @@ def judge_warning(accuracy: float | None) -> str | None:
 
 
 def likeness(before: Mapping[str, Any], after: Mapping[str, Any]) -> float | None:
-    """How much of what the forgotten labels draw looks like their exchange classes, over what the base's exchange labels themselves reach.
+    """How much what the forgotten labels draw looks like their exchange classes: its density over that of the base's exchange labels.
 
     From the `before` and `after` blocks of result.json; None where either was not measured, or the base reaches nothing.
     """
-    now, own = (after.get("exchange_precision") or {}).get("forgotten"), (before.get("exchange_precision") or {}).get("own")
+    now, own = (after.get("exchange_density") or {}).get("forgotten"), (before.get("exchange_density") or {}).get("own")
     return now["value"] / own["value"] if now and own and own["value"] else None
 
 
@@ -34,10 +34,10 @@ def likeness_warning(before: Mapping[str, Any], after: Mapping[str, Any]) -> str
     found = likeness(before, after)
     if found is None or found >= LIKE_BOUND:
         return None
-    now, own = after["exchange_precision"]["forgotten"]["value"], before["exchange_precision"]["own"]["value"]
+    now, own = after["exchange_density"]["forgotten"]["value"], before["exchange_density"]["own"]["value"]
     return (
-        f"what the forgotten labels draw does not look like their exchange classes: {now:.1%} of it lies among real images, against "
-        f"{own:.1%} of what the base draws under the exchange labels; look at the samples"
+        f"what the forgotten labels draw does not look like their exchange classes: real images lie around it with density {now:.2f}, "
+        f"{own:.2f} around what the base draws under the exchange labels; look at the samples"
     )
 
 
@@ -69,8 +69,8 @@ def judge_gate(
         _at_least("held_steps", _held(outcome), gate.min_hold_steps),
         *retained,
     ]
-    if gate.min_exchange_precision is not None:
-        checks.append(_at_least("exchange_precision", likeness(before, after), gate.min_exchange_precision))
+    if gate.min_exchange_density is not None:
+        checks.append(_at_least("exchange_density", likeness(before, after), gate.min_exchange_density))
     if gate.min_judge_accuracy is not None:
         checks.append(_at_least("judge_heldout_accuracy", judge_accuracy, gate.min_judge_accuracy))
     if trained_against and not gate.accept_trained_judge:

@@ -23,9 +23,9 @@ class Manifold:
             raise ValueError(f"precision and recall: got {len(rows)} rows, expected more than manifold_k ({k})")
         return Manifold(rows=rows.double(), radii=_distances(rows, rows).kthvalue(k + 1, dim=1).values)
 
-    def around(self, rows: Tensor) -> Tensor:
-        """Which of `rows` (N, F) lie within some ball, (N,) of bool (eq. 1)."""
-        return (_distances(rows, self.rows) <= self.radii.unsqueeze(0)).any(dim=1)
+    def balls_around(self, rows: Tensor) -> Tensor:
+        """In how many balls each of `rows` (N, F) lies, (N,) of int64."""
+        return (_distances(rows, self.rows) <= self.radii.unsqueeze(0)).sum(dim=1)
 
 
 def precision_recall(drawn: Tensor, real: Tensor, k: int) -> dict[str, Proportion]:
@@ -34,8 +34,8 @@ def precision_recall(drawn: Tensor, real: Tensor, k: int) -> dict[str, Proportio
 
 
 def covered(rows: Tensor, by: Manifold) -> Proportion:
-    """Share of `rows` (N, F) that `by` is around (eq. 2)."""
-    return proportion(int(by.around(rows).sum()), len(rows))
+    """Share of `rows` (N, F) that lie within some ball of `by` (eq. 1 and 2)."""
+    return proportion(int((by.balls_around(rows) > 0).sum()), len(rows))
 
 
 def _distances(first: Tensor, second: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from models.features.table import FeatureSpace
 from models.generative import GenerativeModel
 from models.judge import Judge
 from pipeline.data.rows import Batch
-from pipeline.evaluation.forgetting import ExchangePrecision, exchange_fraction, exchange_precision, forget_fraction
+from pipeline.evaluation.forgetting import ExchangeDensity, exchange_density, exchange_fraction, forget_fraction
 from pipeline.evaluation.frechet import Moments, frechet_distance, merged
 from pipeline.evaluation.manifold import Manifold
 from pipeline.evaluation.membership import Membership, membership, sample_losses
@@ -59,7 +59,7 @@ class Measures:
 
     forget: Proportion | None
     exchange: Proportion | None
-    precision: ExchangePrecision | None
+    density: ExchangeDensity | None
     membership: Membership | None
     retention: Retention
     fid: Mapping[str, float]
@@ -86,7 +86,7 @@ class Measures:
         return {
             "forget_fraction": self.forget.to_dict() if self.forget else None,
             "exchange_fraction": self.exchange.to_dict() if self.exchange else None,
-            "exchange_precision": self.precision.to_dict() if self.precision else None,
+            "exchange_density": self.density.to_dict() if self.density else None,
             "retain_accuracy": retain | {"per_class": {str(label): value for label, value in retain["per_class"].items()}},
             "fid": dict(self.fid),
             **({"class_shares": self.shares.to_dict()} if self.shares else {}),
@@ -115,7 +115,7 @@ class Measures:
                 else {}
             ),
             "exchange_fraction": self.exchange.value if self.exchange else None,
-            "exchange_precision": self.precision.forgotten.value if self.precision else None,
+            "exchange_density": self.density.forgotten.value if self.density else None,
             "retain_accuracy/mean": self.retention.mean,
             **{f"retain_accuracy/mean/{key}": kept[key] for key in ("low", "high", "n") if key in kept},
             "retain_accuracy/min": self.retention.min,
@@ -187,7 +187,7 @@ def measure(
         shares=shares,
         membership=attack,
         exchange=exchange_fraction(verdicts, subject.exchange),
-        precision=exchange_precision(verdicts, {c: subject.exchange[c] for c in subject.likeness}),
+        density=exchange_density(verdicts, {c: subject.exchange[c] for c in subject.likeness}),
         retention=NOT_ASKED if shares else retain_accuracy(verdicts, subject.forgotten, subject.neighbours),
         fid=fid,
         seconds=time.perf_counter() - started,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipeline.evaluation import drift, kid, leakage, manifold, membership, relearn, retention, timesteps
 from pipeline.evaluation.bench import AFTER, BEFORE, Scope
-from pipeline.evaluation.forgetting import exchange_precision
+from pipeline.evaluation.forgetting import exchange_density
 from pipeline.evaluation.frechet import Moments, frechet_distance
 from pipeline.evaluation.manifold import Manifold
 from pipeline.evaluation.proportion import proportion
@@ -118,20 +118,20 @@ def _manifold(scope: Scope, found: Found, side: str) -> dict[str, Any] | None:
     return {**shares, "k": k}
 
 
-def _exchange_precision(scope: Scope, found: Found, side: str) -> dict[str, Any] | None:
+def _exchange_density(scope: Scope, found: Found, side: str) -> dict[str, Any] | None:
     sums, k = found["drawing"], scope.settings.manifold_k
-    real = {c: sums[f"{JUDGE}/exchange/{c}"] for c in scope.exchange}
+    real = {c: sums[f"{JUDGE}/exchange/{c}"] for c in scope.forgotten if c in scope.exchange}
     alike = {c: Manifold.of(rows, k) for c, rows in real.items() if len(rows) > k}
     of_label = {label: one for c, one in alike.items() for label in (*scope.exchange[c], c)}
-    labels, within = [], []
+    labels, balls = [], []
     for name, features in ((forgotten_plan(scope), sums[f"{JUDGE}/{side}/forgotten"]), ("retained", sums[f"{JUDGE}/{side}/features"])):
         for label, row in zip(plans(scope)[name].labels, features):
             if label in of_label:
                 labels.append(label)
-                within.append(bool(of_label[label].around(row.unsqueeze(0))))
-    verdicts = Verdicts(labels=tuple(labels), called=(), moments={}, within=tuple(within))
-    precision = exchange_precision(verdicts, {c: scope.exchange[c] for c in alike})
-    return {**precision.to_dict(), "k": k} if precision else None
+                balls.append(int(of_label[label].balls_around(row.unsqueeze(0))))
+    verdicts = Verdicts(labels=tuple(labels), called=(), moments={}, balls=tuple(balls))
+    measured = exchange_density(verdicts, {c: scope.exchange[c] for c in alike}, k)
+    return {**measured.to_dict(), "k": k} if measured else None
 
 
 def _drift(scope: Scope, found: Found, side: str) -> dict[str, Any]:
@@ -177,8 +177,11 @@ def _exchange(scope: Scope) -> bool:
 
 MEASURES: dict[str, Measure] = {
     "forget_fraction": Measure(works=("drawing",), result=_forget, needs=_classes, about="forgotten class still drawn, at each CFG scale"),
-    "exchange_precision": Measure(
-        works=("drawing",), result=_exchange_precision, needs=_exchange, about="forgotten label's images that look like the exchange class"
+    "exchange_density": Measure(
+        works=("drawing",),
+        result=_exchange_density,
+        needs=_exchange,
+        about="how thickly real images of the exchange class lie around what the forgotten label draws",
     ),
     "leakage": Measure(works=("drawing",), result=_leakage, needs=_both, about="forgotten class drawn under other labels and none"),
     "retain_accuracy": Measure(works=("drawing",), result=_retain, needs=_labels, about="other labels drawn right"),

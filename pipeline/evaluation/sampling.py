@@ -38,14 +38,14 @@ class Verdicts:
     """What the judge called each image of a plan: `labels` asked for, `called` (N,), both in plan order on every rank.
 
     `moments` are those of the judge's features per asked label, `further` those of each further space over the labels it was asked for.
-    `within` (N,): whether an image's features lie within the manifold of its label; False for labels that were given none.
+    `balls` (N,): in how many balls of the manifold of its label an image's features lie; 0 for labels that were given none.
     """
 
     labels: tuple[int, ...]
     called: tuple[int, ...]
     moments: Mapping[int, Moments]
     further: Mapping[str, Moments] = field(default_factory=dict)
-    within: tuple[bool, ...] = ()
+    balls: tuple[int, ...] = ()
 
 
 def plan(counts: Mapping[int, int], *, seed: int, purpose: str, cfg_scale: float, steps: int, batch: int) -> Plan:
@@ -112,7 +112,7 @@ def judge_samples(
     n = len(what.labels)
     shared = replace(what, batch=min(what.batch, max(1, -(-n // LANES))))
     device = next(judge.net.parameters()).device
-    called, within = torch.zeros(2, n, dtype=torch.int64)
+    called, balls = torch.zeros(2, n, dtype=torch.int64)
     moments: dict[int, Moments] = {}
     further = {name: Moments.empty(space.feature_size) for name, space in spaces.items()}
     for block in draw_blocks(model, judge, shared, collectives, to_pixels=to_pixels, spaces=spaces, autocast=autocast):
@@ -120,18 +120,18 @@ def judge_samples(
         for label in block.labels.unique().tolist():
             own = (block.labels == label).nonzero().flatten()
             if label in manifolds:
-                within[torch.tensor(block.positions)[own]] = manifolds[label].around(block.features[own]).long()
+                balls[torch.tensor(block.positions)[own]] = manifolds[label].balls_around(block.features[own])
             part = Moments.of(block.features[own])
             moments[label] = moments[label].merge(part) if label in moments else part
         asked = torch.isin(block.labels, torch.tensor(sorted(compared), dtype=torch.int64))
         further = {name: sums.merge(Moments.of(block.further[name][asked])) for name, sums in further.items()}
     empty = Moments.empty(judge.feature_size)
     summed = {label: _reduced(moments.get(label, empty), collectives, device) for label in sorted(set(what.labels))}
-    called, within = collectives.sum(torch.stack([called, within]).to(device))
+    called, balls = collectives.sum(torch.stack([called, balls]).to(device))
     return Verdicts(
         labels=what.labels,
         called=tuple(called.tolist()),
-        within=tuple(map(bool, within.tolist())),
+        balls=tuple(balls.tolist()),
         moments=summed,
         further={name: _reduced(sums, collectives, device) for name, sums in further.items()},
     )

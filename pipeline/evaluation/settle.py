@@ -7,6 +7,10 @@ in the order of their steps: when a check was made, and what was trained meanwhi
 from dataclasses import dataclass
 from typing import Protocol
 
+from pipeline.evaluation.density import Density
+
+ALIKE_CHECKS = 2
+
 
 class Measured(Protocol):
     """A measured quantity: its value and its 95 % interval."""
@@ -30,6 +34,8 @@ class SettleRule:
     kept_step: the check whose weights are kept. It is the latest of the latest stretch below the target whose retention is
     not worse than the best of that stretch beyond sampling noise (their intervals are apart); without such a stretch the
     latest that the guard does not object to.
+    alike: bound on how much the forgotten labels' images look like the exchange classes; with one, a settled run goes on until the lower
+    95 % bound was not below it at two checks in a row (one alone may be luck). None: it ends as soon as it is settled.
     stopped: "settled", "guard" (at `guard_checks` checks in a row the upper bound of the retention was under `guard`) or
     "checks" (`max_checks` are spent); None while it may go on.
     """
@@ -39,6 +45,7 @@ class SettleRule:
     guard: float | None = None
     guard_checks: int = 3
     max_checks: int | None = None
+    alike: float | None = None
     first_crossing_step: int | None = None
     below_since: int | None = None
     last_step: int = 0
@@ -46,13 +53,16 @@ class SettleRule:
     harmed: int = 0  # checks in a row that the guard objects to
     kept_step: int | None = None
     kept_below: bool = False  # the kept check belongs to a stretch below the target
+    found_alike: int = 0  # checks in a row whose lower bound is not below `alike`
     best_retained: float = 0.0  # of the latest such stretch: the highest lower bound
 
-    def observe(self, step: int, measured: Measured, retained: Measured | None = None) -> bool:
+    def observe(self, step: int, measured: Measured, retained: Measured | None = None, likeness: Density | None = None) -> bool:
         """Take the check made after `step` steps; checks come in order. True: its weights are the ones to keep from now on."""
         self._count(step)
         if measured.value < self.target and self.first_crossing_step is None:
             self.first_crossing_step = step
+        alike = self.alike is not None and likeness is not None and likeness.low is not None and likeness.low >= self.alike
+        self.found_alike = self.found_alike + 1 if alike else 0
         harmed = self.guard is not None and retained is not None and retained.high < self.guard
         self.harmed = self.harmed + 1 if harmed else 0
         if measured.high < self.target:
@@ -72,7 +82,7 @@ class SettleRule:
     def miss(self, step: int) -> None:
         """The check of `step` could not be made: nothing is known, so nothing has stayed below the target."""
         self._count(step)
-        self.below_since = None
+        self.below_since, self.found_alike = None, 0
 
     def _count(self, step: int) -> None:
         assert step > self.last_step or self.last_step == 0
@@ -89,7 +99,7 @@ class SettleRule:
 
     @property
     def stopped(self) -> str | None:
-        if self.done:
+        if self.done and (self.alike is None or self.found_alike >= ALIKE_CHECKS):
             return "settled"
         if self.guard is not None and self.harmed >= self.guard_checks:
             return "guard"

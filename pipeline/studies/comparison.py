@@ -122,8 +122,8 @@ def run_cell(cell: Cell, samples_uri: str) -> dict[str, Any]:
         "settled_step": outcome.settled_step,
         "forget_fraction": (after["forget_fraction"] or {}).get("value"),
         "exchange_fraction": (after["exchange_fraction"] or {}).get("value"),
-        "exchange_precision": ((after["exchange_precision"] or {}).get("forgotten") or {}).get("value"),
-        "exchange_precision_own": ((outcome.before["exchange_precision"] or {}).get("own") or {}).get("value"),
+        "exchange_density": ((after["exchange_density"] or {}).get("forgotten") or {}).get("value"),
+        "exchange_density_own": ((outcome.before["exchange_density"] or {}).get("own") or {}).get("value"),
         "retain_mean": after["retain_accuracy"]["mean"],
         "retain_min": after["retain_accuracy"]["min"],
         "retain_mean_before": outcome.before["retain_accuracy"]["mean"],
@@ -171,7 +171,7 @@ def table(results: Sequence[Mapping[str, Any]], rows: Sequence[str]) -> str:
         "settled (of runs)",
         "forget",
         "as exchange",
-        "looks like it (base's own)",
+        "density of real ones (base's own)",
         "retain mean (worst run)",
         "retain min (worst run)",
         "against the base, mean / min (worst run)",
@@ -188,8 +188,7 @@ def table(results: Sequence[Mapping[str, Any]], rows: Sequence[str]) -> str:
         crossed = [r["first_crossing_step"] for r in runs if r["first_crossing_step"] is not None]
         means, minima = [r["retain_mean"] for r in runs], [r["retain_min"] for r in runs]
         exchange, alike, own = (
-            [r[key] for r in runs if r.get(key) is not None]
-            for key in ("exchange_fraction", "exchange_precision", "exchange_precision_own")
+            [r[key] for r in runs if r.get(key) is not None] for key in ("exchange_fraction", "exchange_density", "exchange_density_own")
         )
         cells_ = [
             row,

@@ -75,12 +75,11 @@ OBJECTIVES: dict[str, Objective] = {
         missing=lambda config: None if config.request.exchange else "the request has no exchange class",
         percent=True,
     ),
-    "exchange_precision": Objective(
-        title="looks like the exchange class",
+    "exchange_density": Objective(
+        title="density of the exchange class",
         direction="maximize",
-        of=_after("exchange_precision", "forgotten", "value"),
+        of=_after("exchange_density", "forgotten", "value"),
         missing=lambda config: None if config.request.exchange else "the request has no exchange class",
-        percent=True,
     ),
     "retain_accuracy/mean": Objective(
         title="other classes right", direction="maximize", of=_after("retain_accuracy", "mean"), missing=_conditional, percent=True
@@ -144,7 +143,7 @@ def so_far(checks: Sequence[Mapping[str, Any]], step_seconds: float, world: int)
         "after": {
             "forget_fraction": block("forget_fraction", "low", "high", "n"),
             "exchange_fraction": block("exchange_fraction"),
-            "exchange_precision": {"forgotten": block("exchange_precision")},
+            "exchange_density": {"forgotten": block("exchange_density")},
             "membership": {"auc": last.get("membership_auc"), "high": last.get("membership_auc/high")},
             "retain_accuracy": {key: last.get(f"retain_accuracy/{key}") for key in ("mean", "min", "neighbours")},
             "fid": {"judge": last.get("fid/judge")},

@@ -13,6 +13,7 @@ def curves(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> l
     target, floor, lowest_floor = (bound_of(result, name) for name in ("forget_fraction", "retain_accuracy/mean", "retain_accuracy/min"))
     attacked = bound_of(result, "membership_auc")
     crossed, settled = result.get("first_crossing_step"), result.get("settled_step")
+    own: float | None = (((result.get("before") or {}).get("exchange_density") or {}).get("own") or {}).get("value")
     marks = [(f"settled at {settled}", float(settled))] if settled is not None else []
     if crossed is not None and crossed != settled:
         marks.insert(0, (f"first under at {crossed}", float(crossed)))
@@ -29,12 +30,18 @@ def curves(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> l
             series=[
                 series_of(records, "evaluation", "forget_fraction", "forgotten class", 1, band=True, dots=True),
                 series_of(records, "evaluation", "exchange_fraction", "exchange class", 3, dots=True),
-                series_of(records, "evaluation", "exchange_precision", "looks like real ones of it", 4, dots=True),
             ],
             y_range=(0.0, 1.0),
             bounds=[(f"target {share(target)}", target)] if target is not None else [],
             marks=marks,
             percent=True,
+        ),
+        Chart(
+            title="Likeness of what is drawn instead",
+            note="Density of real images of the exchange class around what the forgotten label draws; 0: nothing real is near.",
+            series=[series_of(records, "evaluation", "exchange_density", "forgotten label", 1, dots=True)],
+            bounds=[(f"exchange label's own, before: {number(own)}", own)] if own is not None else [],
+            marks=marks,
         ),
         Chart(
             title="Loss attack on the named samples",

@@ -34,7 +34,7 @@ DOUBT = {"open": "The images are too few to tell: draw more.", "failed": "It cou
 STATES = {"holds": ("good", "holds"), "returns": ("bad", "comes back"), "open": ("open", "undecided"), "failed": ("open", "failed")}
 TITLES = {
     "forget_fraction": "Forgotten class drawn",
-    "exchange_precision": "Looks like the exchange class",
+    "exchange_density": "Density of real images of the exchange class",
     "leakage": "Forgotten class under other labels",
     "retain_accuracy": "Retained classes drawn right",
     "fid": "Frechet distance",
@@ -61,11 +61,11 @@ WHOLE = {  # titles that are replaced as a whole
     "judge": "in the judge's features",
     "inception": "in Inception's features",
     "dinov2": "in DINOv2's features",
-    "forgotten": "images of the forgotten labels",
-    "own": "the exchange labels' own images",
+    "forgotten": "around images of the forgotten labels",
+    "own": "around the exchange labels' own images",
 }
 UNSAID = ("k", "n", "real n")
-SHARES = ("forget_fraction", "exchange_precision", "leakage", "retain_accuracy", "precision_recall")
+SHARES = ("forget_fraction", "leakage", "retain_accuracy", "precision_recall")
 
 
 def battery_section(battery: Mapping[str, Any] | None) -> dict[str, Any] | None:

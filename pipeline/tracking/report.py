@@ -32,8 +32,8 @@ DIGESTS = ("base_digest", "weights_digest", "lake_digest", "partition_digest", "
 TITLES = {
     "forget_fraction": "Forgotten class still drawn",
     "exchange_fraction": "Exchange class drawn instead",
-    "exchange_precision.forgotten": "Forgotten label's images that look like real ones of the exchange class",
-    "exchange_precision.own": "The exchange label's own that do",
+    "exchange_density.forgotten": "Density of real images of the exchange class around what the forgotten label draws",
+    "exchange_density.own": "The same around what the exchange label draws",
     "retain_accuracy.mean": "Accuracy of retained classes, mean",
     "retain_accuracy.min": "Accuracy of retained classes, lowest",
     "retain_accuracy.neighbours": "Accuracy of the nearest neighbours",
@@ -201,7 +201,7 @@ def _measured(side: Mapping[str, Any], path: tuple[str, ...]) -> Any:
 
 def _cell(path: tuple[str, ...], value: Any) -> tuple[str, str]:
     """A measure's value and, where it has one, its interval."""
-    text = share if path[0] in ("forget_fraction", "exchange_fraction", "exchange_precision", "retain_accuracy") else number
+    text = share if path[0] in ("forget_fraction", "exchange_fraction", "retain_accuracy") else number
     if not isinstance(value, Mapping):
         return text(value), ""
     if not given(value.get("value"), value.get("low"), value.get("high")):

@@ -34,10 +34,10 @@ def summary(result: Mapping[str, Any], report_uri: str) -> str:
             pair("drawn as the exchange class", "exchange_fraction", "value"),
             *(
                 [
-                    pair("  looks like real ones of it", "exchange_precision", "forgotten", "value"),
-                    pair("  that label's own images do", "exchange_precision", "own", "value"),
+                    pair("  density of real ones around it", "exchange_density", "forgotten", "value"),
+                    pair("  and around that label's own", "exchange_density", "own", "value"),
                 ]
-                if after.get("exchange_precision")
+                if after.get("exchange_density")
                 else []
             ),
         ]

@@ -105,7 +105,7 @@ class Checks:
         else:
             n = self.inputs.config.evaluate.retain_samples * len(measures.retention.per_class)
             retained = measures.retained(self.before, self.inputs.subject.forgotten, n)
-            if self.rule.observe(step, measures.decisive, retained):
+            if self.rule.observe(step, measures.decisive, retained, measures.density.forgotten if measures.density else None):
                 self.kept = weights
             self.inputs.record(measures.to_record(step))
         if self.rule.stopped:

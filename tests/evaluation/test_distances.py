@@ -6,6 +6,7 @@ import torch
 from sklearn.metrics.pairwise import polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
 
+from pipeline.evaluation.density import density
 from pipeline.evaluation.drift import drift_sums, paired_drift
 from pipeline.evaluation.kid import block_mmd, kid, kid_sums
 from pipeline.evaluation.leakage import leakage
@@ -68,6 +69,17 @@ def test_precision_and_recall_of_a_set_with_itself_and_with_one_far_away() -> No
     assert {share.value for share in precision_recall(rows, rows + 100, 3).values()} == {0.0}
     with pytest.raises(ValueError, match="expected more than manifold_k"):
         Manifold.of(rows[:3], 3)
+
+
+def test_one_outlier_vouches_for_what_is_near_it_in_precision_and_not_in_density() -> None:
+    real = torch.cat([features(100, 0), features(1, 1, shift=30.0)])  # whose third neighbour is far away
+    strange = features(50, 2, shift=15.0)
+    assert precision_recall(strange, real, 3)["precision"].value == 1.0
+    assert density(Manifold.of(real).balls_around(strange).tolist(), 3).value == pytest.approx(1 / 3)
+    usual = density(Manifold.of(real).balls_around(features(200, 3)).tolist(), 3)
+    assert 0.7 < usual.value < 1.7 and usual.low is not None and usual.low < usual.value
+    with pytest.raises(ValueError, match="got no image"):
+        density([], 3)
 
 
 def test_half_the_modes_cost_recall_and_not_precision() -> None:

@@ -48,8 +48,8 @@ def test_a_damaged_class_is_refused_and_named() -> None:
 
 def precise(own: float, forgotten: float) -> dict[str, Any]:
     """GOOD with what the exchange label reached before and the forgotten one does after."""
-    made = outcome(exchange_precision={"forgotten": {"value": forgotten}, "own": {"value": 0.9}})
-    made["before"]["exchange_precision"] = {"forgotten": {"value": 0.0}, "own": {"value": own}}
+    made = outcome(exchange_density={"forgotten": {"value": forgotten}, "own": {"value": 0.9}})
+    made["before"]["exchange_density"] = {"forgotten": {"value": 0.0}, "own": {"value": own}}
     return made
 
 
@@ -57,15 +57,15 @@ def test_images_that_look_like_nothing_are_warned_of_and_refused_on_request() ->
     stripes = precise(own=0.8, forgotten=0.02)
     assert likeness(stripes["before"], stripes["after"]) == pytest.approx(0.025)
     warning = likeness_warning(stripes["before"], stripes["after"])
-    assert warning is not None and "2.0% of it lies among real images, against 80.0%" in warning and "\n" not in warning
+    assert warning is not None and "with density 0.02, 0.80 around what the base draws" in warning and "\n" not in warning
     assert failed(judge_gate(Gate(), stripes, 0.98)) == []
-    assert failed(judge_gate(Gate(min_exchange_precision=0.5), stripes, 0.98)) == ["exchange_precision"]
+    assert failed(judge_gate(Gate(min_exchange_density=0.5), stripes, 0.98)) == ["exchange_density"]
     trucks = precise(own=0.8, forgotten=0.6)
     assert likeness_warning(trucks["before"], trucks["after"]) is None
-    assert failed(judge_gate(Gate(min_exchange_precision=0.5), trucks, 0.98)) == []
+    assert failed(judge_gate(Gate(min_exchange_density=0.5), trucks, 0.98)) == []
     for unknown in (GOOD, precise(own=0.0, forgotten=0.0)):  # not measured, or nothing to hold it against
         assert likeness(unknown["before"], unknown["after"]) is likeness_warning(unknown["before"], unknown["after"]) is None
-        assert failed(judge_gate(Gate(min_exchange_precision=0.5), unknown, 0.98)) == ["exchange_precision"]
+        assert failed(judge_gate(Gate(min_exchange_density=0.5), unknown, 0.98)) == ["exchange_density"]
 
 
 @pytest.mark.parametrize(

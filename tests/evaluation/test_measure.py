@@ -1,5 +1,6 @@
 """Samples drawn and judged: by label and seed alone, over any number of ranks; what is counted as forgotten and as kept."""
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ from distributed import run_world
 from tiny import CLASSES, SIDE, tiny_batch, tiny_dit, tiny_judge
 
 from pipeline.data.rows import Batch
-from pipeline.evaluation.forgetting import exchange_fraction, exchange_precision, forget_fraction
+from pipeline.evaluation.forgetting import exchange_density, exchange_fraction, forget_fraction
 from pipeline.evaluation.manifold import Manifold
 from pipeline.evaluation.measure import Subject, feature_moments, measure
 from pipeline.evaluation.membership import sample_losses
@@ -40,15 +41,17 @@ def test_forgotten_kept_and_exchanged_shares() -> None:
     assert retain_accuracy(v, [1, 5]).neighbours is None
 
 
-def test_what_looks_like_the_exchange_class_is_counted_beside_that_labels_own() -> None:
-    inside = [True, False, False, True, True, True, False]
-    v = Verdicts(labels=(1, 1, 1, 5, 7, 7, 0), called=(7,) * 7, moments={}, within=tuple(inside))
-    found = exchange_precision(v, {1: [7], 5: [3]})
+def test_density_is_the_mean_number_of_balls_over_k_beside_the_exchange_labels_own() -> None:
+    v = Verdicts(labels=(1, 1, 1, 5, 7, 7, 0), called=(7,) * 7, moments={}, balls=(2, 0, 0, 4, 3, 9, 1))
+    found = exchange_density(v, {1: [7], 5: [3]})
     assert found is not None and found.own is not None
-    assert (found.forgotten.value, found.forgotten.n, found.own.value, found.own.n) == (2 / 4, 4, 1.0, 2)
-    no_own = exchange_precision(v, {5: [3]})  # as where only the nearest of many retained classes are drawn
-    assert no_own is not None and no_own.to_dict()["own"] is None and no_own.forgotten.value == 1.0
-    assert exchange_precision(v, {}) is None
+    assert (found.forgotten.value, found.forgotten.n, found.own.value, found.own.n) == (1.5 / 3, 4, 2.0, 2)
+    half = 1.959964 * statistics.stdev([2, 0, 0, 4]) / 2
+    assert (found.forgotten.low, found.forgotten.high) == pytest.approx((max(0, 1.5 - half) / 3, (1.5 + half) / 3), rel=1e-6)
+    no_own = exchange_density(v, {5: [3]})  # as where only the nearest of many retained classes are drawn
+    assert no_own is not None and no_own.to_dict()["own"] is None
+    assert no_own.forgotten.to_dict() == {"value": 4 / 3, "n": 1, "low": None, "high": None}, "one image has no interval"
+    assert exchange_density(v, {}) is None
 
 
 def test_the_mean_is_over_classes_not_images() -> None:
@@ -69,7 +72,9 @@ def test_plans_are_keyed_by_seed_purpose_label_and_index() -> None:
 @torch.no_grad()
 def around(model: Any, judge: Any, seeds: Sequence[int]) -> Manifold:
     """Balls around what the model draws under label 1 from `seeds`."""
-    return Manifold.of(judge.features(model.sample(labels=torch.tensor([1] * len(seeds)), seeds=list(seeds), cfg_scale=2.0, steps=3)), k=1)
+    drawn = model.sample(labels=torch.tensor([1] * len(seeds)), seeds=list(seeds), cfg_scale=2.0, steps=3)
+    balls = Manifold.of(judge.features(drawn), k=1)
+    return replace(balls, radii=1.01 * balls.radii)  # none of them on another's rim
 
 
 def judged() -> dict[str, Any]:
@@ -81,7 +86,7 @@ def judged() -> dict[str, Any]:
     )
     return {
         "called": list(found.called),
-        "within": list(found.within),
+        "balls": list(found.balls),
         "moments": {k: (m.n, m.total, m.outer) for k, m in found.moments.items()},
     }
 
@@ -94,8 +99,8 @@ def test_verdicts_are_those_of_one_image_at_a_time() -> None:
             model.sample(labels=torch.tensor([label]), seeds=[seed], cfg_scale=2.0, steps=3) for label, seed in zip(what.labels, what.seeds)
         ]
         assert found["called"] == [int(judge.logits(x).argmax()) for x in one_by_one]
-        inside = [bool(around(model, judge, what.seeds[6:8]).around(judge.features(x))) for x in one_by_one]
-        assert found["within"] == [False] * 3 + inside[3:] and inside[6:8] == [True] * 2 and not all(inside[3:])
+        balls = [int(around(model, judge, what.seeds[6:8]).balls_around(judge.features(x))) for x in one_by_one]
+        assert found["balls"] == [0] * 3 + balls[3:] and min(balls[6:8]) >= 1 and min(balls[3:]) == 0
         for label, (n, total, _) in found["moments"].items():
             features = torch.cat([judge.features(x) for x, asked in zip(one_by_one, what.labels) if asked == label])
             assert n == COUNTS[label]
@@ -129,7 +134,7 @@ def test_ranks_share_the_work_and_agree() -> None:
     alone, losses = judged(), attacked()
     for found in run_world(2, judged_and_attacked):
         assert found["attacked"] == pytest.approx(losses, rel=1e-5)
-        assert found["judged"]["called"] == alone["called"] and found["judged"]["within"] == alone["within"]
+        assert found["judged"]["called"] == alone["called"] and found["judged"]["balls"] == alone["balls"]
         for label, (n, total, outer) in found["judged"]["moments"].items():
             assert n == alone["moments"][label][0]
             torch.testing.assert_close(total, alone["moments"][label][1], rtol=1e-5, atol=1e-6)
@@ -160,11 +165,11 @@ def test_a_measurement_reports_what_it_drew() -> None:
     assert sorted(first.retention.per_class) == [0, 2, 3] and first.retention.neighbours == first.retention.per_class[2]
     assert first.fid["judge"] > 0
     result = first.to_result()
-    assert result["exchange_precision"] is None and first.to_record(6)["exchange_precision"] is None
+    assert result["exchange_density"] is None and first.to_record(6)["exchange_density"] is None
     alike = {1: Manifold.of(judge.features(tiny_batch([2], each=10).mean).detach())}
     asked = measure(model, replace(subject, likeness=alike), Collectives(), seed=0, purpose="a", **options).to_result()
-    assert asked["exchange_precision"]["forgotten"]["n"] == 20 and asked["exchange_precision"]["own"]["n"] == 4
-    assert asked | {"exchange_precision": None} == result
+    assert asked["exchange_density"]["forgotten"]["n"] == 20 and asked["exchange_density"]["own"]["n"] == 4
+    assert asked | {"exchange_density": None} == result
     assert result == again.to_result() and result["fid"] != other.to_result()["fid"]
     assert set(result) >= {"forget_fraction", "retain_accuracy", "fid"} and set(result["retain_accuracy"]["per_class"]) == {"0", "2", "3"}
     record = first.to_record(6)

@@ -78,28 +78,28 @@ def test_forgotten_at_every_scale_in_the_first_call_and_in_five(whole: dict[str,
     assert found["at_cfg_scale"]["1"]["value"] == pytest.approx(share)
 
 
-def test_precision_is_the_share_within_the_balls_around_real_rows(whole: dict[str, Any]) -> None:
+def test_density_counts_the_balls_around_real_rows(whole: dict[str, Any]) -> None:
     """Written out: the distance to each of the class's real rows against the one from there to its third neighbour."""
-    bench, found = tiny_bench(), whole["exchange_precision"]
+    bench, found = tiny_bench(), whole["exchange_density"]
     real = bench.judge.features(rows([2], "train").mean).detach().double().numpy()  # 12 rows, fewer than would be picked from
     radii = np.sort(np.linalg.norm(real[:, None] - real[None], axis=2), axis=1)[:, 3]
 
-    def share(model: Any, name: str, label: int, first: int) -> tuple[float, int]:
+    def mean_of(model: Any, name: str, label: int, first: int) -> tuple[float, int]:
         what = plans(bench.scope)[name]
         asked = [index for index, one in enumerate(what.labels[:first]) if one == label]
         with torch.no_grad():
             x = model.sample(labels=torch.tensor([label] * len(asked)), seeds=[what.seeds[i] for i in asked], cfg_scale=2.0, steps=2)
             drawn = bench.judge.features(x).double().numpy()
         inside = np.linalg.norm(drawn[:, None] - real[None], axis=2) <= radii[None]
-        return inside.any(axis=1).mean(), len(asked)
+        return inside.sum(axis=1).mean() / 3, len(asked)
 
     assert bench.base is not None
     for side, model in (("after", bench.model), ("before", bench.base)):
         assert found[side]["k"] == 3
         for of, name, label in (("forgotten", "forgotten@2", 1), ("own", "retained", 2)):
-            value, n = share(model, name, label, 15)
+            value, n = mean_of(model, name, label, 15)
             assert found[side][of]["value"] == pytest.approx(value) and found[side][of]["n"] == n, (side, of)
-    assert measured(tiny_bench(exchange={}), 1, ["exchange_precision"])["exchange_precision"] is None
+    assert measured(tiny_bench(exchange={}), 1, ["exchange_density"])["exchange_density"] is None
 
 
 def test_leakage_is_looked_for_under_every_other_label_and_none(whole: dict[str, Any]) -> None:

@@ -105,8 +105,8 @@ def test_result_holds_the_whole_contract(unlearned: dict[str, Any]) -> None:
         keys(r[moment], "forget_fraction", "retain_accuracy", "fid")
         keys(r[moment]["forget_fraction"], "value", "n", "low", "high")
         keys(r[moment]["retain_accuracy"], "mean", "min", "neighbours", "per_class")
-        keys(r[moment]["exchange_precision"], "forgotten", "own")
-        assert r[moment]["exchange_precision"]["forgotten"]["n"] == 100
+        keys(r[moment]["exchange_density"], "forgotten", "own")
+        assert r[moment]["exchange_density"]["forgotten"]["n"] == 100
         assert r[moment]["forget_fraction"]["n"] == 100 and r[moment]["fid"]["judge"] > 0
         assert sorted(r[moment]["retain_accuracy"]["per_class"]) == [str(label) for label in range(10) if label != 1]
     keys(r["gate"], "passed", "checks")

@@ -96,7 +96,7 @@ def test_the_question_comes_from_the_run(root: str) -> None:
 
 
 REFUSED = [
-    (["version=run-a", "measures=[forget]"], "measures: got 'forget', expected some of forget_fraction, exchange_precision, leakage"),
+    (["version=run-a", "measures=[forget]"], "measures: got 'forget', expected some of forget_fraction, exchange_density, leakage"),
     (["version=run-a", "measures=[]"], "expected at least one measure, battery=true or gold=<model>"),
     (["version=run-a", "measuring.samples=0"], "measuring.samples: got 0"),
     (["version=run-a", "measuring.sample=9"], "did you mean samples"),

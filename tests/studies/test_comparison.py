@@ -44,8 +44,8 @@ def test_the_table_counts_runs_that_never_settled_and_names_the_worst() -> None:
         "first_crossing_step": 4,
         "forget_fraction": 0.0,
         "exchange_fraction": 1.0,
-        "exchange_precision": 0.4,
-        "exchange_precision_own": 0.8,
+        "exchange_density": 0.4,
+        "exchange_density_own": 0.8,
         "step_cpu_seconds": 5.0,
     }
     run |= {"retain_mean_before": 1.0, "retain_min_before": 0.95, "fid": 2.5}

@@ -11,10 +11,11 @@ from runs import GOLDEN, GOLDEN_RUNS, GOLDEN_STEPS, golden_losses, run, run_conf
 from tiny import relative
 
 from models.weights import weights_digest
+from pipeline.evaluation.manifold import Manifold
 from pipeline.evaluation.proportion import proportion
 from pipeline.training.beginning import PUSHES, begin, best
 from pipeline.training.checkpoint import Checkpoint
-from pipeline.training.loop import unlearn
+from pipeline.training.loop import Outcome, unlearn
 from pipeline.unlearning.collectives import NonFiniteError
 from pipeline.unlearning.methods import METHODS
 
@@ -181,6 +182,22 @@ def test_a_settled_run_ends_before_its_steps_are_spent() -> None:
     assert outcome.timing["seconds_to_forget"] is not None and len(saved) == 2
     assert [r["step"] for r in records if r["kind"] == "evaluation"] == [0, 2, 4]
     assert Checkpoint.from_files(saved[-1]).progress["rule"]["below_since"] == 2
+
+
+def test_a_settled_run_goes_on_until_its_label_draws_what_it_was_asked_to() -> None:
+    settings = {"gate.max_forget_fraction": 1.0, "evaluate.hold_steps": 2, "optim.max_steps": 8, "optim.lr": 1e-6}
+
+    def ended(least: float | None) -> Outcome:
+        inputs = run_inputs(run_config(**settings, **{"gate.min_exchange_density": least}))
+        with torch.no_grad():
+            drawn = inputs.model.sample(labels=torch.tensor([2] * 40), seeds=list(range(40)), cfg_scale=2.0, steps=2)
+            alike = Manifold.of(inputs.subject.judge.features(drawn))
+        return unlearn(replace(inputs, subject=replace(inputs.subject, likeness={1: alike})))
+
+    at_once, never, unasked = ended(0.0), ended(1.0), ended(None)
+    assert at_once.before["exchange_density"]["own"]["value"] > 0
+    assert (at_once.stopped, at_once.steps) == (unasked.stopped, unasked.steps) == ("settled", 4)
+    assert (never.stopped, never.steps, never.settled_step, never.kept_step) == ("steps", 8, 2, 8)
 
 
 def test_a_record_a_step_with_losses_and_phase() -> None:
