@@ -218,11 +218,10 @@ class Gate(Section):
         0.60, description="named samples: bound on the loss attack's AUC and, for settling, on its upper bound"
     )
     max_fid_increase: float | None = Field(None, ge=0, description="bound on how far the Frechet distance may rise; absent: reported only")
-    min_exchange_density: Fraction | None = Field(
+    min_likeness: Fraction | None = Field(
         None,
-        description="bound on the density of real images of the exchange class around what the forgotten labels draw, over that around "
-        "what the base model draws under the exchange labels (docs/evaluation.md). With it a run that has settled goes on until the lower "
-        "95 % bound is above it at two checks in a row; absent: reported, and warned of below a third",
+        description="bound on how much what the forgotten labels draw looks like their exchange classes (docs/evaluation.md); a settled "
+        "run goes on until the lower 95 % bound is above it at two checks in a row; absent: reported, and warned of below a third",
     )
     min_hold_steps: int = Field(
         8, ge=0, description="bound on the steps for which a settled run was seen to stay below the target: a short hold proves little"
@@ -280,6 +279,11 @@ class UnlearnConfig(JobConfig):
         if self.method.hvp == "fd_forward" and self.train.precision == "bf16":
             raise ValueError(
                 "method.hvp: got fd_forward with train.precision bf16, whose rounding drowns a one-sided difference; expected fd_central"
+            )
+        if self.gate.min_likeness is not None and (not self.request.exchange or self.request.sample_ids):
+            raise ValueError(
+                f"gate.min_likeness: got {self.gate.min_likeness}, but no label of the request has an exchange class to look like; "
+                "expected request.exchange, or gate.min_likeness=null"
             )
         batch, lanes, fewest, most = self.optim.batch_size, self.partition.lanes, self.train.fewest, self.train.most
         if batch % lanes:

@@ -1,7 +1,7 @@
 """The gate before promotion: every bound with what was measured. What was not measured does not pass."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.config import Gate
 from pipeline.evaluation.shares import drift
@@ -20,24 +20,30 @@ def judge_warning(accuracy: float | None) -> str | None:
     return None
 
 
-def likeness(before: Mapping[str, Any], after: Mapping[str, Any]) -> float | None:
-    """How much what the forgotten labels draw looks like their exchange classes: its density over that of the base's exchange labels.
+def likeness(before: Mapping[str, Any], after: Mapping[str, Any], end: Literal["value", "low"] = "value") -> float | None:
+    """How much what the forgotten labels draw looks like their exchange classes, from the `before` and `after` blocks of result.json.
 
-    From the `before` and `after` blocks of result.json; None where either was not measured, or the base reaches nothing.
+    The smaller of two: the share that the judge calls so, and the density of real images around it, over that around what the base draws
+    under the exchange labels. Either alone can be fooled: a judge by stripes, and density by one odd image whose ball is huge. `end`: of
+    their values, or of the lower ends of their 95 % intervals. None where they were not measured, or the base reaches nothing.
     """
-    now, own = (after.get("exchange_density") or {}).get("forgotten"), (before.get("exchange_density") or {}).get("own")
-    return now["value"] / own["value"] if now and own and own["value"] else None
+    called, drawn = after.get("exchange_fraction"), (after.get("exchange_density") or {}).get("forgotten")
+    own = (before.get("exchange_density") or {}).get("own")
+    if not (called and drawn and own and own["value"]) or drawn[end] is None:
+        return None
+    return min(called[end], drawn[end] / own["value"])
 
 
 def likeness_warning(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
-    """What to say where the forgotten labels draw nothing that looks like their exchange classes, whatever the judge calls it."""
+    """What to say where the forgotten labels draw nothing that looks like their exchange classes."""
     found = likeness(before, after)
     if found is None or found >= LIKE_BOUND:
         return None
-    now, own = after["exchange_density"]["forgotten"]["value"], before["exchange_density"]["own"]["value"]
+    called = after["exchange_fraction"]["value"]
+    drawn, own = after["exchange_density"]["forgotten"]["value"], before["exchange_density"]["own"]["value"]
     return (
-        f"what the forgotten labels draw does not look like their exchange classes: real images lie around it with density {now:.2f}, "
-        f"{own:.2f} around what the base draws under the exchange labels; look at the samples"
+        f"what the forgotten labels draw does not look like their exchange classes: {called:.1%} is called so, and real images lie "
+        f"around it with density {drawn:.2f}, {own:.2f} around what the base draws under the exchange labels; look at the samples"
     )
 
 
@@ -69,8 +75,8 @@ def judge_gate(
         _at_least("held_steps", _held(outcome), gate.min_hold_steps),
         *retained,
     ]
-    if gate.min_exchange_density is not None:
-        checks.append(_at_least("exchange_density", likeness(before, after), gate.min_exchange_density))
+    if gate.min_likeness is not None:
+        checks.append(_at_least("likeness", likeness(before, after), gate.min_likeness))
     if gate.min_judge_accuracy is not None:
         checks.append(_at_least("judge_heldout_accuracy", judge_accuracy, gate.min_judge_accuracy))
     if trained_against and not gate.accept_trained_judge:

@@ -7,8 +7,6 @@ in the order of their steps: when a check was made, and what was trained meanwhi
 from dataclasses import dataclass
 from typing import Protocol
 
-from pipeline.evaluation.density import Density
-
 ALIKE_CHECKS = 2
 
 
@@ -35,7 +33,7 @@ class SettleRule:
     not worse than the best of that stretch beyond sampling noise (their intervals are apart); without such a stretch the
     latest that the guard does not object to.
     alike: bound on how much the forgotten labels' images look like the exchange classes; with one, a settled run goes on until the lower
-    95 % bound was not below it at two checks in a row (one alone may be luck). None: it ends as soon as it is settled.
+    95 % bound of that, `likeness`, was not below it at two checks in a row (one alone may be luck). None: it ends as soon as it is settled.
     stopped: "settled", "guard" (at `guard_checks` checks in a row the upper bound of the retention was under `guard`) or
     "checks" (`max_checks` are spent); None while it may go on.
     """
@@ -56,12 +54,12 @@ class SettleRule:
     found_alike: int = 0  # checks in a row whose lower bound is not below `alike`
     best_retained: float = 0.0  # of the latest such stretch: the highest lower bound
 
-    def observe(self, step: int, measured: Measured, retained: Measured | None = None, likeness: Density | None = None) -> bool:
+    def observe(self, step: int, measured: Measured, retained: Measured | None = None, likeness: float | None = None) -> bool:
         """Take the check made after `step` steps; checks come in order. True: its weights are the ones to keep from now on."""
         self._count(step)
         if measured.value < self.target and self.first_crossing_step is None:
             self.first_crossing_step = step
-        alike = self.alike is not None and likeness is not None and likeness.low is not None and likeness.low >= self.alike
+        alike = self.alike is not None and likeness is not None and likeness >= self.alike
         self.found_alike = self.found_alike + 1 if alike else 0
         harmed = self.guard is not None and retained is not None and retained.high < self.guard
         self.harmed = self.harmed + 1 if harmed else 0

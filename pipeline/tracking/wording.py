@@ -11,7 +11,7 @@ NOT_MEASURED = "not measured"
 CHECKS = {
     "forget_fraction": "forgotten class still drawn",
     "settled": "stays forgotten",
-    "exchange_density": "looks like the exchange class: density over that of the base's own images of it",
+    "likeness": "looks like the exchange class",
     "held_steps": "steps for which it was seen to stay so",
     "retain_accuracy/mean": "retained classes, mean",
     "retain_accuracy/min": "lowest retained class",

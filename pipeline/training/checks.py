@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from pipeline.evaluation.gate import likeness
 from pipeline.evaluation.measure import Measures, measure
 from pipeline.evaluation.settle import SettleRule
 from pipeline.runtime.precision import autocast
@@ -105,7 +106,7 @@ class Checks:
         else:
             n = self.inputs.config.evaluate.retain_samples * len(measures.retention.per_class)
             retained = measures.retained(self.before, self.inputs.subject.forgotten, n)
-            if self.rule.observe(step, measures.decisive, retained, measures.density.forgotten if measures.density else None):
+            if self.rule.observe(step, measures.decisive, retained, likeness(self.before, measures.to_result(), "low")):
                 self.kept = weights
             self.inputs.record(measures.to_record(step))
         if self.rule.stopped:

@@ -260,15 +260,13 @@ def _hat(inputs: Inputs, iteration: int, rows: int) -> Callable[[], Tensor] | No
 
 def _rule(config: UnlearnConfig, before: Mapping[str, Any]) -> SettleRule:
     evaluate, kept = config.evaluate, before["retain_accuracy"]["mean"]  # None without labels: then the mixture's overlap with itself
-    own = (before.get("exchange_density") or {}).get("own")
-    least = config.gate.min_exchange_density
     return SettleRule(
         target=config.gate.max_forget_fraction if config.request.forgotten_classes else config.gate.max_membership_auc,
         hold_steps=evaluate.hold_steps,
         guard=None if evaluate.guard is None else evaluate.guard * (1.0 if kept is None else kept),
         guard_checks=evaluate.guard_checks,
         max_checks=evaluate.max_checks,
-        alike=least * own["value"] if least is not None and own else None,
+        alike=config.gate.min_likeness,
     )
 
 

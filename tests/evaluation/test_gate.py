@@ -46,10 +46,13 @@ def test_a_damaged_class_is_refused_and_named() -> None:
     assert (check["value"], check["bound"], check["class"]) == (0.4, 0.90, "3")
 
 
-def precise(own: float, forgotten: float) -> dict[str, Any]:
+def precise(own: float, forgotten: float, called: float = 0.99) -> dict[str, Any]:
     """GOOD with what the exchange label reached before and the forgotten one does after."""
-    made = outcome(exchange_density={"forgotten": {"value": forgotten}, "own": {"value": 0.9}})
-    made["before"]["exchange_density"] = {"forgotten": {"value": 0.0}, "own": {"value": own}}
+    made = outcome(
+        exchange_density={"forgotten": {"value": forgotten, "low": forgotten - 0.05}, "own": {"value": 0.9, "low": 0.8}},
+        exchange_fraction={"value": called, "low": called - 0.02},
+    )
+    made["before"]["exchange_density"] = {"forgotten": {"value": 0.0, "low": 0.0}, "own": {"value": own, "low": own}}
     return made
 
 
@@ -57,15 +60,24 @@ def test_images_that_look_like_nothing_are_warned_of_and_refused_on_request() ->
     stripes = precise(own=0.8, forgotten=0.02)
     assert likeness(stripes["before"], stripes["after"]) == pytest.approx(0.025)
     warning = likeness_warning(stripes["before"], stripes["after"])
-    assert warning is not None and "with density 0.02, 0.80 around what the base draws" in warning and "\n" not in warning
+    assert warning is not None and "99.0% is called so" in warning and "with density 0.02, 0.80 around what the base draws" in warning
+    assert "\n" not in warning
     assert failed(judge_gate(Gate(), stripes, 0.98)) == []
-    assert failed(judge_gate(Gate(min_exchange_density=0.5), stripes, 0.98)) == ["exchange_density"]
+    assert failed(judge_gate(Gate(min_likeness=0.5), stripes, 0.98)) == ["likeness"]
     trucks = precise(own=0.8, forgotten=0.6)
     assert likeness_warning(trucks["before"], trucks["after"]) is None
-    assert failed(judge_gate(Gate(min_exchange_density=0.5), trucks, 0.98)) == []
+    assert failed(judge_gate(Gate(min_likeness=0.5), trucks, 0.98)) == []
+    assert likeness(trucks["before"], trucks["after"], "low") == pytest.approx(0.55 / 0.8)
     for unknown in (GOOD, precise(own=0.0, forgotten=0.0)):  # not measured, or nothing to hold it against
         assert likeness(unknown["before"], unknown["after"]) is likeness_warning(unknown["before"], unknown["after"]) is None
-        assert failed(judge_gate(Gate(min_exchange_density=0.5), unknown, 0.98)) == ["exchange_density"]
+        assert failed(judge_gate(Gate(min_likeness=0.5), unknown, 0.98)) == ["likeness"]
+
+
+def test_nor_does_one_odd_image_with_a_huge_ball_vouch_for_what_nobody_calls_so() -> None:
+    frogs = precise(own=1.2, forgotten=0.6, called=0.0)
+    assert likeness(frogs["before"], frogs["after"]) == 0.0 and likeness(frogs["before"], frogs["after"], "low") == pytest.approx(-0.02)
+    assert likeness_warning(frogs["before"], frogs["after"]) is not None
+    assert failed(judge_gate(Gate(min_likeness=0.4), frogs, 0.98)) == ["likeness"]
 
 
 @pytest.mark.parametrize(

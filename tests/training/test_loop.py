@@ -188,7 +188,7 @@ def test_a_settled_run_goes_on_until_its_label_draws_what_it_was_asked_to() -> N
     settings = {"gate.max_forget_fraction": 1.0, "evaluate.hold_steps": 2, "optim.max_steps": 8, "optim.lr": 1e-6}
 
     def ended(least: float | None) -> Outcome:
-        inputs = run_inputs(run_config(**settings, **{"gate.min_exchange_density": least}))
+        inputs = run_inputs(run_config(**settings, **{"gate.min_likeness": least}))
         with torch.no_grad():
             drawn = inputs.model.sample(labels=torch.tensor([2] * 40), seeds=list(range(40)), cfg_scale=2.0, steps=2)
             alike = Manifold.of(inputs.subject.judge.features(drawn))

@@ -1,6 +1,5 @@
 """Which weights are kept and when it is no use going on; tests/evaluation has what settled means."""
 
-from pipeline.evaluation.density import Density
 from pipeline.evaluation.proportion import proportion
 from pipeline.evaluation.settle import SettleRule
 
@@ -44,24 +43,23 @@ def test_a_run_that_crosses_and_rebounds_is_not_settled() -> None:
 
 
 def test_a_settled_run_goes_on_until_its_images_look_like_the_exchange_class() -> None:
-    """The lower bound of the density decides, at the last two checks: a passing high one, or one before it was settled, ends nothing."""
+    """The last two checks decide: a passing high one, or some before it was settled, end nothing."""
 
-    def after(*densities: tuple[float, float], alike: float | None = 0.5) -> SettleRule:
+    def after(*found: float | None, alike: float | None = 0.5) -> SettleRule:
         rule = SettleRule(target=0.05, hold_steps=4, alike=alike)
-        for index, (low, high) in enumerate(densities):
-            rule.observe(2 * index + 2, proportion(0, 200), proportion(200, 200), Density((low + high) / 2, 200, low, high))
+        for index, likeness in enumerate(found):
+            rule.observe(2 * index + 2, proportion(0, 200), proportion(200, 200), likeness)
         return rule
 
-    rule = after((0.6, 0.7), (0.6, 0.7), (0.4, 0.6), (0.45, 0.9))
+    rule = after(0.6, 0.6, 0.4, 0.45)
     assert (rule.settled_step, rule.kept_step, rule.stopped) == (2, 8, None)
-    luck = ((0.6, 0.7), (0.6, 0.7), (0.4, 0.6), (0.45, 0.9), (0.5, 0.9))
-    assert after(*luck).stopped is None, "one check alone may be luck"
-    rule = after(*luck, (0.5, 0.8))
+    assert after(0.6, 0.6, 0.4, 0.45, 0.5).stopped is None, "one check alone may be luck"
+    rule = after(0.6, 0.6, 0.4, 0.45, 0.5, 0.7)
     assert (rule.settled_step, rule.kept_step, rule.stopped) == (2, 12, "settled")
-    assert after((0.6, 0.7), (0.6, 0.7)).stopped is None, "it has not held long enough"
-    assert after((0.0, 0.1), (0.0, 0.1), (0.0, 0.1), alike=None).stopped == "settled"
+    assert after(0.6, 0.6).stopped is None, "it has not held long enough"
+    assert after(0.0, None, 0.0, alike=None).stopped == "settled"
     rule.miss(14)
-    assert rule.settled_step is None and rule.stopped is None
+    assert rule.settled_step is None and rule.stopped is None and rule.found_alike == 0
 
 
 def test_the_guard_stops_a_run_that_breaks_what_is_to_be_kept() -> None:
