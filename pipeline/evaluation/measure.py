@@ -34,7 +34,7 @@ class Subject:
     """Whom to ask about what: the judge, the forgotten classes and their exchange, the retained labels that are drawn.
 
     `reference` holds the moments of the judge's features of real retained rows, for the Frechet distance; `spaces` are further feature
-    spaces, `references` the moments there. `likeness` holds the judge's features of real rows of the exchange classes, for each forgotten
+    spaces, `references` the moments there. `manifolds` hold the judge's features of real rows of the exchange classes, for each forgotten
     class. `members` are the named samples to forget and `heldout` never-seen rows of their classes; None where whole classes are forgotten.
     """
 
@@ -46,7 +46,7 @@ class Subject:
     reference: Moments | None = None
     spaces: Mapping[str, FeatureSpace] = field(default_factory=dict)
     references: Mapping[str, Moments] = field(default_factory=dict)
-    likeness: Mapping[int, Manifold] = field(default_factory=dict)
+    manifolds: Mapping[int, Manifold] = field(default_factory=dict)
     members: Batch | None = None
     heldout: Batch | None = None
     membership_draws: int = 16
@@ -159,7 +159,7 @@ def measure(
     model.net.eval()
     drawn = subject.retained if model.conditional else (UNLABELLED,)
     spaces = subject.spaces if further else {}
-    like = {label: real for c, real in subject.likeness.items() for label in (*subject.exchange[c], c)}
+    like = {label: real for c, real in subject.manifolds.items() for label in (*subject.exchange[c], c)}
     verdicts = judge_samples(
         model,
         subject.judge,
@@ -187,7 +187,7 @@ def measure(
         shares=shares,
         membership=attack,
         exchange=exchange_fraction(verdicts, subject.exchange),
-        density=exchange_density(verdicts, {c: subject.exchange[c] for c in subject.likeness}),
+        density=exchange_density(verdicts, {c: subject.exchange[c] for c in subject.manifolds}),
         retention=NOT_ASKED if shares else retain_accuracy(verdicts, subject.forgotten, subject.neighbours),
         fid=fid,
         seconds=time.perf_counter() - started,

@@ -70,8 +70,10 @@ def assemble(
         references = {name: feature_moments(space, pixels, device) for name, space in {"judge": judge, **spaces}.items()}
     forget = partition.forget()
     by_name = config.request.sample_ids is not None
-    exchange = exchange_rows(partition.exchange(), config.request.exchange_classes) if config.request.exchange else None
-    asked = exchange if model.conditional and not by_name else None
+    exchange = partition.exchange() if config.request.exchange else None
+    alike = {}
+    if exchange is not None and model.conditional and not by_name:
+        alike = exchange_manifolds(judge, exchange, config.request.exchange_classes, to_pixels, device)
     subject = Subject(
         judge=judge,
         forgotten=tuple(config.request.forgotten_classes),
@@ -84,10 +86,12 @@ def assemble(
         reference=references.pop("judge"),
         spaces=spaces,
         references=references,
-        likeness=likeness(judge, asked, to_pixels, device) if asked is not None else {},
+        manifolds=alike,
         to_pixels=to_pixels,
     )
-    shown_instead = exchange if exchange is not None and config.method.targets == "data" else forget if config.method.fold else None
+    shown_instead = forget if config.method.fold else None
+    if exchange is not None and config.method.targets == "data":
+        shown_instead = exchange_rows(exchange, config.request.exchange_classes)
     return Inputs(
         config=config,
         model=model,
@@ -103,15 +107,21 @@ def assemble(
 
 
 @torch.no_grad()
-def likeness(space: FeatureSpace, rows: Batch, to_pixels: Callable[[Tensor], Tensor], device: torch.device) -> dict[int, Manifold]:
-    """The features of real `rows` by label; a label with too few of them has none. The same on every rank."""
+def exchange_manifolds(
+    space: FeatureSpace,
+    rows: Batch,
+    exchange: Mapping[int, Sequence[int]],
+    to_pixels: Callable[[Tensor], Tensor],
+    device: torch.device,
+) -> dict[int, Manifold]:
+    """For each forgotten class the features of real `rows` of its exchange classes, if there are enough. The same on every rank."""
     made = {}
-    for label in sorted(set(rows.y.tolist())):
-        own = (rows.y == label).nonzero().flatten()
-        own = own[:: -(-len(own) // ALIKE_ROWS)]
+    for c, targets in exchange.items():
+        own = torch.isin(rows.y, torch.tensor(targets)).nonzero().flatten()
+        own = own[:: -(-len(own) // ALIKE_ROWS)] if len(own) else own
         if len(own) > K:
             parts = [space.features(to_pixels(rows.mean[part].to(device))).cpu() for part in own.split(PLACED)]
-            made[label] = Manifold.of(torch.cat(parts))
+            made[c] = Manifold.of(torch.cat(parts))
     return made
 
 

@@ -167,7 +167,7 @@ def test_a_measurement_reports_what_it_drew() -> None:
     result = first.to_result()
     assert result["exchange_density"] is None and first.to_record(6)["exchange_density"] is None
     alike = {1: Manifold.of(judge.features(tiny_batch([2], each=10).mean).detach())}
-    asked = measure(model, replace(subject, likeness=alike), Collectives(), seed=0, purpose="a", **options).to_result()
+    asked = measure(model, replace(subject, manifolds=alike), Collectives(), seed=0, purpose="a", **options).to_result()
     assert asked["exchange_density"]["forgotten"]["n"] == 20 and asked["exchange_density"]["own"]["n"] == 4
     assert asked | {"exchange_density": None} == result
     assert result == again.to_result() and result["fid"] != other.to_result()["fid"]

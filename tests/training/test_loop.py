@@ -192,7 +192,7 @@ def test_a_settled_run_goes_on_until_its_label_draws_what_it_was_asked_to() -> N
         with torch.no_grad():
             drawn = inputs.model.sample(labels=torch.tensor([2] * 40), seeds=list(range(40)), cfg_scale=2.0, steps=2)
             alike = Manifold.of(inputs.subject.judge.features(drawn))
-        return unlearn(replace(inputs, subject=replace(inputs.subject, likeness={1: alike})))
+        return unlearn(replace(inputs, subject=replace(inputs.subject, manifolds={1: alike})))
 
     at_once, never, unasked = ended(0.0), ended(1.0), ended(None)
     assert at_once.before["exchange_density"]["own"]["value"] > 0
