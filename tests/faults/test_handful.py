@@ -57,22 +57,26 @@ def test_a_worker_and_the_driver_are_killed_and_nothing_is_lost(tmp_path: Path) 
     storage, rng = str(tmp_path / "storage"), random.Random(SEED)
     fill(storage)
     run = Run(storage, "handful")
-    at = sorted(rng.sample(range(1, STEPS - 12), 3))
+    at = sorted(rng.sample(range(1, STEPS - 20), 3))
     said = f"seed {SEED}, killed after steps {at}"
+
+    seen: set[int] = set()
 
     def begin() -> Process:
         return Process(command(storage, "handful"), tmp_path / "log", environment())
 
     def worker_at(process: Process, step: int) -> int:
-        """A worker's pid, once there is a checkpoint of `step` and a newer one than now, and nobody is left of an earlier group."""
-        step = max(step, run.step + 1)
+        """A worker's pid, once a group of which nobody was seen before has written a checkpoint of its own, of `step` or later."""
         alive: list[int] = []
 
         def there() -> bool:
             alive[:] = process.below("RayTrainWorker")
-            return run.step >= step and len(alive) == 2
+            return process.code is not None or (len(alive) == 2 and not seen & set(alive))
 
-        wait_until(f"step {step} ({said})", lambda: there() or process.code is not None, every_s=0.02)
+        wait_until(f"a new group ({said})", there, every_s=0.02)
+        seen.update(alive)
+        step = max(step, run.step + 1)
+        wait_until(f"step {step} ({said})", lambda: process.code is not None or run.step >= step, every_s=0.02)
         assert process.code is None, f"{said}: {process.said[-2000:]}"
         return rng.choice(alive)
 
