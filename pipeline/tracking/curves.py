@@ -14,6 +14,7 @@ def curves(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> l
     attacked = bound_of(result, "membership_auc")
     crossed, settled = result.get("first_crossing_step"), result.get("settled_step")
     own: float | None = (((result.get("before") or {}).get("exchange_density") or {}).get("own") or {}).get("value")
+    density = series_of(records, "evaluation", "exchange_density", "forgotten label", 1, dots=True)
     marks = [(f"settled at {settled}", float(settled))] if settled is not None else []
     if crossed is not None and crossed != settled:
         marks.insert(0, (f"first under at {crossed}", float(crossed)))
@@ -39,8 +40,9 @@ def curves(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> l
         Chart(
             title="Likeness of what is drawn instead",
             note="Density of real images of the exchange class around what the forgotten label draws; 0: nothing real is near.",
-            series=[series_of(records, "evaluation", "exchange_density", "forgotten label", 1, dots=True)],
-            bounds=[(f"exchange label's own, before: {number(own)}", own)] if own is not None else [],
+            series=[density],
+            y_range=(0.0, 1.1 * max([y for _, y in density.points] + [own or 0.0]) or 1.0),
+            bounds=[(f"exchange label's own, before: {own:.2f}", own)] if own is not None else [],
             marks=marks,
         ),
         Chart(
