@@ -12,7 +12,7 @@ from pipeline.evaluation.measures import moments_of, spaces_of
 from pipeline.evaluation.proportion import proportion
 from pipeline.evaluation.retention import retain_shares
 from pipeline.evaluation.sums import below
-from pipeline.evaluation.works import plans
+from pipeline.evaluation.works import forgotten_plan, plans
 
 
 def gold_result(scope: Scope, drawing: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def gold_result(scope: Scope, drawing: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _forgotten(scope: Scope, drawing: Mapping[str, Tensor], side: str) -> dict[str, Any] | None:
     """Share of images under the forgotten labels that are called that class."""
-    name = f"forgotten@{scope.settings.cfg_scale:g}"
+    name = forgotten_plan(scope)
     if not scope.forgotten:
         return None
     return _share(list(zip(drawing[f"{side}/{name}/ranked"][:, 0].tolist(), plans(scope)[name].labels)))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from pipeline.evaluation import drift, kid, leakage, manifold, membership, relearn, retention, timesteps
@@ -123,12 +124,14 @@ def _exchange_density(scope: Scope, found: Found, side: str) -> dict[str, Any] |
     real = {c: sums[f"{JUDGE}/exchange/{c}"] for c in scope.forgotten if c in scope.exchange}
     alike = {c: Manifold.of(rows, k) for c, rows in real.items() if len(rows) > k}
     of_label = {label: one for c, one in alike.items() for label in (*scope.exchange[c], c)}
-    labels, balls = [], []
+    labels: list[int] = []
+    balls: list[int] = []
     for name, features in ((forgotten_plan(scope), sums[f"{JUDGE}/{side}/forgotten"]), ("retained", sums[f"{JUDGE}/{side}/features"])):
-        for label, row in zip(plans(scope)[name].labels, features):
-            if label in of_label:
-                labels.append(label)
-                balls.append(int(of_label[label].balls_around(row.unsqueeze(0))))
+        asked = torch.tensor(plans(scope)[name].labels[: len(features)])
+        for label, one in of_label.items():
+            own = features[asked == label]
+            labels += [label] * len(own)
+            balls += one.balls_around(own).tolist()
     verdicts = Verdicts(labels=tuple(labels), called=(), moments={}, balls=tuple(balls))
     measured = exchange_density(verdicts, {c: scope.exchange[c] for c in alike}, k)
     return {**measured.to_dict(), "k": k} if measured else None
@@ -152,7 +155,7 @@ def _membership(scope: Scope, found: Found, side: str) -> dict[str, Any] | None:
 
 
 def _relearn(scope: Scope, found: Found, side: str) -> dict[str, Any]:
-    before = f"{BEFORE}/forgotten@{scope.settings.cfg_scale:g}/ranked"
+    before = f"{BEFORE}/{forgotten_plan(scope)}/ranked"
     old = 1.0  # without the model before, half of all images is what has to come back
     if before in found["drawing"]:
         old = _forget(scope, found, BEFORE)["value"]
