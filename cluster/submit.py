@@ -1,10 +1,12 @@
-"""Submit a job to a Ray cluster: checks the configuration here, fills in storage, tracking and run id, prints the job id.
+"""Submit a job to a Ray cluster: checks the configuration here, fills in storage, tracking and run id, prints
+the job id.
 
-python cluster/submit.py --config jobs/configs/imagenet.yaml --storage s3://bucket/unlearning --tracking http://mlflow:5000 --follow
+python cluster/submit.py --config jobs/configs/imagenet.yaml --storage s3://bucket/unlearning --tracking
+http://mlflow:5000 --follow
 
-The cluster is --address, RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265; its token is RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH
-names, or ~/.ray/auth_token. Exit code with --follow: 0 succeeded, 1 failed or stopped, 2 bad input here or there; without it: 0 submitted.
-The same --run-id again continues that run.
+The cluster is --address, RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265; its token is RAY_AUTH_TOKEN, the
+file RAY_AUTH_TOKEN_PATH names, or ~/.ray/auth_token. Exit code with --follow: 0 succeeded, 1 failed or
+stopped, 2 bad input here or there; without it: 0 submitted. The same --run-id again continues that run.
 """
 
 import argparse
@@ -30,17 +32,21 @@ sys.path.insert(0, str(CHECKOUT))
 
 from pipeline import config as configuration
 from pipeline.errors import InputError
-from pipeline.request import request_id
+from pipeline.redaction import is_secret_name, redact
+from pipeline.runs.request_checks import request_id
 from pipeline.runtime.code_version import VARIABLE, code_version
-from pipeline.runtime.milestones import SUBMITTED, process_start
-from pipeline.runtime.redact import is_secret_name, redact
+from pipeline.runtime.startup_timeline import SUBMITTED, process_start
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 ADDRESS = "http://127.0.0.1:8265"
-PATIENCE_S = 300.0  # how long --follow goes on asking a cluster that does not answer: a restarted head is back by then
-INSTEAD = "put it into the environment of the nodes (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, AWS_SECRET_ACCESS_KEY)"
+# how long --follow goes on asking a cluster that does not answer: a restarted head is back by then
+PATIENCE_S = 300.0
+INSTEAD = (
+    "put it into the environment of the nodes (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD,"
+    " AWS_SECRET_ACCESS_KEY)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,23 +62,58 @@ class Submission:
     @property
     def command(self) -> str:
         """The same as a command for a shell in the checkout."""
-        arguments = ["ray", "job", "submit", "--address", self.address, "--submission-id", self.job_id, "--no-wait"]
-        arguments += ["--runtime-env-json", json.dumps(self.runtime_env), "--metadata-json", json.dumps(self.metadata)]
+        arguments = [
+            "ray",
+            "job",
+            "submit",
+            "--address",
+            self.address,
+            "--submission-id",
+            self.job_id,
+            "--no-wait",
+        ]
+        arguments += [
+            "--runtime-env-json",
+            json.dumps(self.runtime_env),
+            "--metadata-json",
+            json.dumps(self.metadata),
+        ]
         return shlex.join([*arguments, "--", *self.entrypoint])
 
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--config", required=True, metavar="YAML", help="the job's configuration, inside this checkout")
+    made.add_argument(
+        "--config", required=True, metavar="YAML", help="the job's configuration, inside this checkout"
+    )
     made.add_argument("--job", default="unlearn_imagenet", help="a script of jobs/ (default: %(default)s)")
-    made.add_argument("--storage", metavar="URI", help="storage root that every node reaches; absent: that of the configuration")
+    made.add_argument(
+        "--storage",
+        metavar="URI",
+        help="storage root that every node reaches; absent: that of the configuration",
+    )
     made.add_argument("--tracking", metavar="URI", help="MLflow server; absent: that of the configuration")
-    made.add_argument("--run-id", metavar="NAME", help="name of the run; a known one is continued; absent: a new one")
-    made.add_argument("--set", action="append", default=[], metavar="a.b=c", dest="overrides", help="override one key; may be repeated")
-    made.add_argument("--address", metavar="URL", help="the cluster's dashboard, such as http://127.0.0.1:8265")
+    made.add_argument(
+        "--run-id", metavar="NAME", help="name of the run; a known one is continued; absent: a new one"
+    )
+    made.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="a.b=c",
+        dest="overrides",
+        help="override one key; may be repeated",
+    )
+    made.add_argument(
+        "--address", metavar="URL", help="the cluster's dashboard, such as http://127.0.0.1:8265"
+    )
     made.add_argument("--runtime-env", default=str(CHECKOUT / "cluster" / "runtime_env.yaml"), metavar="YAML")
     made.add_argument("--follow", action="store_true", help="print the job's log and wait for its end")
-    made.add_argument("--dry-run", action="store_true", help="check, print the equivalent `ray job submit` command, send nothing")
+    made.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check, print the equivalent `ray job submit` command, send nothing",
+    )
     return made
 
 
@@ -82,7 +123,13 @@ def prepare(given: argparse.Namespace) -> Submission:
     config_path = inside_checkout(given.config)
     sets = list(given.overrides)
     sets += [
-        f"{key}={value}" for key, value in (("storage", given.storage), ("tracking.uri", given.tracking), ("run_id", given.run_id)) if value
+        f"{key}={value}"
+        for key, value in (
+            ("storage", given.storage),
+            ("tracking.uri", given.tracking),
+            ("run_id", given.run_id),
+        )
+        if value
     ]
     for override in sets:
         require_no_secret(f"--set {override.partition('=')[0]}", override)
@@ -94,14 +141,24 @@ def prepare(given: argparse.Namespace) -> Submission:
     name = given.job.replace("_", "-")
     if isinstance(config, configuration.UnlearnConfig):
         metadata["request_id"] = config.request.id or request_id(config.request)
-        name = config.run_id or f"{metadata['request_id']}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
+        name = (
+            config.run_id
+            or f"{metadata['request_id']}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
+        )
         metadata["run_id"] = name
-        if not config.run_id:  # chosen here, so that the same command can be sent again after whatever happens
+        # chosen here, so that the same command can be sent again after whatever happens
+        if not config.run_id:
             sets.append(f"run_id={name}")
     return Submission(
         address=given.address or os.environ.get("RAY_API_SERVER_ADDRESS") or ADDRESS,
         job_id=f"{name}-{uuid.uuid4().hex[:6]}",
-        entrypoint=["python", f"jobs/{given.job}.py", "--config", config_path, *(part for item in sets for part in ("--set", item))],
+        entrypoint=[
+            "python",
+            f"jobs/{given.job}.py",
+            "--config",
+            config_path,
+            *(part for item in sets for part in ("--set", item)),
+        ],
         runtime_env=runtime_env(given.runtime_env),
         metadata=metadata,
     )
@@ -117,11 +174,19 @@ def configuration_of(job: str) -> type[configuration.JobConfig]:
     assert described is not None and described.loader is not None
     module = module_from_spec(described)
     described.loader.exec_module(module)
-    functions = [value for _, value in inspect.getmembers(module, inspect.isfunction) if value.__module__ == module.__name__]
-    annotated = [function.__annotations__["config"] for function in functions if "config" in function.__annotations__]
+    functions = [
+        value
+        for _, value in inspect.getmembers(module, inspect.isfunction)
+        if value.__module__ == module.__name__
+    ]
+    annotated = [
+        function.__annotations__["config"] for function in functions if "config" in function.__annotations__
+    ]
     kinds = {getattr(module, kind) if isinstance(kind, str) else kind for kind in annotated}
     if len(kinds) != 1 or not hasattr(module, "run"):
-        raise InputError(f"--job: {job} takes a verb and runs in seconds; run it here: python jobs/{job}.py --help")
+        raise InputError(
+            f"--job: {job} takes a verb and runs in seconds; run it here: python jobs/{job}.py --help"
+        )
     kind: type[configuration.JobConfig] = kinds.pop()
     return kind
 
@@ -130,9 +195,14 @@ def inside_checkout(config: str) -> str:
     """`config` relative to the checkout, which is what the cluster gets to see."""
     path = next((p for p in (Path(config).resolve(), (CHECKOUT / config).resolve()) if p.is_file()), None)
     if path is None:
-        raise InputError(f"--config: got {config!r}, which is no file; expected a YAML file such as jobs/configs/quickstart.yaml")
+        raise InputError(
+            f"--config: got {config!r}, which is no file; expected a YAML file such as"
+            " jobs/configs/quickstart.yaml"
+        )
     if not path.is_relative_to(CHECKOUT):
-        raise InputError(f"--config: {config} lies outside {CHECKOUT}, which is what is uploaded; copy it to jobs/configs/")
+        raise InputError(
+            f"--config: {config} lies outside {CHECKOUT}, which is what is uploaded; copy it to jobs/configs/"
+        )
     return path.relative_to(CHECKOUT).as_posix()
 
 
@@ -147,7 +217,9 @@ def require_reachable_storage(uri: Any) -> None:
 def require_no_secret(where: str, text: str) -> None:
     """A job's command, runtime_env and metadata are shown in the dashboard and kept by the cluster."""
     if redact(text) != text:
-        raise InputError(f"{where}: carries a password or another secret, which the dashboard would show; {INSTEAD}")
+        raise InputError(
+            f"{where}: carries a password or another secret, which the dashboard would show; {INSTEAD}"
+        )
 
 
 def runtime_env(path: str) -> dict[str, Any]:
@@ -155,34 +227,48 @@ def runtime_env(path: str) -> dict[str, Any]:
     variables = {**(described.get("env_vars") or {})}
     for name, value in variables.items():
         if is_secret_name(name):
-            raise InputError(f"{path}: env_vars.{name} is a secret, which the dashboard would show; {INSTEAD}")
+            raise InputError(
+                f"{path}: env_vars.{name} is a secret, which the dashboard would show; {INSTEAD}"
+            )
         require_no_secret(f"{path}: env_vars.{name}", str(value))
     version = code_version()
-    return {**described, "working_dir": str(CHECKOUT), "env_vars": variables | ({VARIABLE: version} if version else {})}
+    return {
+        **described,
+        "working_dir": str(CHECKOUT),
+        "env_vars": variables | ({VARIABLE: version} if version else {}),
+    }
 
 
 def require_token() -> None:
-    """Have Ray send a token; it decides so when it is imported. RAY_AUTH_MODE=disabled is for a cluster that was started without."""
-    if os.environ.setdefault("RAY_AUTH_MODE", "token").lower() == "disabled" or os.environ.get("RAY_AUTH_TOKEN"):
+    """Have Ray send a token; it decides so when it is imported. RAY_AUTH_MODE=disabled is for a cluster that
+    was started without."""
+    if os.environ.setdefault("RAY_AUTH_MODE", "token").lower() == "disabled" or os.environ.get(
+        "RAY_AUTH_TOKEN"
+    ):
         return
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     if not path.is_file() or not path.read_text().strip():
         raise InputError(
-            f"no token: RAY_AUTH_TOKEN is not set and {path} holds none; expected the cluster's token in one of them "
-            "(ray get-auth-token on the machine that started it, or the Kubernetes secret unlearn-auth)"
+            f"no token: RAY_AUTH_TOKEN is not set and {path} holds none; expected the cluster's token in one"
+            " of them (ray get-auth-token on the machine that started it, or the Kubernetes secret"
+            " unlearn-auth)"
         )
 
 
 def connect(address: str) -> "JobSubmissionClient":
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InputError(f"--address: got {redact(address)!r}, expected the cluster's dashboard such as {ADDRESS}")
+        raise InputError(
+            f"--address: got {redact(address)!r}, expected the cluster's dashboard such as {ADDRESS}"
+        )
     try:  # Ray itself would wait for minutes where nobody answers
-        socket.create_connection((parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)), timeout=10).close()
+        socket.create_connection(
+            (parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)), timeout=10
+        ).close()
     except OSError as error:
         raise InputError(
-            f"--address: no Ray cluster answers at {redact(address)} ({error}); expected its dashboard: start a head, "
-            "or forward it with `kubectl port-forward` or `ray dashboard` (cluster/README.md)"
+            f"--address: no Ray cluster answers at {redact(address)} ({error}); expected its dashboard: start"
+            " a head, or forward it with `kubectl port-forward` or `ray dashboard` (cluster/README.md)"
         ) from error
     import requests
     from ray.exceptions import AuthenticationError
@@ -192,15 +278,18 @@ def connect(address: str) -> "JobSubmissionClient":
         return JobSubmissionClient(address)
     except AuthenticationError as error:
         raise InputError(
-            f"the cluster at {redact(address)} refuses the token; expected the one it was started with, in RAY_AUTH_TOKEN, "
-            "RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
+            f"the cluster at {redact(address)} refuses the token; expected the one it was started with, in"
+            " RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
         ) from error
     except (requests.RequestException, RuntimeError, ConnectionError) as error:
-        raise InputError(f"--address: what answers at {redact(address)} is no Ray dashboard ({type(error).__name__})") from error
+        raise InputError(
+            f"--address: what answers at {redact(address)} is no Ray dashboard ({type(error).__name__})"
+        ) from error
 
 
 def follow(client: "JobSubmissionClient", job_id: str) -> int:
-    """Print the job's log as it grows; returns the exit code its final status asks for. A head that restarts is waited for."""
+    """Print the job's log as it grows; returns the exit code its final status asks for. A head that restarts
+    is waited for."""
     printed, answered = 0, time.monotonic()
     while True:
         try:
@@ -208,12 +297,19 @@ def follow(client: "JobSubmissionClient", job_id: str) -> int:
             details = client.get_job_info(job_id)
             answered = time.monotonic()
         except KeyboardInterrupt:
-            print(f"\nno longer following; the job goes on. ray job logs -f {job_id} | ray job stop {job_id}", file=sys.stderr)
+            print(
+                f"\nno longer following; the job goes on. ray job logs -f {job_id} | ray job stop {job_id}",
+                file=sys.stderr,
+            )
             return 130
         except Exception as error:  # whatever the connection broke with, asking again is all that can be done
             if time.monotonic() - answered > PATIENCE_S:
                 reason = redact(f"{type(error).__name__}: {error}")
-                print(f"failed: the cluster has not answered for {PATIENCE_S:.0f} s ({reason}); the job may go on", file=sys.stderr)
+                print(
+                    f"failed: the cluster has not answered for {PATIENCE_S:.0f} s ({reason}); the job may"
+                    " go on",
+                    file=sys.stderr,
+                )
                 return 1
             time.sleep(2)
             continue

@@ -1,5 +1,6 @@
-"""Methods under attack: free label embeddings, benign fine-tuning, quantisation and relearning, on several requests and seeds; prints a
-Markdown table with the model before and, where it was pretrained, one that never saw the class. An interrupted comparison goes on.
+"""Methods under attack: free label embeddings, benign fine-tuning, quantisation and relearning, on several
+requests and seeds; prints a Markdown table with the model before and, where it was pretrained, one that never
+saw the class. An interrupted comparison goes on.
 
 python jobs/attack_methods.py --config jobs/configs/attack_digits.yaml [--set seeds=[0] --set processes=1 ...]
 """
@@ -11,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline import storage
 from pipeline.config.evaluate import AttackMethodsConfig
-from pipeline.runtime import cli
+from pipeline.runtime import command_line
 
 
 def run(config: AttackMethodsConfig, dry_run: bool) -> None:
@@ -29,4 +30,4 @@ def run(config: AttackMethodsConfig, dry_run: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.main(AttackMethodsConfig, run, __doc__))
+    sys.exit(command_line.main(AttackMethodsConfig, run, __doc__))

@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.config import BenchmarkConfig
-from pipeline.runtime import cli
+from pipeline.runtime import command_line
 
 
 def run(config: BenchmarkConfig, dry_run: bool) -> None:
@@ -26,4 +26,4 @@ def run(config: BenchmarkConfig, dry_run: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.main(BenchmarkConfig, run, __doc__))
+    sys.exit(command_line.main(BenchmarkConfig, run, __doc__))

@@ -1,7 +1,8 @@
 """Every method and setting of a grid on several requests and seeds; prints a Markdown table and draws a
 picture of samples for each request. An interrupted comparison goes on.
 
-python jobs/compare_methods.py --config jobs/configs/compare_digits.yaml [--set seeds=[0] --set processes=1 ...]
+python jobs/compare_methods.py --config jobs/configs/compare_digits.yaml [--set seeds=[0] --set processes=1
+...]
 """
 
 import sys
@@ -11,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline import storage
 from pipeline.config import CompareConfig
-from pipeline.runtime import cli
+from pipeline.runtime import command_line
 
 
 def run(config: CompareConfig, dry_run: bool) -> None:
@@ -21,7 +22,10 @@ def run(config: CompareConfig, dry_run: bool) -> None:
     wanted = cells(config)
     uri = storage.join(config.storage, "comparisons", f"{config.name}.jsonl")
     if dry_run:
-        print(f"would make {len(wanted)} runs: {len(config.rows)} settings, {len(config.pairs)} requests, {len(config.seeds)} seeds")
+        print(
+            f"would make {len(wanted)} runs: {len(config.rows)} settings, {len(config.pairs)} requests,"
+            f" {len(config.seeds)} seeds"
+        )
         return
     results = gathered(compare(config, uri), f"comparing {len(config.rows)} settings", len(wanted))
     print(table(results, list(config.rows)))
@@ -31,4 +35,4 @@ def run(config: CompareConfig, dry_run: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.main(CompareConfig, run, __doc__))
+    sys.exit(command_line.main(CompareConfig, run, __doc__))

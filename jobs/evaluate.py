@@ -1,9 +1,10 @@
 """Measure any model: a registered version, a run, a checkpoint of a run, or a folder of weights.
 
-python jobs/evaluate.py --config jobs/configs/evaluate_digits.yaml [--set version=champion] [--set measures='[forget_fraction, kid]']
-python jobs/evaluate.py --config ... --set version=<run id> --set checkpoint=last
-python jobs/evaluate.py --config ... --set version=/folder/of/weights --set lake=digits --set request.classes=[1]
-python jobs/evaluate.py --config ... --set battery=true --set gold=dit-tiny-digits-without-1
+python jobs/evaluate.py --config jobs/configs/evaluate_digits.yaml [--set version=champion] [--set
+measures='[forget_fraction, kid]'] python jobs/evaluate.py --config ... --set version=<run id> --set
+checkpoint=last python jobs/evaluate.py --config ... --set version=/folder/of/weights --set lake=digits --set
+request.classes=[1] python jobs/evaluate.py --config ... --set battery=true --set
+gold=dit-tiny-digits-without-1
 """
 
 import sys
@@ -13,20 +14,27 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline import storage
 from pipeline.config.evaluate import EvaluateConfig
-from pipeline.runtime import cli
+from pipeline.runtime import command_line
 
 
 def run(config: EvaluateConfig, dry_run: bool) -> None:
     from pipeline.evaluation import evaluate_ray
-    from pipeline.evaluation.table import table
+    from pipeline.reports.evaluation_table import table
+    from pipeline.runs import version_evaluation
     from pipeline.runtime import cluster_ray
 
-    asked = evaluate_ray.check(config)
-    what = ", ".join([*asked.measures, *(["the battery"] if asked.attacks else []), *(["the gold reference"] if asked.gold else [])])
+    asked = version_evaluation.check(config)
+    what = ", ".join(
+        [
+            *asked.measures,
+            *(["the battery"] if asked.attacks else []),
+            *(["the gold reference"] if asked.gold else []),
+        ]
+    )
     print(f"{asked.facts['what']} ({asked.facts['weights_digest'][:12]}): {what}", flush=True)
     for warning in asked.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    output = evaluate_ray.output_uri(config, asked.facts)
+    output = version_evaluation.output_uri(config, asked.facts)
     if dry_run:
         print(f"dry run: it can be measured; the result would be written to {output}")
         return
@@ -38,4 +46,4 @@ def run(config: EvaluateConfig, dry_run: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.main(EvaluateConfig, run, __doc__))
+    sys.exit(command_line.main(EvaluateConfig, run, __doc__))

@@ -1,6 +1,8 @@
-"""A registered version in the formats that others read: a diffusers DiTPipeline folder, or a state dict with the published names.
+"""A registered version in the formats that others read: a diffusers DiTPipeline folder, or a state dict with
+the published names.
 
-python jobs/export.py --config jobs/configs/export_imagenet.yaml [--set version=champion --set format=pt --set output=dit.pt ...]
+python jobs/export.py --config jobs/configs/export_imagenet.yaml [--set version=champion --set format=pt --set
+output=dit.pt ...]
 """
 
 import sys
@@ -9,24 +11,31 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.config.export import ExportConfig
-from pipeline.runtime import cli
+from pipeline.runtime import command_line
 
 
 def run(config: ExportConfig, dry_run: bool) -> None:
-    from pipeline.weights import exporting
+    from pipeline.tracking import export
 
-    name, stored = exporting.source(config)
-    output = exporting.output_of(config, name)
+    name, stored = export.source(config)
+    output = export.output_of(config, name)
     if dry_run:
-        print(f"would write {name} ({stored.config['size']}, digest {stored.digest[:12]}) as {config.format} to {output}")
+        print(
+            f"would write {name} ({stored.config['size']}, digest {stored.digest[:12]}) as {config.format} to"
+            f" {output}"
+        )
         return
-    files = exporting.export(config, stored, output)
-    print(f"{name} ({stored.config['size']}, digest {stored.digest[:12]}) as {config.format}: {output}, {files} files")
+    files = export.export(config, stored, output)
+    print(
+        f"{name} ({stored.config['size']}, digest {stored.digest[:12]}) as {config.format}: {output}, {files}"
+        " files"
+    )
     if config.format == "pipeline":
         print(
-            "  diffusers.DiTPipeline.from_pretrained reads it; models.export.load_pipeline also sets the model's own timestep frequencies"
+            "  diffusers.DiTPipeline.from_pretrained reads it; models.export.load_pipeline also sets the"
+            " model's own timestep frequencies"
         )
 
 
 if __name__ == "__main__":
-    sys.exit(cli.main(ExportConfig, run, __doc__))
+    sys.exit(command_line.main(ExportConfig, run, __doc__))

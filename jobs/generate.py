@@ -1,6 +1,7 @@
 """Draw images from a registered version, by label and seed: one PNG, a row per label, a column per seed.
 
-python jobs/generate.py --config jobs/configs/generate_digits.yaml --set labels='[1, 7]' --set version=champion
+python jobs/generate.py --config jobs/configs/generate_digits.yaml --set labels='[1, 7]' --set
+version=champion
 """
 
 import sys
@@ -11,20 +12,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pipeline import storage
 from pipeline.config import GenerateConfig
 from pipeline.errors import InputError
-from pipeline.runtime import cli
+from pipeline.runtime import command_line
 
 
 def run(config: GenerateConfig, dry_run: bool) -> None:
     import pandas as pd
 
-    from pipeline.tracking.png import grid_png
+    from pipeline.reports.png import grid_png
     from pipeline.tracking.registry import load_version, resolve
 
     name = config.tracking.model_name
     version = resolve(config.tracking, config.storage, config.version)
     output = config.output or storage.join(config.storage, "generated", f"{name}-v{version.version}.png")
     if dry_run:
-        print(f"would draw {len(config.labels)} x {len(config.seeds)} images of {name} version {version.version} into {output}")
+        print(
+            f"would draw {len(config.labels)} x {len(config.seeds)} images of {name} version"
+            f" {version.version} into {output}"
+        )
         return
     model = load_version(config.tracking, config.storage, version)
     classes = model.unwrap_python_model().model.num_classes
@@ -32,11 +36,18 @@ def run(config: GenerateConfig, dry_run: bool) -> None:
     if wrong:
         raise InputError(f"labels: got {wrong[0]}, expected classes of {name}: 0 to {classes - 1}")
     rows = pd.DataFrame([{"label": label, "seed": seed} for label in config.labels for seed in config.seeds])
-    params = {key: value for key, value in {"cfg_scale": config.cfg_scale, "steps": config.steps}.items() if value is not None}
+    params = {
+        key: value
+        for key, value in {"cfg_scale": config.cfg_scale, "steps": config.steps}.items()
+        if value is not None
+    }
     images = model.predict(rows, params=params)  # (labels * seeds, H, W, C) uint8
     storage.write_bytes(output, grid_png(images, columns=len(config.seeds), smallest=64))
-    print(f"{len(images)} images of {name} version {version.version}, a row for each of labels {config.labels}: {output}")
+    print(
+        f"{len(images)} images of {name} version {version.version}, a row for each of labels {config.labels}:"
+        f" {output}"
+    )
 
 
 if __name__ == "__main__":
-    sys.exit(cli.main(GenerateConfig, run, __doc__))
+    sys.exit(command_line.main(GenerateConfig, run, __doc__))

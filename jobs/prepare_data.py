@@ -1,6 +1,7 @@
 """Raw images -> lake.
 
-python jobs/prepare_data.py --config jobs/configs/prepare_digits.yaml [--set source.uri=s3://bucket/images ...]
+python jobs/prepare_data.py --config jobs/configs/prepare_digits.yaml [--set source.uri=s3://bucket/images
+...]
 """
 
 import sys
@@ -9,19 +10,24 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.config import PrepareConfig
-from pipeline.runtime import cli
+from pipeline.runtime import command_line
 
 
 def run(config: PrepareConfig, dry_run: bool) -> None:
-    from pipeline.data import prepare_ray
+    from pipeline.data import ingest_ray
 
     if dry_run:
-        print(prepare_ray.describe(config))
+        print(ingest_ray.describe(config))
         return
-    prepared = prepare_ray.prepare(config)
+    prepared = ingest_ray.prepare(config)
     manifest = prepared.lake.manifest
-    train, heldout = (sum(shard.rows for shard in prepared.lake.shards(split=split)) for split in ("train", "heldout"))
-    print(f"lake {manifest.name}: {train} training rows, {heldout} held out, {len(manifest.classes)} classes, {manifest.rejected} rejected")
+    train, heldout = (
+        sum(shard.rows for shard in prepared.lake.shards(split=split)) for split in ("train", "heldout")
+    )
+    print(
+        f"lake {manifest.name}: {train} training rows, {heldout} held out, {len(manifest.classes)} classes,"
+        f" {manifest.rejected} rejected"
+    )
     print(f"  {prepared.lake.uri}  digest {prepared.lake.digest[:16]}")
     if prepared.reused:
         print("  complete already, used as it is")
@@ -31,4 +37,4 @@ def run(config: PrepareConfig, dry_run: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.main(PrepareConfig, run, __doc__))
+    sys.exit(command_line.main(PrepareConfig, run, __doc__))

@@ -1,8 +1,10 @@
-"""Train a small DiT or VAE and its judge from a lake. The same command again goes on where it was interrupted, to the same bits.
+"""Train a small DiT or VAE and its judge from a lake. The same command again goes on where it was
+interrupted, to the same bits.
 
 python jobs/pretrain.py --config jobs/configs/pretrain_digits.yaml [--set optim.max_steps=1200 ...]
-python jobs/pretrain.py --config jobs/configs/pretrain_digits.yaml --set without=[1]    (a gold reference that never saw a 1)
-python jobs/pretrain.py --config jobs/configs/pretrain_digits.yaml --set without_samples=ids.txt    (one that never saw these rows)
+python jobs/pretrain.py --config jobs/configs/pretrain_digits.yaml --set without=[1]    (a gold reference that
+never saw a 1) python jobs/pretrain.py --config jobs/configs/pretrain_digits.yaml --set
+without_samples=ids.txt    (one that never saw these rows)
 """
 
 import sys
@@ -13,32 +15,38 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.config import PretrainConfig
-from pipeline.runtime import cli
+from pipeline.runtime import command_line
 
 
 def run(config: PretrainConfig, dry_run: bool) -> None:
     from pipeline.data.lake import lake_uri, read_lake
-    from pipeline.training import pretrain_ray
+    from pipeline.training import pretrain_run
 
     if dry_run:
         lake = read_lake(lake_uri(config.storage, config.lake))
-        pretrain_ray.check(config, lake)
-        description, _ = pretrain_ray.descriptions(config, lake)
+        pretrain_run.check(config, lake)
+        description, _ = pretrain_run.descriptions(config, lake)
         print(
             f"would train {description['size']}{'' if config.is_gold else ' and its judge'} on {config.lake} "
             f"({len(description['class_names']) - len(config.without)} classes), "
             f"{config.optim.max_steps} steps of {config.optim.batch_size} on {config.train.workers} workers"
         )
         return
-    made = pretrain_ray.pretrain(config)
+    made = pretrain_run.pretrain(config)
     judge = made.judge_manifest
     held = (
-        "" if judge["heldout_accuracy"] is None else f": {judge['heldout_accuracy']:.1%} right on {judge['heldout_rows']} held-out images"
+        ""
+        if judge["heldout_accuracy"] is None
+        else f": {judge['heldout_accuracy']:.1%} right on {judge['heldout_rows']} held-out images"
     )
     print(f"judge{held}")
     print(f"{config.model.size}, {made.manifest['parameters']:,} parameters: {quality(made.manifest)}")
     print(f"  {made.model_uri}")
-    print("  trained already with these settings, used as it is" if made.reused else f"  trained in {made.seconds:.1f} s")
+    print(
+        "  trained already with these settings, used as it is"
+        if made.reused
+        else f"  trained in {made.seconds:.1f} s"
+    )
 
 
 def quality(manifest: Mapping[str, Any]) -> str:
@@ -52,4 +60,4 @@ def quality(manifest: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.main(PretrainConfig, run, __doc__))
+    sys.exit(command_line.main(PretrainConfig, run, __doc__))

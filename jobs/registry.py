@@ -2,12 +2,13 @@
 
 python jobs/registry.py list     --config jobs/configs/registry_digits.yaml
 python jobs/registry.py show     --config ... --set version=3         (absent: candidate)
-python jobs/registry.py promote  --config ... --set version=3         (absent: candidate; only what passed its gate)
-python jobs/registry.py rollback --config ...                         (champion goes back to the one before)
-python jobs/registry.py history  --config ...                         (every change of an alias, the chain verified)
-python jobs/registry.py verify   --config ... --set version=3         (absent: champion; certificate, log, result, weights; --replay too)
-python jobs/registry.py replay   --config ... --set version=3         (absent: champion; runs its request again, compares the weights)
-python jobs/registry.py purge    --config ... --request forget-1      (a finished request's partitions and pictures; leaves a tombstone)
+python jobs/registry.py promote  --config ... --set version=3         (absent: candidate; only what passed its
+gate) python jobs/registry.py rollback --config ...                         (champion goes back to the one
+before) python jobs/registry.py history  --config ...                         (every change of an alias, the
+chain verified) python jobs/registry.py verify   --config ... --set version=3         (absent: champion;
+certificate, log, result, weights; --replay too) python jobs/registry.py replay   --config ... --set version=3
+(absent: champion; runs its request again, compares the weights) python jobs/registry.py purge    --config ...
+--request forget-1      (a finished request's partitions and pictures; leaves a tombstone)
 """
 
 import sys
@@ -17,13 +18,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.config import RegistryConfig
 from pipeline.errors import InputError
-from pipeline.runtime import cli
+from pipeline.runtime import command_line
 
 
 def list_(config: RegistryConfig, dry_run: bool) -> None:
     from pipeline.tracking.registry import rows
 
-    table = [("version", "aliases", "gate", "method", "request", "run"), *rows(config.tracking, config.storage)]
+    table = [
+        ("version", "aliases", "gate", "method", "request", "run"),
+        *rows(config.tracking, config.storage),
+    ]
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     for row in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -33,14 +37,18 @@ def show(config: RegistryConfig, dry_run: bool) -> None:
     from pipeline.tracking.registry import CANDIDATE, resolve
 
     version = resolve(config.tracking, config.storage, config.version or CANDIDATE)
-    facts = {"aliases": ", ".join(version.aliases) or "none", "source": version.source, **dict(sorted(version.tags.items()))}
+    facts = {
+        "aliases": ", ".join(version.aliases) or "none",
+        "source": version.source,
+        **dict(sorted(version.tags.items())),
+    }
     print(f"{version.name} version {version.version}")
     for key, value in facts.items():
         print(f"  {key:17} {value}")
 
 
 def promote(config: RegistryConfig, dry_run: bool) -> None:
-    from pipeline.tracking import promotion
+    from pipeline.governance import promotion
     from pipeline.tracking.aliases import certificate_uri
 
     name = config.tracking.model_name
@@ -56,29 +64,41 @@ def promote(config: RegistryConfig, dry_run: bool) -> None:
 
 
 def rollback(config: RegistryConfig, dry_run: bool) -> None:
-    from pipeline.tracking import promotion
+    from pipeline.governance import promotion
 
     left, now = promotion.rollback(config, dry_run=dry_run)
-    print(f"{config.tracking.model_name}: champion {'would go' if dry_run else 'went'} back from version {left} to version {now}")
+    print(
+        f"{config.tracking.model_name}: champion {'would go' if dry_run else 'went'} back from version {left}"
+        f" to version {now}"
+    )
 
 
 def history(config: RegistryConfig, dry_run: bool) -> None:
-    from pipeline.tracking import promotion
+    from pipeline.governance import promotion
 
     found = promotion.history(config, dry_run=dry_run)
     for entry in found.entries:
-        moved = f"{entry.alias}: {entry.came_from or 'none'} -> {entry.version}" if entry.alias else entry.details["request"]
+        moved = (
+            f"{entry.alias}: {entry.came_from or 'none'} -> {entry.version}"
+            if entry.alias
+            else entry.details["request"]
+        )
         reason = f"  override: {entry.details['override']}" if entry.details.get("override") else ""
         if note := found.before.get(entry.number):
             print(f"      ({note})")
-        print(f"{entry.number:4}  {entry.time}  {entry.action:8}  {moved:24}  {entry.by}  {entry.digest[:12]}{reason}")
+        print(
+            f"{entry.number:4}  {entry.time}  {entry.action:8}  {moved:24}  {entry.by} "
+            f" {entry.digest[:12]}{reason}"
+        )
     print(f"{len(found.entries)} entries, the chain is unbroken")
     if found.now:
-        raise InputError(f"{'; '.join(found.now)}: moved by other means; promote or roll back to bring the two together")
+        raise InputError(
+            f"{'; '.join(found.now)}: moved by other means; promote or roll back to bring the two together"
+        )
 
 
 def verify(config: RegistryConfig, dry_run: bool) -> None:
-    from pipeline.tracking import promotion
+    from pipeline.governance import promotion
 
     for line in promotion.verify(config):
         print(line, flush=True)
@@ -87,7 +107,7 @@ def verify(config: RegistryConfig, dry_run: bool) -> None:
 
 
 def replay(config: RegistryConfig, dry_run: bool) -> None:
-    from pipeline.tracking.replay_ray import replay as run_again
+    from pipeline.runs.replay import replay as run_again
 
     if dry_run:
         print("would run the version's request again and compare the weights; nothing would be registered")
@@ -96,14 +116,15 @@ def replay(config: RegistryConfig, dry_run: bool) -> None:
     what = f"{config.tracking.model_name} version {found.version} (run {found.run_id})"
     if found.replayed != found.registered:
         raise InputError(
-            f"{what}: replayed weights have digest {found.replayed[:12]}, the registered ones {found.registered[:12]}; they are equal only "
-            "with the same code, packages, kind of processor and number of workers"
+            f"{what}: replayed weights have digest {found.replayed[:12]}, the registered ones"
+            f" {found.registered[:12]}; they are equal only with the same code, packages, kind of processor"
+            " and number of workers"
         )
     print(f"{what}: replayed to the bit, digest {found.replayed[:12]}")
 
 
 def purge(config: RegistryConfig, dry_run: bool) -> None:
-    from pipeline.tracking import purge as purging
+    from pipeline.governance import purge as purging
 
     found = purging.find(config)
     for line in found.lines:
@@ -114,7 +135,9 @@ def purge(config: RegistryConfig, dry_run: bool) -> None:
         print(f"request {found.request}: {len(found.lines)} things would go; nothing was written")
         return
     tombstone = purging.purge(config, found)
-    print(f"request {found.request}: purged, {len(tombstone.sample_ids)} sample ids may not be ingested again")
+    print(
+        f"request {found.request}: purged, {len(tombstone.sample_ids)} sample ids may not be ingested again"
+    )
 
 
 VERBS = {
@@ -129,4 +152,4 @@ VERBS = {
 }
 
 if __name__ == "__main__":
-    sys.exit(cli.main(RegistryConfig, VERBS, __doc__, shorthands=["request"], flags=["replay"]))
+    sys.exit(command_line.main(RegistryConfig, VERBS, __doc__, shorthands=["request"], flags=["replay"]))

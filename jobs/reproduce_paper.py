@@ -1,4 +1,5 @@
-"""The paper's MNIST table again: every method from one checkpoint under the published protocol, beside the published figures.
+"""The paper's MNIST table again: every method from one checkpoint under the published protocol, beside the
+published figures.
 
 python jobs/reproduce_paper.py --config jobs/configs/reproduce_mnist.yaml \\
     [--set model.weights=<vae_200.pth> --set judge.weights=<classifier> ...]
@@ -11,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline import storage
 from pipeline.config import ReproduceConfig
-from pipeline.runtime import cli
+from pipeline.runtime import command_line
 
 
 def run(config: ReproduceConfig, dry_run: bool) -> None:
@@ -21,11 +22,16 @@ def run(config: ReproduceConfig, dry_run: bool) -> None:
     inputs = reproduction.check(config)
     wanted = len(config.rows) * len(config.seeds)
     if dry_run:
-        print(f"would make {wanted} runs: {len(config.rows)} rows on {len(config.seeds)} seeds, from {inputs.model.uri}")
+        print(
+            f"would make {wanted} runs: {len(config.rows)} rows on {len(config.seeds)} seeds, from"
+            f" {inputs.model.uri}"
+        )
         return
     storage.require_writable(config.storage)
     found = gathered(reproduction.runs(config, inputs), f"reproducing {len(config.rows)} rows", wanted)
-    page = reproduction.table(config, found, reproduction.costs(config, inputs), reproduction.base(config, inputs))
+    page = reproduction.table(
+        config, found, reproduction.costs(config, inputs), reproduction.base(config, inputs)
+    )
     uri = storage.join(config.storage, "reproductions", f"{config.name}.md")
     storage.write_text(uri, page + "\n")
     print(page)
@@ -33,4 +39,4 @@ def run(config: ReproduceConfig, dry_run: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.main(ReproduceConfig, run, __doc__))
+    sys.exit(command_line.main(ReproduceConfig, run, __doc__))

@@ -1,6 +1,7 @@
 """The main job: request -> partition -> unlearn on Ray Train workers -> evaluate -> gate -> register.
 
-python jobs/unlearn_imagenet.py --config jobs/configs/quickstart.yaml [--set request.classes=[3] --set 'request.exchange={3: 5}' ...]
+python jobs/unlearn_imagenet.py --config jobs/configs/quickstart.yaml [--set request.classes=[3] --set
+'request.exchange={3: 5}' ...]
 """
 
 import sys
@@ -12,27 +13,27 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pipeline import storage
 from pipeline.config import UnlearnConfig
 from pipeline.errors import InputError
-from pipeline.runtime import cli
-from pipeline.tracking.terminal import summary
+from pipeline.reports.terminal import summary
+from pipeline.runtime import command_line
 
 if TYPE_CHECKING:
-    from pipeline.weights.model_store import Stored
+    from pipeline.weights.model_folder import Stored
 
 
 def run(config: UnlearnConfig, dry_run: bool) -> None:
-    from pipeline.flow import checking, flow_ray, results
-    from pipeline.weights import bases
+    from pipeline.runs import preflight, run_weights, unlearn
+    from pipeline.runs.result import REPORT
 
     if config.stand_in.use and not dry_run:
-        from pipeline.weights.stand_ins_ray import stand_in
+        from pipeline.runs.make_stand_ins import stand_in
 
         config = stand_in(config)
-    if dry_run and (absent := bases.missing(config)):
+    if dry_run and (absent := run_weights.missing(config)):
         for line in plan_lines(config):
             print(line)
         print("dry run: the plan needs no data; not there yet: " + "; ".join(absent))
         return
-    prepared = checking.check(config)
+    prepared = preflight.check(config)
     request = prepared.config.request
     print(
         f"{prepared.run_id}: forget {request.classes or 'the named samples'}"
@@ -41,7 +42,7 @@ def run(config: UnlearnConfig, dry_run: bool) -> None:
         f"{prepared.trainable:,} of {sum(p.numel() for p in prepared.model.net.parameters()):,} parameters",
         flush=True,
     )
-    if warning := checking.warning_of(prepared):
+    if warning := preflight.warning_of(prepared):
         print(f"  warning: {warning}", flush=True)
     if prepared.choice is not None and not dry_run:
         print(f"  hvp {prepared.choice.hvp}: {prepared.choice.why}", flush=True)
@@ -50,20 +51,20 @@ def run(config: UnlearnConfig, dry_run: bool) -> None:
             print(line)
         print("dry run: the request, the lake and the weights fit together; nothing was written")
         return
-    result = flow_ray.run(prepared)
-    print(summary(result, storage.join(prepared.run_uri, results.REPORT)))
+    result = unlearn.run(prepared)
+    print(summary(result, storage.join(prepared.run_uri, REPORT)))
 
 
 def plan_lines(config: UnlearnConfig, base: "Stored | None" = None) -> list[str]:
     """The memory plan as lines; none for a family that has no plan."""
-    from pipeline.weights import bases
+    from pipeline.runs import run_weights
 
     try:
-        plan = bases.plan_of(config, base)
+        plan = run_weights.plan_of(config, base)
         return plan.lines(config.train.memory_gib) if plan else []
     except ValueError as error:
         raise InputError(str(error)) from error
 
 
 if __name__ == "__main__":
-    sys.exit(cli.main(UnlearnConfig, run, __doc__))
+    sys.exit(command_line.main(UnlearnConfig, run, __doc__))

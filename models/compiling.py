@@ -1,7 +1,7 @@
 """torch.compile of a network for first-order passes: training steps, a teacher, a sampler.
 
-A compiled graph has no second derivative. Within `second_order()` the network runs as it is; everywhere else it runs compiled. Parameters,
-names and copies of the network are untouched.
+A compiled graph has no second derivative. Within `second_order()` the network runs as it is; everywhere else
+it runs compiled. Parameters, names and copies of the network are untouched.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,8 @@ def compile_first_order(net: nn.Module, **options: Any) -> None:
     def call(*inputs: Any, **named: Any) -> Any:
         return plain(*inputs, **named) if wanted() else compiled(*inputs, **named)
 
-    net._compiled_call_impl = call  # where torch.nn.Module.compile puts its own; left out of copies and pickles like it
+    # where torch.nn.Module.compile puts its own; left out of copies and pickles like it
+    net._compiled_call_impl = call
 
 
 @contextmanager

@@ -1,7 +1,8 @@
-"""Gaussian diffusion (Ho et al. 2020; Nichol & Dhariwal 2021): schedule, training loss, DDIM with classifier-free guidance.
+"""Gaussian diffusion (Ho et al. 2020; Nichol & Dhariwal 2021): schedule, training loss, DDIM with
+classifier-free guidance.
 
-The network predicts the noise eps and, with learned sigma, an interpolation v between the two bounds of the reverse
-variance. Shape legend: N images, C channels, H x W.
+The network predicts the noise eps and, with learned sigma, an interpolation v between the two bounds of the
+reverse variance. Shape legend: N images, C channels, H x W.
 """
 
 import math
@@ -32,8 +33,8 @@ class Prediction:
 
 
 class Anchor:
-    """Holds the first eps it is given. The variational term takes eps as a constant: where finite differences move the
-    parameters within a step, that constant must stay the base point's."""
+    """Holds the first eps it is given. The variational term takes eps as a constant: where finite differences
+    move the parameters within a step, that constant must stay the base point's."""
 
     def __init__(self) -> None:
         self._eps: Tensor | None = None
@@ -45,7 +46,8 @@ class Anchor:
 
 
 class Diffusion:
-    """The process with `timesteps` steps. Buffers are float64 on the CPU; what enters the network has its dtype."""
+    """The process with `timesteps` steps. Buffers are float64 on the CPU; what enters the network has its
+    dtype."""
 
     def __init__(self, schedule: str, timesteps: int = 1000, *, learn_sigma: bool = False):
         self.timesteps = timesteps
@@ -63,7 +65,9 @@ class Diffusion:
         """The noise of ONE row of shape (C, H, W): t () int64, eps and, for latents, the posterior draw."""
         t = torch.randint(self.timesteps, (), generator=generator)
         eps = torch.randn(tuple(shape), generator=generator)
-        return Noise(t=t, eps=eps, posterior=torch.randn(tuple(shape), generator=generator) if latent else None)
+        return Noise(
+            t=t, eps=eps, posterior=torch.randn(tuple(shape), generator=generator) if latent else None
+        )
 
     def q_sample(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps (DDPM eq. 4)."""
@@ -86,11 +90,12 @@ class Diffusion:
         target: Prediction | None = None,
         anchor: Anchor | None = None,
     ) -> Tensor:
-        """Per-row training loss (N,): mean squared error of eps plus, with learned sigma, the variational bound.
+        """Per-row training loss (N,): mean squared error of eps plus, with learned sigma, the variational
+        bound.
 
-        Without `target` the error is taken against the noise that was added (the usual loss). With a `target` it is
-        taken against that prediction (eps and v), which then stands for a frozen model's. The variational term
-        trains v alone: it sees eps detached, or what `anchor` holds.
+        Without `target` the error is taken against the noise that was added (the usual loss). With a `target`
+        it is taken against that prediction (eps and v), which then stands for a frozen model's. The
+        variational term trains v alone: it sees eps detached, or what `anchor` holds.
         """
         x_t = self.q_sample(x0, noise.t, noise.eps)
         got = self.predict(net, x_t, noise.t, y)
@@ -110,7 +115,13 @@ class Diffusion:
         log_variance = (v + 1) / 2 * high + (1 - (v + 1) / 2) * low  # eq. 15
         true_mean = self._posterior_mean(x0, x_t, t)
         mean = self._posterior_mean(self.x0_from_eps(x_t, t, eps), x_t, t)
-        kl = 0.5 * (log_variance - low - 1 + (low - log_variance).exp() + (true_mean - mean).square() * (-log_variance).exp())
+        kl = 0.5 * (
+            log_variance
+            - low
+            - 1
+            + (low - log_variance).exp()
+            + (true_mean - mean).square() * (-log_variance).exp()
+        )
         nll = -_discretised_log_likelihood(x0, mean, 0.5 * log_variance)
         bits = torch.where((t == 0).view(-1, 1, 1, 1), nll, kl) / math.log(2)
         return bits.flatten(1).mean(dim=1)
@@ -122,10 +133,22 @@ class Diffusion:
         return _at(self.posterior_mean_x0, t, x_t) * x0 + _at(self.posterior_mean_xt, t, x_t) * x_t
 
     @torch.no_grad()
-    def sample(self, net: Net, start: Tensor, y: Tensor, *, null_label: int, cfg_scale: float, steps: int, clip: bool = True) -> Tensor:
-        """Deterministic DDIM (Song et al. 2021, eq. 12 with eta 0) from `start` (N, C, H, W) ~ N(0, 1) to x_0.
+    def sample(
+        self,
+        net: Net,
+        start: Tensor,
+        y: Tensor,
+        *,
+        null_label: int,
+        cfg_scale: float,
+        steps: int,
+        clip: bool = True,
+    ) -> Tensor:
+        """Deterministic DDIM (Song et al. 2021, eq. 12 with eta 0) from `start` (N, C, H, W) ~ N(0, 1) to
+        x_0.
 
-        Guidance: eps = eps_null + cfg_scale (eps_y - eps_null) (Ho & Salimans 2022); scale 1 needs one pass only.
+        Guidance: eps = eps_null + cfg_scale (eps_y - eps_null) (Ho & Salimans 2022); scale 1 needs one pass
+        only.
         `clip` holds the estimate of x_0 in [-1, 1] (pixels; latents are not bounded).
         """
         times = torch.linspace(self.timesteps - 1, 0, steps).round().long()
@@ -168,7 +191,8 @@ def _at(table: Tensor, t: Tensor, like: Tensor) -> Tensor:
 
 
 def _discretised_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """log P of 8-bit pixels in [-1, 1] under a Gaussian, elementwise (DDPM eq. 13, with the tanh form of the normal CDF)."""
+    """log P of 8-bit pixels in [-1, 1] under a Gaussian, elementwise (DDPM eq. 13, with the tanh form of the
+    normal CDF)."""
 
     def cdf(z: Tensor) -> Tensor:
         return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))

@@ -1,8 +1,8 @@
 """Diffusion transformer with adaLN-Zero (Peebles & Xie 2023, arXiv 2212.09748).
 
-Parameter names and shapes are those of the published checkpoints (facebookresearch/DiT), so their state dicts load as
-they are. The label table's last row is the null label of classifier-free guidance. Label dropout is not here: the
-caller draws it (it has to come from named seeds) and passes the null label.
+Parameter names and shapes are those of the published checkpoints (facebookresearch/DiT), so their state dicts
+load as they are. The label table's last row is the null label of classifier-free guidance. Label dropout is
+not here: the caller draws it (it has to come from named seeds) and passes the null label.
 
 Shape legend: N images, C channels, H x W pixels or latents, T tokens, D width.
 """
@@ -28,8 +28,10 @@ class DiTConfig:
     num_classes: int
     learn_sigma: bool = False
     label_std: float = 0.02  # small models learn their labels far sooner from a wider start (0.5)
-    pos_std: float | None = None  # None: fixed sine-cosine positions, as published; else learned, from this deviation
-    frequency_shift: int = 0  # timestep frequencies 10000^(-k / (128 - shift)): 0 as published, 1 as in diffusers
+    # None: fixed sine-cosine positions, as published; else learned, from this deviation
+    pos_std: float | None = None
+    # timestep frequencies 10000^(-k / (128 - shift)): 0 as published, 1 as in diffusers
+    frequency_shift: int = 0
 
     @property
     def tokens(self) -> int:
@@ -48,9 +50,12 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def sincos_position(width: int, grid: int) -> Tensor:
-    """Fixed 2-D sine-cosine table, (1, grid * grid, width): the first half encodes the column, the second the row."""
+    """Fixed 2-D sine-cosine table, (1, grid * grid, width): the first half encodes the column, the second the
+    row."""
     frequency = 1.0 / 10000 ** (torch.arange(width // 4, dtype=torch.float64) / (width / 4))
-    row, column = torch.meshgrid(torch.arange(grid, dtype=torch.float64), torch.arange(grid, dtype=torch.float64), indexing="ij")
+    row, column = torch.meshgrid(
+        torch.arange(grid, dtype=torch.float64), torch.arange(grid, dtype=torch.float64), indexing="ij"
+    )
     halves = []
     for coordinate in (column, row):
         angle = coordinate.reshape(-1, 1) * frequency  # (T, D/4)
@@ -75,9 +80,12 @@ class TimestepEmbedder(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         half = self.frequencies // 2
-        rate = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / (half - self.shift))
+        rate = torch.exp(
+            -math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / (half - self.shift)
+        )
         angle = t.float().unsqueeze(1) * rate  # (N, half)
-        return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=1).to(next(self.mlp.parameters()).dtype))  # (N, D)
+        # (N, D)
+        return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=1).to(next(self.mlp.parameters()).dtype))
 
 
 class LabelEmbedder(nn.Module):
@@ -153,7 +161,9 @@ class DiT(nn.Module):
         self.x_embedder = PatchEmbed(config.patch, config.channels, config.width)
         self.t_embedder = TimestepEmbedder(config.width, shift=config.frequency_shift)
         self.y_embedder = LabelEmbedder(config.num_classes, config.width)
-        self.pos_embed = nn.Parameter(torch.zeros(1, config.tokens, config.width), requires_grad=config.pos_std is not None)
+        self.pos_embed = nn.Parameter(
+            torch.zeros(1, config.tokens, config.width), requires_grad=config.pos_std is not None
+        )
         self.blocks = nn.ModuleList(DiTBlock(config.width, config.heads) for _ in range(config.depth))
         self.final_layer = FinalLayer(config.width, config.patch, self.out_channels)
 
@@ -162,7 +172,8 @@ class DiT(nn.Module):
         return self.config.channels * (2 if self.config.learn_sigma else 1)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """Predict noise (and, with learn_sigma, the variance interpolation) for x (N, C, H, W), t (N,), y (N,)."""
+        """Predict noise (and, with learn_sigma, the variance interpolation) for x (N, C, H, W), t (N,), y
+        (N,)."""
         x = self.x_embedder(x) + self.pos_embed  # (N, T, D)
         c = self.t_embedder(t) + self.y_embedder(y)  # (N, D)
         for block in self.blocks:
@@ -177,20 +188,25 @@ class DiT(nn.Module):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
-        """The published initialisation: Xavier linear layers, zeroed adaLN and output, normal (0.02) time and label tables."""
+        """The published initialisation: Xavier linear layers, zeroed adaLN and output, normal (0.02) time and
+        label tables."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight, generator=generator)
                 nn.init.zeros_(module.bias)
         if self.config.pos_std is None:
-            self.pos_embed.copy_(sincos_position(self.config.width, self.config.input_size // self.config.patch))
+            self.pos_embed.copy_(
+                sincos_position(self.config.width, self.config.input_size // self.config.patch)
+            )
         else:
             nn.init.normal_(self.pos_embed, std=self.config.pos_std, generator=generator)
         patch = self.x_embedder.proj
         nn.init.xavier_uniform_(patch.weight.view(patch.weight.shape[0], -1), generator=generator)
         assert patch.bias is not None
         nn.init.zeros_(patch.bias)
-        nn.init.normal_(self.y_embedder.embedding_table.weight, std=self.config.label_std, generator=generator)
+        nn.init.normal_(
+            self.y_embedder.embedding_table.weight, std=self.config.label_std, generator=generator
+        )
         for index in (0, 2):
             nn.init.normal_(self.t_embedder.mlp[index].weight, std=0.02, generator=generator)  # type: ignore[arg-type]
         for name, parameter in self.named_parameters():
@@ -198,21 +214,67 @@ class DiT(nn.Module):
                 nn.init.zeros_(parameter)
 
 
-_PUBLISHED = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}  # width, depth, heads
+# width, depth, heads
+_PUBLISHED = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
 
 SIZES: dict[str, DiTConfig] = {
-    "DiT-tiny": DiTConfig(patch=2, width=64, depth=3, heads=4, input_size=8, channels=1, num_classes=10, label_std=0.5, pos_std=0.5),
-    "DiT-mini": DiTConfig(patch=4, width=96, depth=6, heads=4, input_size=28, channels=1, num_classes=10, label_std=0.5, pos_std=0.5),
+    "DiT-tiny": DiTConfig(
+        patch=2,
+        width=64,
+        depth=3,
+        heads=4,
+        input_size=8,
+        channels=1,
+        num_classes=10,
+        label_std=0.5,
+        pos_std=0.5,
+    ),
+    "DiT-mini": DiTConfig(
+        patch=4,
+        width=96,
+        depth=6,
+        heads=4,
+        input_size=28,
+        channels=1,
+        num_classes=10,
+        label_std=0.5,
+        pos_std=0.5,
+    ),
     "DiT-lite": DiTConfig(
-        patch=4, width=192, depth=6, heads=3, input_size=32, channels=3, num_classes=10, label_std=0.5, frequency_shift=1
+        patch=4,
+        width=192,
+        depth=6,
+        heads=3,
+        input_size=32,
+        channels=3,
+        num_classes=10,
+        label_std=0.5,
+        frequency_shift=1,
     ),
     "DiT-small": DiTConfig(
-        patch=2, width=384, depth=12, heads=6, input_size=32, channels=3, num_classes=10, label_std=0.5, frequency_shift=1
+        patch=2,
+        width=384,
+        depth=12,
+        heads=6,
+        input_size=32,
+        channels=3,
+        num_classes=10,
+        label_std=0.5,
+        frequency_shift=1,
     ),
-    "DiT-nano": DiTConfig(patch=2, width=32, depth=2, heads=2, input_size=4, channels=4, num_classes=1000, learn_sigma=True),
+    "DiT-nano": DiTConfig(
+        patch=2, width=32, depth=2, heads=2, input_size=4, channels=4, num_classes=1000, learn_sigma=True
+    ),
 } | {
     f"DiT-{name}/{patch}": DiTConfig(
-        patch=patch, width=width, depth=depth, heads=heads, input_size=32, channels=4, num_classes=1000, learn_sigma=True
+        patch=patch,
+        width=width,
+        depth=depth,
+        heads=heads,
+        input_size=32,
+        channels=4,
+        num_classes=1000,
+        learn_sigma=True,
     )
     for name, (width, depth, heads) in _PUBLISHED.items()
     for patch in (2, 4, 8)
@@ -226,6 +288,7 @@ def dit_config(size: str, **overrides: Any) -> DiTConfig:
     config = replace(SIZES[size], **overrides)
     if config.input_size % config.patch:
         raise ValueError(
-            f"{size}: images of {config.input_size} pixels cannot be cut into patches of {config.patch}; choose another model.size"
+            f"{size}: images of {config.input_size} pixels cannot be cut into patches of {config.patch};"
+            " choose another model.size"
         )
     return config

@@ -1,7 +1,9 @@
-"""A DiT as a folder that `diffusers.DiTPipeline.from_pretrained` runs, beside this project's own description of it.
+"""A DiT as a folder that `diffusers.DiTPipeline.from_pretrained` runs, beside this project's own description
+of it.
 
-A latent model brings its autoencoder. A pixel model gets one that hands pixels through (to about 1e-5), since the pipeline wants one.
-The pipeline's timestep frequencies are 10000^(-k / 127), the published model's 10000^(-k / 128): `load_pipeline` sets what the model needs.
+A latent model brings its autoencoder. A pixel model gets one that hands pixels through (to about 1e-5), since
+the pipeline wants one. The pipeline's timestep frequencies are 10000^(-k / 127), the published model's
+10000^(-k / 128): `load_pipeline` sets what the model needs.
 """
 
 import json
@@ -23,15 +25,22 @@ SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 
 
 def write_pipeline(
-    folder: Path, description: Mapping[str, Any], state: Mapping[str, Tensor], autoencoder: Mapping[str, Tensor] | None
+    folder: Path,
+    description: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    autoencoder: Mapping[str, Tensor] | None,
 ) -> None:
-    """Write the DiTPipeline folder (transformer, vae, scheduler, model_index.json with the class names) and `config.json`.
+    """Write the DiTPipeline folder (transformer, vae, scheduler, model_index.json with the class names) and
+    `config.json`.
 
     `autoencoder` holds the weights of the one that `description` names; None for a model of pixels.
     Raises `WeightsError` for a model that the pipeline cannot run, `ImportError` without diffusers.
     """
     if description.get("family") != "dit":
-        raise WeightsError(f"got a model of family {description.get('family')!r}, expected a DiT: only they make a DiTPipeline")
+        raise WeightsError(
+            f"got a model of family {description.get('family')!r}, expected a DiT: only they make a"
+            " DiTPipeline"
+        )
     config = dit_config(description["size"], **description.get("architecture", {}))
     arguments = transformer_config(config)
     diffusers = _diffusers()
@@ -49,12 +58,17 @@ def write_pipeline(
         vae = build_autoencoder(description["autoencoder"], autoencoder)
     else:
         vae = pixel_autoencoder(config.channels, config.input_size)
-    diffusers.DiTPipeline(transformer=transformer, vae=vae, scheduler=scheduler).save_pretrained(folder, safe_serialization=True)
+    diffusers.DiTPipeline(transformer=transformer, vae=vae, scheduler=scheduler).save_pretrained(
+        folder, safe_serialization=True
+    )
     index = json.loads((folder / INDEX).read_text())
     index["id2label"] = {str(label): name for label, name in enumerate(description["class_names"])}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-    if not torch.equal(state["pos_embed"].cpu(), computed_positions(config)):  # another computer's last bit: kept, to come back the same
-        safetensors.torch.save_file({"pos_embed": state["pos_embed"].detach().cpu().contiguous()}, folder / POSITIONS)
+    # another computer's last bit: kept, to come back the same
+    if not torch.equal(state["pos_embed"].cpu(), computed_positions(config)):
+        safetensors.torch.save_file(
+            {"pos_embed": state["pos_embed"].detach().cpu().contiguous()}, folder / POSITIONS
+        )
     (folder / DESCRIPTION).write_text(json.dumps(dict(description), indent=2) + "\n")
 
 
@@ -64,7 +78,9 @@ def computed_positions(config: DiTConfig) -> Tensor:
 
 def load_pipeline(folder: str) -> Any:
     """The DiTPipeline in `folder`, with the timestep frequencies of the model that was exported."""
-    pipeline = _diffusers().DiTPipeline.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
+    pipeline = _diffusers().DiTPipeline.from_pretrained(
+        folder, local_files_only=True, low_cpu_mem_usage=False
+    )
     own = Path(folder) / DESCRIPTION
     shift = 0
     if own.is_file():
@@ -77,9 +93,11 @@ def load_pipeline(folder: str) -> Any:
 
 @torch.no_grad()
 def pixel_autoencoder(channels: int, size: int) -> Any:
-    """An AutoencoderKL that decodes x to x: each colour c goes through its normalisation group as (d c, -d c, 1, -1).
+    """An AutoencoderKL that decodes x to x: each colour c goes through its normalisation group as (d c, -d c,
+    1, -1).
 
-    The group's mean is 0 and its deviation sqrt((1 + d^2 c^2) / 2), and silu(a) - silu(-a) = a: the last layer scales it back.
+    The group's mean is 0 and its deviation sqrt((1 + d^2 c^2) / 2), and silu(a) - silu(-a) = a: the last
+    layer scales it back.
     """
     d = 3e-3
     vae = (
@@ -102,14 +120,18 @@ def pixel_autoencoder(channels: int, size: int) -> Any:
         .eval()
     )
     for name, parameter in vae.named_parameters():
-        parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)  # residual branches add nothing
+        # residual branches add nothing
+        parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
     for half in (vae.encoder, vae.decoder):
         for colour in range(channels):
             first = 4 * colour
             half.conv_in.weight[first, colour, 1, 1], half.conv_in.weight[first + 1, colour, 1, 1] = d, -d
             half.conv_in.bias[first + 2], half.conv_in.bias[first + 3] = 1.0, -1.0
             gain = 0.5**0.5 / d
-            half.conv_out.weight[colour, first, 1, 1], half.conv_out.weight[colour, first + 1, 1, 1] = gain, -gain
+            half.conv_out.weight[colour, first, 1, 1], half.conv_out.weight[colour, first + 1, 1, 1] = (
+                gain,
+                -gain,
+            )
     vae.encoder.conv_out.bias[channels:] = -30.0  # log variance: the posterior is its mean
     return vae
 
@@ -118,5 +140,7 @@ def _diffusers() -> Any:
     try:
         import diffusers
     except ImportError as error:
-        raise ImportError("diffusers is missing, the export needs it: pip install -e '.[diffusers]' in the checkout") from error
+        raise ImportError(
+            "diffusers is missing, the export needs it: pip install -e '.[diffusers]' in the checkout"
+        ) from error
     return diffusers

@@ -1,6 +1,8 @@
-"""A generative model as the pipeline sees it: a network, its own training loss, its sampler, and whether it takes labels.
+"""A generative model as the pipeline sees it: a network, its own training loss, its sampler, and whether it
+takes labels.
 
-`build` turns the config.json beside the weights into such a model. A new family is one class and one line in FAMILIES.
+`build` turns the config.json beside the weights into such a model. A new family is one class and one line in
+FAMILIES.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,14 +39,17 @@ class GenerativeModel(Protocol):
         """The noise of one row."""
 
     def losses(self, net: Net, x0: Tensor, y: Tensor, noise: Noise, **options: Any) -> Tensor:
-        """Per-row training loss (N,); option `target` (a `Prediction`) replaces what it is measured against."""
+        """Per-row training loss (N,); option `target` (a `Prediction`) replaces what it is
+        measured against."""
 
     def predict(self, net: Net, x0: Tensor, y: Tensor, noise: Noise, **options: Any) -> Prediction:
-        """What `net` predicts at the noised rows: the target that a frozen teacher gives. Where there are latents, option `move` takes
-        them (N, *latent) elsewhere first.
+        """What `net` predicts at the noised rows: the target that a frozen teacher gives. Where there are
+        latents, option `move` takes them (N, *latent) elsewhere first.
         """
 
-    def sample(self, *, labels: Tensor, seeds: Sequence[int], cfg_scale: float, steps: int, net: Net | None = None) -> Tensor:
+    def sample(
+        self, *, labels: Tensor, seeds: Sequence[int], cfg_scale: float, steps: int, net: Net | None = None
+    ) -> Tensor:
         """Rows (N, C, H, W): row k depends on labels[k] and seeds[k] only."""
 
     def decode(self, z: Tensor) -> Tensor:
@@ -74,8 +79,14 @@ class DiTModel:
             self.net: nn.Module = DiT(self.architecture)
         self.num_classes = self.architecture.num_classes
         self.null_label = self.architecture.null_label
-        self.shape: tuple[int, int, int] = (self.architecture.channels, self.architecture.input_size, self.architecture.input_size)
-        self.diffusion = Diffusion(config["schedule"], config["timesteps"], learn_sigma=self.architecture.learn_sigma)
+        self.shape: tuple[int, int, int] = (
+            self.architecture.channels,
+            self.architecture.input_size,
+            self.architecture.input_size,
+        )
+        self.diffusion = Diffusion(
+            config["schedule"], config["timesteps"], learn_sigma=self.architecture.learn_sigma
+        )
         self.clip = bool(config["clip_samples"])
 
     def draw(self, generator: torch.Generator, *, latent: bool) -> Noise:
@@ -88,9 +99,13 @@ class DiTModel:
         assert not options, "a DiT has no latents to move"
         return self.diffusion.predict(net, self.diffusion.q_sample(x0, noise.t, noise.eps), noise.t, y)
 
-    def sample(self, *, labels: Tensor, seeds: Sequence[int], cfg_scale: float, steps: int, net: Net | None = None) -> Tensor:
+    def sample(
+        self, *, labels: Tensor, seeds: Sequence[int], cfg_scale: float, steps: int, net: Net | None = None
+    ) -> Tensor:
         parameter = next(self.net.parameters())
-        start = torch.stack([torch.randn(self.shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+        start = torch.stack(
+            [torch.randn(self.shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        )
         return self.diffusion.sample(
             net or self.net,
             start.to(parameter.device),
@@ -115,7 +130,9 @@ class DiTModel:
 
         def last(k: int) -> list[str]:
             if not 1 <= k <= depth:
-                raise ValueError(f"trainable: got the last {k} blocks, expected 1 to {depth} for {self.config['size']}")
+                raise ValueError(
+                    f"trainable: got the last {k} blocks, expected 1 to {depth} for {self.config['size']}"
+                )
             return [f"blocks.{index}.adaLN_modulation." for index in range(depth - k, depth)]
 
         return {
@@ -134,11 +151,16 @@ def is_conditional(size: str) -> bool:
     return size not in VAE_SIZES
 
 
-def describe(size: str, *, shape: Sequence[int], class_names: Sequence[str], **options: Any) -> dict[str, Any]:
-    """The config.json of a model of `size`, of whichever family, for rows of `shape` (C, H, W); `ValueError` where they do not fit."""
+def describe(
+    size: str, *, shape: Sequence[int], class_names: Sequence[str], **options: Any
+) -> dict[str, Any]:
+    """The config.json of a model of `size`, of whichever family, for rows of `shape` (C, H, W); `ValueError`
+    where they do not fit."""
     if size in VAE_SIZES:
         return vae_description(size, shape=shape, num_classes=len(class_names), class_names=class_names)
-    return dit_description(size, shape=shape, num_classes=len(class_names), class_names=class_names, **options)
+    return dit_description(
+        size, shape=shape, num_classes=len(class_names), class_names=class_names, **options
+    )
 
 
 def dit_description(
@@ -152,7 +174,8 @@ def dit_description(
     learn_sigma: bool | None = None,
     sampler: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The config.json of a DiT of `size` for rows of `shape` (C, H, W): all that `build` needs beside the weights."""
+    """The config.json of a DiT of `size` for rows of `shape` (C, H, W): all that `build` needs beside the
+    weights."""
     channels, height, width = shape
     if height != width:
         raise ValueError(f"images: got {height} x {width}, expected square ones")
@@ -173,7 +196,8 @@ def dit_description(
 
 
 def build(config: Mapping[str, Any], **options: Any) -> GenerativeModel:
-    """The model that a config.json describes, weights not yet loaded; `options` are settings of the run, such as batch_norm."""
+    """The model that a config.json describes, weights not yet loaded; `options` are settings of the run, such
+    as batch_norm."""
     family = config.get("family")
     if family not in FAMILIES:
         raise ValueError(f"config.json: got family {family!r}, expected one of {', '.join(FAMILIES)}")

@@ -24,7 +24,8 @@ class Judge(Protocol):
 
 
 class SmallCNN(nn.Module):
-    """Three convolutions, two poolings and two linear layers; `width` channels at first. For 8 x 8 pixels and up."""
+    """Three convolutions, two poolings and two linear layers; `width` channels at first. For 8 x 8 pixels and
+    up."""
 
     def __init__(self, channels: int, num_classes: int, size: int, width: int, features: int):
         super().__init__()
@@ -54,7 +55,9 @@ class SmallCNNJudge:
         self.config = config
         self.num_classes = int(config["num_classes"])
         self.feature_size = int(config["features"])
-        self._cnn = SmallCNN(config["channels"], self.num_classes, config["size"], config["width"], config["features"])
+        self._cnn = SmallCNN(
+            config["channels"], self.num_classes, config["size"], config["width"], config["features"]
+        )
         self.net: nn.Module = self._cnn
 
     def logits(self, x: Tensor) -> Tensor:
@@ -65,7 +68,8 @@ class SmallCNNJudge:
 
 
 class MLP(nn.Module):
-    """pixels - hidden - classes with ReLU, on pixels in [0, 1]: the published MNIST classifier, under its names."""
+    """pixels - hidden - classes with ReLU, on pixels in [0, 1]: the published MNIST classifier, under its
+    names."""
 
     def __init__(self, pixels: int, hidden: int, num_classes: int):
         super().__init__()
@@ -102,7 +106,9 @@ JUDGES: dict[str, Callable[[dict[str, Any]], Judge]] = {
 }
 
 
-def small_cnn_description(*, shape: tuple[int, int, int], num_classes: int, class_names: list[str], width: int = 16) -> dict[str, Any]:
+def small_cnn_description(
+    *, shape: tuple[int, int, int], num_classes: int, class_names: list[str], width: int = 16
+) -> dict[str, Any]:
     """The config.json of a small CNN for rows of `shape` (C, H, W)."""
     channels, size, _ = shape
     return {
@@ -116,23 +122,41 @@ def small_cnn_description(*, shape: tuple[int, int, int], num_classes: int, clas
     }
 
 
-def mlp_description(*, shape: Sequence[int], num_classes: int, class_names: Sequence[str], features: int = 200) -> dict[str, Any]:
+def mlp_description(
+    *, shape: Sequence[int], num_classes: int, class_names: Sequence[str], features: int = 200
+) -> dict[str, Any]:
     """The config.json of an MLP judge with `features` hidden units for rows of `shape` (C, H, W)."""
     channels, size, _ = shape
     names = list(class_names)
-    return {"family": "mlp", "channels": channels, "num_classes": num_classes, "size": size, "features": features, "class_names": names}
+    return {
+        "family": "mlp",
+        "channels": channels,
+        "num_classes": num_classes,
+        "size": size,
+        "features": features,
+        "class_names": names,
+    }
 
 
 def describe_mlp(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The config.json of the MLP judge whose bare state dict this is, for square grey images. Raises `ValueError` for other weights."""
+    """The config.json of the MLP judge whose bare state dict this is, for square grey images. Raises
+    `ValueError` for other weights."""
     wanted = {"fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"}
     if state.keys() != wanted:
-        raise ValueError(f"got weights named {', '.join(sorted(state)[:4])}, expected those of an MLP judge: {', '.join(sorted(wanted))}")
+        raise ValueError(
+            f"got weights named {', '.join(sorted(state)[:4])}, expected those of an MLP judge:"
+            f" {', '.join(sorted(wanted))}"
+        )
     (features, pixels), classes = state["fc1.weight"].shape, len(state["fc2.bias"])
     side = round(pixels**0.5)
     if side**2 != pixels:
         raise ValueError(f"got an MLP judge of {pixels} pixels, expected a square grey image")
-    return mlp_description(shape=(1, side, side), num_classes=classes, class_names=[str(c) for c in range(classes)], features=features)
+    return mlp_description(
+        shape=(1, side, side),
+        num_classes=classes,
+        class_names=[str(c) for c in range(classes)],
+        features=features,
+    )
 
 
 def build_judge(config: dict[str, Any]) -> Judge:

@@ -1,4 +1,5 @@
-"""Pixels <-> latents with a diffusers AutoencoderKL such as sd-vae-ft-mse. Diffusers is imported only when one is loaded."""
+"""Pixels <-> latents with a diffusers AutoencoderKL such as sd-vae-ft-mse. Diffusers is imported only when
+one is loaded."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +15,8 @@ BATCH = 32  # images decoded at once
 
 
 def latent_shape(config: dict[str, Any], size: int) -> tuple[int, int, int]:
-    """(C, H, W) of the latent of a square image of `size` pixels. Raises `ValueError` when the size does not divide."""
+    """(C, H, W) of the latent of a square image of `size` pixels. Raises `ValueError` when the size does not
+    divide."""
     factor = 2 ** (len(config["block_out_channels"]) - 1)
     if size % factor:
         raise ValueError(f"got images of {size} pixels, expected a multiple of the autoencoder's {factor}")
@@ -22,27 +24,35 @@ def latent_shape(config: dict[str, Any], size: int) -> tuple[int, int, int]:
 
 
 def load_autoencoder(folder: str, device: str = "cpu") -> torch.nn.Module:
-    """The autoencoder in a local folder of `config.json` and weights, in eval mode. Raises `ImportError` without diffusers."""
+    """The autoencoder in a local folder of `config.json` and weights, in eval mode. Raises `ImportError`
+    without diffusers."""
     safe = (Path(folder) / WEIGHTS_FILE).is_file()  # else .bin, which diffusers reads as plain tensors only
-    loaded = _autoencoder_class().from_pretrained(folder, use_safetensors=safe, local_files_only=True, low_cpu_mem_usage=False)
+    loaded = _autoencoder_class().from_pretrained(
+        folder, use_safetensors=safe, local_files_only=True, low_cpu_mem_usage=False
+    )
     return loaded.eval().requires_grad_(False).to(device)
 
 
 def describe_autoencoder(autoencoder: Any) -> dict[str, Any]:
-    """What `build_autoencoder` needs beside the weights: the architecture and the factor between its latents and the model's."""
+    """What `build_autoencoder` needs beside the weights: the architecture and the factor between its latents
+    and the model's."""
     config = {key: value for key, value in autoencoder.config.items() if not key.startswith("_")}
     return {"config": config, "scale": float(config["scaling_factor"])}
 
 
 def build_autoencoder(description: Mapping[str, Any], state: Mapping[str, Tensor]) -> torch.nn.Module:
-    """The autoencoder of `describe_autoencoder`, with its weights, in eval mode. Raises `ImportError` without diffusers."""
+    """The autoencoder of `describe_autoencoder`, with its weights, in eval mode. Raises `ImportError` without
+    diffusers."""
     built = _autoencoder_class()(**description["config"])
     built.load_state_dict(dict(state))
     return built.eval().requires_grad_(False)
 
 
-def decoder(description: Mapping[str, Any], state: Mapping[str, Tensor], device: torch.device | str) -> Callable[[Tensor], Tensor]:
-    """A function from the model's latents (N, C, h, w) to images (N, 3, H, W), about [-1, 1], on `device`, a few at a time."""
+def decoder(
+    description: Mapping[str, Any], state: Mapping[str, Tensor], device: torch.device | str
+) -> Callable[[Tensor], Tensor]:
+    """A function from the model's latents (N, C, h, w) to images (N, 3, H, W), about [-1, 1], on `device`, a
+    few at a time."""
     autoencoder, scale = build_autoencoder(description, state).to(device), float(description["scale"])
     return lambda z: torch.cat([decode(autoencoder, part.to(device), scale) for part in z.split(BATCH)])
 
@@ -51,13 +61,16 @@ def _autoencoder_class() -> Any:
     try:
         from diffusers import AutoencoderKL
     except ImportError as error:
-        raise ImportError("diffusers is missing, latents need it: pip install -e '.[diffusers]' in the checkout") from error
+        raise ImportError(
+            "diffusers is missing, latents need it: pip install -e '.[diffusers]' in the checkout"
+        ) from error
     return AutoencoderKL
 
 
 @torch.no_grad()
 def encode(autoencoder: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The posterior of x (N, 3, H, W) in [-1, 1]: mean and standard deviation (N, C, h, w), not yet scaled."""
+    """The posterior of x (N, 3, H, W) in [-1, 1]: mean and standard deviation (N, C, h,
+    w), not yet scaled."""
     posterior = autoencoder.encode(x).latent_dist
     return posterior.mean, posterior.std
 

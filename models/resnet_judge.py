@@ -1,7 +1,9 @@
-"""A small residual network as a judge of colour images: what CIFAR-10 needs where three convolutions are not enough.
+"""A small residual network as a judge of colour images: what CIFAR-10 needs where three convolutions are not
+enough.
 
-Two residual blocks between three poolings (the shape of the nine-layer networks of the DAWNBench entries), batch norm, largest values over
-the plane before the head. `width` is the number of channels of the first layer; the last has eight times as many.
+Two residual blocks between three poolings (the shape of the nine-layer networks of the DAWNBench entries),
+batch norm, largest values over the plane before the head. `width` is the number of channels of the first
+layer; the last has eight times as many.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,7 +17,9 @@ SCALE = 0.125  # of the logits, so that the first steps are not too sure of them
 
 
 def _layer(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+    )
 
 
 class Residual(nn.Module):
@@ -74,13 +78,16 @@ class ResNetJudge:
 def resnet_description(
     *, shape: tuple[int, int, int], num_classes: int, class_names: list[str], width: int, mirror: bool = False
 ) -> dict[str, Any]:
-    """The config.json of a residual judge for rows of `shape` (C, H, W). Raises `ValueError` for images too small for its poolings.
+    """The config.json of a residual judge for rows of `shape` (C, H, W). Raises `ValueError` for images too
+    small for its poolings.
 
     With `mirror` it judges every image together with its mirror image.
     """
     channels, size, _ = shape
     if size < 16:
-        raise ValueError(f"judge.net: got resnet for images of {size} pixels, expected at least 16; use small_cnn")
+        raise ValueError(
+            f"judge.net: got resnet for images of {size} pixels, expected at least 16; use small_cnn"
+        )
     return {
         "family": "resnet",
         "channels": channels,
@@ -94,15 +101,19 @@ def resnet_description(
 
 
 def shifted(x: Tensor, by: Tensor, most: int) -> Tensor:
-    """x (N, C, H, W) with each image moved by its row of `by` (N, 2) in [0, 2 most] less `most`, mirrored at the rim."""
+    """x (N, C, H, W) with each image moved by its row of `by` (N, 2) in [0, 2 most] less `most`, mirrored at
+    the rim."""
     height, width = x.shape[2:]
     padded = F.pad(x, (most,) * 4, mode="reflect")
-    return torch.stack([image[:, r : r + height, c : c + width] for image, (r, c) in zip(padded, by.tolist(), strict=True)])
+    return torch.stack(
+        [image[:, r : r + height, c : c + width] for image, (r, c) in zip(padded, by.tolist(), strict=True)]
+    )
 
 
 @torch.no_grad()
 def recalibrate(net: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Batch norm's statistics anew, as means over `batches`: those of averaged weights are not the average of those on the way."""
+    """Batch norm's statistics anew, as means over `batches`: those of averaged weights are not the average of
+    those on the way."""
     norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
     if not norms:
         return

@@ -1,8 +1,9 @@
 """The few operations of a transformer whose second derivative PyTorch makes expensive or not at all.
 
-Inside `second_order()` they take forms whose gradient can be differentiated again in a few passes over memory: attention
-without the fused kernel (which has no second derivative), GELU and layer norm with hand-made second derivatives. Outside,
-they are PyTorch's own. Values and first derivatives are the same either way, to rounding.
+Inside `second_order()` they take forms whose gradient can be differentiated again in a few passes over
+memory: attention without the fused kernel (which has no second derivative), GELU and layer norm with
+hand-made second derivatives. Outside, they are PyTorch's own. Values and first derivatives are the same
+either way, to rounding.
 """
 
 import math
@@ -33,7 +34,8 @@ def second_order() -> Iterator[None]:
 
 
 def wanted() -> bool:
-    """Whether graphs are being built whose gradients will be differentiated again. Never within torch.compile: those are of first order."""
+    """Whether graphs are being built whose gradients will be differentiated again. Never within
+    torch.compile: those are of first order."""
     return not torch.compiler.is_compiling() and _wanted.get()
 
 
@@ -42,7 +44,8 @@ def attention(qkv: Tensor) -> Tensor:
     if wanted():
         return second_order_attention.attention(qkv)
     q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 x (N, heads, T, d)
-    if qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16:  # the fused kernel's backward is slow there: docs/LOG.md
+    # the fused kernel's backward is slow there: docs/LOG.md
+    if qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16:
         table = torch.softmax((q * q.shape[-1] ** -0.5) @ k.mT, -1, dtype=torch.float32)
         return (table.to(v.dtype) @ v).transpose(1, 2)
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
@@ -80,11 +83,13 @@ class _GeluGrad(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gg: Tensor) -> tuple[Tensor, Tensor]:
-        """gelu = x (1 + t) / 2 with t = tanh(u), u = k (x + c x^3), so gelu'' = (1 - t^2) (u' + x (u'' / 2 - t u'^2))."""
+        """gelu = x (1 + t) / 2 with t = tanh(u), u = k (x + c x^3), so gelu'' = (1 - t^2) (u' + x (u'' / 2 -
+        t u'^2))."""
         g, x = ctx.saved_tensors
         dx = torch.empty_like(x, memory_format=torch.contiguous_format)
         flats = [v.reshape(-1) for v in (x, g, gg)]
-        size = CACHE if x.device.type == "cpu" else x.numel()  # a dozen passes over a piece that stays in cache
+        # a dozen passes over a piece that stays in cache
+        size = CACHE if x.device.type == "cpu" else x.numel()
         for out, *parts in zip(dx.view(-1).split(size), *(flat.split(size) for flat in flats), strict=True):
             _gelu_second(*parts, out=out)
         return torch.ops.aten.gelu_backward(gg, x, approximate="tanh"), dx
@@ -126,7 +131,8 @@ class _LayerNormGrad(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gg: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        """<gg, h> = n r s with s = mean(gg g) - mean(gg) mean(g) - m q, q = mean(gg y); d/dx = -r (s r y + q h(g) + m h(gg))."""
+        """<gg, h> = n r s with s = mean(gg g) - mean(gg) mean(g) - m q, q = mean(gg y); d/dx = -r (s r y + q
+        h(g) + m h(gg))."""
         g, h, y, rstd = ctx.saved_tensors
         hh = _vector_jacobian(gg, y, rstd)
         m, q = _mean_product(g, y), _mean_product(gg, y)

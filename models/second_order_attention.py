@@ -1,4 +1,5 @@
-"""Attention with a hand-made second derivative: one head's tables go through all the passes over them while they are in cache."""
+"""Attention with a hand-made second derivative: one head's tables go through all the passes over them while
+they are in cache."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +9,8 @@ from torch import Tensor
 
 
 def attention(qkv: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v, head by head: qkv (N, T, 3, heads, d) -> (N, T, heads, d). Twice differentiable."""
+    """softmax(q k^T / sqrt(d)) v, head by head: qkv (N, T, 3, heads, d) -> (N, T, heads, d). Twice
+    differentiable."""
     return _Attention.apply(qkv)
 
 
@@ -16,7 +18,9 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor) -> Tensor:
         n, t, _, heads, d = qkv.shape
-        p = torch.empty(n, heads, t, t, dtype=torch.promote_types(qkv.dtype, torch.float32), device=qkv.device)
+        p = torch.empty(
+            n, heads, t, t, dtype=torch.promote_types(qkv.dtype, torch.float32), device=qkv.device
+        )
         out = torch.empty(n, t, heads, d, dtype=qkv.dtype, device=qkv.device)
         (s,) = _scratch(qkv, 1)
         for (q, k, v), p1, o in _heads(qkv, _three(qkv), p, _tall(out)):
@@ -31,7 +35,8 @@ class _Attention(torch.autograd.Function):
 
 
 class _AttentionGrad(torch.autograd.Function):
-    """With S = q k^T / sqrt(d), P = softmax(S) and o = P v: dS = P E, where E is g v^T less its mean over P, row by row."""
+    """With S = q k^T / sqrt(d), P = softmax(S) and o = P v: dS = P E, where E is g v^T less its mean over P,
+    row by row."""
 
     @staticmethod
     def forward(ctx: Any, g: Tensor, qkv: Tensor, p: Tensor) -> Tensor:
@@ -50,9 +55,11 @@ class _AttentionGrad(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, Tensor, None]:
-        """With cotangents a, b, c of dq, dk, dv: W = (a k^T + q b^T) / sqrt(d) is that of dS, and R is W less its mean over P.
+        """With cotangents a, b, c of dq, dk, dv: W = (a k^T + q b^T) / sqrt(d) is that of dS, and R is W less
+        its mean over P.
 
-        Then P R is the cotangent of g v^T, and that of P is g c^T + R E up to a constant in each row, which softmax does not see.
+        Then P R is the cotangent of g v^T, and that of P is g c^T + R E up to a constant in each row, which
+        softmax does not see.
         """
         g, qkv, p, e = ctx.saved_tensors
         scale = qkv.shape[-1] ** -0.5
@@ -64,7 +71,8 @@ class _AttentionGrad(torch.autograd.Function):
             r = torch.matmul(a, k.mT, out=s1).add_(torch.matmul(q, b.mT, out=s2)).to(p1.dtype)
             r.sub_(_row_sums(p1, r))
             through = torch.matmul(g1, c.mT, out=s2).to(p1.dtype).addcmul_(r, e1)
-            through = through.sub_(_row_sums(p1, through)).mul_(p1).to(narrow)  # the cotangent of S by way of P
+            # the cotangent of S by way of P
+            through = through.sub_(_row_sums(p1, through)).mul_(p1).to(narrow)
             ds = torch.mul(p1, e1, out=s3 if narrow == p1.dtype else None).to(narrow)
             of_e = r.mul_(p1).to(narrow)
             dg1.copy_((of_e @ v).add_(p1.to(narrow) @ c))
@@ -91,7 +99,8 @@ def _row_sums(p: Tensor, x: Tensor) -> Tensor:
 
 
 def _scratch(qkv: Tensor, count: int) -> list[Tensor | None]:
-    """Tables (T, T) to be written again for every head; None, which is a new one, where the heads are not taken in turn."""
+    """Tables (T, T) to be written again for every head; None, which is a new one, where the heads are not
+    taken in turn."""
     t = qkv.shape[1]
     return [torch.empty(t, t, dtype=qkv.dtype) if _one_by_one(qkv) else None for _ in range(count)]
 
@@ -101,7 +110,8 @@ def _one_by_one(qkv: Tensor) -> bool:
 
 
 def _heads(qkv: Tensor, *tensors: Tensor | tuple[Tensor, ...]) -> Iterator[Any]:
-    """The tensors (or tuples of them), all (N, heads, ...), whole or, on a CPU, one head of one image after the other."""
+    """The tensors (or tuples of them), all (N, heads, ...), whole or, on a CPU, one head of one image after
+    the other."""
     if not _one_by_one(qkv):
         yield tensors
         return

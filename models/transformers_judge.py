@@ -1,4 +1,5 @@
-"""Any image classifier of transformers as a judge, with its own resizing and normalisation applied to our samples.
+"""Any image classifier of transformers as a judge, with its own resizing and normalisation applied to our
+samples.
 
 Only architectures that transformers itself ships: no code from a model's folder is run.
 """
@@ -14,7 +15,8 @@ MODES = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers, as prep
 
 
 class TransformersJudge:
-    """Logits and the features before the last linear layer, both from one pass where the same images are asked about twice."""
+    """Logits and the features before the last linear layer, both from one pass where the same images are
+    asked about twice."""
 
     def __init__(self, config: dict[str, Any]):
         self.config = config
@@ -45,7 +47,8 @@ class TransformersJudge:
 
 
 def as_the_classifier_wants(x: Tensor, image: Mapping[str, Any]) -> Tensor:
-    """Samples x (N, 1 or 3, H, W) in [-1, 1], clipped -> resized, cropped and normalised (N, 3, S, S) float32."""
+    """Samples x (N, 1 or 3, H, W) in [-1, 1], clipped -> resized, cropped and normalised (N, 3, S, S)
+    float32."""
     x = (x.float().clamp(-1, 1) + 1) / 2
     if x.shape[1] == 1:
         x = x.expand(-1, 3, -1, -1)
@@ -61,11 +64,13 @@ def as_the_classifier_wants(x: Tensor, image: Mapping[str, Any]) -> Tensor:
 
 
 def describe(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> dict[str, Any]:
-    """The judge's config.json from a classifier's config.json and preprocessor_config.json. `ValueError` for what is no classifier."""
+    """The judge's config.json from a classifier's config.json and preprocessor_config.json. `ValueError` for
+    what is no classifier."""
     architectures = config.get("architectures") or []
     if not any(name.endswith("ForImageClassification") for name in architectures):
         raise ValueError(
-            f"got a model of {', '.join(architectures) or 'no known architecture'}, expected an image classifier of transformers"
+            f"got a model of {', '.join(architectures) or 'no known architecture'}, expected an image"
+            " classifier of transformers"
         )
     names = [config["id2label"][key] for key in sorted(config.get("id2label") or {}, key=int)]
     return {
@@ -109,15 +114,22 @@ def load_folder(folder: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     net, info = auto_model.from_pretrained(folder, local_files_only=True, output_loading_info=True)
     missing = sorted(info["missing_keys"])
     if missing:
-        raise ValueError(f"its weights lack {', '.join(missing[:3])}" + (f" and {len(missing) - 3} more" if len(missing) > 3 else ""))
+        raise ValueError(
+            f"its weights lack {', '.join(missing[:3])}"
+            + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        )
     return net.config.to_dict(), dict(net.state_dict())
 
 
 def head(net: nn.Module, classes: int) -> nn.Linear:
     """The last linear layer with one output a class: what it is given are the features."""
-    found = [module for module in net.modules() if isinstance(module, nn.Linear) and module.out_features == classes]
+    found = [
+        module for module in net.modules() if isinstance(module, nn.Linear) and module.out_features == classes
+    ]
     if not found:
-        raise ValueError(f"the classifier has no linear layer with {classes} outputs; expected one as its head")
+        raise ValueError(
+            f"the classifier has no linear layer with {classes} outputs; expected one as its head"
+        )
     return found[-1]
 
 
@@ -133,6 +145,8 @@ def auto(kind: str, what: str) -> tuple[Any, Any]:
         import transformers
         from transformers.utils import logging
     except ImportError as error:
-        raise ImportError(f"transformers is missing, {what} needs it: pip install -e '.[diffusers]' in the checkout") from error
+        raise ImportError(
+            f"transformers is missing, {what} needs it: pip install -e '.[diffusers]' in the checkout"
+        ) from error
     logging.disable_progress_bar()
     return transformers.AutoConfig, getattr(transformers, kind)

@@ -1,6 +1,8 @@
-"""Weights in and out: safetensors, and published state dicts (`torch.save` of plain tensors), checked against the model.
+"""Weights in and out: safetensors, and published state dicts (`torch.save` of plain tensors), checked against
+the model.
 
-Nothing from outside is unpickled: a file made by `torch.save` is read with `weights_only=True`, and must hold tensors alone.
+Nothing from outside is unpickled: a file made by `torch.save` is read with `weights_only=True`, and must hold
+tensors alone.
 """
 
 import hashlib
@@ -22,18 +24,25 @@ class WeightsError(ValueError):
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and values in name order: the same for the same weights in any file format."""
+    """SHA-256 over names, dtypes, shapes and values in name order: the same for the same weights in any file
+    format."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.dim() else tensor.reshape(1).view(torch.uint8).numpy().tobytes())
+        digest.update(
+            tensor.view(torch.uint8).numpy().tobytes()
+            if tensor.dim()
+            else tensor.reshape(1).view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()
 
 
 def to_bytes(state: Mapping[str, Tensor]) -> bytes:
     """`state` as a safetensors file."""
-    return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
+    return safetensors.torch.save(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    )
 
 
 def from_bytes(data: bytes, where: str) -> dict[str, Tensor]:
@@ -42,15 +51,18 @@ def from_bytes(data: bytes, where: str) -> dict[str, Tensor]:
         return safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
         raise WeightsError(
-            f"{where}: not a readable safetensors file ({error}); expected weights written by this project or converted"
+            f"{where}: not a readable safetensors file ({error}); expected weights written by this project or"
+            " converted"
         ) from error
 
 
 def read_file(path: Path, where: str) -> dict[str, Tensor]:
-    """The tensors of a local file: safetensors, or a state dict that `torch.save` wrote. `where` names it in errors.
+    """The tensors of a local file: safetensors, or a state dict that `torch.save` wrote. `where` names it in
+    errors.
 
-    A training checkpoint of the published code (`model`, `ema`, ...) gives its averaged weights, as the published sampler takes them.
-    Raises `WeightsError` for anything that is not plain tensors; nothing else is ever unpickled.
+    A training checkpoint of the published code (`model`, `ema`, ...) gives its averaged weights, as the
+    published sampler takes them. Raises `WeightsError` for anything that is not plain tensors; nothing else
+    is ever unpickled.
     """
     with path.open("rb") as file:
         start = file.read(9)
@@ -58,9 +70,14 @@ def read_file(path: Path, where: str) -> dict[str, Tensor]:
         try:
             return safetensors.torch.load_file(path)
         except safetensors.SafetensorError as error:
-            raise WeightsError(f"{where}: not a readable safetensors file ({error}); fetch it again") from error
+            raise WeightsError(
+                f"{where}: not a readable safetensors file ({error}); fetch it again"
+            ) from error
     if not zipfile.is_zipfile(path) and not start.startswith(b"\x80"):
-        raise WeightsError(f"{where}: got neither safetensors nor a file of torch.save; expected a published checkpoint, whole")
+        raise WeightsError(
+            f"{where}: got neither safetensors nor a file of torch.save; expected a published checkpoint,"
+            " whole"
+        )
     if is_script(path):
         raise WeightsError(f"{where}: refused, it is a TorchScript program; expected a state dict of tensors")
     try:
@@ -69,7 +86,8 @@ def read_file(path: Path, where: str) -> dict[str, Tensor]:
         holds = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f": it names {holds[1]}" if holds else ""
         raise WeightsError(
-            f"{where}: refused, this pickle is damaged or holds more than plain tensors{reason}; expected a state dict of tensors"
+            f"{where}: refused, this pickle is damaged or holds more than plain tensors{reason}; expected a"
+            " state dict of tensors"
         ) from error
     if isinstance(found, dict) and isinstance(found.get("ema"), dict):
         found = found["ema"]
@@ -77,7 +95,8 @@ def read_file(path: Path, where: str) -> dict[str, Tensor]:
 
 
 def is_script(path: Path) -> bool:
-    """Whether the local file is an archive that holds TorchScript code, which those of `torch.save` do not."""
+    """Whether the local file is an archive that holds TorchScript code, which those of
+    `torch.save` do not."""
     if not path.is_file() or not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -85,15 +104,27 @@ def is_script(path: Path) -> bool:
 
 
 def plain_tensors(found: Any, where: str) -> dict[str, Tensor]:
-    """`found` as a state dict, half precision widened to float32 (exactly). Raises `WeightsError` when it holds anything else."""
+    """`found` as a state dict, half precision widened to float32 (exactly). Raises `WeightsError` when it
+    holds anything else."""
     if not isinstance(found, dict) or not found:
-        raise WeightsError(f"{where}: refused, it holds a {type(found).__name__}; expected a state dict: names and plain tensors")
+        raise WeightsError(
+            f"{where}: refused, it holds a {type(found).__name__}; expected a state dict: names and plain"
+            " tensors"
+        )
     other = [
-        f"{name!r} ({type(value).__name__})" for name, value in found.items() if not (isinstance(name, str) and isinstance(value, Tensor))
+        f"{name!r} ({type(value).__name__})"
+        for name, value in found.items()
+        if not (isinstance(name, str) and isinstance(value, Tensor))
     ]
     if other:
-        raise WeightsError(f"{where}: refused, not every entry is a tensor: {_some(other)}; expected a state dict of plain tensors")
-    return {name: value.float() if value.dtype in (torch.float16, torch.bfloat16) else value for name, value in found.items()}
+        raise WeightsError(
+            f"{where}: refused, not every entry is a tensor: {_some(other)}; expected a state dict of plain"
+            " tensors"
+        )
+    return {
+        name: value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+        for name, value in found.items()
+    }
 
 
 def require_keys(got: Iterable[str], wanted: Iterable[str], where: str) -> None:
@@ -114,7 +145,9 @@ def load_into(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
         if state[key].shape != tensor.shape
     ]
     if wrong:
-        raise WeightsError(f"{where}: has wrong shapes: {_some(wrong)}; expected the weights of this model size")
+        raise WeightsError(
+            f"{where}: has wrong shapes: {_some(wrong)}; expected the weights of this model size"
+        )
     net.load_state_dict(state)
 
 

@@ -2,4 +2,5 @@
 
 
 class InputError(ValueError):
-    """Bad input: the message is one line that says what was got, what was expected and what to do. Jobs exit with code 2."""
+    """Bad input: the message is one line that says what was got, what was expected and what to do. Jobs exit
+    with code 2."""

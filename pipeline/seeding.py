@@ -15,5 +15,6 @@ def seed_of(*keys: int | str) -> int:
 
 
 def generator(*keys: int | str) -> torch.Generator:
-    """A CPU generator seeded by `keys`. Draw on the CPU and move: the numbers are then the same on every device."""
+    """A CPU generator seeded by `keys`. Draw on the CPU and move: the numbers are then the same on every
+    device."""
     return torch.Generator().manual_seed(seed_of(*keys))

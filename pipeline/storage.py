@@ -1,8 +1,9 @@
-"""Files by URI (fsspec): local paths, s3://, memory://. Writes are atomic; readers trust only what a manifest names.
+"""Files by URI (fsspec): local paths, s3://, memory://. Writes are atomic; readers trust only what a manifest
+names.
 
-Every call on an object store is tried again, with growing pauses, while the store is busy or away (`PATIENCE_S`).
-S3 takes endpoint, region and credentials from AWS_ENDPOINT_URL, AWS_DEFAULT_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and
-AWS_SESSION_TOKEN, or from the usual AWS profile.
+Every call on an object store is tried again, with growing pauses, while the store is busy or away
+(`PATIENCE_S`). S3 takes endpoint, region and credentials from AWS_ENDPOINT_URL, AWS_DEFAULT_REGION,
+AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or from the usual AWS profile.
 """
 
 import hashlib
@@ -23,7 +24,8 @@ from fsspec.core import url_to_fs
 
 from pipeline.errors import InputError
 
-PATIENCE_S = 120.0  # how long one call goes on trying; UNLEARN_STORAGE_PATIENCE_S in the environment replaces it
+# how long one call goes on trying; UNLEARN_STORAGE_PATIENCE_S in the environment replaces it
+PATIENCE_S = 120.0
 LONGEST_PAUSE_S = 10.0
 CHECKSUMS = ("request_checksum_calculation", "response_checksum_validation")
 
@@ -47,10 +49,12 @@ def join(uri: str, *parts: str) -> str:
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The filesystem of `uri` and the path inside it. Listings are not cached: other processes write there too."""
+    """The filesystem of `uri` and the path inside it. Listings are not cached: other processes write there
+    too."""
     options: dict[str, Any] = {"use_listings_cache": False}
     if uri.startswith("s3://"):
-        # Servers other than AWS's answer a range with the whole object's checksum; lengths, and digests in manifests, are checked here.
+        # Servers other than AWS's answer a range with the whole object's checksum; lengths, and digests in
+        # manifests, are checked here.
         wanted = {name: os.environ.get(f"AWS_{name.upper()}", "when_required") for name in CHECKSUMS}
         options["config_kwargs"] = wanted
     fs, path = url_to_fs(uri, **options)
@@ -64,7 +68,8 @@ def is_local(uri: str) -> bool:
 def retrying(uri: str, action: str, call: Callable[[], ResultT]) -> ResultT:
     """`call()`, again while an object store is busy or away. On a local disk an error is final at once.
 
-    Raises `FileNotFoundError` as it comes, `InputError` for refused or missing credentials, `StorageError` when patience ends.
+    Raises `FileNotFoundError` as it comes, `InputError` for refused or missing credentials, `StorageError`
+    when patience ends.
     """
     start, attempt = time.monotonic(), 0
     patience = float(os.environ.get("UNLEARN_STORAGE_PATIENCE_S", PATIENCE_S))
@@ -84,9 +89,17 @@ def retrying(uri: str, action: str, call: Callable[[], ResultT]) -> ResultT:
             waited = time.monotonic() - start
             if waited + pause > patience:
                 reason = f"{type(error).__name__}: {error}"
-                raise StorageError(f"could not {action} {uri}: gave up after {attempt} tries in {waited:.0f} s ({reason})") from error
+                raise StorageError(
+                    f"could not {action} {uri}: gave up after {attempt} tries in {waited:.0f} s ({reason})"
+                ) from error
             if attempt > 1:
-                log.warning("storage: could not %s %s (%s), trying again in %.1f s", action, uri, type(error).__name__, pause)
+                log.warning(
+                    "storage: could not %s %s (%s), trying again in %.1f s",
+                    action,
+                    uri,
+                    type(error).__name__,
+                    pause,
+                )
             time.sleep(pause)
 
 
@@ -115,7 +128,9 @@ def read_range(uri: str, start: int, end: int) -> bytes:
     fs, path = filesystem(uri)
     data = retrying(uri, "read", lambda: bytes(fs.cat_file(path, start=start, end=end)))
     if len(data) != end - start:
-        raise StorageError(f"{uri} ends early: got {len(data)} bytes from {start}, expected {end - start}; fetch it again")
+        raise StorageError(
+            f"{uri} ends early: got {len(data)} bytes from {start}, expected {end - start}; fetch it again"
+        )
     return data
 
 
@@ -125,7 +140,8 @@ def size(uri: str) -> int:
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Write all of `data` or nothing. An object store's single put is atomic by itself; a local file is renamed into place."""
+    """Write all of `data` or nothing. An object store's single put is atomic by itself; a local file is
+    renamed into place."""
     fs, path = filesystem(uri)
     if is_local(uri):
         _place(Path(path), lambda temporary: temporary.write_bytes(data))
@@ -149,7 +165,8 @@ def download(uri: str, target: Path) -> None:
 
 
 def remove(uri: str) -> None:
-    """Remove a file, or a folder with all it holds. What is not there is no error; what the store will not give up is a `StorageError`."""
+    """Remove a file, or a folder with all it holds. What is not there is no error; what the store will not
+    give up is a `StorageError`."""
     fs, path = filesystem(uri)
     if exists(uri):
         retrying(uri, "remove", lambda: fs.rm(path, recursive=True))
@@ -255,7 +272,15 @@ def _list(uri: str, *, deep: bool) -> list[str]:
 
 def _is_passing(error: BaseException) -> bool:
     """Whether waiting may help: busy servers (5xx), time-outs, resets, truncated bodies."""
-    if isinstance(error, FileNotFoundError | PermissionError | FileExistsError | IsADirectoryError | NotADirectoryError | StorageError):
+    if isinstance(
+        error,
+        FileNotFoundError
+        | PermissionError
+        | FileExistsError
+        | IsADirectoryError
+        | NotADirectoryError
+        | StorageError,
+    ):
         return False
     if isinstance(error, OSError | TimeoutError | EOFError):  # s3fs reports server errors as OSError
         return True
@@ -265,7 +290,12 @@ def _is_passing(error: BaseException) -> bool:
         "aiohttp": ("ClientError",),
         "http.client": ("HTTPException",),
     }
-    known = tuple(getattr(sys.modules[module], name) for module, names in kinds.items() if module in sys.modules for name in names)
+    known = tuple(
+        getattr(sys.modules[module], name)
+        for module, names in kinds.items()
+        if module in sys.modules
+        for name in names
+    )
     return isinstance(error, known)
 
 

@@ -1,4 +1,5 @@
-"""One BLAS thread everywhere: the tests are small, and several threads on a busy machine only slow them down."""
+"""One BLAS thread everywhere: the tests are small, and several threads on a busy machine
+only slow them down."""
 
 import os
 from collections.abc import Iterator

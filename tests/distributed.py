@@ -14,7 +14,8 @@ TIMEOUT = timedelta(seconds=120)  # a rank that hangs fails the test instead of 
 
 
 def run_world(world: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """`function(*arguments)` with a process group of `world` ranks; what each rank returned (tensors, numbers, plain data).
+    """`function(*arguments)` with a process group of `world` ranks; what each rank returned (tensors,
+    numbers, plain data).
 
     `function` is importable by name. An exception on any rank is raised here, with its traceback.
     """
@@ -23,9 +24,13 @@ def run_world(world: int, function: Callable[..., Any], *arguments: Any) -> list
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(world)]
 
 
-def _rank(rank: int, world: int, folder: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _rank(
+    rank: int, world: int, folder: str, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world, timeout=TIMEOUT)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world, timeout=TIMEOUT
+    )
     try:
         torch.save(function(*arguments), Path(folder) / f"{rank}.pt")
     finally:

@@ -35,8 +35,25 @@ class Rclone:
         import sys
 
         program = Path(sys.executable).parent / "rclone"
-        arguments = ["serve", "s3", str(self.folder), "--addr", f"127.0.0.1:{self.port}", "--auth-key", f"{KEY},{SECRET}"]
-        more = ["--config", os.devnull, "--vfs-cache-mode", "off", "--dir-cache-time", "1s", "--log-level", "ERROR"]
+        arguments = [
+            "serve",
+            "s3",
+            str(self.folder),
+            "--addr",
+            f"127.0.0.1:{self.port}",
+            "--auth-key",
+            f"{KEY},{SECRET}",
+        ]
+        more = [
+            "--config",
+            os.devnull,
+            "--vfs-cache-mode",
+            "off",
+            "--dir-cache-time",
+            "1s",
+            "--log-level",
+            "ERROR",
+        ]
         self.process = subprocess.Popen([str(program), *arguments, *more], stderr=subprocess.DEVNULL)
         for _ in range(400):
             try:
@@ -57,9 +74,11 @@ class Rclone:
 
 
 class Proxy:
-    """Passes connections on to `target`, except the next ones after `misbehave`: each of those gets the next fault.
+    """Passes connections on to `target`, except the next ones after `misbehave`: each of those gets the next
+    fault.
 
-    Faults: "503" (answers so), "reset" (closes hard), "truncate" (cuts the answer's body short), "late" (answers nothing, then resets).
+    Faults: "503" (answers so), "reset" (closes hard), "truncate" (cuts the answer's body short), "late"
+    (answers nothing, then resets).
     """
 
     def __init__(self, target: int) -> None:
@@ -94,7 +113,9 @@ class Proxy:
         with contextlib.suppress(OSError), connection:
             if fault == "503":
                 connection.recv(65536)
-                connection.sendall(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                connection.sendall(
+                    b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                )
                 return
             if fault == "reset":
                 connection.recv(65536)
@@ -103,7 +124,9 @@ class Proxy:
             with socket.create_connection(("127.0.0.1", self.target)) as upstream:
                 self.live.add(connection)
                 try:
-                    back = threading.Thread(target=self._pump, args=(upstream, connection, fault == "truncate"), daemon=True)
+                    back = threading.Thread(
+                        target=self._pump, args=(upstream, connection, fault == "truncate"), daemon=True
+                    )
                     back.start()
                     self._pump(connection, upstream, False)
                     back.join()
@@ -149,8 +172,8 @@ def proxied(server: Rclone) -> Iterator[Proxy]:
 
 @contextlib.contextmanager
 def environment(port: int, secret: str = SECRET) -> Iterator[None]:
-    """AWS_* pointing at the server on `port`. fsspec keeps filesystems by their arguments, not by the environment they
-    were made in, so it is made to forget them on the way in and out."""
+    """AWS_* pointing at the server on `port`. fsspec keeps filesystems by their arguments, not by the
+    environment they were made in, so it is made to forget them on the way in and out."""
     values = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_ACCESS_KEY_ID": KEY,

@@ -8,7 +8,14 @@ import pytest
 import yaml
 
 from pipeline import config as configuration
-from pipeline.config import GenerateConfig, JobConfig, PrepareConfig, PretrainConfig, RegistryConfig, UnlearnConfig
+from pipeline.config import (
+    GenerateConfig,
+    JobConfig,
+    PrepareConfig,
+    PretrainConfig,
+    RegistryConfig,
+    UnlearnConfig,
+)
 from pipeline.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,16 +29,17 @@ def job_class(path: Path) -> type[JobConfig]:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    (name,) = re.findall(r"cli\.main\((\w+)", path.read_text())
+    (name,) = re.findall(r"command_line\.main\((\w+)", path.read_text())
     found = getattr(module, name)
     assert issubclass(found, JobConfig)
     return found
 
 
 def job_of(config: Path) -> str:
-    """By the first word of its name: prepare_* is for prepare_data, pretrain_* for pretrain; what names no job is for the main one."""
+    """By the first word of its name: prepare_* is for prepare_data, pretrain_* for pretrain; what names no
+    job is for the main one."""
     first = config.stem.split("_")[0]
-    (*_, found) = ["unlearn_imagenet", *(path.stem for path in JOBS if path.stem.split("_")[0] == first)]
+    *_, found = ["unlearn_imagenet", *(path.stem for path in JOBS if path.stem.split("_")[0] == first)]
     return found
 
 
@@ -46,7 +54,9 @@ def test_shipped_configuration_loads(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
-def test_jobs_import_without_side_effects(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_import_without_side_effects(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert issubclass(job_class(path), JobConfig)
     assert list(tmp_path.iterdir()) == []
@@ -54,7 +64,8 @@ def test_jobs_import_without_side_effects(path: Path, tmp_path: Path, monkeypatc
 
 def test_the_first_jobs_are_there() -> None:
     assert {
-        job_class(ROOT / "jobs" / f"{name}.py") for name in ("prepare_data", "pretrain", "unlearn_imagenet", "generate", "registry")
+        job_class(ROOT / "jobs" / f"{name}.py")
+        for name in ("prepare_data", "pretrain", "unlearn_imagenet", "generate", "registry")
     } == {
         PrepareConfig,
         PretrainConfig,
@@ -67,10 +78,14 @@ def test_the_first_jobs_are_there() -> None:
 @pytest.mark.parametrize("changed", ["request.exchange={}", "request.sample_ids=ids.txt"])
 def test_likeness_needs_an_exchange_class_to_look_like(changed: str) -> None:
     path = str(ROOT / "jobs" / "configs" / "cifar10.yaml")
-    with pytest.raises(InputError, match=r"gate\.min_likeness: got 0\.5, but no label of the request has an exchange class") as caught:
+    with pytest.raises(
+        InputError, match=r"gate\.min_likeness: got 0\.5, but no label of the request has an exchange class"
+    ) as caught:
         configuration.load(UnlearnConfig, path, [changed])
     assert "\n" not in str(caught.value)
-    assert configuration.load(UnlearnConfig, path, [changed, "gate.min_likeness=null"]).gate.min_likeness is None
+    assert (
+        configuration.load(UnlearnConfig, path, [changed, "gate.min_likeness=null"]).gate.min_likeness is None
+    )
 
 
 @pytest.mark.parametrize("section", ["judge", "hat_judge"])
@@ -80,29 +95,49 @@ def test_a_setting_that_its_judge_would_not_heed_is_refused(section: str) -> Non
         configuration.load(PretrainConfig, path, [f"{section}={{net: mlp, mirror: true}}"])
 
 
-@pytest.mark.parametrize("document", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+@pytest.mark.parametrize(
+    "document", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+)
 def test_files_that_the_documents_name_exist(document: str) -> None:
     path = ROOT / document
     if not path.exists():
         pytest.skip(f"{document} is not written yet")
     text = path.read_text()
-    named = set(re.findall(r"\b(?:models|pipeline|jobs|tests|docs|cluster)/[\w/.-]+\.(?:py|yaml|md|png|json|sh)\b", text))
-    linked = {target for target in re.findall(r"\]\(([^)#\s]+)\)", text) if "://" not in target and not target.startswith("mailto:")}
+    named = set(
+        re.findall(
+            r"\b(?:models|pipeline|jobs|tests|docs|cluster)/[\w/.-]+\.(?:py|yaml|md|png|json|sh)\b", text
+        )
+    )
+    linked = {
+        target
+        for target in re.findall(r"\]\(([^)#\s]+)\)", text)
+        if "://" not in target and not target.startswith("mailto:")
+    }
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
     assert [target for target in sorted(linked) if not (path.parent / target).exists()] == []
 
 
 def test_overrides_are_yaml_by_dotted_key() -> None:
     path = str(ROOT / "jobs" / "configs" / "quickstart.yaml")
-    loaded = configuration.load(UnlearnConfig, path, ["request.classes=[3]", "request.exchange={3: 5}", "optim.lr=1.0e-3", "seed=7"])
-    assert (loaded.request.classes, loaded.request.exchange, loaded.optim.lr, loaded.seed) == ([3], {3: 5}, 1e-3, 7)
+    loaded = configuration.load(
+        UnlearnConfig, path, ["request.classes=[3]", "request.exchange={3: 5}", "optim.lr=1.0e-3", "seed=7"]
+    )
+    assert (loaded.request.classes, loaded.request.exchange, loaded.optim.lr, loaded.seed) == (
+        [3],
+        {3: 5},
+        1e-3,
+        7,
+    )
     assert configuration.load(UnlearnConfig, path).request.classes == [1]
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optim.learning_rate=1", r"unknown key 'optim\.learning_rate'.*valid keys of optim are lr, label_lr, batch_size"),
+        (
+            "optim.learning_rate=1",
+            r"unknown key 'optim\.learning_rate'.*valid keys of optim are lr, label_lr, batch_size",
+        ),
         ("optim.batchsize=8", r"unknown key 'optim\.batchsize': did you mean batch_size"),
         ("request.clases=[1]", r"unknown key 'request\.clases': did you mean classes"),
         ("penalty=1", r"unknown key 'penalty': did you mean method\.penalty\?"),
@@ -125,7 +160,12 @@ def test_wrong_settings_are_explained_in_one_line(override: str, message: str) -
 
 @pytest.mark.parametrize(
     ("given", "read"),
-    [("{1:7}", {1: 7}), ("{1:7,3: 5}", {1: 7, 3: 5}), ("{1:[7, 9]}", {1: [7, 9]}), ("s3://bucket:80/x", "s3://bucket:80/x")],
+    [
+        ("{1:7}", {1: 7}),
+        ("{1:7,3: 5}", {1: 7, 3: 5}),
+        ("{1:[7, 9]}", {1: [7, 9]}),
+        ("s3://bucket:80/x", "s3://bucket:80/x"),
+    ],
 )
 def test_pairs_of_classes_may_be_given_without_a_space(given: str, read: object) -> None:
     assert configuration.apply_overrides({}, [f"request.exchange={given}"]) == {"request": {"exchange": read}}

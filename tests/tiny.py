@@ -1,4 +1,5 @@
-"""The smallest things that still have every part: a DiT of 16 channels, rows with noise, a judge, streams in memory."""
+"""The smallest things that still have every part: a DiT of 16 channels, rows with noise, a judge, streams in
+memory."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,15 +12,18 @@ from models.diffusion import Noise
 from models.generative import DiTModel, build
 from models.judge import Judge, build_judge, initialise, mlp_description, small_cnn_description
 from models.vae import VAEModel
-from pipeline.data.rows import Batch
+from pipeline.data.batch import Batch
 from pipeline.seeding import generator
-from pipeline.unlearning.objectives import Rows, StepRows
+from pipeline.unlearning.losses import Rows, StepRows
 
 CLASSES, SIDE = 4, 4
 
 
-def tiny_dit(*, dtype: torch.dtype = torch.float64, learn_sigma: bool = False, seed: int = 0, std: float = 0.2) -> DiTModel:
-    """A DiT of about 10 k parameters, all drawn from N(0, std): nothing is zero, so every gradient has something to say."""
+def tiny_dit(
+    *, dtype: torch.dtype = torch.float64, learn_sigma: bool = False, seed: int = 0, std: float = 0.2
+) -> DiTModel:
+    """A DiT of about 10 k parameters, all drawn from N(0, std): nothing is zero, so every gradient has
+    something to say."""
     model = build(
         {
             "family": "dit",
@@ -47,17 +51,26 @@ def tiny_dit(*, dtype: torch.dtype = torch.float64, learn_sigma: bool = False, s
     return model
 
 
-def tiny_rows(n: int, labels: Sequence[int], *, seed: int = 0, name: str = "rows", dtype: torch.dtype = torch.float64) -> Rows:
-    """`n` rows with the labels in turn, x0 uniform in [-1, 1], t over the whole range; the same numbers in any dtype."""
+def tiny_rows(
+    n: int, labels: Sequence[int], *, seed: int = 0, name: str = "rows", dtype: torch.dtype = torch.float64
+) -> Rows:
+    """`n` rows with the labels in turn, x0 uniform in [-1, 1], t over the whole range; the same numbers in
+    any dtype."""
     g = generator(seed, name)
     y = torch.tensor([labels[i % len(labels)] for i in range(n)])
     x0 = torch.rand((n, 1, SIDE, SIDE), generator=g, dtype=torch.float64) * 2 - 1
     eps = torch.randn((n, 1, SIDE, SIDE), generator=g, dtype=torch.float64)
-    return Rows(x0=x0.to(dtype), y=y, target_y=y, noise=Noise(t=torch.randint(1000, (n,), generator=g), eps=eps.to(dtype)))
+    return Rows(
+        x0=x0.to(dtype),
+        y=y,
+        target_y=y,
+        noise=Noise(t=torch.randint(1000, (n,), generator=g), eps=eps.to(dtype)),
+    )
 
 
 def tiny_step_rows(n: int = 8, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> StepRows:
-    """A global batch: retain rows of classes 0, 2, 3, forget rows of class 1, exchange rows that ask for 1 and show 2."""
+    """A global batch: retain rows of classes 0, 2, 3, forget rows of class 1, exchange rows that ask for 1
+    and show 2."""
     exchange = tiny_rows(n, [1], seed=seed, name="exchange", dtype=dtype)
     return StepRows(
         retain=tiny_rows(n, [0, 2, 3], seed=seed, name="retain", dtype=dtype),
@@ -77,7 +90,11 @@ def share(rows: StepRows, rank: int, world: int) -> StepRows:
 
 def tiny_judge(seed: int = 0) -> Judge:
     """An untrained judge: its verdicts mean nothing, are always the same and name every class."""
-    judge = build_judge(small_cnn_description(shape=(1, SIDE, SIDE), num_classes=CLASSES, class_names=[str(i) for i in range(CLASSES)]))
+    judge = build_judge(
+        small_cnn_description(
+            shape=(1, SIDE, SIDE), num_classes=CLASSES, class_names=[str(i) for i in range(CLASSES)]
+        )
+    )
     initialise(judge.net, generator(seed, "judge"))
     judge.net.eval()
     some = torch.rand((64, 1, SIDE, SIDE), generator=generator(seed, "some")) * 2 - 1
@@ -86,10 +103,14 @@ def tiny_judge(seed: int = 0) -> Judge:
     return judge
 
 
-def tiny_batch(labels: Sequence[int], *, each: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Batch:
+def tiny_batch(
+    labels: Sequence[int], *, each: int, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> Batch:
     """`each` images of every label, a pattern of its class plus noise, named by label and number."""
     g = generator(seed, "images")
-    patterns = torch.rand((CLASSES, 1, SIDE, SIDE), generator=generator("patterns"), dtype=torch.float64) * 1.6 - 0.8
+    patterns = (
+        torch.rand((CLASSES, 1, SIDE, SIDE), generator=generator("patterns"), dtype=torch.float64) * 1.6 - 0.8
+    )
     y = torch.tensor([label for label in labels for _ in range(each)])
     noise = torch.randn((len(y), 1, SIDE, SIDE), generator=g, dtype=torch.float64)
     names = tuple(f"{label}-{k}" for label in labels for k in range(each))
@@ -120,7 +141,12 @@ def tiny_vae_rows(name: str, n: int = 8) -> Rows:
     g = generator(name, "vae")
     nothing = torch.zeros(n, dtype=torch.int64)
     x0 = torch.rand((n, 1, SIDE, SIDE), generator=g, dtype=torch.float64) * 2 - 1
-    return Rows(x0=x0, y=nothing, target_y=nothing, noise=Noise(t=nothing, eps=torch.randn((n, 2), generator=g, dtype=torch.float64)))
+    return Rows(
+        x0=x0,
+        y=nothing,
+        target_y=nothing,
+        noise=Noise(t=nothing, eps=torch.randn((n, 2), generator=g, dtype=torch.float64)),
+    )
 
 
 def tiny_latents(n: int) -> Tensor:
@@ -129,7 +155,9 @@ def tiny_latents(n: int) -> Tensor:
 
 def tiny_hat_judge() -> Judge:
     """An MLP judge in float64: smooth enough in its verdicts to differentiate twice."""
-    description = mlp_description(shape=(1, SIDE, SIDE), num_classes=CLASSES, class_names=[str(i) for i in range(CLASSES)], features=6)
+    description = mlp_description(
+        shape=(1, SIDE, SIDE), num_classes=CLASSES, class_names=[str(i) for i in range(CLASSES)], features=6
+    )
     judge = build_judge(description)
     initialise(judge.net, generator("hat judge"))
     judge.net.double().requires_grad_(False)

@@ -6,13 +6,20 @@ def fill(root: str) -> None:
     from models.generative import build, dit_description
     from models.judge import build_judge, small_cnn_description
     from pipeline.config import PrepareConfig, parse
-    from pipeline.data import prepare_ray
-    from pipeline.weights import model_store
+    from pipeline.data import ingest_ray
+    from pipeline.weights import model_folder
 
     config = parse(PrepareConfig, {"storage": root, "prepare": {"size": 8, "channels": 1}})
-    prepare_ray.prepare(config, run=lambda tasks: map(prepare_ray.make_shard, tasks))
+    ingest_ray.prepare(config, run=lambda tasks: map(ingest_ray.make_shard, tasks))
     names = [str(label) for label in range(10)]
     model = dit_description("DiT-tiny", shape=(1, 8, 8), num_classes=10, class_names=names)
     judge = small_cnn_description(shape=(1, 8, 8), num_classes=10, class_names=names)
-    model_store.write(model_store.model_uri(root, "DiT-tiny", "digits"), model, build(model).net.state_dict(), {})
-    model_store.write(model_store.judge_uri(root, "digits"), judge, build_judge(judge).net.state_dict(), {"heldout_accuracy": 0.1})
+    model_folder.write(
+        model_folder.model_uri(root, "DiT-tiny", "digits"), model, build(model).net.state_dict(), {}
+    )
+    model_folder.write(
+        model_folder.judge_uri(root, "digits"),
+        judge,
+        build_judge(judge).net.state_dict(),
+        {"heldout_accuracy": 0.1},
+    )

@@ -1,0 +1,1 @@
+"""Feature networks that distances are taken in: one file a network, and the table that names them."""

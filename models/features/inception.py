@@ -1,10 +1,11 @@
 """Inception-v3's features, from either of the two forms in which the FID world ships it.
 
-A TorchScript file, such as `inception-2015-12-05.pt`: takes pixels from 0 to 255 of any size, gives features, by itself or when its
-argument `return_features` is set. Or a state dict (safetensors, or .pth of plain tensors) with the names of torchvision's Inception-v3.
+A TorchScript file, such as `inception-2015-12-05.pt`: takes pixels from 0 to 255 of any size, gives features,
+by itself or when its argument `return_features` is set. Or a state dict (safetensors, or .pth of plain
+tensors) with the names of torchvision's Inception-v3.
 
-TorchScript brings code. It runs in torch's own interpreter and reaches no Python, but its operators can write files: such a file is
-read only when its SHA-256 was given and is the one given.
+TorchScript brings code. It runs in torch's own interpreter and reaches no Python, but its operators can write
+files: such a file is read only when its SHA-256 was given and is the one given.
 """
 
 import io
@@ -57,26 +58,37 @@ class Inception:
 
 
 def eight_bit(x: Tensor) -> Tensor:
-    """x (N, 1 or 3, H, W) in [-1, 1] -> (N, 3, H, W) float32 of whole numbers from 0 to 255: what a saved image would hold."""
+    """x (N, 1 or 3, H, W) in [-1, 1] -> (N, 3, H, W) float32 of whole numbers from 0 to 255: what a saved
+    image would hold."""
     x = ((x.float().clamp(-1, 1) + 1) * 127.5).round()
     return x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
 
 
 def needs_digest(path: Path) -> str | None:
     """A TorchScript file is code: it is not run unless it is known to be the one that was meant."""
-    return "a TorchScript file brings code, which runs only when it is known which file it is" if is_script(path) else None
+    return (
+        "a TorchScript file brings code, which runs only when it is known which file it is"
+        if is_script(path)
+        else None
+    )
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Description and tensors of the file at `path`. Raises `WeightsError` for what is no Inception."""
     if path.is_dir():
-        raise WeightsError(f"{path} is a folder, expected Inception's file: TorchScript (.pt), .safetensors or .pth")
+        raise WeightsError(
+            f"{path} is a folder, expected Inception's file: TorchScript (.pt), .safetensors or .pth"
+        )
     return _read_script(path) if is_script(path) else _read_state(path)
 
 
 def build(description: Mapping[str, Any], state: Mapping[str, Tensor]) -> Scripted | Inception:
     if description["form"] == SCRIPT:
-        return Scripted(_load(state[SCRIPT].numpy().tobytes(), "its weights"), description["keyword"], int(description["features"]))
+        return Scripted(
+            _load(state[SCRIPT].numpy().tobytes(), "its weights"),
+            description["keyword"],
+            int(description["features"]),
+        )
     net = InceptionV3(fid=description["fid"]).eval().requires_grad_(False)
     load_into(net, state, "inception")
     return Inception(net)
@@ -90,9 +102,13 @@ def _read_script(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         tried = Scripted(net, keyword, 0).features(torch.zeros(2, 3, 64, 64))
     except (RuntimeError, TypeError) as error:
-        raise WeightsError(f"{path}: it cannot be asked for features of images (2, 3, 64, 64): {_line(error)}") from error
+        raise WeightsError(
+            f"{path}: it cannot be asked for features of images (2, 3, 64, 64): {_line(error)}"
+        ) from error
     if tried.shape[0] != 2:
-        raise WeightsError(f"{path}: it gives {tuple(tried.shape)} for two images, expected a row of features for each")
+        raise WeightsError(
+            f"{path}: it gives {tuple(tried.shape)} for two images, expected a row of features for each"
+        )
     described = {"space": "inception", "form": SCRIPT, "keyword": keyword, "features": tried.shape[1]}
     return described, {SCRIPT: torch.frombuffer(bytearray(data), dtype=torch.uint8)}
 
@@ -101,12 +117,15 @@ def _read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     state = read_file(path, str(path))
     if "fc.bias" not in state:
         raise WeightsError(
-            f"{path}: lacks fc.bias, which tells FID's weights ({FID_CLASSES} classes) from torchvision's; give the whole file"
+            f"{path}: lacks fc.bias, which tells FID's weights ({FID_CLASSES} classes) from torchvision's;"
+            " give the whole file"
         )
     fid = len(state["fc.bias"]) == FID_CLASSES
     state = {name: tensor for name, tensor in state.items() if not name.startswith(UNUSED)}
     net = InceptionV3(fid=fid)
-    counters = {name: tensor for name, tensor in net.state_dict().items() if name.endswith("num_batches_tracked")}
+    counters = {
+        name: tensor for name, tensor in net.state_dict().items() if name.endswith("num_batches_tracked")
+    }
     state = counters | state  # older files lack them, and nothing here reads them
     load_into(net, state, str(path))
     return {"space": "inception", "form": "state", "fid": fid, "features": FEATURES}, state
@@ -116,7 +135,9 @@ def _load(data: bytes, where: str) -> Any:
     try:
         return torch.jit.load(io.BytesIO(data), map_location="cpu").eval()
     except RuntimeError as error:
-        raise WeightsError(f"{where}: not a readable TorchScript file ({_line(error)}); fetch it again") from error
+        raise WeightsError(
+            f"{where}: not a readable TorchScript file ({_line(error)}); fetch it again"
+        ) from error
 
 
 def _line(error: BaseException) -> str:

@@ -1,7 +1,9 @@
-"""Inception-v3 (Szegedy et al. 2015, arXiv 1512.00567) up to its last pooling, under the names of the published state dicts.
+"""Inception-v3 (Szegedy et al. 2015, arXiv 1512.00567) up to its last pooling, under the names of the
+published state dicts.
 
-Two sets of weights share these names: torchvision's (1,000 classes) and the one that FIDs are measured with, converted from the TensorFlow
-release of 2015-12-05 (1,008 classes). The second's poolings differ: padding does not count, and the last block takes maxima.
+Two sets of weights share these names: torchvision's (1,000 classes) and the one that FIDs are measured with,
+converted from the TensorFlow release of 2015-12-05 (1,008 classes). The second's poolings differ: padding
+does not count, and the last block takes maxima.
 """
 
 import torch
@@ -13,7 +15,15 @@ SIDE = 299
 
 
 class BasicConv2d(nn.Module):
-    def __init__(self, inputs: int, outputs: int, kernel: int | tuple[int, int], *, stride: int = 1, padding: int | tuple[int, int] = 0):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int | tuple[int, int],
+        *,
+        stride: int = 1,
+        padding: int | tuple[int, int] = 0,
+    ):
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding, bias=False)
         self.bn = nn.BatchNorm2d(outputs, eps=0.001)
@@ -23,7 +33,8 @@ class BasicConv2d(nn.Module):
 
 
 class Branches(nn.Module):
-    """A block: named convolutions, and how the pooled branch is pooled (`padded`: zeros at the rim count in a mean)."""
+    """A block: named convolutions, and how the pooled branch is pooled (`padded`: zeros at the rim count in a
+    mean)."""
 
     def __init__(self, *, padded: bool, **convolutions: BasicConv2d):
         super().__init__()
@@ -56,7 +67,9 @@ class InceptionA(Branches):
     def forward(self, x: Tensor) -> Tensor:
         fives, threes = ("branch5x5_1", "branch5x5_2"), ("branch3x3dbl_1", "branch3x3dbl_2", "branch3x3dbl_3")
         pooled = self.through(self.mean(x), "branch_pool")
-        return torch.cat([self.through(x, "branch1x1"), self.through(x, *fives), self.through(x, *threes), pooled], dim=1)
+        return torch.cat(
+            [self.through(x, "branch1x1"), self.through(x, *fives), self.through(x, *threes), pooled], dim=1
+        )
 
 
 class InceptionB(Branches):
@@ -98,7 +111,9 @@ class InceptionC(Branches):
     def forward(self, x: Tensor) -> Tensor:
         sevens = self.through(x, *(f"branch7x7_{k}" for k in (1, 2, 3)))
         doubled = self.through(x, *(f"branch7x7dbl_{k}" for k in (1, 2, 3, 4, 5)))
-        return torch.cat([self.through(x, "branch1x1"), sevens, doubled, self.through(self.mean(x), "branch_pool")], dim=1)
+        return torch.cat(
+            [self.through(x, "branch1x1"), sevens, doubled, self.through(self.mean(x), "branch_pool")], dim=1
+        )
 
 
 class InceptionD(Branches):
@@ -146,7 +161,8 @@ class InceptionE(Branches):
 
 
 class InceptionV3(nn.Module):
-    """`fid`: with the poolings of the weights that FIDs are measured with. The classifier's layers are left out."""
+    """`fid`: with the poolings of the weights that FIDs are measured with. The classifier's layers are left
+    out."""
 
     def __init__(self, *, fid: bool):
         super().__init__()

@@ -1,4 +1,5 @@
-"""The feature spaces that distances between images are taken in, beside the judge's own. A new one is one file and one line here."""
+"""The feature spaces that distances between images are taken in, beside the judge's own. A new one is one
+file and one line here."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,9 +23,11 @@ class FeatureSpace(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """`read` turns a local file or folder into a description and tensors, `build` those into the space, in eval mode on the CPU.
+    """`read` turns a local file or folder into a description and tensors, `build` those into the space, in
+    eval mode on the CPU.
 
-    `file` names the file whose SHA-256 is meant. `needs_digest` says why a file may only be read with one, None where it need not.
+    `file` names the file whose SHA-256 is meant. `needs_digest` says why a file may only be read with one,
+    None where it need not.
     """
 
     about: str
@@ -36,7 +39,10 @@ class Space:
 
 SPACES: dict[str, Space] = {
     "inception": Space(
-        about="Inception-v3's last pooling, what published FIDs are measured in: TorchScript, safetensors or .pth",
+        about=(
+            "Inception-v3's last pooling, what published FIDs are measured in: TorchScript, safetensors or"
+            " .pth"
+        ),
         file=lambda path: path,
         needs_digest=inception.needs_digest,
         read=inception.read,
@@ -53,7 +59,8 @@ SPACES: dict[str, Space] = {
 
 
 def build_space(description: Mapping[str, Any], state: Mapping[str, Tensor]) -> FeatureSpace:
-    """The space of a config.json and its weights. Raises `ValueError` for a space that is not in the table."""
+    """The space of a config.json and its weights. Raises `ValueError` for a space that is
+    not in the table."""
     name = description.get("space")
     if name not in SPACES:
         raise ValueError(f"config.json: got feature space {name!r}, expected one of {', '.join(SPACES)}")

@@ -1,8 +1,9 @@
-"""The data plane's figures: images into a lake beside a plain PIL loop, rows out of a partition beside pyarrow.dataset,
-seconds to the first batch, how long steps wait, and memory as the lake grows tenfold.
+"""The data plane's figures: images into a lake beside a plain PIL loop, rows out of a partition beside
+pyarrow.dataset, seconds to the first batch, how long steps wait, and memory as the lake grows tenfold.
 
-Rates that Ray reaches are of wall time on all cores. `prepare_over_pil_cpu` compares CPU seconds of one process, which a busy
-machine hardly changes; `pil_images_per_second_per_core` is what plain loops reach with one on every core.
+Rates that Ray reaches are of wall time on all cores. `prepare_over_pil_cpu` compares CPU seconds of one
+process, which a busy machine hardly changes; `pil_images_per_second_per_core` is what plain loops reach with
+one on every core.
 """
 
 import io
@@ -20,14 +21,14 @@ from PIL import Image
 from pipeline import storage
 from pipeline.benchmarks.measure import paired_cpu_seconds, ratio
 from pipeline.config import BenchmarkConfig, PrepareConfig, UnlearnConfig, parse
-from pipeline.data import prepare_ray, shard_tasks, shards
+from pipeline.data import ingest, ingest_ray, parquet_shards
+from pipeline.data.image_transforms import center_crop
 from pipeline.data.lake import MANIFEST, SCHEMA_VERSION, Class, Encoding, Lake, Manifest
 from pipeline.data.partition import Partition
 from pipeline.data.partition_ray import build_partition
-from pipeline.data.preprocess import center_crop
 
 if TYPE_CHECKING:
-    from pipeline.data.rows import Batch
+    from pipeline.data.batch import Batch
 
 LATENT = (4, 32, 32)
 CLASS_ROWS = 1000
@@ -42,7 +43,8 @@ BOUNDS = {
 
 
 def run(config: BenchmarkConfig) -> dict[str, Any]:
-    """The figures as one JSON value, what they are held against beside them. Everything it writes is temporary."""
+    """The figures as one JSON value, what they are held against beside them. Everything it writes is
+    temporary."""
     from pipeline.benchmarks import data_ray
     from pipeline.runtime import cluster_ray
 
@@ -50,7 +52,11 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
     cores = os.cpu_count() or 1
     cluster_ray.connect(cores)
     with tempfile.TemporaryDirectory() as root:
-        raw = storage.absolute(settings.images_uri) if settings.images_uri else photographs(f"{root}/raw", settings.images, config.seed)
+        raw = (
+            storage.absolute(settings.images_uri)
+            if settings.images_uri
+            else photographs(f"{root}/raw", settings.images, config.seed)
+        )
         found = preparing(raw, root, cores, settings.repeats)
         small = latent_partition(f"{root}/small", max(2 * CLASS_ROWS, settings.rows // 10), settings.batch)
         large = latent_partition(f"{root}/large", settings.rows, settings.batch)
@@ -59,22 +65,25 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
         digits = digits_partition(f"{root}/digits")
         for name, partition in (("digits", digits), ("latents", large)):
             ranks = data_ray.consume(partition, settings.workers, steps=settings.steps)
-            found[f"waiting_share/{name}"] = round(max(rank["waiting"] / rank["seconds"] for rank in ranks), 4)
+            found[f"waiting_share/{name}"] = round(
+                max(rank["waiting"] / rank["seconds"] for rank in ranks), 4
+            )
             found[f"step_seconds/{name}"] = round(statistics.median(rank["step"] for rank in ranks), 4)
     return {"benchmark": "data", "cores": cores, **found, "bounds": BOUNDS, "setting": settings.model_dump()}
 
 
 def preparing(raw: str, root: str, cores: int, repeats: int) -> dict[str, float]:
-    """Images of the folder `raw` into a lake at 256 pixels, and through the same transform in a plain loop: one of them, and one a core."""
+    """Images of the folder `raw` into a lake at 256 pixels, and through the same transform in a plain loop:
+    one of them, and one a core."""
     from pipeline.benchmarks import data_ray
 
-    _, items = prepare_ray.listed(prepare_config(raw, root))
+    _, items = ingest_ray.listed(prepare_config(raw, root))
     files, few, tenth = [storage.join(raw, item.ref) for item in items], items[::10], f"{root}/tenth"
     for item in few:
         storage.write_bytes(storage.join(tenth, item.ref), storage.read_bytes(storage.join(raw, item.ref)))
 
     def on_ray() -> None:
-        prepare_ray.prepare(prepare_config(raw, f"{root}/prepared"))
+        ingest_ray.prepare(prepare_config(raw, f"{root}/prepared"))
         storage.remove(f"{root}/prepared")
 
     here = {
@@ -82,7 +91,11 @@ def preparing(raw: str, root: str, cores: int, repeats: int) -> dict[str, float]
         "prepare": lambda: prepare_here(tenth, f"{root}/prepared"),
     }
     seconds = paired_cpu_seconds(here, repeats=repeats)
-    variants = {"pil": lambda: pil_loop(files), "ray": on_ray, "pil_each": lambda: data_ray.pil_loops(files, cores)}
+    variants = {
+        "pil": lambda: pil_loop(files),
+        "ray": on_ray,
+        "pil_each": lambda: data_ray.pil_loops(files, cores),
+    }
     walls: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(repeats + 1):
         for name, this in variants.items():
@@ -108,7 +121,8 @@ def pil_loop(files: Sequence[str]) -> None:
 
 
 def streaming(partition: Partition, workers: int, repeats: int) -> dict[str, float]:
-    """Every row of the retain side into the workers by Ray Data, and the same files through one process of pyarrow.dataset."""
+    """Every row of the retain side into the workers by Ray Data, and the same files through one process of
+    pyarrow.dataset."""
     from pyarrow import dataset
 
     from pipeline.benchmarks import data_ray
@@ -121,27 +135,33 @@ def streaming(partition: Partition, workers: int, repeats: int) -> dict[str, flo
         started = time.perf_counter()
         ranks = data_ray.consume(partition, workers)
         seconds = time.perf_counter() - started
-        shards.require_rows(partition.uri, sum(int(rank["rows"]) for rank in ranks), rows)
+        parquet_shards.require_rows(partition.uri, sum(int(rank["rows"]) for rank in ranks), rows)
         first.append(max(rank["first"] for rank in ranks))
         rates["from_start"].append(rows / seconds)
         rates["stream"].append(sum((rank["rows"] - rank["first_rows"]) / rank["seconds"] for rank in ranks))
         started = time.perf_counter()
-        shards.require_rows(partition.uri, sum(batch.num_rows for batch in dataset.dataset(files).to_batches()), rows)
+        parquet_shards.require_rows(
+            partition.uri, sum(batch.num_rows for batch in dataset.dataset(files).to_batches()), rows
+        )
         rates["pyarrow"].append(rows / (time.perf_counter() - started))
     return {
         "rows": rows,
         "stream_rows_per_second": round(statistics.median(rates["stream"])),
         "stream_rows_per_second_from_start": round(statistics.median(rates["from_start"])),
         "pyarrow_rows_per_second": round(statistics.median(rates["pyarrow"])),
-        "stream_over_pyarrow": round(statistics.median(a / b for a, b in zip(rates["stream"], rates["pyarrow"], strict=True)), 4),
+        "stream_over_pyarrow": round(
+            statistics.median(a / b for a, b in zip(rates["stream"], rates["pyarrow"], strict=True)), 4
+        ),
         "seconds_to_first_batch": round(first[0], 3),  # of processes that had read nothing yet
     }
 
 
 def growth(small: Partition, large: Partition, workers: int, raw: str, root: str) -> dict[str, float]:
-    """Peak memory in MB of a worker that streams (its private memory), and of a process that prepares, at a tenth of the rows and at all.
+    """Peak memory in MB of a worker that streams (its private memory), and of a process that prepares, at a
+    tenth of the rows and at all.
 
-    A reader's buffers fill with its first few hundred batches; `stream_peak_mb/half` is of the first half of all rows.
+    A reader's buffers fill with its first few hundred batches; `stream_peak_mb/half` is of the first half of
+    all rows.
     """
     from pipeline.benchmarks import data_ray
 
@@ -152,28 +172,35 @@ def growth(small: Partition, large: Partition, workers: int, raw: str, root: str
     peaks = {"stream_peak_mb/tenth": tenth, "stream_peak_mb/half": half, "stream_peak_mb": whole}
     peaks |= {"prepare_peak_mb/tenth": prepared[0], "prepare_peak_mb": prepared[1]}
     growth = {"stream_peak_growth": whole / half, "prepare_peak_growth": prepared[1] / prepared[0]}
-    return {name: round(value, 1) for name, value in peaks.items()} | {name: round(value, 3) for name, value in growth.items()}
+    return {name: round(value, 1) for name, value in peaks.items()} | {
+        name: round(value, 3) for name, value in growth.items()
+    }
 
 
 def prepare_here(raw: str, root: str) -> None:
     """The lake of the folder `raw`, made in this process and removed again."""
-    prepare_ray.prepare(prepare_config(raw, root), run=lambda tasks: map(shard_tasks.make_shard, tasks))
+    ingest_ray.prepare(prepare_config(raw, root), run=lambda tasks: map(ingest.make_shard, tasks))
     storage.remove(root)
 
 
 def prepare_config(raw: str, root: str) -> PrepareConfig:
     source = {"kind": "imagefolder", "uri": raw, "held_out": 0.0}
-    return parse(PrepareConfig, {"storage": root, "lake": "benchmark", "source": source, "prepare": {"size": 256, "shard_rows": 64}})
+    return parse(
+        PrepareConfig,
+        {"storage": root, "lake": "benchmark", "source": source, "prepare": {"size": 256, "shard_rows": 64}},
+    )
 
 
 def photographs(root: str, count: int, seed: int) -> str:
-    """`count` JPEGs of 500x375 pixels in two class folders, `DISTINCT` different ones: smooth colour fields with grain, about as large as
-    photographs are."""
+    """`count` JPEGs of 500x375 pixels in two class folders, `DISTINCT` different ones: smooth colour fields
+    with grain, about as large as photographs are."""
     random = np.random.default_rng(seed)
     made = []
     for number in range(count):
         if number < DISTINCT:
-            field = Image.fromarray(random.integers(0, 256, (24, 32, 3), np.uint8)).resize((500, 375), Image.Resampling.BICUBIC)
+            field = Image.fromarray(random.integers(0, 256, (24, 32, 3), np.uint8)).resize(
+                (500, 375), Image.Resampling.BICUBIC
+            )
             grain = np.asarray(field).astype(np.int16) + random.integers(-12, 13, (375, 500, 1), np.int16)
             data = io.BytesIO()
             Image.fromarray(grain.clip(0, 255).astype(np.uint8)).save(data, "JPEG", quality=90)
@@ -183,24 +210,36 @@ def photographs(root: str, count: int, seed: int) -> str:
 
 
 def latent_partition(root: str, rows: int, batch: int) -> Partition:
-    """A lake of `rows` random latents in classes of a thousand, and a request's partition that streams the retained ones once."""
+    """A lake of `rows` random latents in classes of a thousand, and a request's partition that streams the
+    retained ones once."""
     random = np.random.default_rng(0)
-    values = shards.tensor_array(random.normal(0, 1, (CLASS_ROWS, *LATENT)).astype(np.float16), "latent")
+    values = parquet_shards.tensor_array(
+        random.normal(0, 1, (CLASS_ROWS, *LATENT)).astype(np.float16), "latent"
+    )
     labels = range(max(2, rows // CLASS_ROWS))
     made = []
     for label in labels:
         ids = [f"{label:05d}-{i:05d}" for i in range(CLASS_ROWS)]
         table = pa.table(
-            {"sample_id": ids, "label": pa.array([label] * CLASS_ROWS, pa.int32()), "latent_mean": values, "latent_std": values}
+            {
+                "sample_id": ids,
+                "label": pa.array([label] * CLASS_ROWS, pa.int32()),
+                "latent_mean": values,
+                "latent_std": values,
+            }
         )
         path = f"data/label={label:05d}/part-00000.parquet"
-        made.append(shards.write(f"{root}/lake", path, [table], "latent", LATENT, label=label, split="train"))
+        made.append(
+            parquet_shards.write(f"{root}/lake", path, [table], "latent", LATENT, label=label, split="train")
+        )
     manifest = Manifest(
         name="benchmark",
         schema_version=SCHEMA_VERSION,
         kind="latent",
         shape=list(LATENT),
-        classes=[Class(label=label, name=str(label), train_rows=CLASS_ROWS, heldout_rows=0) for label in labels],
+        classes=[
+            Class(label=label, name=str(label), train_rows=CLASS_ROWS, heldout_rows=0) for label in labels
+        ],
         shards=made,
         source={},
         preprocessing={},
@@ -214,17 +253,20 @@ def latent_partition(root: str, rows: int, batch: int) -> Partition:
 def digits_partition(root: str) -> Partition:
     """The quickstart's own: 60 steps of 64 digits."""
     config = parse(PrepareConfig, {"storage": root, "prepare": {"size": 8, "channels": 1}})
-    lake = prepare_ray.prepare(config, run=lambda tasks: map(shard_tasks.make_shard, tasks)).lake
+    lake = ingest_ray.prepare(config, run=lambda tasks: map(ingest.make_shard, tasks)).lake
     return _partition(root, lake, 64, 60)
 
 
 def _partition(root: str, lake: Lake, batch: int, steps: int) -> Partition:
     values: dict[str, Any] = {"storage": root, "request": {"classes": [1], "exchange": {1: 0}}}
-    return build_partition(parse(UnlearnConfig, {**values, "optim": {"batch_size": batch, "max_steps": steps}}), lake)
+    return build_partition(
+        parse(UnlearnConfig, {**values, "optim": {"batch_size": batch, "max_steps": steps}}), lake
+    )
 
 
 def step_of(partition: Partition) -> Callable[["Batch"], None]:
-    """One plain fine-tuning step, the shortest there is, on a batch of the partition: DiT-tiny, or the step benchmark's model.
+    """One plain fine-tuning step, the shortest there is, on a batch of the partition: DiT-tiny, or the step
+    benchmark's model.
 
     The latter takes four rows of each batch, so that steps are short for what has to be streamed.
     """
@@ -246,7 +288,10 @@ def step_of(partition: Partition) -> Callable[["Batch"], None]:
     def step(batch: "Batch") -> None:
         if partition.manifest.kind == "latent":
             batch = batch.take(slice(0, 4))
-        noise = Noise(t=torch.randint(1000, (len(batch),), generator=draws), eps=torch.randn(batch.mean.shape, generator=draws))
+        noise = Noise(
+            t=torch.randint(1000, (len(batch),), generator=draws),
+            eps=torch.randn(batch.mean.shape, generator=draws),
+        )
         optimiser.zero_grad()
         model.losses(model.net, batch.mean, batch.y % model.num_classes, noise).mean().backward()
         optimiser.step()

@@ -1,4 +1,5 @@
-"""What the data benchmark does in processes of their own: workers that stream, and one that prepares, each started fresh."""
+"""What the data benchmark does in processes of their own: workers that stream, and one that prepares, each
+started fresh."""
 
 import time
 import uuid
@@ -9,12 +10,13 @@ from typing import Any
 import ray
 
 from pipeline.benchmarks import data
-from pipeline.data import stream_ray
+from pipeline.data import retain_stream_ray
 from pipeline.data.partition import Partition
 
 
 def consume(partition: Partition, workers: int, steps: int | None = None) -> list[dict[str, float]]:
-    """The retain side into `workers` processes at once: all of it as fast as it comes, or `steps` batches with a step on each."""
+    """The retain side into `workers` processes at once: all of it as fast as it comes, or `steps` batches
+    with a step on each."""
     remote = _fresh(_consume, num_cpus=0.5)
     return ray.get([remote.remote(partition, rank, workers, steps) for rank in range(workers)])
 
@@ -30,18 +32,23 @@ def preparing_peak_mb(raw: str, root: str) -> float:
 
 
 def _fresh(function: Callable[..., Any], num_cpus: float) -> Any:
-    """`function` in processes that did nothing before: Ray keeps idle ones and hands them out again, whose peaks are of earlier work."""
-    return ray.remote(num_cpus=num_cpus, max_calls=1, runtime_env={"env_vars": {"UNLEARN_FRESH": uuid.uuid4().hex}})(function)
+    """`function` in processes that did nothing before: Ray keeps idle ones and hands them out again, whose
+    peaks are of earlier work."""
+    return ray.remote(
+        num_cpus=num_cpus, max_calls=1, runtime_env={"env_vars": {"UNLEARN_FRESH": uuid.uuid4().hex}}
+    )(function)
 
 
 def _memory_mb(what: str) -> float:
-    """VmHWM: most ever resident, of this program alone (getrusage would count the one it was started from too). RssAnon: private now."""
+    """VmHWM: most ever resident, of this program alone (getrusage would count the one it was started from
+    too). RssAnon: private now."""
     status = Path("/proc/self/status").read_text()
     return int(next(line for line in status.splitlines() if line.startswith(what)).split()[1]) / 1024
 
 
 def _consume(partition: Partition, rank: int, world: int, steps: int | None) -> dict[str, float]:
-    """`first`: seconds to the first batch of `first_rows`; `seconds`: all after it, of which `waiting` for batches; `step`: one step's.
+    """`first`: seconds to the first batch of `first_rows`; `seconds`: all after it, of which `waiting` for
+    batches; `step`: one step's.
 
     `peak_mb`: most private memory, `early_peak_mb` of the first half.
     """
@@ -49,11 +56,19 @@ def _consume(partition: Partition, rank: int, world: int, steps: int | None) -> 
 
     torch.set_num_threads(1)
     step = data.step_of(partition) if steps else None
-    found = {"rows": 0.0, "first": 0.0, "first_rows": 0.0, "waiting": 0.0, "step": 0.0, "peak_mb": 0.0, "early_peak_mb": 0.0}
-    expected = sum(file.rows for file in stream_ray.files_to_read(partition, rank, world))
+    found = {
+        "rows": 0.0,
+        "first": 0.0,
+        "first_rows": 0.0,
+        "waiting": 0.0,
+        "step": 0.0,
+        "peak_mb": 0.0,
+        "early_peak_mb": 0.0,
+    }
+    expected = sum(file.rows for file in retain_stream_ray.files_to_read(partition, rank, world))
     asked = time.perf_counter()
     came, count = asked, 0
-    for count, batch in enumerate(stream_ray.retain_stream(partition, rank, world), 1):
+    for count, batch in enumerate(retain_stream_ray.retain_stream(partition, rank, world), 1):
         now = time.perf_counter()
         if count == 1:
             found |= {"first": now - asked, "first_rows": float(len(batch))}

@@ -1,7 +1,9 @@
-"""The real step and the real sampler of a published size with random weights: seconds, memory, and the memory plan held against it.
+"""The real step and the real sampler of a published size with random weights: seconds, memory, and the memory
+plan held against it.
 
-On a GPU at DiT-XL/2; without one the same at DiT-S/2, and the result names what was not measured. A step is `training.loop.train_step`
-as a run takes it, from rows in memory to the moved weights; the naive one is the published step.
+On a GPU at DiT-XL/2; without one the same at DiT-S/2, and the result names what was not measured. A step is
+`training.loop.train_step` as a run takes it, from rows in memory to the moved weights; the naive one is the
+published step.
 """
 
 import statistics
@@ -18,18 +20,18 @@ from pipeline.benchmarks import naive_step
 from pipeline.benchmarks.measure import peak_of, seconds_of
 from pipeline.config import BenchmarkConfig, UnlearnConfig, parse
 from pipeline.config.tools import ImageNetScale
+from pipeline.data.batch import Batch
 from pipeline.data.cycle import Cycle
-from pipeline.data.rows import Batch
 from pipeline.evaluation.measure import Subject
-from pipeline.memory.plan import GIB, USABLE, MemoryPlan
+from pipeline.runs.memory_plan import GIB, USABLE, MemoryPlan
 from pipeline.runtime.precision import autocast, require_precision, use_tf32
 from pipeline.seeding import generator
-from pipeline.training.draws import step_rows
 from pipeline.training.loop import Inputs, train_step
-from pipeline.training.optimiser import Average, adamw, apply_gradient
 from pipeline.unlearning.collectives import Collectives
-from pipeline.unlearning.methods import METHODS
-from pipeline.unlearning.trainable import flat, select
+from pipeline.unlearning.methods.table import METHODS
+from pipeline.unlearning.noising import step_rows
+from pipeline.unlearning.optimizer import Average, adamw, apply_gradient
+from pipeline.unlearning.parameters import flat, select
 
 FORGET, EXCHANGE, RETAIN = 207, 208, 205
 STEPS = {  # name -> method and hvp
@@ -58,9 +60,17 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
     left = list(ALWAYS_LEFT)
     if device.type != "cuda":
         batches = " / ".join(map(str, wanted.gpu.batches))
-        left.insert(0, f"{wanted.gpu.size} on a GPU: its step and peak memory at batch {batches}, {wanted.gpu.precision}, its sampler")
+        left.insert(
+            0,
+            f"{wanted.gpu.size} on a GPU: its step and peak memory at batch {batches},"
+            f" {wanted.gpu.precision}, its sampler",
+        )
     model = model_of(scale.size, config.seed, device)
-    rows = [row for batch in scale.batches for row in steps_of(model, scale, batch, wanted.trainable, wanted.penalty, config.seed)]
+    rows = [
+        row
+        for batch in scale.batches
+        for row in steps_of(model, scale, batch, wanted.trainable, wanted.penalty, config.seed)
+    ]
     return {
         "benchmark": "imagenet",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -75,8 +85,11 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
 
 
 def model_of(size: str, seed: int, device: torch.device) -> DiTModel:
-    """A DiT for latents with random numbers in every parameter: untrained adaLN-Zero would let nothing flow."""
-    description = dit_description(size, shape=_shape(size), num_classes=1000, class_names=[""] * 1000, latent=True)
+    """A DiT for latents with random numbers in every parameter: untrained adaLN-Zero would
+    let nothing flow."""
+    description = dit_description(
+        size, shape=_shape(size), num_classes=1000, class_names=[""] * 1000, latent=True
+    )
     model, g = DiTModel(description), generator(seed, "benchmark")
     for parameter in model.net.parameters():
         parameter.data.normal_(0, 0.02, generator=g)
@@ -84,8 +97,11 @@ def model_of(size: str, seed: int, device: torch.device) -> DiTModel:
     return model
 
 
-def steps_of(model: DiTModel, scale: ImageNetScale, batch: int, trainable: str, penalty: float, seed: int) -> list[dict[str, Any]]:
-    """Every kind of step at one batch, in turn, so that a machine whose speed drifts slows all of them alike."""
+def steps_of(
+    model: DiTModel, scale: ImageNetScale, batch: int, trainable: str, penalty: float, seed: int
+) -> list[dict[str, Any]]:
+    """Every kind of step at one batch, in turn, so that a machine whose speed drifts slows
+    all of them alike."""
     device = next(model.net.parameters()).device
     total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
     configs: dict[str, UnlearnConfig] = {}
@@ -122,20 +138,40 @@ def steps_of(model: DiTModel, scale: ImageNetScale, batch: int, trainable: str, 
             seconds[name].append(seconds_of(variants[name], device))
     model.net._compiled_call_impl = None
     if "uno_exact" in seconds and "surgery" in seconds:
-        seconds["uno_s"] = [(a + b) / 2 for a, b in zip(seconds["uno_exact"], seconds["surgery"], strict=True)]
+        seconds["uno_s"] = [
+            (a + b) / 2 for a, b in zip(seconds["uno_exact"], seconds["surgery"], strict=True)
+        ]
     if NAIVE.keys() <= seconds.keys():
-        seconds["naive_uno_s"] = [(a + b) / 2 for a, b in zip(seconds["naive_uno"], seconds["naive_surgery"], strict=True)]
-    found = [{"batch": batch, "step": name, **_figures(name, seconds), **_memory(name, peaks, plans, configs, device)} for name in seconds]
+        seconds["naive_uno_s"] = [
+            (a + b) / 2 for a, b in zip(seconds["naive_uno"], seconds["naive_surgery"], strict=True)
+        ]
+    found = [
+        {
+            "batch": batch,
+            "step": name,
+            **_figures(name, seconds),
+            **_memory(name, peaks, plans, configs, device),
+        }
+        for name in seconds
+    ]
     return found + [{"batch": batch, "step": name, "failed": why} for name, why in failed.items()]
 
 
-def config_of(model: DiTModel, scale: ImageNetScale, batch: int, trainable: str, penalty: float, method: str, hvp: str) -> UnlearnConfig:
+def config_of(
+    model: DiTModel, scale: ImageNetScale, batch: int, trainable: str, penalty: float, method: str, hvp: str
+) -> UnlearnConfig:
     return parse(
         UnlearnConfig,
         {
             "model": {"size": scale.size},
             "request": {"id": "benchmark", "classes": [FORGET], "exchange": {FORGET: EXCHANGE}},
-            "method": {"name": method, "hvp": hvp, "penalty": penalty, "targets": "data", "exchange_weight": 1.0},
+            "method": {
+                "name": method,
+                "hvp": hvp,
+                "penalty": penalty,
+                "targets": "data",
+                "exchange_weight": 1.0,
+            },
             "trainable": trainable,
             "partition": {"lanes": 1},
             "optim": {"batch_size": batch, "lr": 1e-6, "clip": None},
@@ -158,7 +194,12 @@ def sampler_of(model: DiTModel, scale: ImageNetScale, device: torch.device) -> d
         once()
         return scale.sampler_batch / statistics.median(seconds_of(once, device) for _ in range(scale.repeats))
 
-    found: dict[str, Any] = {"batch": scale.sampler_batch, "steps": scale.sampler_steps, "cfg_scale": 4.0, "precision": scale.precision}
+    found: dict[str, Any] = {
+        "batch": scale.sampler_batch,
+        "steps": scale.sampler_steps,
+        "cfg_scale": 4.0,
+        "precision": scale.precision,
+    }
     found["images_a_second"] = _rounded(images_a_second())
     if scale.compile:
         compile_first_order(model.net)
@@ -198,7 +239,16 @@ class _Steps:
             with ExitStack() as stack:
                 if not compiled:
                     stack.enter_context(uncompiled(self._model.net))
-                train_step(inputs, self._retain, 1, 1, method=method, named=self._named, teacher=None, optimiser=self._optimiser)
+                train_step(
+                    inputs,
+                    self._retain,
+                    1,
+                    1,
+                    method=method,
+                    named=self._named,
+                    teacher=None,
+                    optimiser=self._optimiser,
+                )
                 self._average.update(self._named)
 
         return once
@@ -233,20 +283,25 @@ METHODS_OF_NAIVE: Mapping[str, Callable[..., Any]] = {
     "naive_uno": naive_step.uno,
     "naive_surgery": lambda model, params, rows, penalty: naive_step.surgery(model, params, rows),
 }
-_KINDS = ((RETAIN, RETAIN), (FORGET, FORGET), (EXCHANGE, FORGET))  # class of the rows, label they are asked under
+# class of the rows, label they are asked under
+_KINDS = ((RETAIN, RETAIN), (FORGET, FORGET), (EXCHANGE, FORGET))
 
 
 def _rows(model: DiTModel, label: int, asked: int, n: int, seed: int) -> Batch:
     g = generator(seed, "benchmark rows", label)
     mean = torch.randn(n, *model.shape, generator=g)
     names = tuple(f"{label}-{index}" for index in range(n))
-    return Batch(sample_id=names, draw=(0,) * n, y=torch.full((n,), asked), mean=mean, std=torch.full_like(mean, 0.1))
+    return Batch(
+        sample_id=names, draw=(0,) * n, y=torch.full((n,), asked), mean=mean, std=torch.full_like(mean, 0.1)
+    )
 
 
 def _nobody() -> Subject:
     """A step asks no judge; the loop's inputs name one all the same."""
     judge = build_judge(small_cnn_description(shape=(3, 8, 8), num_classes=2, class_names=["", ""]))
-    return Subject(judge=judge, forgotten=(FORGET,), exchange={FORGET: (EXCHANGE,)}, retained=(RETAIN,), neighbours=())
+    return Subject(
+        judge=judge, forgotten=(FORGET,), exchange={FORGET: (EXCHANGE,)}, retained=(RETAIN,), neighbours=()
+    )
 
 
 def _shape(size: str) -> tuple[int, int, int]:
@@ -257,7 +312,8 @@ def _shape(size: str) -> tuple[int, int, int]:
 
 
 def _in_pieces(config: UnlearnConfig, plan: MemoryPlan, total: int | None) -> UnlearnConfig:
-    """`config` with the largest micro-batch that fits the device; half the batch on a CPU, where what it saves is to be seen."""
+    """`config` with the largest micro-batch that fits the device; half the batch on a CPU, where what it
+    saves is to be seen."""
     batch = config.optim.batch_size
     sizes = [size for size in range(batch, 0, -1) if batch % size == 0]
     if total is None:
@@ -278,11 +334,19 @@ def _figures(name: str, seconds: Mapping[str, list[float]]) -> dict[str, float]:
         return {f"over_{other}": _rounded(statistics.median(ratios))} if ratios and name != other else {}
 
     naive = f"naive_{'uno_s' if name == 'uno_s' else 'surgery' if 'surgery' in name else 'uno'}"
-    return {"seconds": _rounded(statistics.median(seconds[name])), **over("finetune"), **(over(naive) if "naive" not in name else {})}
+    return {
+        "seconds": _rounded(statistics.median(seconds[name])),
+        **over("finetune"),
+        **(over(naive) if "naive" not in name else {}),
+    }
 
 
 def _memory(
-    name: str, peaks: Mapping[str, int], plans: Mapping[str, MemoryPlan], configs: Mapping[str, UnlearnConfig], device: torch.device
+    name: str,
+    peaks: Mapping[str, int],
+    plans: Mapping[str, MemoryPlan],
+    configs: Mapping[str, UnlearnConfig],
+    device: torch.device,
 ) -> dict[str, Any]:
     if name not in peaks:
         return {}
@@ -290,7 +354,10 @@ def _memory(
     if name in plans:
         need = plans[name].need(*_how(configs[name]))
         planned = need.total if device.type == "cuda" else need.gradients + need.activations
-        found |= {"planned_gib": _rounded(planned / GIB), "planned_over_peak": _rounded(planned / peaks[name])}
+        found |= {
+            "planned_gib": _rounded(planned / GIB),
+            "planned_over_peak": _rounded(planned / peaks[name]),
+        }
         if configs[name].optim.micro_batch:
             found["micro_batch"] = configs[name].optim.micro_batch
     return found

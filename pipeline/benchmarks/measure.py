@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 
-def paired_cpu_seconds(variants: Mapping[str, Callable[[], None]], *, repeats: int, warmup: int = 1) -> dict[str, list[float]]:
+def paired_cpu_seconds(
+    variants: Mapping[str, Callable[[], None]], *, repeats: int, warmup: int = 1
+) -> dict[str, list[float]]:
     """Process CPU seconds of every variant in every round; each round runs all of them once, in order."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(warmup + repeats):
@@ -28,7 +30,8 @@ def ratio(seconds: Mapping[str, list[float]], over: str, under: str) -> float:
 
 
 def peak_bytes(run: Callable[[], None]) -> int:
-    """The most memory that tensors held at once during `run`, above what they held before (CPU allocator's own records)."""
+    """The most memory that tensors held at once during `run`, above what they held before (CPU allocator's
+    own records)."""
     from torch.autograd.profiler import profile
 
     gc.collect()
@@ -38,7 +41,8 @@ def peak_bytes(run: Callable[[], None]) -> int:
     assert results is not None
     held = peak = 0
     for event in sorted(
-        (e for e in results.events() if e.name() == "[memory]" and e.device_type().name == "CPU"), key=lambda e: e.start_ns()
+        (e for e in results.events() if e.name() == "[memory]" and e.device_type().name == "CPU"),
+        key=lambda e: e.start_ns(),
     ):
         held += event.nbytes()
         peak = max(peak, held)
@@ -46,7 +50,8 @@ def peak_bytes(run: Callable[[], None]) -> int:
 
 
 def seconds_of(once: Callable[[], Any], device: torch.device) -> float:
-    """Wall seconds on a GPU, from idle to idle; process CPU seconds on a CPU, which neighbours disturb less."""
+    """Wall seconds on a GPU, from idle to idle; process CPU seconds on a CPU, which
+    neighbours disturb less."""
     if device.type != "cuda":
         started = time.process_time()
         once()

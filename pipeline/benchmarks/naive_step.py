@@ -1,5 +1,6 @@
-"""The published step as its authors describe and run it, transcribed for comparison: three forwards with activation
-checkpointing, gradients with create_graph, and one backward of the whole loss. Single process, data targets."""
+"""The published step as its authors describe and run it, transcribed for comparison: three forwards with
+activation checkpointing, gradients with create_graph, and one backward of the whole loss. Single process,
+data targets."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -11,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from models.dit import DiT
 from models.generative import DiTModel
-from pipeline.unlearning.objectives import Rows, StepRows
+from pipeline.unlearning.losses import Rows, StepRows
 
 
 def uno(model: DiTModel, params: Sequence[Tensor], rows: StepRows, penalty: float) -> list[Tensor]:

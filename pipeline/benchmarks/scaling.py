@@ -1,9 +1,11 @@
-"""The step on two workers of one thread against one worker on the same global batch, and what of it is the all-reduce.
+"""The step on two workers of one thread against one worker on the same global batch, and what of it is the
+all-reduce.
 
-Two processes hold the model. In turn, one of them takes steps on the whole batch while the other waits; both take steps on half of it
-each, as strangers; and both do so together. Whatever else the machine does, it does to all three. Strangers share nothing but the
-machine's caches and memory: no way of joining them can be faster. CPU time is the busiest rank's, without its waiting: it is what
-the wall time comes to where every worker has a core of its own.
+Two processes hold the model. In turn, one of them takes steps on the whole batch while the other waits; both
+take steps on half of it each, as strangers; and both do so together. Whatever else the machine does, it does
+to all three. Strangers share nothing but the machine's caches and memory: no way of joining them can be
+faster. CPU time is the busiest rank's, without its waiting: it is what the wall time comes to where every
+worker has a core of its own.
 """
 
 import os
@@ -23,11 +25,11 @@ from pipeline.benchmarks.step import model_of, rows_of
 from pipeline.config import BenchmarkConfig
 from pipeline.runtime.stopwatch import Stopwatch
 from pipeline.unlearning.collectives import Collectives
-from pipeline.unlearning.methods import METHODS
-from pipeline.unlearning.objectives import Rows, StepRows, Weights, build_terms
-from pipeline.unlearning.settings import MethodSettings
-from pipeline.unlearning.step import Step
-from pipeline.unlearning.trainable import select
+from pipeline.unlearning.gradients import Step
+from pipeline.unlearning.losses import Rows, StepRows, Weights, build_terms
+from pipeline.unlearning.methods.settings import MethodSettings
+from pipeline.unlearning.methods.table import METHODS
+from pipeline.unlearning.parameters import select
 
 Seconds = dict[str, float]
 
@@ -39,7 +41,7 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
         start_up.require_inputs(config)
     with tempfile.TemporaryDirectory() as folder:
         if settings.ray:
-            from pipeline.benchmarks.scaling_ray import under_ray
+            from pipeline.benchmarks.scaling_workers import under_ray
 
             plain, under = under_ray(config, folder)
             worlds = {"plain": plain, "ray": under}
@@ -61,8 +63,10 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
 def _figures(ranks: list[list[Seconds]]) -> dict[str, Any]:
     """Medians over rounds of the busiest rank's seconds per step, and of the ratios within a round.
 
-    `apart_over_one`: what the machine allows, two processes on half of the batch each that have nothing to do with each other.
-    `reduce_share`: of the wall time, on the rank that waits least in a round, since the other one also waits for it.
+    `apart_over_one`: what the machine allows, two processes on half of the batch each that have nothing to do
+    with each other.
+    `reduce_share`: of the wall time, on the rank that waits least in a round, since the other one also waits
+    for it.
     """
     rounds = list(zip(*ranks, strict=True))
     kinds = ("cpu_seconds", "wall_seconds")
@@ -82,7 +86,9 @@ def _figures(ranks: list[list[Seconds]]) -> dict[str, Any]:
         "two_over_one": {kind: over("both", "alone", kind) for kind in kinds},
         "apart_over_one": {kind: over("apart", "alone", kind) for kind in kinds},
         "two_over_apart": {kind: over("both", "apart", kind) for kind in kinds},
-        "reduce_share": median(min(rank["both/reduce"] / rank["both/wall_seconds"] for rank in both) for both in rounds),
+        "reduce_share": median(
+            min(rank["both/reduce"] / rank["both/wall_seconds"] for rank in both) for both in rounds
+        ),
     }
 
 
@@ -95,7 +101,9 @@ def bursts(config: BenchmarkConfig, folder: str) -> list[Seconds]:
     whole = rows_of(model, settings.batch, config.seed)
     together = Collectives()
     rank = together.rank
-    half = StepRows(**{name: part.part(rank, 2) for name, part in vars(whole).items() if isinstance(part, Rows)})
+    half = StepRows(
+        **{name: part.part(rank, 2) for name, part in vars(whole).items() if isinstance(part, Rows)}
+    )
     own = Collectives([dist.new_group([each]) for each in range(2)][rank])
 
     def burst(rows: StepRows, collectives: Collectives) -> Seconds:
@@ -105,7 +113,11 @@ def bursts(config: BenchmarkConfig, folder: str) -> list[Seconds]:
                 terms = build_terms(model, rows, Weights(), teacher=None)
                 step = Step(index=index, params=params, terms=terms, collectives=collectives)
                 METHODS[settings.method](step, MethodSettings(penalty=0.01, surgery_every=2))
-            spent = {"cpu_seconds": time.process_time() - cpu, "wall_seconds": time.perf_counter() - wall, **watch.lap()}
+            spent = {
+                "cpu_seconds": time.process_time() - cpu,
+                "wall_seconds": time.perf_counter() - wall,
+                **watch.lap(),
+            }
         return {name: value / settings.burst for name, value in spent.items()}
 
     found = []

@@ -1,6 +1,8 @@
-"""From a submission of the main job to its first step, by what is reached on the way, on the quickstart's lake and models.
+"""From a submission of the main job to its first step, by what is reached on the way, on the quickstart's
+lake and models.
 
-Twice: on a cluster that is up (`cluster/submit.py` to a head on this machine), and by a job that starts a cluster of its own.
+Twice: on a cluster that is up (`cluster/submit.py` to a head on this machine), and by a job that starts a
+cluster of its own.
 """
 
 import contextlib
@@ -31,9 +33,11 @@ HEAD_S = 120.0  # a head that has not come up by then will not
 
 def require_inputs(config: BenchmarkConfig) -> None:
     """The job's own check of what it will read: `InputError` before anything else is measured."""
-    from pipeline.flow import checking
+    from pipeline.runs import preflight
 
-    checking.check(configuration.load(UnlearnConfig, str(CHECKOUT / CONFIG), [f"storage={_root(config)}", *SMALL]))
+    preflight.check(
+        configuration.load(UnlearnConfig, str(CHECKOUT / CONFIG), [f"storage={_root(config)}", *SMALL])
+    )
 
 
 def run(config: BenchmarkConfig) -> dict[str, dict[str, float]]:
@@ -47,16 +51,25 @@ def run(config: BenchmarkConfig) -> dict[str, dict[str, float]]:
 
 
 def _medians(config: BenchmarkConfig, command: list[str], where: Mapping[str, str]) -> dict[str, float]:
-    from pipeline.training.train_ray import START_UP
+    from pipeline.training.worker import START_UP
 
     found = []
     root = _root(config)
     for _ in range(REPEATS + 1):
         run_id = f"start-up-{uuid.uuid4().hex[:8]}"
         sets = [part for one in (f"storage={root}", f"run_id={run_id}", *SMALL) for part in ("--set", one)]
-        done = subprocess.run([*command, *sets], capture_output=True, text=True, check=False, cwd=CHECKOUT, env={**os.environ, **where})
+        done = subprocess.run(
+            [*command, *sets],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=CHECKOUT,
+            env={**os.environ, **where},
+        )
         if done.returncode:
-            raise RuntimeError(f"the main job ended with {done.returncode}: {(done.stdout + done.stderr)[-500:]}")
+            raise RuntimeError(
+                f"the main job ended with {done.returncode}: {(done.stdout + done.stderr)[-500:]}"
+            )
         found.append(storage.read_json(storage.join(root, "runs", run_id, START_UP)))
     return {name: round(statistics.median(one[name] for one in found[1:]), 2) for name in found[-1]}
 
@@ -67,7 +80,8 @@ def _root(config: BenchmarkConfig) -> str:
 
 @contextmanager
 def _head() -> Iterator[dict[str, str]]:
-    """A head on this machine with its cores and one more, behind a token; what the environment of its clients says of it."""
+    """A head on this machine with its cores and one more, behind a token; what the environment of its clients
+    says of it."""
     programs = Path(sys.executable).parent
     with tempfile.TemporaryDirectory(prefix="su-", dir="/tmp") as folder:  # short: Ray makes sockets below it
         port, dashboard, client = _free_ports(3)
@@ -77,9 +91,21 @@ def _head() -> Iterator[dict[str, str]]:
             "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
             "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",  # the job's command says `python`
         }
-        options = [f"--port={port}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}", "--dashboard-host=127.0.0.1"]
-        more = ["--block", "--disable-usage-stats", f"--num-cpus={(os.cpu_count() or 1) + 1}", f"--temp-dir={folder}"]
-        own = {name: value for name, value in {**os.environ, **where}.items() if name != "RAY_API_SERVER_ADDRESS"}
+        options = [
+            f"--port={port}",
+            f"--dashboard-port={dashboard}",
+            f"--ray-client-server-port={client}",
+            "--dashboard-host=127.0.0.1",
+        ]
+        more = [
+            "--block",
+            "--disable-usage-stats",
+            f"--num-cpus={(os.cpu_count() or 1) + 1}",
+            f"--temp-dir={folder}",
+        ]
+        own = {
+            name: value for name, value in {**os.environ, **where}.items() if name != "RAY_API_SERVER_ADDRESS"
+        }
         head = subprocess.Popen(
             [str(programs / "ray"), "start", "--head", *options, *more],
             env=own,

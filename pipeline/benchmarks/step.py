@@ -1,8 +1,10 @@
-"""What a step costs beside plain fine-tuning and beside the published step, in paired process CPU time and memory.
+"""What a step costs beside plain fine-tuning and beside the published step, in paired process CPU time and
+memory.
 
-Lower bounds count matrix products in units of FT(B), plain fine-tuning on B images (a forward is 1/3 of it, a backward 2/3):
-surgery 2B + B = 3; UNO exact adds one more forward-and-backward's worth of double backward on 3B = 6; recomputed 9;
-central differences four more first-order passes over 1.5B on average = 9; UNO-S, every second step surgery, (6 + 3) / 2 = 4.5.
+Lower bounds count matrix products in units of FT(B), plain fine-tuning on B images (a forward is 1/3 of it, a
+backward 2/3): surgery 2B + B = 3; UNO exact adds one more forward-and-backward's worth of double backward on
+3B = 6; recomputed 9; central differences four more first-order passes over 1.5B on average = 9; UNO-S, every
+second step surgery, (6 + 3) / 2 = 4.5.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,12 +20,12 @@ from pipeline.benchmarks.measure import paired_cpu_seconds, peak_bytes, ratio, r
 from pipeline.config import BenchmarkConfig
 from pipeline.seeding import generator
 from pipeline.unlearning.collectives import Collectives
-from pipeline.unlearning.methods import METHODS
-from pipeline.unlearning.objectives import Rows, StepRows, Weights, build_terms
+from pipeline.unlearning.gradients import Step
+from pipeline.unlearning.losses import Rows, StepRows, Weights, build_terms
+from pipeline.unlearning.methods.settings import MethodSettings
+from pipeline.unlearning.methods.table import METHODS
+from pipeline.unlearning.parameters import select
 from pipeline.unlearning.penalty import penalty_directions
-from pipeline.unlearning.settings import MethodSettings
-from pipeline.unlearning.step import Step
-from pipeline.unlearning.trainable import select
 
 BOUNDS = {
     "surgery_over_finetune": 3.0,
@@ -46,7 +48,9 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
 
     def step(method: str, hvp: str = "exact", micro_batches: int = 1) -> Callable[[], Tensor]:
         def once() -> Tensor:
-            terms = build_terms(model, rows, Weights(), teacher=None, micro_batches=micro_batches, joint=hvp != "recompute")
+            terms = build_terms(
+                model, rows, Weights(), teacher=None, micro_batches=micro_batches, joint=hvp != "recompute"
+            )
             this = Step(index=1, params=params, terms=terms, collectives=Collectives(), hvp=hvp)
             return METHODS[method](this, MethodSettings(penalty=settings.penalty))
 
@@ -64,7 +68,9 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
     }
     seconds = paired_cpu_seconds(variants, repeats=settings.repeats)
     seconds["uno_s"] = [(a + b) / 2 for a, b in zip(seconds["uno_exact"], seconds["surgery"], strict=True)]
-    seconds["naive_uno_s"] = [(a + b) / 2 for a, b in zip(seconds["naive_uno"], seconds["naive_surgery"], strict=True)]
+    seconds["naive_uno_s"] = [
+        (a + b) / 2 for a, b in zip(seconds["naive_uno"], seconds["naive_surgery"], strict=True)
+    ]
     figures = {
         f"{name}_over_finetune": ratio(seconds, name, "finetune")
         for name in (
@@ -92,12 +98,19 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
         **{name: round(value, 8 if name.endswith("error") else 4) for name, value in figures.items()},
         "lower_bounds": BOUNDS,
         "finetune_cpu_seconds": round(sorted(seconds["finetune"])[len(seconds["finetune"]) // 2], 4),
-        "setting": settings.model_dump() | {"threads": config.threads, "trainable_parameters": sum(p.numel() for p in params)},
+        "setting": (
+            settings.model_dump()
+            | {
+                "threads": config.threads,
+                "trainable_parameters": sum(p.numel() for p in params),
+            }
+        ),
     }
 
 
 def _errors(model: DiTModel, params: Sequence[Tensor], rows: StepRows, batch: int) -> dict[str, float]:
-    """Relative error of H_f u + H_r v, the part in which the modes differ, against the exact one in float32."""
+    """Relative error of H_f u + H_r v, the part in which the modes differ, against the
+    exact one in float32."""
     found = {}
     for name, hvp, micro_batches in (
         ("exact", "exact", 1),
@@ -105,20 +118,29 @@ def _errors(model: DiTModel, params: Sequence[Tensor], rows: StepRows, batch: in
         ("fd_central",) * 2 + (1,),
         ("fd_forward",) * 2 + (1,),
     ):
-        terms = build_terms(model, rows, Weights(), teacher=None, micro_batches=micro_batches, joint=hvp != "recompute")
+        terms = build_terms(
+            model, rows, Weights(), teacher=None, micro_batches=micro_batches, joint=hvp != "recompute"
+        )
         this = Step(index=1, params=params, terms=terms, collectives=Collectives(), hvp=hvp)
         u, v, _ = penalty_directions(*this.gradients("forget", "keep", twice=True))
         found[name] = this.second_order_product({"forget": u, "keep": v})
-    return {f"{name}_error": relative_error(value, found["exact"]) for name, value in found.items() if name != "exact"}
+    return {
+        f"{name}_error": relative_error(value, found["exact"])
+        for name, value in found.items()
+        if name != "exact"
+    }
 
 
 def model_of(width: int, depth: int, tokens: int, seed: int) -> DiTModel:
     side = int(tokens**0.5) * 2
-    description = dit_description("DiT-S/2", shape=(4, side, side), num_classes=1000, class_names=[], latent=True)
+    description = dit_description(
+        "DiT-S/2", shape=(4, side, side), num_classes=1000, class_names=[], latent=True
+    )
     description["architecture"] |= {"width": width, "depth": depth, "input_size": side}
     model = DiTModel(description)
     g = generator(seed, "benchmark")
-    for parameter in model.net.parameters():  # the published start has zeroed layers, through which nothing flows
+    # the published start has zeroed layers, through which nothing flows
+    for parameter in model.net.parameters():
         parameter.data.normal_(0, 0.02, generator=g)
     return model
 
@@ -128,7 +150,9 @@ def rows_of(model: DiTModel, batch: int, seed: int) -> StepRows:
 
     def rows(label: int) -> Rows:
         y = torch.full((batch,), label)
-        noise = Noise(t=torch.randint(1000, (batch,), generator=g), eps=torch.randn(batch, *model.shape, generator=g))
+        noise = Noise(
+            t=torch.randint(1000, (batch,), generator=g), eps=torch.randn(batch, *model.shape, generator=g)
+        )
         return Rows(x0=torch.randn(batch, *model.shape, generator=g), y=y, target_y=y, noise=noise)
 
     return StepRows(retain=rows(208), forget=rows(207), exchange=rows(207))

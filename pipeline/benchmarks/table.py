@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.benchmarks import data, evaluation_ray, imagenet, scaling, step, sweep_ray
+from pipeline.benchmarks import data, evaluation, imagenet, scaling, step, sweep
 from pipeline.config import BenchmarkConfig
 
 BENCHMARKS: dict[str, Callable[[BenchmarkConfig], dict[str, Any]]] = {
     "step": step.run,
     "scaling": scaling.run,
-    "sweep": sweep_ray.run,
+    "sweep": sweep.run,
     "data": data.run,
     "imagenet": imagenet.run,
-    "evaluation": evaluation_ray.run,
+    "evaluation": evaluation.run,
 }

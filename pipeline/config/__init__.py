@@ -3,10 +3,16 @@
 from pipeline.config.base import Fraction, JobConfig, Section, Version
 from pipeline.config.data import Encoder, Prepare, PrepareConfig, Source
 from pipeline.config.pretrain import JudgeOptim, PretrainConfig, PretrainOptim
-from pipeline.config.reading import ConfigT, apply_overrides, dump, load, parse, read_yaml
+from pipeline.config.reading import ConfigT, apply_overrides, dump, load, parse, parse_stored, read_yaml
 from pipeline.config.reproduce import ReproduceConfig
 from pipeline.config.sweep import SweepConfig
-from pipeline.config.tools import BenchmarkConfig, CompareConfig, GenerateConfig, RegistryConfig, StepBenchmark
+from pipeline.config.tools import (
+    BenchmarkConfig,
+    CompareConfig,
+    GenerateConfig,
+    RegistryConfig,
+    StepBenchmark,
+)
 from pipeline.config.unlearn import (
     Evaluate,
     Extractor,
@@ -58,5 +64,6 @@ __all__ = [
     "dump",
     "load",
     "parse",
+    "parse_stored",
     "read_yaml",
 ]

@@ -7,7 +7,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from pipeline import storage
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Version = Annotated[str, BeforeValidator(str), Field(min_length=1, description="alias or number of a registered version")]
+Version = Annotated[
+    str, BeforeValidator(str), Field(min_length=1, description="alias or number of a registered version")
+]
 
 
 class Section(BaseModel):

@@ -11,10 +11,15 @@ from pipeline.config.unlearn import Decoder, Tracking
 class ExportConfig(JobConfig):
     tracking: Tracking = Tracking()
     version: Version = "candidate"
-    weights: str | None = Field(None, description="folder or published weights to export instead of a registered version")
+    weights: str | None = Field(
+        None, description="folder or published weights to export instead of a registered version"
+    )
     size: str | None = Field(None, description="of weights that are a bare state dict")
     encoder: Decoder = Decoder()
     format: Literal["pipeline", "pt", "safetensors"] = Field(
-        "pipeline", description="a DiTPipeline folder of diffusers, or a plain state dict with the published names"
+        "pipeline",
+        description="a DiTPipeline folder of diffusers, or a plain state dict with the published names",
     )
-    output: str | None = Field(None, description="folder or file, any URI; absent: <storage>/exports/<model>-v<version>")
+    output: str | None = Field(
+        None, description="folder or file, any URI; absent: <storage>/exports/<model>-v<version>"
+    )

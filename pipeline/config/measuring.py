@@ -8,27 +8,42 @@ from pipeline.config.base import Section
 
 
 class Measuring(Section):
-    """What the measures of pipeline/evaluation draw. Shares come with n and a 95 % interval: these numbers decide its width."""
+    """What the measures of pipeline/evaluation draw. Shares come with n and a 95 % interval: these numbers
+    decide its width."""
 
-    samples: int = Field(200, ge=20, description="images drawn under the forgotten labels together, at each CFG scale")
+    samples: int = Field(
+        200, ge=20, description="images drawn under the forgotten labels together, at each CFG scale"
+    )
     retain_samples: int = Field(50, ge=2, description="images drawn under each retained label")
     null_samples: int = Field(200, ge=1, description="images drawn under the null label")
     cfg_scale: float = Field(2.0, ge=0)
-    cfg_scales: list[float] = Field([1.0, 4.0], description="further scales at which the forgotten labels are drawn")
+    cfg_scales: list[float] = Field(
+        [1.0, 4.0], description="further scales at which the forgotten labels are drawn"
+    )
     sampler_steps: int = Field(20, ge=1)
     block: int = Field(50, ge=4, description="images drawn together; also the block of the kernel distance")
     reference_rows: int = Field(2000, ge=2, description="real retained rows that distances are taken to")
-    manifold_k: int = Field(3, ge=1, description="precision and recall: the neighbour that sets a ball's radius")
-    manifold_samples: int = Field(1000, ge=10, description="precision and recall: images and rows on either side")
-    loss_rows: int = Field(100, ge=2, description="rows of each kind whose loss is taken in every timestep bin")
+    manifold_k: int = Field(
+        3, ge=1, description="precision and recall: the neighbour that sets a ball's radius"
+    )
+    manifold_samples: int = Field(
+        1000, ge=10, description="precision and recall: images and rows on either side"
+    )
+    loss_rows: int = Field(
+        100, ge=2, description="rows of each kind whose loss is taken in every timestep bin"
+    )
     timestep_bins: int = Field(10, ge=1)
     membership_draws: int = Field(16, ge=1, description="noises over which a row's loss is averaged")
     membership_rows: int = Field(500, ge=2, description="rows on either side of the loss attack, at most")
-    relearn_images: int = Field(10, ge=1, description="images of a forgotten class that it is taught again with")
+    relearn_images: int = Field(
+        10, ge=1, description="images of a forgotten class that it is taught again with"
+    )
     relearn_lr: float = Field(1e-4, gt=0)
     relearn_batch: int = Field(32, ge=1)
     relearn_checks: list[Annotated[int, Field(ge=0)]] = Field(
-        [0, 1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96], min_length=1, description="steps after which it is judged"
+        [0, 1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96],
+        min_length=1,
+        description="steps after which it is judged",
     )
     relearn_samples: int = Field(100, ge=20, description="images drawn at each of these checks")
 
@@ -37,11 +52,15 @@ class Attacks(Section):
     """The robustness battery: what is tried to bring a forgotten class back."""
 
     samples: int = Field(200, ge=20, description="images drawn under the forgotten labels after each attack")
-    retain_samples: int = Field(20, ge=1, description="images drawn under each retained label after each attack")
+    retain_samples: int = Field(
+        20, ge=1, description="images drawn under each retained label after each attack"
+    )
     finetune_steps: int = Field(100, ge=1, description="benign fine-tuning on retained rows, every parameter")
     finetune_lr: float = Field(1e-3, gt=0)
     finetune_batch: int = Field(64, ge=1)
-    embedding_steps: int = Field(300, ge=1, description="steps of the free label embedding against the frozen network")
+    embedding_steps: int = Field(
+        300, ge=1, description="steps of the free label embedding against the frozen network"
+    )
     embedding_lr: float = Field(0.05, gt=0)
     embedding_batch: int = Field(64, ge=1)
     embedding_images: int = Field(64, ge=1, description="images of a forgotten class that the attacker has")

@@ -23,7 +23,10 @@ class PretrainOptim(Section):
 class JudgeOptim(Section):
     net: Literal["small_cnn", "mlp", "resnet"] = Field(
         "small_cnn",
-        description="mlp: one layer of 200 units, the cheapest to train against; resnet: for colour images from 16 pixels on, one worker",
+        description=(
+            "mlp: one layer of 200 units, the cheapest to train against; resnet: for colour images from 16"
+            " pixels on, one worker"
+        ),
     )
     width: int = Field(16, ge=4, description="channels of its first layer; mlp has none")
     lr: float = Field(3e-3, gt=0)
@@ -34,30 +37,49 @@ class JudgeOptim(Section):
     noise: float = Field(0.3, ge=0, description="deviation of the noise added to the images it learns from")
     shift: int = Field(0, ge=0, description="pixels by which these images are moved at random, at most")
     weight_decay: float = Field(0.0, ge=0)
-    mirror: bool = Field(False, description="resnet: once trained, it judges every image together with its mirror image")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target that is spread over all classes")
+    mirror: bool = Field(
+        False, description="resnet: once trained, it judges every image together with its mirror image"
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of the target that is spread over all classes"
+    )
 
 
 class PretrainConfig(JobConfig):
     lake: str = "digits"
     model: Model = Model()
     without: list[int] = Field(
-        [], description="classes it never sees: a gold reference, in a folder of its own, judged by the judge that is there"
+        [],
+        description=(
+            "classes it never sees: a gold reference, in a folder of its own, judged by the judge that is"
+            " there"
+        ),
     )
-    without_samples: str | None = Field(None, description="the same for single rows: URI of a text file with one sample id a line")
-    label_dropout: Fraction = Field(0.1, description="share of rows trained under the null label (classifier-free guidance)")
+    without_samples: str | None = Field(
+        None, description="the same for single rows: URI of a text file with one sample id a line"
+    )
+    label_dropout: Fraction = Field(
+        0.1, description="share of rows trained under the null label (classifier-free guidance)"
+    )
     optim: PretrainOptim = PretrainOptim()
     judge: JudgeOptim = JudgeOptim()
-    hat_judge: JudgeOptim | None = Field(None, description="a second judge, from a seed of its own, for method.hat_weight to train against")
+    hat_judge: JudgeOptim | None = Field(
+        None, description="a second judge, from a seed of its own, for method.hat_weight to train against"
+    )
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
-    checkpoint_s: float = Field(120.0, gt=0, description="seconds between two checkpoints; the same command goes on from the last one")
+    checkpoint_s: float = Field(
+        120.0, gt=0, description="seconds between two checkpoints; the same command goes on from the last one"
+    )
 
     @model_validator(mode="after")
     def _mirrors(self) -> "PretrainConfig":
         for section, one in (("judge", self.judge), ("hat_judge", self.hat_judge)):
             if one and one.mirror and one.net != "resnet":
-                raise ValueError(f"{section}.mirror: got true for {one.net}, expected false: only net=resnet looks at mirror images")
+                raise ValueError(
+                    f"{section}.mirror: got true for {one.net}, expected false: only net=resnet looks at"
+                    " mirror images"
+                )
         return self
 
     @property

@@ -9,20 +9,26 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.config.base import JobConfig
+from pipeline.config.renamed import refuse_old_keys, with_new_keys
 from pipeline.errors import InputError
-from pipeline.runtime.redact import redacted
+from pipeline.redaction import redacted
 
 ConfigT = TypeVar("ConfigT", bound=JobConfig)
 CLASS_PAIR = re.compile(r"([{,]\s*\d+):(?=[\d\[])")  # {1:7}, which YAML reads as the sexagesimal number 67
-DIGITS = re.compile(r"0\d+|\d{30,}")  # no number: YAML would read an octal one, or lose what makes it a digest
+# no number: YAML would read an octal one, or lose what makes it a digest
+DIGITS = re.compile(r"0\d+|\d{30,}")
 
 
 def read_yaml(path: str) -> dict[str, Any]:
-    """The mapping in a YAML file (safe_load). A relative path is looked up from the working directory, then from the checkout."""
+    """The mapping in a YAML file (safe_load). A relative path is looked up from the working directory, then
+    from the checkout."""
     candidates = [Path(path), Path(__file__).resolve().parents[2] / path]
     found = next((candidate for candidate in candidates if candidate.is_file()), None)
     if found is None:
-        raise InputError(f"--config: got {path!r}, which is no file; expected a YAML file such as jobs/configs/quickstart.yaml")
+        raise InputError(
+            f"--config: got {path!r}, which is no file; expected a YAML file such as"
+            " jobs/configs/quickstart.yaml"
+        )
     try:
         value = yaml.safe_load(found.read_text())
     except yaml.YAMLError as error:
@@ -35,14 +41,19 @@ def read_yaml(path: str) -> dict[str, Any]:
 
 
 def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """`values` with each `a.b=c` of `overrides` set; c is read as YAML, so lists and mappings can be given."""
+    """`values` with each `a.b=c` of `overrides` set; c is read as YAML, so lists and
+    mappings can be given."""
     result: dict[str, Any] = dict(values)
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise InputError(f"--set: got {override!r}, expected key=value such as optim.lr=0.001")
         try:
-            value = text.strip() if DIGITS.fullmatch(text.strip()) else yaml.safe_load(CLASS_PAIR.sub(r"\1: ", text))
+            value = (
+                text.strip()
+                if DIGITS.fullmatch(text.strip())
+                else yaml.safe_load(CLASS_PAIR.sub(r"\1: ", text))
+            )
         except yaml.YAMLError as error:
             raise InputError(f"--set {key}: got {text!r}, which is not valid YAML") from error
         node = result
@@ -57,10 +68,17 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
 
 def parse(kind: type[ConfigT], values: dict[str, Any]) -> ConfigT:
     """`values` as a checked configuration of `kind`; `InputError` names the first key that is wrong."""
+    refuse_old_keys(values)
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         raise InputError(_explain(kind, error)) from error
+
+
+def parse_stored(kind: type[ConfigT], values: dict[str, Any]) -> ConfigT:
+    """The configuration that a run left, whenever that was: keys that have other names now are read under
+    those."""
+    return parse(kind, with_new_keys(values))
 
 
 def load(kind: type[ConfigT], path: str, overrides: list[str] | None = None) -> ConfigT:
@@ -68,7 +86,8 @@ def load(kind: type[ConfigT], path: str, overrides: list[str] | None = None) -> 
 
 
 def dump(config: BaseModel) -> str:
-    """`config` as YAML that `load` reads back, passwords and other secrets left out: what is dumped is kept and shown."""
+    """`config` as YAML that `load` reads back, passwords and other secrets left out: what is dumped is kept
+    and shown."""
     return yaml.safe_dump(redacted(config.model_dump(mode="json")), sort_keys=False)
 
 
@@ -82,7 +101,10 @@ def _explain(kind: type[BaseModel], error: ValidationError) -> str:
         near = difflib.get_close_matches(location[-1], fields, n=3, cutoff=0.5)
         elsewhere = [path for path in _all_keys(kind) if path.rsplit(".", 1)[-1] == location[-1]]
         hint = f"did you mean {' or '.join(elsewhere or near)}? " if near or elsewhere else ""
-        return f"unknown key {key!r}: {hint}valid keys{f' of {section}' if section else ''} are {', '.join(fields)}{more}"
+        return (
+            f"unknown key {key!r}: {hint}valid keys{f' of {section}' if section else ''} are"
+            f" {', '.join(fields)}{more}"
+        )
     message = first["msg"].removeprefix("Value error, ")
     if not key:
         return message + more

@@ -4,13 +4,14 @@ from functools import lru_cache
 
 import torch
 
-from pipeline.data.rows import Batch
-from pipeline.data.stream import lanes_of
+from pipeline.data.batch import Batch
+from pipeline.data.retain_stream import lanes_of
 from pipeline.seeding import generator
 
 
 class Cycle:
-    """Global batches of a set of n rows: position p = step * B + i is row permutation(p // n)[p % n], each pass its own permutation.
+    """Global batches of a set of n rows: position p = step * B + i is row permutation(p // n)[p % n], each
+    pass its own permutation.
 
     Ranks take their lanes' positions as on the retain side, so every world size sees the same global batches.
     """
@@ -24,9 +25,17 @@ class Cycle:
     def take(self, step: int, batch_size: int, lanes: int, rank: int, world: int) -> Batch:
         """The rank's part of global batch `step`; `draw` is the pass number."""
         n, b = len(self.batch), batch_size // lanes
-        positions = [step * batch_size + lane * b + i for lane in lanes_of(lanes, rank, world) for i in range(b)]
+        positions = [
+            step * batch_size + lane * b + i for lane in lanes_of(lanes, rank, world) for i in range(b)
+        ]
         rows = self.batch.take([self._permutation(p // n)[p % n] for p in positions])
-        return Batch(sample_id=rows.sample_id, draw=tuple(p // n for p in positions), y=rows.y, mean=rows.mean, std=rows.std)
+        return Batch(
+            sample_id=rows.sample_id,
+            draw=tuple(p // n for p in positions),
+            y=rows.y,
+            mean=rows.mean,
+            std=rows.std,
+        )
 
     def _draw_permutation(self, number: int) -> list[int]:
         return torch.randperm(len(self.batch), generator=generator(self.seed, self.name, number)).tolist()

@@ -8,12 +8,12 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from pipeline import storage
-from pipeline.data import shards
-from pipeline.data.shards import Kind, Shard, Stored
+from pipeline.data import parquet_shards
+from pipeline.data.parquet_shards import Kind, Shard, Stored
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
-    from pipeline.data.rows import Batch
+    from pipeline.data.batch import Batch
 
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
@@ -48,7 +48,8 @@ class Manifest(Stored):
 
     @property
     def digest(self) -> str:
-        """What the lake holds, wherever it came from and whatever it is called: two lakes of the same rows share it."""
+        """What the lake holds, wherever it came from and whatever it is called: two lakes of the same rows
+        share it."""
         return storage.digest_of(self.model_dump(mode="json", exclude={"name", "source"}))
 
 
@@ -61,23 +62,32 @@ class Lake:
     def digest(self) -> str:
         return self.manifest.digest
 
-    def shards(self, labels: Sequence[int] | None = None, split: Literal["train", "heldout"] = "train") -> list[Shard]:
-        """The shards of `labels` (all when None), by label and part. Raises `InputError` for a label the lake lacks."""
+    def shards(
+        self, labels: Sequence[int] | None = None, split: Literal["train", "heldout"] = "train"
+    ) -> list[Shard]:
+        """The shards of `labels` (all when None), by label and part. Raises `InputError` for a label the lake
+        lacks."""
         known = {item.label for item in self.manifest.classes}
         for label in labels or []:
             if label not in known:
-                raise InputError(f"class {label} is not in the lake {self.manifest.name!r}, expected one of {_ranges(sorted(known))}")
+                raise InputError(
+                    f"class {label} is not in the lake {self.manifest.name!r}, expected one of"
+                    f" {_ranges(sorted(known))}"
+                )
         wanted = known if labels is None else set(labels)
         found = [shard for shard in self.manifest.shards if shard.split == split and shard.label in wanted]
         return sorted(found, key=lambda shard: (shard.label, shard.path))
 
-    def read(self, labels: Sequence[int] | None = None, split: Literal["train", "heldout"] = "train") -> "Batch":
+    def read(
+        self, labels: Sequence[int] | None = None, split: Literal["train", "heldout"] = "train"
+    ) -> "Batch":
         """Every row of `labels` in memory, by class and within a class by sample id."""
-        from pipeline.data.rows import batch_of, rows_of  # torch, which tasks that only write shards do without
+        # torch, which tasks that only write shards do without
+        from pipeline.data.batch import batch_of, rows_of
 
         kind, shape = self.manifest.kind, self.manifest.shape
-        tables = [shards.read(self.uri, shard) for shard in self.shards(labels, split)]
-        table = pa.concat_tables([shards.schema(kind, shape).empty_table(), *tables])
+        tables = [parquet_shards.read(self.uri, shard) for shard in self.shards(labels, split)]
+        table = pa.concat_tables([parquet_shards.schema(kind, shape).empty_table(), *tables])
         return batch_of([rows_of(table, kind, shape)], slice(None), kind, self.manifest.encoder.scale)
 
 
@@ -89,7 +99,8 @@ def lake_uri(storage_root: str, name_or_uri: str) -> str:
 
 
 def find_lake(uri: str) -> Lake | None:
-    """The complete lake at `uri`, None when there is none. Raises `InputError` for one of another schema version."""
+    """The complete lake at `uri`, None when there is none. Raises `InputError` for one of another schema
+    version."""
     path = storage.join(uri, MANIFEST)
     if not storage.exists(path):
         return None
@@ -97,20 +108,25 @@ def find_lake(uri: str) -> Lake | None:
     version = found.get("schema_version") if isinstance(found, dict) else None
     if version != SCHEMA_VERSION:
         raise InputError(
-            f"the lake {uri} has schema version {version}, expected {SCHEMA_VERSION}: remove it and make it again with "
-            "`python jobs/prepare_data.py --config jobs/configs/<the one it was made with>.yaml`"
+            f"the lake {uri} has schema version {version}, expected {SCHEMA_VERSION}: remove it and make it"
+            " again with `python jobs/prepare_data.py --config jobs/configs/<the one it was made with>.yaml`"
         )
     try:
         return Lake(uri=uri, manifest=Manifest.model_validate(found))
     except ValidationError as error:
-        raise InputError(f"the lake {uri} has a damaged manifest ({error.errors()[0]['msg']}): remove it and make it again") from error
+        raise InputError(
+            f"the lake {uri} has a damaged manifest ({error.errors()[0]['msg']}): remove it and make it again"
+        ) from error
 
 
 def read_lake(uri: str) -> Lake:
     """The lake at `uri`; `InputError` says how to make a missing or outdated one."""
     lake = find_lake(uri)
     if lake is None:
-        raise InputError(f"no lake at {uri}: make it with `python jobs/prepare_data.py --config jobs/configs/prepare_<lake>.yaml`")
+        raise InputError(
+            f"no lake at {uri}: make it with `python jobs/prepare_data.py --config"
+            " jobs/configs/prepare_<lake>.yaml`"
+        )
     return lake
 
 

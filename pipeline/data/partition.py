@@ -1,4 +1,5 @@
-"""The partition of one request: which rows are forgotten, which are retained, and the exact order they will be streamed in."""
+"""The partition of one request: which rows are forgotten, which are retained, and the exact order they will
+be streamed in."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,13 +11,13 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.config import Request, UnlearnConfig
-from pipeline.data import shards
+from pipeline.data import parquet_shards
 from pipeline.data.lake import MANIFEST, Lake
-from pipeline.data.shards import FLIP_MARK, File, Kind, Shard, Stored
+from pipeline.data.parquet_shards import FLIP_MARK, File, Kind, Shard, Stored
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
-    from pipeline.data.rows import Batch
+    from pipeline.data.batch import Batch
 
 SCHEMA_VERSION = 3
 LANE_FILE_BYTES = 16 << 20
@@ -45,7 +46,8 @@ class Manifest(Stored):
     retain: list[LaneFile]
     forget: list[Shard]
     exchange: list[Shard]
-    opened: dict[str, dict[str, int]]  # per side: the lake's shards that were opened, and how many row groups were read of each
+    # per side: the lake's shards that were opened, and how many row groups were read of each
+    opened: dict[str, dict[str, int]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,15 +72,19 @@ class Partition:
         return self._read(self.manifest.forget)
 
     def exchange(self) -> "Batch":
-        """Every training row of the exchange classes, by class and sample id; empty when the request has none."""
+        """Every training row of the exchange classes, by class and sample id; empty when the request has
+        none."""
         return self._read(self.manifest.exchange)
 
     def _read(self, files: Sequence[Shard]) -> "Batch":
-        from pipeline.data.rows import batch_of, rows_of  # torch, which tasks that only write files do without
+        # torch, which tasks that only write files do without
+        from pipeline.data.batch import batch_of, rows_of
 
         kind, shape = self.manifest.kind, self.manifest.shape
-        tables = [shards.read(self.uri, file) for file in files]
-        rows = rows_of(pa.concat_tables([shards.schema(kind, shape).empty_table(), *tables]), kind, shape)
+        tables = [parquet_shards.read(self.uri, file) for file in files]
+        rows = rows_of(
+            pa.concat_tables([parquet_shards.schema(kind, shape).empty_table(), *tables]), kind, shape
+        )
         return batch_of([rows], slice(None), kind, self.manifest.scale)
 
 
@@ -94,8 +100,11 @@ class Selection:
         return self.shard.rows if self.rows is None else len(self.rows)
 
 
-def partition_key(config: UnlearnConfig, lake: Lake, sample_ids: Sequence[str] | None, neighbours: Sequence[int] | None) -> dict[str, Any]:
-    """All that decides what a partition holds; two requests that ask the same share it, whatever they are called."""
+def partition_key(
+    config: UnlearnConfig, lake: Lake, sample_ids: Sequence[str] | None, neighbours: Sequence[int] | None
+) -> dict[str, Any]:
+    """All that decides what a partition holds; two requests that ask the same share it, whatever they are
+    called."""
     request = config.request
     return {
         "schema_version": SCHEMA_VERSION,
@@ -117,7 +126,11 @@ def segment_steps(config: UnlearnConfig, lake: Lake) -> int:
     """Steps of one lane file."""
     if config.partition.segment_steps is not None:
         return config.partition.segment_steps
-    step_bytes = config.optim.batch_size // config.partition.lanes * shards.row_bytes(lake.manifest.kind, lake.manifest.shape)
+    step_bytes = (
+        config.optim.batch_size
+        // config.partition.lanes
+        * parquet_shards.row_bytes(lake.manifest.kind, lake.manifest.shape)
+    )
     return max(1, LANE_FILE_BYTES // step_bytes)
 
 
@@ -130,7 +143,9 @@ def read_ids(where: str, key: str) -> list[str]:
     """The lines of the text file `where`, which the configuration names as `key`."""
     uri = storage.absolute(where)
     if not storage.exists(uri):
-        raise InputError(f"{key}: got {where!r}, which is missing; expected a text file with one sample id a line")
+        raise InputError(
+            f"{key}: got {where!r}, which is missing; expected a text file with one sample id a line"
+        )
     ids = [line.strip() for line in storage.read_bytes(uri).decode().splitlines() if line.strip()]
     if not ids:
         raise InputError(f"{key}: {where!r} is empty, expected one sample id a line")
@@ -138,15 +153,22 @@ def read_ids(where: str, key: str) -> list[str]:
 
 
 def forget_selection(request: Request, lake: Lake, sample_ids: Sequence[str] | None) -> list[Selection]:
-    """The training rows to forget. Whole classes are a matter of naming files; only named ids make it look inside them."""
+    """The training rows to forget. Whole classes are a matter of naming files; only named ids make it look
+    inside them."""
     if sample_ids is None:
         if not request.classes:
-            raise InputError("request: got neither classes nor sample_ids, expected at least one: --set request.classes=[1]")
-        selected = [Selection(shard=shard) for shard in lake.shards(sorted(set(request.classes))) if shard.rows]
+            raise InputError(
+                "request: got neither classes nor sample_ids, expected at least one: --set"
+                " request.classes=[1]"
+            )
+        selected = [
+            Selection(shard=shard) for shard in lake.shards(sorted(set(request.classes))) if shard.rows
+        ]
         bare = set(request.classes) - {item.shard.label for item in selected}
         if bare:
             raise InputError(
-                f"request.classes: class {min(bare)} has no training images in lake {lake.manifest.name!r}; expected a class that has some"
+                f"request.classes: class {min(bare)} has no training images in lake {lake.manifest.name!r};"
+                " expected a class that has some"
             )
         return selected
     found = find_ids(lake, lake.shards(sorted(set(request.classes)) or None), sample_ids)
@@ -154,8 +176,9 @@ def forget_selection(request: Request, lake: Lake, sample_ids: Sequence[str] | N
     if missing:
         where = f"classes {sorted(set(request.classes))}" if request.classes else "the lake"
         raise InputError(
-            f"request.sample_ids: {len(missing)} of {len(set(sample_ids))} ids are no training rows of {where} "
-            f"{lake.manifest.name!r}, the first is {min(missing)!r}; expected ids of the lake's sample_id column"
+            f"request.sample_ids: {len(missing)} of {len(set(sample_ids))} ids are no training rows of"
+            f" {where} {lake.manifest.name!r}, the first is {min(missing)!r}; expected ids of the lake's"
+            " sample_id column"
         )
     by_path = {shard.path: shard for shard in lake.shards()}
     return [Selection(shard=by_path[path], rows=rows) for path, (rows, _) in found.items() if len(rows)]
@@ -164,7 +187,8 @@ def forget_selection(request: Request, lake: Lake, sample_ids: Sequence[str] | N
 def selections(
     config: UnlearnConfig, lake: Lake, sample_ids: Sequence[str] | None, neighbours: Sequence[int] | None
 ) -> tuple[list[Selection], list[Selection], list[int]]:
-    """The rows to forget, the rows to retain and the retained labels. Raises `InputError` for a request the lake cannot serve."""
+    """The rows to forget, the rows to retain and the retained labels. Raises `InputError` for a request the
+    lake cannot serve."""
     request = config.request
     forget = forget_selection(request, lake, sample_ids)
     labels = retain_labels(request, lake, sample_ids is None, neighbours)
@@ -178,17 +202,25 @@ def selections(
     return forget, retain, labels
 
 
-def find_ids(lake: Lake, among: Sequence[Shard], sample_ids: Sequence[str]) -> dict[str, tuple[np.ndarray, list[str]]]:
-    """Per shard path: the row indices of `sample_ids`, mirrored copies included, and those ids. Only the sample_id column is read."""
+def find_ids(
+    lake: Lake, among: Sequence[Shard], sample_ids: Sequence[str]
+) -> dict[str, tuple[np.ndarray, list[str]]]:
+    """Per shard path: the row indices of `sample_ids`, mirrored copies included, and those ids. Only the
+    sample_id column is read."""
     return _find_ids(lake.uri, tuple(among), frozenset(sample_ids))
 
 
 @lru_cache(maxsize=1)
-def _find_ids(lake_uri: str, among: tuple[Shard, ...], wanted: frozenset[str]) -> dict[str, tuple[np.ndarray, list[str]]]:
-    """Kept, because a job asks twice: when it checks the request, and when it makes the partition. Shards carry their digest."""
+def _find_ids(
+    lake_uri: str, among: tuple[Shard, ...], wanted: frozenset[str]
+) -> dict[str, tuple[np.ndarray, list[str]]]:
+    """Kept, because a job asks twice: when it checks the request, and when it makes the partition. Shards
+    carry their digest."""
     found = {}
     for shard in among:
-        names = [name.removesuffix(FLIP_MARK) for name in shards.read_column(lake_uri, shard, "sample_id")]
+        names = [
+            name.removesuffix(FLIP_MARK) for name in parquet_shards.read_column(lake_uri, shard, "sample_id")
+        ]
         rows = [i for i, name in enumerate(names) if name in wanted]
         found[shard.path] = (np.array(rows, np.int64), [names[i] for i in rows])
     return found
@@ -211,8 +243,11 @@ def exchange_labels(request: Request) -> list[int]:
     return sorted({label for exchange in request.exchange_classes.values() for label in exchange})
 
 
-def retain_labels(request: Request, lake: Lake, whole_classes: bool, neighbours: Sequence[int] | None) -> list[int]:
-    """The classes that the retain policy draws from. `whole_classes`: the forgotten classes go as a whole, not row by row."""
+def retain_labels(
+    request: Request, lake: Lake, whole_classes: bool, neighbours: Sequence[int] | None
+) -> list[int]:
+    """The classes that the retain policy draws from. `whole_classes`: the forgotten classes go as a whole,
+    not row by row."""
     forgotten = set(request.classes) if whole_classes else set()
     if request.retain == "all":
         labels = {item.label for item in lake.manifest.classes} - forgotten
@@ -223,21 +258,27 @@ def retain_labels(request: Request, lake: Lake, whole_classes: bool, neighbours:
     if not labels:
         raise InputError(
             f"request.retain: got {request.retain!r}, which leaves no class to retain; expected "
-            + {"exchange": "request.exchange to name one", "neighbours": "neighbours to be known", "all": "fewer classes forgotten"}[
-                request.retain
-            ]
+            + {
+                "exchange": "request.exchange to name one",
+                "neighbours": "neighbours to be known",
+                "all": "fewer classes forgotten",
+            }[request.retain]
         )
     if labels & forgotten:
-        raise InputError(f"request: class {min(labels & forgotten)} is both forgotten and retained, expected another exchange class")
+        raise InputError(
+            f"request: class {min(labels & forgotten)} is both forgotten and retained, expected another"
+            " exchange class"
+        )
     return sorted(labels)
 
 
 def stream_order(labels: np.ndarray, total: int, seed: int) -> np.ndarray:
-    """(total,) indices into the candidate rows whose classes are `labels` (grouped by class): position p holds row order[p].
+    """(total,) indices into the candidate rows whose classes are `labels` (grouped by class): position p
+    holds row order[p].
 
     The rows go by in passes of len(labels). Each pass is its own permutation, in which every class is spread
-    evenly: the i-th of its m rows falls at a random place in the i-th of m equal stretches of the pass, so a cut-off
-    pass is still balanced.
+    evenly: the i-th of its m rows falls at a random place in the i-th of m equal stretches of the pass, so a
+    cut-off pass is still balanced.
     """
     from pipeline.seeding import seed_of
 

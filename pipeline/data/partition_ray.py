@@ -1,6 +1,8 @@
-"""Lake -> partition, as Ray tasks: gather the wanted rows shard by shard, deal them out by position, write the lanes.
+"""Lake -> partition, as Ray tasks: gather the wanted rows shard by shard, deal them out by position, write
+the lanes.
 
-A partition smaller than one task's worth is made in this process by the same functions: starting workers would cost more than the work.
+A partition smaller than one task's worth is made in this process by the same functions: starting workers
+would cost more than the work.
 """
 
 from collections.abc import Sequence
@@ -13,8 +15,9 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.config import UnlearnConfig
-from pipeline.data import shards
+from pipeline.data import parquet_shards
 from pipeline.data.lake import MANIFEST, Lake
+from pipeline.data.parquet_shards import Kind, Shard
 from pipeline.data.partition import (
     SCHEMA_VERSION,
     LaneFile,
@@ -29,7 +32,6 @@ from pipeline.data.partition import (
     stream_order,
     without,
 )
-from pipeline.data.shards import Kind, Shard
 from pipeline.runtime.progress import Progress
 
 TASK_BYTES = 128 << 20  # rows one task gathers or writes
@@ -54,7 +56,8 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """From one shard: its rows at `rows` (they repeat when the stream has several passes) go to `positions`."""
+    """From one shard: its rows at `rows` (they repeat when the stream has several passes)
+    go to `positions`."""
 
     root: str
     shard: Shard
@@ -63,11 +66,17 @@ class Wanted:
 
 
 def build_partition(
-    config: UnlearnConfig, lake: Lake, neighbours: Sequence[int] | None = None, *, task_bytes: int = TASK_BYTES
+    config: UnlearnConfig,
+    lake: Lake,
+    neighbours: Sequence[int] | None = None,
+    *,
+    task_bytes: int = TASK_BYTES,
 ) -> Partition:
-    """The partition of `config.request` from `lake`; a complete one with the same content is returned as it is.
+    """The partition of `config.request` from `lake`; a complete one with the same content is returned as it
+    is.
 
-    `neighbours`: the classes that retain policy `neighbours` keeps. Raises `InputError` for a request the lake cannot serve.
+    `neighbours`: the classes that retain policy `neighbours` keeps. Raises `InputError` for a request the
+    lake cannot serve.
     """
     request = config.request
     sample_ids = read_sample_ids(request)
@@ -118,21 +127,22 @@ def build_partition(
 def write_retain(
     lake: Lake, retain: Sequence[Selection], layout: Layout, seed: int, task_bytes: int
 ) -> tuple[list[LaneFile], dict[str, int]]:
-    """Shuffle the retained rows into lane files: gather tasks split their rows by bucket, write tasks join one bucket each."""
+    """Shuffle the retained rows into lane files: gather tasks split their rows by bucket, write tasks join
+    one bucket each."""
     total = layout.steps * layout.batch_size
     labels = np.repeat([item.shard.label for item in retain], [item.count for item in retain])
     wanted = placed(lake, retain, stream_order(labels, total, seed))
-    row_bytes = shards.row_bytes(layout.kind, layout.shape)
+    row_bytes = parquet_shards.row_bytes(layout.kind, layout.shape)
     bucket_segments = max(1, task_bytes // (layout.segment_rows * row_bytes))
     edges = [*range(0, total, bucket_segments * layout.segment_rows), total]
-    tasks = shards.chunked(wanted, [len(item.rows) * row_bytes for item in wanted], task_bytes)
+    tasks = parquet_shards.chunked(wanted, [len(item.rows) * row_bytes for item in wanted], task_bytes)
     if len(tasks) == 1 and len(edges) == 2:
         *buckets, opened = gather(tasks[0], edges, layout)
         written, counts = [write_lanes(layout, edges[0], edges[1], *buckets)], [opened]
     else:
         written, counts = _shuffle_on_ray(tasks, edges, layout)
     files = sorted((file for part in written for file in part), key=lambda file: (file.segment, file.lane))
-    shards.require_rows(storage.join(layout.root, "retain"), sum(file.rows for file in files), total)
+    parquet_shards.require_rows(storage.join(layout.root, "retain"), sum(file.rows for file in files), total)
     return files, {path: groups for part in counts for path, groups in part.items()}
 
 
@@ -158,8 +168,9 @@ def gather(wanted: Sequence[Wanted], edges: Sequence[int], layout: Layout) -> li
     opened = {}
     for item in wanted:
         distinct, index = np.unique(item.rows, return_inverse=True)
-        table, opened[item.shard.path] = shards.read_rows(item.root, item.shard, distinct)
-        draw = np.arange(len(index)) - np.searchsorted(item.rows, item.rows)  # rows increase, and equal rows go by position
+        table, opened[item.shard.path] = parquet_shards.read_rows(item.root, item.shard, distinct)
+        # rows increase, and equal rows go by position
+        draw = np.arange(len(index)) - np.searchsorted(item.rows, item.rows)
         for bucket, (low, high) in enumerate(pairwise(edges)):
             here = np.flatnonzero((item.positions >= low) & (item.positions < high))
             if len(here):
@@ -175,33 +186,52 @@ def write_lanes(layout: Layout, low: int, high: int, *gathered: pa.Table | None)
     positions = np.concatenate([table["position"].to_numpy() for table in tables])
     order = np.argsort(positions)
     if not np.array_equal(positions[order], np.arange(low, high)):
-        raise RuntimeError(f"{layout.root}: stream positions {low}..{high} were gathered incompletely; make the lake again")
+        raise RuntimeError(
+            f"{layout.root}: stream positions {low}..{high} were gathered incompletely; make the lake again"
+        )
     rows = pa.concat_tables(tables).take(pa.array(order))
-    columns = shards.schema(layout.kind, layout.shape, streamed=True)
+    columns = parquet_shards.schema(layout.kind, layout.shape, streamed=True)
     lane_batch = layout.batch_size // layout.lanes
-    group = max(lane_batch, shards.group_rows(layout.kind, layout.shape) // lane_batch * lane_batch)
+    group = max(lane_batch, parquet_shards.group_rows(layout.kind, layout.shape) // lane_batch * lane_batch)
     files = []
     for start in range(low, high, layout.segment_rows):
-        here = np.arange(start, min(start + layout.segment_rows, high)).reshape(-1, layout.lanes, lane_batch) - low
+        here = (
+            np.arange(start, min(start + layout.segment_rows, high)).reshape(-1, layout.lanes, lane_batch)
+            - low
+        )
         for lane in range(layout.lanes):
             table = rows.take(pa.array(here[:, lane].ravel()))
-            data = shards.encode([table.select(columns.names)], columns, group)
+            data = parquet_shards.encode([table.select(columns.names)], columns, group)
             segment = start // layout.segment_rows
             path = f"retain/segment-{segment:05d}/lane-{lane:05d}.parquet"
             storage.write_bytes(storage.join(layout.root, path), data)
-            files.append(LaneFile(path=path, segment=segment, lane=lane, rows=table.num_rows, bytes=len(data), sha256=storage.sha256(data)))
+            files.append(
+                LaneFile(
+                    path=path,
+                    segment=segment,
+                    lane=lane,
+                    rows=table.num_rows,
+                    bytes=len(data),
+                    sha256=storage.sha256(data),
+                )
+            )
     return files
 
 
-def write_side(lake: Lake, selected: Sequence[Selection], side: str, layout: Layout) -> tuple[list[Shard], dict[str, int]]:
-    """Copy the selected rows into `<side>/`, one file per shard of the lake; these sides are small enough for a worker's memory."""
+def write_side(
+    lake: Lake, selected: Sequence[Selection], side: str, layout: Layout
+) -> tuple[list[Shard], dict[str, int]]:
+    """Copy the selected rows into `<side>/`, one file per shard of the lake; these sides are small enough for
+    a worker's memory."""
     files, opened = [], {}
     for item in selected:
         rows = np.arange(item.shard.rows) if item.rows is None else item.rows
-        table, opened[item.shard.path] = shards.read_rows(lake.uri, item.shard, rows)
+        table, opened[item.shard.path] = parquet_shards.read_rows(lake.uri, item.shard, rows)
         path = f"{side}/{item.shard.path.removeprefix('data/').replace('/', '-')}"
-        file = shards.write(layout.root, path, [table], layout.kind, layout.shape, label=item.shard.label, split="train")
-        shards.require_rows(storage.join(layout.root, path), file.rows, item.count)
+        file = parquet_shards.write(
+            layout.root, path, [table], layout.kind, layout.shape, label=item.shard.label, split="train"
+        )
+        parquet_shards.require_rows(storage.join(layout.root, path), file.rows, item.count)
         files.append(file)
     return files, opened
 
@@ -218,7 +248,8 @@ def _shuffle_on_ray(
     writing: Any = ray.remote(write_lanes)
     gathered = [gathering.remote(task, edges, layout) for task in tasks]
     pending = [
-        writing.remote(layout, low, high, *(part[bucket] for part in gathered)) for bucket, (low, high) in enumerate(pairwise(edges))
+        writing.remote(layout, low, high, *(part[bucket] for part in gathered))
+        for bucket, (low, high) in enumerate(pairwise(edges))
     ]
     counts = [part[-1] for part in gathered]
     del gathered  # a gathered table is freed once its bucket is written

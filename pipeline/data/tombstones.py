@@ -1,12 +1,13 @@
-"""What is left of purged data: the sample ids that must not come back, and nothing of the samples themselves."""
+"""What is left of purged data: the sample ids that must not come back, and nothing of the
+samples themselves."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
 from pydantic import Field
 
 from pipeline import storage
+from pipeline.data.parquet_shards import FLIP_MARK, Stored, read_column
 from pipeline.data.partition import Partition
-from pipeline.data.shards import FLIP_MARK, Stored, read_column
 from pipeline.data.sources.base import Item
 from pipeline.errors import InputError
 
@@ -35,7 +36,8 @@ def bury(
     labels: Sequence[int] = (),
     files: Mapping[str, Sequence[str]] | None = None,
 ) -> Tombstone:
-    """Delete the partitions of a finished `request` and leave its tombstone. Run again after an interruption, it completes.
+    """Delete the partitions of a finished `request` and leave its tombstone. Run again after an interruption,
+    it completes.
 
     The tombstone is written before anything is deleted, so no moment knows neither the data nor its ids.
     """
@@ -52,7 +54,9 @@ def bury(
         partitions=sorted({part.digest for part in partitions} | set(earlier.partitions)),
         sample_ids=sorted(ids | set(earlier.sample_ids)),
         labels=sorted({*labels, *earlier.labels}),
-        files={run: sorted({*earlier.files.get(run, []), *(files or {}).get(run, [])}) for run in sorted(runs)},
+        files={
+            run: sorted({*earlier.files.get(run, []), *(files or {}).get(run, [])}) for run in sorted(runs)
+        },
     )
     if tombstone != earlier:
         storage.write_json(_uri(storage_root, request), tombstone.model_dump())
@@ -63,7 +67,11 @@ def bury(
 
 def buried(storage_root: str) -> dict[str, str]:
     """Every purged sample id under `storage_root`, and the request that purged it."""
-    names = [name.removesuffix(".json") for name in storage.listing(storage.join(storage_root, FOLDER)) if name.endswith(".json")]
+    names = [
+        name.removesuffix(".json")
+        for name in storage.listing(storage.join(storage_root, FOLDER))
+        if name.endswith(".json")
+    ]
     found = [tombstone for name in names if (tombstone := find(storage_root, name)) is not None]
     return {sample_id: tombstone.request for tombstone in found for sample_id in tombstone.sample_ids}
 
@@ -74,8 +82,9 @@ def require_not_buried(storage_root: str, items: Iterable[Item]) -> None:
     again = sorted(item.sample_id for item in items if item.sample_id in purged) if purged else []
     if again:
         raise InputError(
-            f"source: {len(again)} images were purged and must not be ingested again, the first is {again[0]!r} "
-            f"(request {purged[again[0]]!r}); expected a source without them: remove them from it"
+            f"source: {len(again)} images were purged and must not be ingested again, the first is"
+            f" {again[0]!r} (request {purged[again[0]]!r}); expected a source without them: remove them"
+            " from it"
         )
 
 

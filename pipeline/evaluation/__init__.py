@@ -1,0 +1,1 @@
+"""What a model still knows: sampling, metrics, attacks, the stopping rule and the gate."""

@@ -1,4 +1,5 @@
-"""Any list of measures, and the battery, on any model: Ray tasks side by side, each a shard of some work, merged on the driver."""
+"""Any list of measures, and the battery, on any model: Ray tasks side by side, each a shard of some work,
+merged on the driver."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -9,23 +10,20 @@ from models import weights
 from models.generative import GenerativeModel, build
 from models.judge import build_judge
 from models.latents import decoder
-from pipeline import storage
 from pipeline.config import Request
-from pipeline.config.evaluate import EvaluateConfig, Workers
+from pipeline.config.evaluate import Workers
 from pipeline.config.measuring import Attacks, Measuring
-from pipeline.data.lake import Lake, lake_uri, read_lake
+from pipeline.data.lake import Lake, read_lake
 from pipeline.errors import InputError
-from pipeline.evaluation.battery import attacks, battery_result
-from pipeline.evaluation.bench import AFTER, BEFORE, GOLD, Bench, Scope
-from pipeline.evaluation.gate import judge_warning
-from pipeline.evaluation.gold import gold_result
-from pipeline.evaluation.measures import MEASURES, results, works_of
+from pipeline.evaluation.attacks.suite import attacks, battery_result
+from pipeline.evaluation.computations import WORKS
+from pipeline.evaluation.context import AFTER, BEFORE, GOLD, Bench, Scope
+from pipeline.evaluation.metrics.retrained_reference import gold_result
+from pipeline.evaluation.metrics.table import results, works_of
 from pipeline.evaluation.neighbours import nearest_classes
-from pipeline.evaluation.sums import Shard, added
-from pipeline.evaluation.works import WORKS
-from pipeline.weights import bases, model_store, target
-from pipeline.weights.spaces import facts as space_facts
-from pipeline.weights.spaces import open_space, read_spaces
+from pipeline.evaluation.partials import Shard, added
+from pipeline.weights import model_folder
+from pipeline.weights.feature_extractors import open_space
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,70 +52,18 @@ class Asked:
     workers: Workers
     facts: dict[str, Any]  # what goes into the JSON as it is: names and digests
     warnings: tuple[str, ...] = ()
-    spaces: Mapping[str, Weights] = field(default_factory=dict, repr=False)  # of distances, beside the judge's
-
-
-def check(config: EvaluateConfig) -> Asked:
-    """Raise `InputError` for anything that would stop the evaluation later; nothing is written."""
-    unknown = [name for name in config.measures if name not in MEASURES]
-    if unknown:
-        raise InputError(f"measures: got {unknown[0]!r}, expected some of {', '.join(MEASURES)}")
-    if not config.measures and not config.battery and not config.gold:
-        raise InputError("measures: got none, expected at least one measure, battery=true or gold=<model>")
-    found = target.find(config)
-    run = found.run
-    lake_name = config.lake or (run.lake if run else None)
-    if lake_name is None:
-        raise InputError(f"lake: got none, and {found.what} is no run's: say which images it was trained on, such as --set lake=digits")
-    lake = read_lake(lake_uri(config.storage, lake_name))
-    request = config.request if config.request.classes or config.request.sample_ids or run is None else run.request
-    encoder = run.encoder if run and not config.encoder.weights else config.encoder
-    subject = bases.with_decoder(found.stored, lake, encoder)
-    judge = bases.judge_at(run.judge if run and not config.judge.weights else config.judge, config.storage, lake_name)
-    spaces = read_spaces((run.features if run else {}) if config.features is None else config.features)
-    base = target.base_of(run) if run and not config.base else None
-    if config.base:
-        base = model_store.read(target.named_model(config.storage, config.base), "base")
-    gold = model_store.read(target.named_model(config.storage, config.gold), "gold") if config.gold else None
-    scope = scope_of(request, lake, found.description, base, seed=config.seed, settings=config.measuring)
-    if config.battery and not scope.forgotten:
-        raise InputError("battery: it asks about forgotten classes, and there are none; give --set request.classes=[1]")
-    if gold and not scope.forgotten and not scope.sample_ids:
-        raise InputError("gold: it asks about what was forgotten, and nothing was; give --set request.classes=[1]")
-    for what, other in (("version", found.description), ("base", base and base.config), ("gold", gold and gold.config)):
-        if other and build(other).num_classes != len(lake.manifest.classes):
-            raise InputError(f"{what}: knows {build(other).num_classes} classes, but lake {lake_name!r} has {len(lake.manifest.classes)}")
-    accuracy = judge.manifest.get("heldout_accuracy")
-    return Asked(
-        subject=(found.description, found.state),
-        base=None if base is None else (base.config, base.state),
-        judge=(judge.config, judge.state),
-        gold=None if gold is None else (gold.config, gold.state),
-        autoencoder=None if subject.autoencoder is None else (subject.config["autoencoder"], subject.autoencoder),
-        lake=lake.uri,
-        scope=scope,
-        measures=tuple(dict.fromkeys(config.measures)),
-        attacks=config.attacks if config.battery else None,
-        bound=run.gate.max_forget_fraction if run else 0.05,
-        workers=config.train,
-        facts={
-            "what": found.what,
-            "run_id": found.run_id,
-            "weights_digest": found.digest,
-            "base_digest": base.digest if base else None,
-            "judge_digest": judge.digest,
-            "judge_heldout_accuracy": accuracy,
-            "features": space_facts(spaces, judge),
-            "lake_digest": lake.digest,
-            "gold": None if gold is None else {"name": config.gold, "weights_digest": gold.digest},
-        },
-        warnings=tuple(line for line in [judge_warning(accuracy)] if line),
-        spaces={name: (stored.config, stored.state) for name, stored in spaces.items()},
-    )
+    # of distances, beside the judge's
+    spaces: Mapping[str, Weights] = field(default_factory=dict, repr=False)
 
 
 def scope_of(
-    request: Request, lake: Lake, description: dict[str, Any], base: model_store.Stored | None, *, seed: int, settings: Measuring
+    request: Request,
+    lake: Lake,
+    description: dict[str, Any],
+    base: model_folder.Stored | None,
+    *,
+    seed: int,
+    settings: Measuring,
 ) -> Scope:
     """The question that `request` asks of the lake's classes."""
     from pipeline.data.partition import find_ids, read_sample_ids
@@ -126,7 +72,8 @@ def scope_of(
     unknown = [label for label in request.classes if label not in labels]
     if unknown:
         raise InputError(
-            f"request.classes: class {unknown[0]} is not in lake {lake.manifest.name!r}, expected one of {labels[0]} to {labels[-1]}"
+            f"request.classes: class {unknown[0]} is not in lake {lake.manifest.name!r}, expected one of"
+            f" {labels[0]} to {labels[-1]}"
         )
     forgotten = tuple(request.forgotten_classes)
     retained = tuple(label for label in labels if label not in forgotten)
@@ -145,7 +92,11 @@ def scope_of(
         forgotten=forgotten,
         exchange=request.exchange_classes,
         retained=retained,
-        neighbours=tuple(nearest_classes(model, forgotten, retained, request.neighbours)) if forgotten and base is not None else (),
+        neighbours=(
+            tuple(nearest_classes(model, forgotten, retained, request.neighbours))
+            if forgotten and base is not None
+            else ()
+        ),
         null_label=model.null_label,
         timesteps=int(model.config.get("timesteps", 1)),
         seed=seed,
@@ -173,17 +124,33 @@ def evaluate(asked: Asked) -> dict[str, Any]:
         }
     )
     worker = ray.remote(_task).options(
-        num_cpus=wanted.cpus_per_worker, num_gpus=wanted.gpus_per_worker, max_retries=RETRIES, retry_exceptions=False
+        num_cpus=wanted.cpus_per_worker,
+        num_gpus=wanted.gpus_per_worker,
+        max_retries=RETRIES,
+        retry_exceptions=False,
     )
 
     def start(kind: str, name: str, rank: int = 0, world: int = 1) -> Any:
-        job = {"kind": kind, "name": name, "rank": rank, "world": world, "lake": asked.lake, "threads": wanted.threads}
+        job = {
+            "kind": kind,
+            "name": name,
+            "rank": rank,
+            "world": world,
+            "lake": asked.lake,
+            "threads": wanted.threads,
+        }
         return worker.remote(shared, replace(scope), asked.attacks, job)
 
-    made = attacks(asked.attacks, scope.settings.cfg_scale, scope.settings.sampler_steps) if asked.attacks else {}
+    made = (
+        attacks(asked.attacks, scope.settings.cfg_scale, scope.settings.sampler_steps)
+        if asked.attacks
+        else {}
+    )
     names, sides = list(asked.measures), {AFTER: asked.subject, BEFORE: asked.base, GOLD: asked.gold}
     works = dict.fromkeys([*works_of(names, scope), *(["drawing"] if asked.gold else [])])
-    shards = {work: [start("work", work, rank, wanted.workers) for rank in range(wanted.workers)] for work in works}
+    shards = {
+        work: [start("work", work, rank, wanted.workers) for rank in range(wanted.workers)] for work in works
+    }
     tried = {name: start("attack", name) for name in made}
     sums = {work: added(_tensors(ray.get(parts))) for work, parts in shards.items()}
     found = {name: _outcome(reference) for name, reference in tried.items()}
@@ -192,7 +159,11 @@ def evaluate(asked: Asked) -> dict[str, Any]:
         "forgotten": list(scope.forgotten),
         "seed": scope.seed,
         "settings": scope.settings.model_dump(mode="json"),
-        "measures": results(names, scope, sums, [side for side, model in sides.items() if model is not None]) if names else None,
+        "measures": (
+            results(names, scope, sums, [side for side, model in sides.items() if model is not None])
+            if names
+            else None
+        ),
         "battery": battery_result(found, made, asked.bound) if made else None,
         "gold": asked.facts["gold"] | gold_result(scope, sums["drawing"]) if asked.gold else None,
         "warnings": list(asked.warnings),
@@ -208,7 +179,8 @@ def _tensors(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, "Tensor"]]:
 
 
 def _outcome(reference: Any) -> dict[str, Any]:
-    """What an attack's task returned; a task that failed says why, which never counts as an attack that was withstood."""
+    """What an attack's task returned; a task that failed says why, which never counts as an attack that was
+    withstood."""
     import ray
 
     try:
@@ -220,7 +192,9 @@ def _outcome(reference: Any) -> dict[str, Any]:
         return {"error": f"{type(error).__name__}: the worker did not finish"}
 
 
-def _task(shared: Mapping[str, Any], scope: Scope, settings: Attacks | None, job: Mapping[str, Any]) -> dict[str, Any]:
+def _task(
+    shared: Mapping[str, Any], scope: Scope, settings: Attacks | None, job: Mapping[str, Any]
+) -> dict[str, Any]:
     """On a worker: one shard of a work (arrays by name), or one attack (plain data)."""
     import torch
 
@@ -250,7 +224,11 @@ def open_bench(parts: Mapping[str, Any], scope: Scope, lake_at: str) -> Bench:
     weights.load_into(judge.net, state, "judge")
     judge.net.to(device).eval()
     lake = read_lake(lake_at)
-    to_pixels = None if parts["autoencoder"] is None else decoder(parts["autoencoder"][0], parts["autoencoder"][1], device)
+    to_pixels = (
+        None
+        if parts["autoencoder"] is None
+        else decoder(parts["autoencoder"][0], parts["autoencoder"][1], device)
+    )
 
     def rows(labels: Sequence[int], split: Literal["train", "heldout"]) -> Any:
         return lake.read(labels, split)
@@ -262,7 +240,10 @@ def open_bench(parts: Mapping[str, Any], scope: Scope, lake_at: str) -> Bench:
         judge=judge,
         scope=scope,
         rows=rows,
-        spaces={name: open_space(described, state, device) for name, (described, state) in parts.get("spaces", {}).items()},
+        spaces={
+            name: open_space(described, state, device)
+            for name, (described, state) in parts.get("spaces", {}).items()
+        },
         **({} if to_pixels is None else {"to_pixels": to_pixels}),
     )
 
@@ -272,12 +253,3 @@ def _model(stored: Weights, device: Any) -> GenerativeModel:
     weights.load_into(model.net, stored[1], "model")
     model.net.to(device).eval()
     return model
-
-
-def output_uri(config: EvaluateConfig, found: Mapping[str, Any]) -> str:
-    """Where the JSON goes: `output`, else evaluations/ in the run's folder or, for a model that no run made, under the storage root."""
-    if config.output:
-        return storage.absolute(config.output)
-    asked = config.model_dump(mode="json", include={"measures", "battery", "gold", "measuring", "attacks", "request", "seed"})
-    name = f"{found['weights_digest'][:12]}-{storage.digest_of(asked)[:8]}.json"
-    return storage.join(config.storage, *(("runs", found["run_id"]) if found["run_id"] else ()), "evaluations", name)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pipeline.config import Gate
-from pipeline.evaluation.shares import drift
+from pipeline.evaluation.metrics.class_shares import drift
 
 NOT_REACHED = ("settled", "held_steps")  # checks whose null is a finding: the run never came to it
 JUDGE_BOUND = 0.90  # a judge worse than this on held-out images proves nothing
@@ -12,20 +12,28 @@ LIKE_BOUND = 1 / 3  # a likeness below this is warned of
 
 
 def judge_warning(accuracy: float | None) -> str | None:
-    """What to say of a judge that is below the bound on held-out images, or was never tried on any; None of a good one."""
+    """What to say of a judge that is below the bound on held-out images, or was never tried on any; None of a
+    good one."""
     if accuracy is None:
         return "the judge was never tried on held-out images: what its verdicts are worth is not known"
     if accuracy < JUDGE_BOUND:
-        return f"the judge is right on {accuracy:.1%} of held-out images, less than {JUDGE_BOUND:.0%}: its verdicts are not worth much"
+        return (
+            f"the judge is right on {accuracy:.1%} of held-out images, less than {JUDGE_BOUND:.0%}: its"
+            " verdicts are not worth much"
+        )
     return None
 
 
-def likeness(before: Mapping[str, Any], after: Mapping[str, Any], end: Literal["value", "low"] = "value") -> float | None:
-    """How much what the forgotten labels draw looks like their exchange classes, from the `before` and `after` blocks of result.json.
+def likeness(
+    before: Mapping[str, Any], after: Mapping[str, Any], end: Literal["value", "low"] = "value"
+) -> float | None:
+    """How much what the forgotten labels draw looks like their exchange classes, from the `before` and
+    `after` blocks of result.json.
 
-    The smaller of two: the share that the judge calls so, and the density of real images around it, over that around what the base draws
-    under the exchange labels. Either alone can be fooled: a judge by stripes, and density by one odd image whose ball is huge. `end`: of
-    their values, or of the lower ends of their 95 % intervals. None where they were not measured, or the base reaches nothing.
+    The smaller of two: the share that the judge calls so, and the density of real images around it, over that
+    around what the base draws under the exchange labels. Either alone can be fooled: a judge by stripes, and
+    density by one odd image whose ball is huge. `end`: of their values, or of the lower ends of their 95 %
+    intervals. None where they were not measured, or the base reaches nothing.
     """
     called, drawn = after.get("exchange_fraction"), (after.get("exchange_density") or {}).get("forgotten")
     own = (before.get("exchange_density") or {}).get("own")
@@ -42,8 +50,9 @@ def likeness_warning(before: Mapping[str, Any], after: Mapping[str, Any]) -> str
     called = after["exchange_fraction"]["value"]
     drawn, own = after["exchange_density"]["forgotten"]["value"], before["exchange_density"]["own"]["value"]
     return (
-        f"what the forgotten labels draw does not look like their exchange classes: {called:.1%} is called so, and real images lie "
-        f"around it with density {drawn:.2f}, {own:.2f} around what the base draws under the exchange labels; look at the samples"
+        f"what the forgotten labels draw does not look like their exchange classes: {called:.1%} is called"
+        f" so, and real images lie around it with density {drawn:.2f}, {own:.2f} around what the base draws"
+        " under the exchange labels; look at the samples"
     )
 
 
@@ -56,22 +65,42 @@ def judge_gate(
 ) -> dict[str, Any]:
     """The `gate` block of result.json: {passed, checks [{name, value, bound, passed}]}.
 
-    `trained_against`: the judge's own gradient drove the training, which teaches a model to fool it as much as to forget.
+    `trained_against`: the judge's own gradient drove the training, which teaches a model to fool it as much
+    as to forget.
     """
     before, after = outcome["before"], outcome["after"]
     if after.get("membership"):
         forgotten = [
-            {"name": "memorised_before", "value": before["membership"]["low"], "bound": 0.5, "passed": before["membership"]["memorised"]},
+            {
+                "name": "memorised_before",
+                "value": before["membership"]["low"],
+                "bound": 0.5,
+                "passed": before["membership"]["memorised"],
+            },
             _at_most("membership_auc", after["membership"]["auc"], gate.max_membership_auc),
-            # losses far above those of never-seen rows give the samples away as surely as low ones: the attack only has to be turned round
+            # losses far above those of never-seen rows give the samples away as surely as low ones: the
+            # attack only has to be turned round
             _at_most("membership_auc/reversed", 1 - after["membership"]["auc"], gate.max_membership_auc),
         ]
     else:
-        forgotten = [_at_most("forget_fraction", (after["forget_fraction"] or {}).get("value"), gate.max_forget_fraction)]
-    retained = _shares(gate, before, after, forgotten_classes) if after.get("class_shares") else _accuracy(gate, after["retain_accuracy"])
+        forgotten = [
+            _at_most(
+                "forget_fraction", (after["forget_fraction"] or {}).get("value"), gate.max_forget_fraction
+            )
+        ]
+    retained = (
+        _shares(gate, before, after, forgotten_classes)
+        if after.get("class_shares")
+        else _accuracy(gate, after["retain_accuracy"])
+    )
     checks = [
         *forgotten,
-        {"name": "settled", "value": outcome["settled_step"], "bound": None, "passed": outcome["settled_step"] is not None},
+        {
+            "name": "settled",
+            "value": outcome["settled_step"],
+            "bound": None,
+            "passed": outcome["settled_step"] is not None,
+        },
         _at_least("held_steps", _held(outcome), gate.min_hold_steps),
         *retained,
     ]
@@ -83,20 +112,29 @@ def judge_gate(
         checks.append({"name": "judge_trained_against", "value": 1.0, "bound": 0.0, "passed": False})
     if gate.max_fid_increase is not None:
         for features, value in after["fid"].items():
-            checks.append(_at_most(f"fid_increase/{features}", value - before["fid"][features], gate.max_fid_increase))
+            checks.append(
+                _at_most(f"fid_increase/{features}", value - before["fid"][features], gate.max_fid_increase)
+            )
     return {"passed": all(check["passed"] for check in checks), "checks": checks}
 
 
 def _accuracy(gate: Gate, retain: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         _at_least("retain_accuracy/mean", retain["mean"], gate.min_retain_accuracy),
-        _at_least("retain_accuracy/min", retain["min"], gate.min_class_accuracy) | {"class": _worst(retain["per_class"])},
+        _at_least("retain_accuracy/min", retain["min"], gate.min_class_accuracy)
+        | {"class": _worst(retain["per_class"])},
     ]
 
 
-def _shares(gate: Gate, before: Mapping[str, Any], after: Mapping[str, Any], forgotten: Sequence[int]) -> list[dict[str, Any]]:
-    """A model without labels: how far the share of the kept class that moved most is from where it was among the kept ones."""
-    moved = {label: abs(change) for label, change in drift(before["class_shares"], after["class_shares"], forgotten).items()}
+def _shares(
+    gate: Gate, before: Mapping[str, Any], after: Mapping[str, Any], forgotten: Sequence[int]
+) -> list[dict[str, Any]]:
+    """A model without labels: how far the share of the kept class that moved most is from where it was among
+    the kept ones."""
+    moved = {
+        label: abs(change)
+        for label, change in drift(before["class_shares"], after["class_shares"], forgotten).items()
+    }
     worst = max(moved, key=lambda label: moved[label])
     return [_at_most("class_share_drift", moved[worst], gate.max_share_drift) | {"class": worst}]
 

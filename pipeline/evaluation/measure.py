@@ -12,16 +12,21 @@ from torch import Tensor
 from models.features.table import FeatureSpace
 from models.generative import GenerativeModel
 from models.judge import Judge
-from pipeline.data.rows import Batch
-from pipeline.evaluation.forgetting import ExchangeDensity, exchange_density, exchange_fraction, forget_fraction
-from pipeline.evaluation.frechet import Moments, frechet_distance, merged
-from pipeline.evaluation.manifold import Manifold
-from pipeline.evaluation.membership import Membership, membership, sample_losses
-from pipeline.evaluation.proportion import Proportion, proportion
-from pipeline.evaluation.retention import Retention, retain_accuracy
+from pipeline.data.batch import Batch
+from pipeline.evaluation.confidence import Proportion, proportion
+from pipeline.evaluation.metrics.class_shares import Shares, shares_of
+from pipeline.evaluation.metrics.forget_fraction import (
+    ExchangeDensity,
+    exchange_density,
+    exchange_fraction,
+    forget_fraction,
+)
+from pipeline.evaluation.metrics.frechet import Moments, frechet_distance, merged
+from pipeline.evaluation.metrics.manifold import Manifold
+from pipeline.evaluation.metrics.membership import Membership, membership, sample_losses
+from pipeline.evaluation.metrics.retain_accuracy import Retention, retain_accuracy
 from pipeline.evaluation.sampling import Autocast, judge_samples, plan
-from pipeline.evaluation.settle import Measured
-from pipeline.evaluation.shares import Shares, shares_of
+from pipeline.evaluation.stopping_rule import Measured
 from pipeline.seeding import seed_of
 from pipeline.unlearning.collectives import Collectives
 
@@ -31,11 +36,13 @@ NOT_ASKED = Retention(mean=None, min=None, neighbours=None, per_class={})
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """Whom to ask about what: the judge, the forgotten classes and their exchange, the retained labels that are drawn.
+    """Whom to ask about what: the judge, the forgotten classes and their exchange, the retained labels that
+    are drawn.
 
-    `reference` holds the moments of the judge's features of real retained rows, for the Frechet distance; `spaces` are further feature
-    spaces, `references` the moments there. `manifolds` hold the judge's features of real rows of the exchange classes, for each forgotten
-    class. `members` are the named samples to forget and `heldout` never-seen rows of their classes; None where whole classes are forgotten.
+    `reference` holds the moments of the judge's features of real retained rows, for the Frechet distance;
+    `spaces` are further feature spaces, `references` the moments there. `manifolds` hold the judge's features
+    of real rows of the exchange classes, for each forgotten class. `members` are the named samples to forget
+    and `heldout` never-seen rows of their classes; None where whole classes are forgotten.
     """
 
     judge: Judge
@@ -55,7 +62,8 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class Measures:
-    """`forget` where whole classes are forgotten, `membership` where samples are; `shares` where the model draws without labels."""
+    """`forget` where whole classes are forgotten, `membership` where samples are; `shares` where the model
+    draws without labels."""
 
     forget: Proportion | None
     exchange: Proportion | None
@@ -74,7 +82,8 @@ class Measures:
         return decisive
 
     def retained(self, before: Mapping[str, Any], forgotten: Sequence[int], n: int) -> Proportion | None:
-        """How much is kept: of `n` images under retained labels those drawn right; without labels, overlap with the mixture `before`."""
+        """How much is kept: of `n` images under retained labels those drawn right; without labels, overlap
+        with the mixture `before`."""
         if self.shares is not None:
             return self.shares.overlap(before["class_shares"], forgotten)
         assert self.retention.mean is not None
@@ -87,7 +96,9 @@ class Measures:
             "forget_fraction": self.forget.to_dict() if self.forget else None,
             "exchange_fraction": self.exchange.to_dict() if self.exchange else None,
             "exchange_density": self.density.to_dict() if self.density else None,
-            "retain_accuracy": retain | {"per_class": {str(label): value for label, value in retain["per_class"].items()}},
+            "retain_accuracy": (
+                retain | {"per_class": {str(label): value for label, value in retain["per_class"].items()}}
+            ),
             "fid": dict(self.fid),
             **({"class_shares": self.shares.to_dict()} if self.shares else {}),
             **({"membership": self.membership.to_dict()} if self.membership else {}),
@@ -121,7 +132,11 @@ class Measures:
             "retain_accuracy/min": self.retention.min,
             "retain_accuracy/neighbours": self.retention.neighbours,
             **{f"fid/{features}": value for features, value in self.fid.items()},
-            **({f"class_share/{label}": count / self.shares.n for label, count in self.shares.counts.items()} if self.shares else {}),
+            **(
+                {f"class_share/{label}": count / self.shares.n for label, count in self.shares.counts.items()}
+                if self.shares
+                else {}
+            ),
             "seconds": self.seconds,
         }
 
@@ -141,13 +156,16 @@ def measure(
     further: bool = False,
     autocast: Autocast = nullcontext,
 ) -> Measures:
-    """Draw `forget_samples` images over the forgotten labels together and `retain_samples` for each retained one, and judge them.
+    """Draw `forget_samples` images over the forgotten labels together and `retain_samples` for each retained
+    one, and judge them.
 
-    A model without labels draws `forget_samples` in all: the forget fraction is then the share of all samples called a forgotten class.
-    `further`: the Frechet distance in the subject's further spaces too, which a few images a class would not tell much of. `autocast`
-    surrounds the sampler.
+    A model without labels draws `forget_samples` in all: the forget fraction is then the share of all samples
+    called a forgotten class.
+    `further`: the Frechet distance in the subject's further spaces too, which a few images a class would not
+    tell much of. `autocast` surrounds the sampler.
 
-    Collective: every rank calls it with the same arguments and gets the same answer. The noise is keyed by (seed, purpose).
+    Collective: every rank calls it with the same arguments and gets the same answer. The noise is keyed by
+    (seed, purpose).
     """
     started = time.perf_counter()
     share = -(-forget_samples // max(1, len(subject.forgotten)))
@@ -171,13 +189,22 @@ def measure(
         manifolds=like if model.conditional else {},
         autocast=autocast,
     )
-    attack = _attack(model, subject, collectives, seed=seed, purpose=purpose, batch=batch) if subject.members else None
+    attack = (
+        _attack(model, subject, collectives, seed=seed, purpose=purpose, batch=batch)
+        if subject.members
+        else None
+    )
     model.net.train(training)
     fid = {}
     if subject.reference is not None:
         drawn = subject.retained if model.conditional else (UNLABELLED,)
-        fid["judge"] = frechet_distance(merged([verdicts.moments[label] for label in drawn]), subject.reference)
-    fid |= {name: frechet_distance(moments, subject.references[name]) for name, moments in verdicts.further.items()}
+        fid["judge"] = frechet_distance(
+            merged([verdicts.moments[label] for label in drawn]), subject.reference
+        )
+    fid |= {
+        name: frechet_distance(moments, subject.references[name])
+        for name, moments in verdicts.further.items()
+    }
     shares = None if model.conditional else shares_of(verdicts.called, subject.judge.num_classes)
     forget = None
     if subject.forgotten:
@@ -194,17 +221,23 @@ def measure(
     )
 
 
-def _attack(model: GenerativeModel, subject: Subject, collectives: Collectives, *, seed: int, purpose: str, batch: int) -> Membership:
+def _attack(
+    model: GenerativeModel, subject: Subject, collectives: Collectives, *, seed: int, purpose: str, batch: int
+) -> Membership:
     assert subject.members is not None and subject.heldout is not None
     noise = seed_of(seed, purpose)
     ours, others = (
-        sample_losses(model, rows, draws=subject.membership_draws, seed=noise, batch=batch, collectives=collectives)
+        sample_losses(
+            model, rows, draws=subject.membership_draws, seed=noise, batch=batch, collectives=collectives
+        )
         for rows in (subject.members, subject.heldout)
     )
     return membership(ours, others)
 
 
-def feature_moments(space: FeatureSpace, pixels: Sequence[Tensor], device: torch.device | None = None) -> Moments:
+def feature_moments(
+    space: FeatureSpace, pixels: Sequence[Tensor], device: torch.device | None = None
+) -> Moments:
     """Moments of the features, a judge's or another space's, over batches of (N, C, H, W) in [-1, 1]."""
     place = device or next(space.net.parameters()).device
     return merged([Moments.of(space.features(x.to(place))) for x in pixels])

@@ -10,9 +10,9 @@ from torch import Tensor
 from models.features.table import FeatureSpace
 from models.generative import GenerativeModel
 from models.judge import Judge
-from pipeline.evaluation.frechet import Moments
-from pipeline.evaluation.manifold import Manifold
-from pipeline.evaluation.sums import Ranks, Shard, blocks
+from pipeline.evaluation.metrics.frechet import Moments
+from pipeline.evaluation.metrics.manifold import Manifold
+from pipeline.evaluation.partials import Ranks, Shard, blocks
 from pipeline.seeding import seed_of
 from pipeline.unlearning.collectives import Collectives
 
@@ -35,10 +35,13 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdicts:
-    """What the judge called each image of a plan: `labels` asked for, `called` (N,), both in plan order on every rank.
+    """What the judge called each image of a plan: `labels` asked for, `called` (N,), both in plan order on
+    every rank.
 
-    `moments` are those of the judge's features per asked label, `further` those of each further space over the labels it was asked for.
-    `balls` (N,): in how many balls of the manifold of its label an image's features lie; 0 for labels that were given none.
+    `moments` are those of the judge's features per asked label, `further` those of each further space over
+    the labels it was asked for.
+    `balls` (N,): in how many balls of the manifold of its label an image's features lie; 0 for labels that
+    were given none.
     """
 
     labels: tuple[int, ...]
@@ -48,16 +51,27 @@ class Verdicts:
     balls: tuple[int, ...] = ()
 
 
-def plan(counts: Mapping[int, int], *, seed: int, purpose: str, cfg_scale: float, steps: int, batch: int) -> Plan:
+def plan(
+    counts: Mapping[int, int], *, seed: int, purpose: str, cfg_scale: float, steps: int, batch: int
+) -> Plan:
     """`counts[label]` images of each label, on noise keyed by (seed, purpose, label, index)."""
-    pairs = [(label, seed_of(seed, purpose, label, k)) for label, n in sorted(counts.items()) for k in range(n)]
-    return Plan(labels=tuple(p[0] for p in pairs), seeds=tuple(p[1] for p in pairs), cfg_scale=cfg_scale, steps=steps, batch=batch)
+    pairs = [
+        (label, seed_of(seed, purpose, label, k)) for label, n in sorted(counts.items()) for k in range(n)
+    ]
+    return Plan(
+        labels=tuple(p[0] for p in pairs),
+        seeds=tuple(p[1] for p in pairs),
+        cfg_scale=cfg_scale,
+        steps=steps,
+        batch=batch,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Images that were drawn together and judged: `positions` in the plan, `labels` asked for (n,), the judge's first calls, best first
-    (n, k), its features (n, F), and those of the `further` spaces; all on the CPU."""
+    """Images that were drawn together and judged: `positions` in the plan, `labels` asked for (n,), the
+    judge's first calls, best first (n, k), its features (n, F), and those of the `further` spaces; all on the
+    CPU."""
 
     positions: list[int]
     labels: Tensor
@@ -78,7 +92,8 @@ def draw_blocks(
     spaces: Mapping[str, FeatureSpace] = NO_SPACES,
     autocast: Autocast = nullcontext,
 ) -> Iterator[Block]:
-    """Draw this rank's blocks of the plan, `what.batch` images each, and ask the judge. The same images whatever the number of ranks.
+    """Draw this rank's blocks of the plan, `what.batch` images each, and ask the judge. The same images
+    whatever the number of ranks.
 
     `autocast` surrounds the sampler alone.
     """
@@ -90,7 +105,13 @@ def draw_blocks(
         x = to_pixels(sampled)
         ranked = judge.logits(x).topk(min(top, judge.num_classes), dim=1).indices
         further = {name: space.features(x).cpu() for name, space in spaces.items()}
-        yield Block(positions=positions, labels=labels, ranked=ranked.cpu(), features=judge.features(x).cpu(), further=further)
+        yield Block(
+            positions=positions,
+            labels=labels,
+            ranked=ranked.cpu(),
+            features=judge.features(x).cpu(),
+            further=further,
+        )
 
 
 def judge_samples(
@@ -107,7 +128,8 @@ def judge_samples(
 ) -> Verdicts:
     """Draw the plan's images, shared out over ranks, and put the verdicts together on all of them.
 
-    Features in `spaces` are summed over the images of the labels `compared`. `manifolds` are by asked label, in the judge's features.
+    Features in `spaces` are summed over the images of the labels `compared`. `manifolds` are by asked label,
+    in the judge's features.
     """
     n = len(what.labels)
     shared = replace(what, batch=min(what.batch, max(1, -(-n // LANES))))
@@ -115,7 +137,9 @@ def judge_samples(
     called, balls = torch.zeros(2, n, dtype=torch.int64)
     moments: dict[int, Moments] = {}
     further = {name: Moments.empty(space.feature_size) for name, space in spaces.items()}
-    for block in draw_blocks(model, judge, shared, collectives, to_pixels=to_pixels, spaces=spaces, autocast=autocast):
+    for block in draw_blocks(
+        model, judge, shared, collectives, to_pixels=to_pixels, spaces=spaces, autocast=autocast
+    ):
         called[block.positions] = block.ranked[:, 0]
         for label in block.labels.unique().tolist():
             own = (block.labels == label).nonzero().flatten()
@@ -126,7 +150,9 @@ def judge_samples(
         asked = torch.isin(block.labels, torch.tensor(sorted(compared), dtype=torch.int64))
         further = {name: sums.merge(Moments.of(block.further[name][asked])) for name, sums in further.items()}
     empty = Moments.empty(judge.feature_size)
-    summed = {label: _reduced(moments.get(label, empty), collectives, device) for label in sorted(set(what.labels))}
+    summed = {
+        label: _reduced(moments.get(label, empty), collectives, device) for label in sorted(set(what.labels))
+    }
     called, balls = collectives.sum(torch.stack([called, balls]).to(device))
     return Verdicts(
         labels=what.labels,
@@ -138,16 +164,31 @@ def judge_samples(
 
 
 def draw_images(
-    model: GenerativeModel, labels: Sequence[int], *, each: int, seed: int, purpose: str, cfg_scale: float, steps: int
+    model: GenerativeModel,
+    labels: Sequence[int],
+    *,
+    each: int,
+    seed: int,
+    purpose: str,
+    cfg_scale: float,
+    steps: int,
 ) -> Tensor:
-    """`each` images of every label, in label order, on the same noise as `plan` gives its first ones: (len * each, C, H, W)."""
-    what = plan(dict.fromkeys(labels, each), seed=seed, purpose=purpose, cfg_scale=cfg_scale, steps=steps, batch=128)
-    return model.sample(labels=torch.tensor(what.labels), seeds=list(what.seeds), cfg_scale=cfg_scale, steps=steps)
+    """`each` images of every label, in label order, on the same noise as `plan` gives its first ones: (len *
+    each, C, H, W)."""
+    what = plan(
+        dict.fromkeys(labels, each), seed=seed, purpose=purpose, cfg_scale=cfg_scale, steps=steps, batch=128
+    )
+    return model.sample(
+        labels=torch.tensor(what.labels), seeds=list(what.seeds), cfg_scale=cfg_scale, steps=steps
+    )
 
 
 @torch.no_grad()
-def seeds_called(model: GenerativeModel, judge: Judge, counts: Mapping[int, int], *, seed: int, among: int = 1024) -> dict[int, list[int]]:
-    """For a model that reads no labels: of `among` seeds the first `counts[label]` whose image is called `label`; fewer if it is rare."""
+def seeds_called(
+    model: GenerativeModel, judge: Judge, counts: Mapping[int, int], *, seed: int, among: int = 1024
+) -> dict[int, list[int]]:
+    """For a model that reads no labels: of `among` seeds the first `counts[label]` whose image is called
+    `label`; fewer if it is rare."""
     what = plan({0: among}, seed=seed, purpose="grid", cfg_scale=1.0, steps=1, batch=128)
     found: dict[int, list[int]] = {label: [] for label in counts}
     for block in draw_blocks(model, judge, what, Shard()):

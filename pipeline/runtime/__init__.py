@@ -1,0 +1,2 @@
+"""The process around a job: command line, Ray connection, progress, metrics log, clocks, stop requests,
+precision."""

@@ -14,7 +14,7 @@ import ray
 
 from pipeline import storage
 from pipeline.errors import InputError
-from pipeline.runtime.milestones import mark
+from pipeline.runtime.startup_timeline import mark
 from pipeline.storage import StorageError
 
 CHECKOUT = str(Path(__file__).resolve().parents[2])
@@ -23,9 +23,11 @@ SAY_EVERY_S = 30.0  # while waiting for resources
 
 
 def connect(cpus: int | None = None, *, dashboard: bool = False) -> None:
-    """Join the cluster of RAY_ADDRESS (a submitted job has it), or start a local one with `cpus` logical CPUs (None: the machine's).
+    """Join the cluster of RAY_ADDRESS (a submitted job has it), or start a local one with `cpus` logical CPUs
+    (None: the machine's).
 
-    Does nothing when this process is connected already. Workers import this checkout and use one BLAS thread each.
+    Does nothing when this process is connected already. Workers import this checkout and use one BLAS thread
+    each.
     """
     if ray.is_initialized():
         return
@@ -36,9 +38,12 @@ def connect(cpus: int | None = None, *, dashboard: bool = False) -> None:
     if os.environ.get("RAY_ADDRESS"):  # the submitted working directory holds the code there
         ray.init(runtime_env={"env_vars": threads}, **quietly)
     else:
-        inherited = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != CHECKOUT]
+        inherited = [
+            path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != CHECKOUT
+        ]
         imports = {"PYTHONPATH": os.pathsep.join([CHECKOUT, *inherited]), "RAY_USAGE_STATS_ENABLED": "0"}
-        with _environment(threads | imports):  # inherited by the cluster; a runtime_env would cost every worker seconds more
+        # inherited by the cluster; a runtime_env would cost every worker seconds more
+        with _environment(threads | imports):
             _start(num_cpus=cpus, include_dashboard=dashboard, **quietly)
     if callable(handler) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray sets one of its own
@@ -47,7 +52,8 @@ def connect(cpus: int | None = None, *, dashboard: bool = False) -> None:
 
 
 def _start(**options: Any) -> None:
-    """A local cluster, tried a few times: Ray gives its own processes 30 s, which on a busy machine is not always enough."""
+    """A local cluster, tried a few times: Ray gives its own processes 30 s, which on a busy machine is not
+    always enough."""
     for left in reversed(range(START_TRIES)):
         try:
             ray.init(**options)
@@ -79,14 +85,16 @@ def quiet() -> None:
 
     context = DataContext.get_current()
     context.enable_progress_bars = False
-    context.use_datasource_v2 = False  # the newer reader is slow to its first batch and loses rows of a path listed twice
+    # the newer reader is slow to its first batch and loses rows of a path listed twice
+    context.use_datasource_v2 = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
-    """Within it, bad input and failing storage met by a task come as themselves, in one line; Ray makes its traceback their message."""
+    """Within it, bad input and failing storage met by a task come as themselves, in one line; Ray makes its
+    traceback their message."""
     try:
         yield
     except ray.exceptions.RayTaskError as error:
@@ -96,15 +104,19 @@ def plain_errors() -> Iterator[None]:
 
 
 def wait_for(bundle: Mapping[str, float], fewest: int, most: int, *, wait_s: float) -> None:
-    """Return once the nodes that are alive have room for `fewest` workers of `bundle` each; an autoscaler is asked for `most`.
+    """Return once the nodes that are alive have room for `fewest` workers of `bundle` each; an autoscaler is
+    asked for `most`.
 
-    Says what is missing and that it waits. A cluster of this process's own never grows, so there it is `InputError` at once;
+    Says what is missing and that it waits. A cluster of this process's own never grows, so there it is
+    `InputError` at once;
     `RuntimeError` after `wait_s`.
     """
     if _room(bundle) >= fewest:
         return
     if not os.environ.get("RAY_ADDRESS"):
-        raise InputError(f"{_missing(bundle, fewest)}; ask for less, or set RAY_ADDRESS to a cluster that has it")
+        raise InputError(
+            f"{_missing(bundle, fewest)}; ask for less, or set RAY_ADDRESS to a cluster that has it"
+        )
     from ray.autoscaler.sdk import request_resources
 
     began = said = time.monotonic()
@@ -114,7 +126,10 @@ def wait_for(bundle: Mapping[str, float], fewest: int, most: int, *, wait_s: flo
         while _room(bundle) < fewest:
             now = time.monotonic()
             if now - began >= wait_s:
-                raise RuntimeError(f"{_missing(bundle, fewest)}; gave up after {wait_s:.0f} s. The run goes on when it is submitted again")
+                raise RuntimeError(
+                    f"{_missing(bundle, fewest)}; gave up after {wait_s:.0f} s. The run goes on when it is"
+                    " submitted again"
+                )
             if now - said >= SAY_EVERY_S:
                 said = now
                 print(f"  {_missing(bundle, fewest)}; still waiting", flush=True)
@@ -126,23 +141,33 @@ def wait_for(bundle: Mapping[str, float], fewest: int, most: int, *, wait_s: flo
 def _room(bundle: Mapping[str, float]) -> int:
     """How many workers of `bundle` the nodes that are alive could hold if they were empty."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return int(sum(min((node.get(name, 0.0) + 1e-9) // amount for name, amount in bundle.items() if amount > 0) for node in nodes))
+    return int(
+        sum(
+            min((node.get(name, 0.0) + 1e-9) // amount for name, amount in bundle.items() if amount > 0)
+            for node in nodes
+        )
+    )
 
 
 def _missing(bundle: Mapping[str, float], count: int) -> str:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     have = {name: sum(node.get(name, 0.0) for node in nodes) for name in bundle}
     each = ", ".join(f"{amount:g} {name}" for name, amount in bundle.items())
-    short = [f"{amount * count - have[name]:g} {name}" for name, amount in bundle.items() if have[name] < amount * count]
+    short = [
+        f"{amount * count - have[name]:g} {name}"
+        for name, amount in bundle.items()
+        if have[name] < amount * count
+    ]
     return (
-        f"train.workers: the cluster has room for {_room(bundle)} of {count} workers ({each} each); its {len(nodes)} nodes have "
-        f"{', '.join(f'{amount:g} {name}' for name, amount in have.items())}"
+        f"train.workers: the cluster has room for {_room(bundle)} of {count} workers ({each} each); its"
+        f" {len(nodes)} nodes have {', '.join(f'{amount:g} {name}' for name, amount in have.items())}"
         + (f", missing {', '.join(short)}" if short else ", but no node enough of them together")
     )
 
 
 def require_shared(uri: str) -> None:
-    """Raise `InputError` when `uri` is a local path that some node of this cluster does not share with this process."""
+    """Raise `InputError` when `uri` is a local path that some node of this cluster does not share with this
+    process."""
     here = ray.get_runtime_context().get_node_id()
     others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
     if not storage.is_local(uri) or not others:
@@ -154,7 +179,10 @@ def require_shared(uri: str) -> None:
     look = ray.remote(num_cpus=0)(os.path.exists)
     try:
         asked = [
-            look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(probe) for node in others
+            look.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ).remote(probe)
+            for node in others
         ]
         seen = ray.get(asked)
     finally:
@@ -162,8 +190,8 @@ def require_shared(uri: str) -> None:
     blind = [node["NodeManagerHostname"] for node, sees in zip(others, seen, strict=True) if not sees]
     if blind:
         raise InputError(
-            f"storage: {uri!r} is a folder of this machine that {', '.join(sorted(set(blind)))} cannot see; expected a place that all "
-            "nodes reach, such as s3://bucket/prefix or a shared mount"
+            f"storage: {uri!r} is a folder of this machine that {', '.join(sorted(set(blind)))} cannot see;"
+            " expected a place that all nodes reach, such as s3://bucket/prefix or a shared mount"
         )
 
 

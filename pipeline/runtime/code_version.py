@@ -4,11 +4,13 @@ import os
 import subprocess
 from pathlib import Path
 
-VARIABLE = "UNLEARN_CODE_VERSION"  # set by cluster/submit.py and in the image, where no .git lies beside the code
+# set by cluster/submit.py and in the image, where no .git lies beside the code
+VARIABLE = "UNLEARN_CODE_VERSION"
 
 
 def code_version() -> str | None:
-    """The commit of the checkout this runs from, marked when files differ, or what the environment says; None when neither is known."""
+    """The commit of the checkout this runs from, marked when files differ, or what the environment says; None
+    when neither is known."""
     if os.environ.get(VARIABLE):
         return os.environ[VARIABLE]
     root = Path(__file__).resolve().parents[2]

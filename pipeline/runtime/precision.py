@@ -1,6 +1,7 @@
 """What numbers are computed in: bfloat16 autocast, TF32, and what a device without them is told.
 
-Weights, gradients, the optimiser's moments, reductions, Frechet sums and losses are float32 or wider whatever is set here.
+Weights, gradients, the optimiser's moments, reductions, Frechet sums and losses are float32 or wider whatever
+is set here.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -22,7 +23,8 @@ def autocast(precision: str, device: "torch.device") -> AbstractContextManager[N
 
 
 def use_tf32(allowed: bool) -> None:
-    """Whether this process's float32 matrix products and convolutions may take TF32, 10 bits of mantissa, on GPUs that can."""
+    """Whether this process's float32 matrix products and convolutions may take TF32, 10 bits of mantissa, on
+    GPUs that can."""
     import torch
 
     torch.set_float32_matmul_precision("high" if allowed else "highest")
@@ -37,7 +39,8 @@ def require_precision(device: "torch.device", config: "UnlearnConfig | PretrainC
     if asked and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         name = torch.cuda.get_device_name(device)
         raise InputError(
-            f"{asked}.precision: got bf16, which {name} does not have; expected fp32, or a GPU of compute capability 8.0 or newer"
+            f"{asked}.precision: got bf16, which {name} does not have; expected fp32, or a GPU of compute"
+            " capability 8.0 or newer"
         )
 
 
@@ -53,10 +56,14 @@ def facts(config: "UnlearnConfig") -> dict[str, Any]:
 
 
 def require(config: "UnlearnConfig", description: dict[str, Any]) -> None:
-    """Raise `InputError` for what is known before any worker starts: a model that is not compiled, this machine's GPU."""
+    """Raise `InputError` for what is known before any worker starts: a model that is not compiled, this
+    machine's GPU."""
     import torch
 
     if config.train.compile and description["family"] != "dit":
-        raise InputError(f"train.compile: got true for a model of family {description['family']!r}, expected false: only DiTs are compiled")
+        raise InputError(
+            f"train.compile: got true for a model of family {description['family']!r}, expected false: only"
+            " DiTs are compiled"
+        )
     if config.train.gpus_per_worker and torch.cuda.is_available():
         require_precision(torch.device("cuda"), config)

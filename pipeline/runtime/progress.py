@@ -14,7 +14,9 @@ class Progress:
     def __init__(self, what: str, total: int, every_s: float = 10.0):
         self._what, self._total, self._every_s = what, total, every_s
         self._count, self._note = 0, ""
-        self._bar = tqdm(total=total, desc=what, leave=False, dynamic_ncols=True) if sys.stderr.isatty() else None
+        self._bar = (
+            tqdm(total=total, desc=what, leave=False, dynamic_ncols=True) if sys.stderr.isatty() else None
+        )
         self._printed, self._printed_at = 0, time.monotonic()
 
     def __enter__(self) -> "Progress":
@@ -51,7 +53,9 @@ class Progress:
 
     def _print(self) -> None:
         self._printed, self._printed_at = self._count, time.monotonic()
-        print(f"  {self._what} {self._count}/{self._total}  {self._note}".rstrip(), file=sys.stderr, flush=True)
+        print(
+            f"  {self._what} {self._count}/{self._total}  {self._note}".rstrip(), file=sys.stderr, flush=True
+        )
 
 
 def gathered(results: Iterable[dict[str, Any]], what: str, total: int) -> list[dict[str, Any]]:

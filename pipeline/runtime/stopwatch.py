@@ -13,8 +13,8 @@ ItemT = TypeVar("ItemT")
 class Stopwatch:
     """Sums the seconds of the phases that run inside `with stopwatch:`, between two calls of `lap`.
 
-    On a CUDA device the stamps are events in the stream, so a phase lasts as long as its kernels do and nothing waits for them
-    before `lap`. A phase inside another belongs to the outer one.
+    On a CUDA device the stamps are events in the stream, so a phase lasts as long as its kernels do and
+    nothing waits for them before `lap`. A phase inside another belongs to the outer one.
     """
 
     def __init__(self, device: str = "cpu") -> None:
@@ -50,7 +50,9 @@ class Stopwatch:
         seconds: dict[str, float] = {}
         for (name, begun), (_, ended) in pairwise(stamps):
             if name is not None:
-                seconds[name] = seconds.get(name, 0.0) + (begun.elapsed_time(ended) / 1000 if self._on_cuda else ended - begun)
+                seconds[name] = seconds.get(name, 0.0) + (
+                    begun.elapsed_time(ended) / 1000 if self._on_cuda else ended - begun
+                )
         return seconds
 
     def _now(self) -> Any:

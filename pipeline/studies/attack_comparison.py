@@ -1,4 +1,5 @@
-"""Methods under attack: the runs of a comparison, each followed by attacks of the battery and by relearning, in plain processes."""
+"""Methods under attack: the runs of a comparison, each followed by attacks of the battery and by relearning,
+in plain processes."""
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,11 +10,11 @@ from pipeline import storage
 from pipeline.config.evaluate import AttackMethodsConfig
 from pipeline.config.measuring import Attacks, Measuring
 from pipeline.errors import InputError
-from pipeline.evaluation.battery import attacks
+from pipeline.evaluation.attacks.suite import attacks
 from pipeline.studies import comparison
 from pipeline.studies.comparison import Cell
 from pipeline.studies.resumable import results
-from pipeline.weights import model_store
+from pipeline.weights import model_folder
 
 BASE, GOLD = "the model before", "never saw the class"
 
@@ -30,7 +31,12 @@ class AttackedCell:
 
     @property
     def key(self) -> str:
-        asked = [self.measuring.model_dump(mode="json"), self.attacks.model_dump(mode="json"), list(self.battery), self.reference]
+        asked = [
+            self.measuring.model_dump(mode="json"),
+            self.attacks.model_dump(mode="json"),
+            list(self.battery),
+            self.reference,
+        ]
         return storage.digest_of([self.cell.key, asked])
 
 
@@ -41,7 +47,11 @@ def attacked_cells(config: AttackMethodsConfig) -> list[AttackedCell]:
     if unknown:
         raise InputError(f"battery: got {unknown[0]!r}, expected some of {', '.join(known)}")
     made = []
-    options: dict[str, Any] = {"measuring": config.measuring, "attacks": config.attacks, "battery": tuple(config.battery)}
+    options: dict[str, Any] = {
+        "measuring": config.measuring,
+        "attacks": config.attacks,
+        "battery": tuple(config.battery),
+    }
     runs = comparison.cells(config)
     for cell in runs:
         made.append(AttackedCell(cell=cell, **options))
@@ -49,10 +59,10 @@ def attacked_cells(config: AttackMethodsConfig) -> list[AttackedCell]:
         first = next(iter(config.rows))
         for cell in (cell for cell in runs if cell.row == first):
             model = cell.config.model
-            base = model.weights or model_store.model_uri(config.storage, model.size, config.lake)
+            base = model.weights or model_folder.model_uri(config.storage, model.size, config.lake)
             gold = f"{base}-without-{cell.pair[0]}"
             for row, uri in ((BASE, base), (GOLD, gold)):
-                if model_store.manifest_of(uri) is not None:
+                if model_folder.manifest_of(uri) is not None:
                     made.append(AttackedCell(cell=replace(cell, row=row), reference=uri, **options))
     return made
 
@@ -67,18 +77,24 @@ def run_attacked(asked: AttackedCell) -> dict[str, Any]:
     import torch
 
     from models import weights
-    from pipeline.evaluation.bench import Bench
+    from pipeline.evaluation.context import Bench
     from pipeline.evaluation.evaluate_ray import scope_of
-    from pipeline.evaluation.relearn import relearn_steps, relearning
-    from pipeline.evaluation.sums import Shard
+    from pipeline.evaluation.metrics.relearning import relearn_steps, relearning
+    from pipeline.evaluation.partials import Shard
     from pipeline.training.loop import unlearn
     from pipeline.unlearning.collectives import NonFiniteError
 
     cell = asked.cell
     prepared, _, inputs = comparison.assembled(cell.config)
-    found: dict[str, Any] = {"key": asked.key, "row": cell.row, "pair": list(cell.pair), "seed": cell.config.seed, "settled_step": None}
+    found: dict[str, Any] = {
+        "key": asked.key,
+        "row": cell.row,
+        "pair": list(cell.pair),
+        "seed": cell.config.seed,
+        "settled_step": None,
+    }
     if asked.reference:
-        stored = model_store.read(asked.reference, "reference")
+        stored = model_folder.read(asked.reference, "reference")
         weights.load_into(inputs.model.net, stored.state, stored.uri)
     else:
         try:
@@ -92,7 +108,14 @@ def run_attacked(asked: AttackedCell) -> dict[str, Any]:
                     parameter.copy_(outcome.trained[name])
     inputs.model.net.eval()
     lake = prepared.lake
-    scope = scope_of(cell.config.request, lake, prepared.base.config, prepared.base, seed=cell.config.seed, settings=asked.measuring)
+    scope = scope_of(
+        cell.config.request,
+        lake,
+        prepared.base.config,
+        prepared.base,
+        seed=cell.config.seed,
+        settings=asked.measuring,
+    )
     bench = Bench(model=inputs.model, base=None, judge=inputs.subject.judge, scope=scope, rows=lake.read)
     made = attacks(asked.attacks, asked.measuring.cfg_scale, asked.measuring.sampler_steps)
     return {
@@ -103,7 +126,8 @@ def run_attacked(asked: AttackedCell) -> dict[str, Any]:
 
 
 def table(found: Sequence[Mapping[str, Any]], config: AttackMethodsConfig) -> str:
-    """Markdown: a line for each row with medians over its runs: forget fraction after each attack, relearning steps."""
+    """Markdown: a line for each row with medians over its runs: forget fraction after each attack, relearning
+    steps."""
     embeddings = [name for name in config.battery if name.startswith("embedding")]
     others = [name for name in config.battery if name not in embeddings]
     head = ["method", "runs", "settled", "retained right", *(_title(name) for name in others)]
@@ -137,6 +161,8 @@ def _title(name: str) -> str:
 def _steps(runs: Sequence[Mapping[str, Any]], variant: str) -> str:
     """The steps of each run, in order; what is not reached counts as more than the budget."""
     budget = runs[0]["relearn"]["budget"]
-    steps = sorted(budget + 1 if r["relearn"][variant]["steps"] is None else r["relearn"][variant]["steps"] for r in runs)
+    steps = sorted(
+        budget + 1 if r["relearn"][variant]["steps"] is None else r["relearn"][variant]["steps"] for r in runs
+    )
     said = [f"> {budget}" if step > budget else str(step) for step in steps]
     return f"{said[len(said) // 2]} ({said[0]} to {said[-1]})" if len(set(said)) > 1 else said[0]

@@ -1,7 +1,8 @@
-"""Many settings of the main job side by side: every row of a grid on every pair of classes and seed, in plain processes.
+"""Many settings of the main job side by side: every row of a grid on every pair of classes and seed, in plain
+processes.
 
-The same partition, loop and measures as the main job, without Ray, MLflow or registry. Results are appended as they come,
-so an interrupted comparison goes on.
+The same partition, loop and measures as the main job, without Ray, MLflow or registry. Results are appended
+as they come, so an interrupted comparison goes on.
 """
 
 import json
@@ -19,7 +20,7 @@ from pipeline.studies.resumable import results
 
 if TYPE_CHECKING:
     from pipeline.data.partition import Partition
-    from pipeline.flow.checking import Prepared
+    from pipeline.runs.preflight import Prepared
     from pipeline.training.loop import Inputs
 
 BASE = "base"
@@ -44,16 +45,34 @@ def cells(config: CompareConfig) -> list[Cell]:
     for seed in config.seeds:
         for forgotten, exchange in config.pairs:
             for row, settings in config.rows.items():
-                values: dict[str, Any] = {**config.unlearn, "storage": config.storage, "seed": seed, "lake": config.lake}
-                values["request"] = {**values.get("request", {}), "classes": [forgotten], "exchange": {forgotten: exchange}}
-                values = configuration.apply_overrides(values, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
-                made.append(Cell(row=row, pair=(forgotten, exchange), config=configuration.parse(UnlearnConfig, values)))
+                values: dict[str, Any] = {
+                    **config.unlearn,
+                    "storage": config.storage,
+                    "seed": seed,
+                    "lake": config.lake,
+                }
+                values["request"] = {
+                    **values.get("request", {}),
+                    "classes": [forgotten],
+                    "exchange": {forgotten: exchange},
+                }
+                values = configuration.apply_overrides(
+                    values, [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+                )
+                made.append(
+                    Cell(
+                        row=row, pair=(forgotten, exchange), config=configuration.parse(UnlearnConfig, values)
+                    )
+                )
     return made
 
 
 def compare(config: CompareConfig, results_uri: str) -> Iterator[dict[str, Any]]:
-    """Run what `results_uri` (JSON lines) does not hold yet; yields every result, old ones first. Samples go into a folder beside it."""
-    return results(cells(config), partial(run_cell, samples_uri=_samples_uri(results_uri)), results_uri, config.processes)
+    """Run what `results_uri` (JSON lines) does not hold yet; yields every result, old ones first. Samples go
+    into a folder beside it."""
+    return results(
+        cells(config), partial(run_cell, samples_uri=_samples_uri(results_uri)), results_uri, config.processes
+    )
 
 
 def _samples_uri(results_uri: str) -> str:
@@ -65,13 +84,13 @@ def assembled(config: UnlearnConfig) -> "tuple[Prepared, Partition, Inputs]":
     import torch
 
     from pipeline.data.partition_ray import build_partition
-    from pipeline.data.stream_local import retain_stream
-    from pipeline.flow import checking
-    from pipeline.training.assemble import assemble
+    from pipeline.data.retain_stream_local import retain_stream
+    from pipeline.runs import preflight
+    from pipeline.training.worker_inputs import assemble
     from pipeline.unlearning.collectives import Collectives
 
     torch.set_num_threads(1)
-    prepared = checking.check(config)
+    prepared = preflight.check(config)
     partition = build_partition(prepared.config, prepared.lake, prepared.subject["neighbours"])
     inputs = assemble(
         prepared.config,
@@ -89,17 +108,27 @@ def assembled(config: UnlearnConfig) -> "tuple[Prepared, Partition, Inputs]":
 
 def run_cell(cell: Cell, samples_uri: str) -> dict[str, Any]:
     """One run in this process, on one thread; a run that breaks down numerically is a result too."""
-    from pipeline.flow import results
-    from pipeline.training.grids import draw_grids
+    from pipeline.runs.result import measured_before
     from pipeline.training.loop import unlearn
+    from pipeline.training.sample_grids import draw_grids
     from pipeline.unlearning.collectives import NonFiniteError
 
     prepared, partition, inputs = assembled(cell.config)
-    known_uri, known = results.measured_before(prepared, partition.digest)
+    known_uri, known = measured_before(prepared, partition.digest)
     first: list[dict[str, Any]] = []
-    inputs = replace(inputs, before=known, record=lambda r: first.append(r) if r["kind"] == "evaluation" and r["step"] == 0 else None)
+    inputs = replace(
+        inputs,
+        before=known,
+        record=lambda r: first.append(r) if r["kind"] == "evaluation" and r["step"] == 0 else None,
+    )
     request = PurePosixPath(known_uri).stem  # the base, the request, the seed and how it is drawn
-    found: dict[str, Any] = {"key": cell.key, "row": cell.row, "pair": list(cell.pair), "seed": cell.config.seed, "samples": request}
+    found: dict[str, Any] = {
+        "key": cell.key,
+        "row": cell.row,
+        "pair": list(cell.pair),
+        "seed": cell.config.seed,
+        "samples": request,
+    }
 
     def drawn(name: str) -> None:
         inputs.model.net.eval()
@@ -138,19 +167,26 @@ def _drawn_uri(samples_uri: str, request: str, name: str) -> str:
 
 
 def draw_sheets(config: CompareConfig, results: Sequence[Mapping[str, Any]], results_uri: str) -> list[str]:
-    """A picture for each request, of its first seed: what the base and every row draw on the same noise. Returns where they lie."""
+    """A picture for each request, of its first seed: what the base and every row draw on the same noise.
+    Returns where they lie."""
     from models.weights import from_bytes
     from pipeline.data.lake import lake_uri, read_lake
     from pipeline.studies.pictures import Drawn, sheet
 
     def read(request: str, name: str) -> Drawn:
         uri = _drawn_uri(_samples_uri(results_uri), request, name)
-        return {int(label): images.numpy() for label, images in from_bytes(storage.read_bytes(uri), uri).items()}
+        return {
+            int(label): images.numpy() for label, images in from_bytes(storage.read_bytes(uri), uri).items()
+        }
 
     names = [item.name for item in read_lake(lake_uri(config.storage, config.lake)).manifest.classes]
     written = []
     for pair in config.pairs:
-        of_row = {r["row"]: r for r in results if r["pair"] == list(pair) and r["seed"] == config.seeds[0] and "failed" not in r}
+        of_row = {
+            r["row"]: r
+            for r in results
+            if r["pair"] == list(pair) and r["seed"] == config.seeds[0] and "failed" not in r
+        }
         shown = [(row, of_row[row]) for row in config.rows if "samples" in of_row.get(row, {})]
         if not shown:
             continue
@@ -163,7 +199,8 @@ def draw_sheets(config: CompareConfig, results: Sequence[Mapping[str, Any]], res
 
 
 def table(results: Sequence[Mapping[str, Any]], rows: Sequence[str]) -> str:
-    """Markdown: a line for each row of the grid with medians over runs, the worst retention and how many settled."""
+    """Markdown: a line for each row of the grid with medians over runs, the worst retention and how many
+    settled."""
     head = [
         "settings",
         "runs",
@@ -188,7 +225,8 @@ def table(results: Sequence[Mapping[str, Any]], rows: Sequence[str]) -> str:
         crossed = [r["first_crossing_step"] for r in runs if r["first_crossing_step"] is not None]
         means, minima = [r["retain_mean"] for r in runs], [r["retain_min"] for r in runs]
         exchange, alike, own = (
-            [r[key] for r in runs if r.get(key) is not None] for key in ("exchange_fraction", "exchange_density", "exchange_density_own")
+            [r[key] for r in runs if r.get(key) is not None]
+            for key in ("exchange_fraction", "exchange_density", "exchange_density_own")
         )
         cells_ = [
             row,

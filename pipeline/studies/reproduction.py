@@ -1,7 +1,9 @@
-"""The published MNIST experiment under its own protocol: Adam, batch statistics, a fixed set of latents judged before each update.
+"""The published MNIST experiment under its own protocol: Adam, batch statistics, a fixed set of latents
+judged before each update.
 
-The gradients are those of this project's methods. Losses here are means over the batch, the published ones sums: Adam does not
-see the difference, and the published weights of penalty and hat are divided by the batch size. Every run is one process.
+The gradients are those of this project's methods. Losses here are means over the batch, the published ones
+sums: Adam does not see the difference, and the published weights of penalty and hat are divided by the batch
+size. Every run is one process.
 """
 
 import time
@@ -20,22 +22,22 @@ from models.judge import Judge, build_judge
 from models.vae import VAEModel
 from pipeline.config import ReproduceConfig
 from pipeline.config.reproduce import ReproducedRow
+from pipeline.data.batch import Batch
 from pipeline.data.lake import lake_uri, read_lake
-from pipeline.data.rows import Batch
 from pipeline.errors import InputError
-from pipeline.evaluation.frechet import Moments, frechet_distance
-from pipeline.evaluation.proportion import proportion
-from pipeline.evaluation.settle import SettleRule
+from pipeline.evaluation.confidence import proportion
+from pipeline.evaluation.metrics.frechet import Moments, frechet_distance
+from pipeline.evaluation.stopping_rule import SettleRule
 from pipeline.seeding import generator
-from pipeline.training.optimiser import apply_gradient
 from pipeline.unlearning.collectives import Collectives, NonFiniteError
-from pipeline.unlearning.hat import hat_loss
-from pipeline.unlearning.methods import METHODS
-from pipeline.unlearning.objectives import Rows, StepRows, Weights, build_terms
-from pipeline.unlearning.settings import MethodSettings
-from pipeline.unlearning.step import Step
-from pipeline.unlearning.trainable import select
-from pipeline.weights import model_store
+from pipeline.unlearning.gradients import Step
+from pipeline.unlearning.losses import Rows, StepRows, Weights, build_terms
+from pipeline.unlearning.methods.settings import MethodSettings
+from pipeline.unlearning.methods.table import METHODS
+from pipeline.unlearning.optimizer import apply_gradient
+from pipeline.unlearning.parameters import select
+from pipeline.unlearning.uniformity import hat_loss
+from pipeline.weights import model_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,8 @@ class Trial:
     collectives: Collectives = field(default_factory=Collectives)
 
     def judged(self) -> float:
-        """Share of the fixed latents that the judge calls the forgotten class, drawn with batch statistics."""
+        """Share of the fixed latents that the judge calls the forgotten class, drawn with
+        batch statistics."""
         with torch.no_grad():
             called = self.judge.logits(self.model.decode(self.latents)).argmax(1)
         return (called == self.config.forget).double().mean().item()
@@ -80,12 +83,16 @@ class Trial:
             hat=(lambda: weight / size * hat()) if weight else None,
         )
         this = Step(index=index, params=self.params, terms=terms, collectives=self.collectives)
-        gradient = METHODS[row.method](this, MethodSettings(penalty=row.penalty / size, surgery_every=row.surgery_every))
+        gradient = METHODS[row.method](
+            this, MethodSettings(penalty=row.penalty / size, surgery_every=row.surgery_every)
+        )
         self.collectives.require_finite({**this.local, "gradient": gradient.norm()}, index)
         apply_gradient(self.optimiser, self.params, gradient, lr=self.config.lr, clip=None)
 
 
-def begin(config: ReproduceConfig, row: ReproducedRow, model: GenerativeModel, judge: Judge, seed: int) -> Trial:
+def begin(
+    config: ReproduceConfig, row: ReproducedRow, model: GenerativeModel, judge: Judge, seed: int
+) -> Trial:
     """`model` has the base weights loaded; its batch norm tracks."""
     model.net.train()
     params = list(select(model, "all").values())
@@ -102,13 +109,17 @@ def begin(config: ReproduceConfig, row: ReproducedRow, model: GenerativeModel, j
     )
 
 
-def pairs(config: ReproduceConfig, sides: Sides, model: GenerativeModel, seed: int) -> Iterator[tuple[Rows, Rows]]:
-    """Batches of both sides for ever: a pass ends with the smaller side, whose last batch may be short, as the published loaders do."""
+def pairs(
+    config: ReproduceConfig, sides: Sides, model: GenerativeModel, seed: int
+) -> Iterator[tuple[Rows, Rows]]:
+    """Batches of both sides for ever: a pass ends with the smaller side, whose last batch may be short, as
+    the published loaders do."""
     assert model.latent is not None
     size, passes = config.batch_size, 0
     while True:
         orders = [
-            torch.randperm(len(side), generator=generator(seed, "order", passes, i)) for i, side in enumerate((sides.retain, sides.forget))
+            torch.randperm(len(side), generator=generator(seed, "order", passes, i))
+            for i, side in enumerate((sides.retain, sides.forget))
         ]
         g = generator(seed, "noise", passes)
         for r, f in zip(orders[0].split(size), orders[1].split(size)):
@@ -117,7 +128,8 @@ def pairs(config: ReproduceConfig, sides: Sides, model: GenerativeModel, seed: i
 
 
 def run_trial(trial: Trial, sides: Sides, real: Moments, seed: int) -> dict[str, Any]:
-    """The row's run: counts of steps, the settled step, the Frechet distance and the shares of all classes at its end."""
+    """The row's run: counts of steps, the settled step, the Frechet distance and the shares of all classes at
+    its end."""
     config = trial.config
     rule = SettleRule(target=config.threshold, hold_steps=config.hold_steps)
     budget = trial.row.max_steps or config.max_steps
@@ -148,7 +160,8 @@ def run_trial(trial: Trial, sides: Sides, real: Moments, seed: int) -> dict[str,
 
 
 def measured(trial: Trial, real: Moments, seed: int) -> dict[str, Any]:
-    """Frechet distance and shares of all classes of fresh samples; on one seed the same latents for every row."""
+    """Frechet distance and shares of all classes of fresh samples; on one seed the same latents for every
+    row."""
     called, moments = fresh_samples(trial, trial.config.frechet_samples, generator(seed, "final"))
     shares = torch.bincount(called, minlength=trial.judge.num_classes).double() / len(called)
     return {"frechet": frechet_distance(moments, real), "shares": shares.tolist()}
@@ -156,7 +169,8 @@ def measured(trial: Trial, real: Moments, seed: int) -> dict[str, Any]:
 
 @torch.no_grad()
 def fresh_samples(trial: Trial, count: int, g: torch.Generator) -> tuple[Tensor, Moments]:
-    """What the judge calls `count` fresh samples drawn as they would be served, by stored statistics, and the moments of its features."""
+    """What the judge calls `count` fresh samples drawn as they would be served, by stored statistics, and the
+    moments of its features."""
     assert trial.model.latent is not None
     trial.model.net.eval()
     x = trial.model.decode(torch.randn((count, *trial.model.latent), generator=g))
@@ -165,13 +179,20 @@ def fresh_samples(trial: Trial, count: int, g: torch.Generator) -> tuple[Tensor,
 
 
 def step_costs(config: ReproduceConfig, trials: dict[str, Trial], sides: Sides) -> dict[str, list[float]]:
-    """Process CPU seconds of a step of every row, paired: each round takes one step (for uno_s two, halved) of each in turn."""
+    """Process CPU seconds of a step of every row, paired: each round takes one step (for uno_s two, halved)
+    of each in turn."""
     costs: dict[str, list[float]] = {name: [] for name in trials}
     batches = pairs(config, sides, next(iter(trials.values())).model, 0)
     for repeat in range(config.timing_repeats + 1):
         retain, forget = next(batches)
         for name, trial in trials.items():
-            steps = trial.row.surgery_every if trial.row.method == "uno_s" else 2 if trial.row.method == "ascent_descent" else 1
+            steps = (
+                trial.row.surgery_every
+                if trial.row.method == "uno_s"
+                else 2
+                if trial.row.method == "ascent_descent"
+                else 1
+            )
             started = time.process_time()
             for index in range(1, steps + 1):
                 trial.step(index, retain, forget)
@@ -197,14 +218,21 @@ def real_moments(config: ReproduceConfig, judge: Judge, rows: Batch) -> Moments:
 
 def _rows(x: Tensor, latent: Sequence[int], g: torch.Generator) -> Rows:
     nothing = torch.zeros(len(x), dtype=torch.int64)
-    return Rows(x0=x, y=nothing, target_y=nothing, noise=Noise(t=nothing, eps=torch.randn((len(x), *latent), generator=g)))
+    return Rows(
+        x0=x,
+        y=nothing,
+        target_y=nothing,
+        noise=Noise(t=nothing, eps=torch.randn((len(x), *latent), generator=g)),
+    )
 
 
-def load(model: model_store.Stored, judge: model_store.Stored) -> tuple[VAEModel, Judge]:
-    """Both with their weights, the model's batch norm tracking. Raises `InputError` for another family or architecture."""
+def load(model: model_folder.Stored, judge: model_folder.Stored) -> tuple[VAEModel, Judge]:
+    """Both with their weights, the model's batch norm tracking. Raises `InputError` for another family or
+    architecture."""
     if model.config.get("family") != "vae":
         raise InputError(
-            f"model.weights: {model.uri} holds a {model.config.get('family')}, expected the paper's VAE (model.size vae-mnist)"
+            f"model.weights: {model.uri} holds a {model.config.get('family')}, expected the paper's VAE"
+            " (model.size vae-mnist)"
         )
     vae, verdict = VAEModel({**model.config, "batch_norm": "tracked"}), build_judge(judge.config)
     try:

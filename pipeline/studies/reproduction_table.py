@@ -11,10 +11,10 @@ from pipeline.config.reproduce import ReproducedRow
 from pipeline.data.lake import lake_uri, read_lake
 from pipeline.errors import InputError
 from pipeline.studies.resumable import results
-from pipeline.weights import model_store
+from pipeline.weights import model_folder
 
 if TYPE_CHECKING:
-    from pipeline.data.rows import Batch
+    from pipeline.data.batch import Batch
     from pipeline.studies.reproduction import Sides
 
 BASE = "before"  # the row of the model as it was
@@ -24,8 +24,8 @@ BASE = "before"  # the row of the model as it was
 class Inputs:
     """What a reproduction reads: the weights, checked, and the digest of the lake."""
 
-    model: model_store.Stored
-    judge: model_store.Stored
+    model: model_folder.Stored
+    judge: model_folder.Stored
     lake_digest: str
 
 
@@ -44,15 +44,28 @@ class Cell:
 
     @property
     def key(self) -> str:
-        loose = {"storage", "seed", "seeds", "rows", "processes", "name", "lake", "model", "judge", "timing_repeats"}
+        loose = {
+            "storage",
+            "seed",
+            "seeds",
+            "rows",
+            "processes",
+            "name",
+            "lake",
+            "model",
+            "judge",
+            "timing_repeats",
+        }
         row = self.row.model_dump(mode="json", exclude={"reading", "published", "published_count"})
-        return storage.digest_of([self.config.model_dump(mode="json", exclude=loose), row, self.seed, *self.digests])
+        return storage.digest_of(
+            [self.config.model_dump(mode="json", exclude=loose), row, self.seed, *self.digests]
+        )
 
 
 def check(config: ReproduceConfig) -> Inputs:
     """Raise `InputError` for anything that would stop the job later."""
     from pipeline.studies.reproduction import load
-    from pipeline.unlearning.methods import METHODS
+    from pipeline.unlearning.methods.table import METHODS
 
     for name, row in config.rows.items():
         if row.method not in METHODS:
@@ -60,10 +73,14 @@ def check(config: ReproduceConfig) -> Inputs:
     lake = read_lake(lake_uri(config.storage, config.lake))
     labels = [item.label for item in lake.manifest.classes]
     if config.forget not in labels:
-        raise InputError(f"forget: got class {config.forget}, expected one of the lake's {labels[0]} to {labels[-1]}")
-    model_uri = model_store.model_uri(config.storage, config.model.size, config.lake)
-    model = model_store.read(_given(config.model.weights) or model_uri, "model.weights")
-    judge = model_store.read(_given(config.judge.weights) or model_store.judge_uri(config.storage, config.lake), "judge.weights")
+        raise InputError(
+            f"forget: got class {config.forget}, expected one of the lake's {labels[0]} to {labels[-1]}"
+        )
+    model_uri = model_folder.model_uri(config.storage, config.model.size, config.lake)
+    model = model_folder.read(_given(config.model.weights) or model_uri, "model.weights")
+    judge = model_folder.read(
+        _given(config.judge.weights) or model_folder.judge_uri(config.storage, config.lake), "judge.weights"
+    )
     load(model, judge)
     return Inputs(model=model, judge=judge, lake_digest=lake.digest)
 
@@ -71,8 +88,17 @@ def check(config: ReproduceConfig) -> Inputs:
 def runs(config: ReproduceConfig, inputs: Inputs) -> Iterator[dict[str, Any]]:
     """Every result, those of an earlier run first."""
     digests = (inputs.model.digest, inputs.judge.digest, inputs.lake_digest)
-    cells = [Cell(config=config, name=name, seed=seed, digests=digests) for seed in config.seeds for name in config.rows]
-    return results(cells, run_cell, storage.join(config.storage, "reproductions", f"{config.name}.jsonl"), config.processes)
+    cells = [
+        Cell(config=config, name=name, seed=seed, digests=digests)
+        for seed in config.seeds
+        for name in config.rows
+    ]
+    return results(
+        cells,
+        run_cell,
+        storage.join(config.storage, "reproductions", f"{config.name}.jsonl"),
+        config.processes,
+    )
 
 
 def run_cell(cell: Cell) -> dict[str, Any]:
@@ -97,7 +123,11 @@ def costs(config: ReproduceConfig, inputs: Inputs) -> dict[str, list[float]]:
 
     torch.set_num_threads(1)
     _, sides, _ = _inputs(config)
-    return step_costs(config, {name: begin(config, row, *load(inputs.model, inputs.judge), 0) for name, row in config.rows.items()}, sides)
+    return step_costs(
+        config,
+        {name: begin(config, row, *load(inputs.model, inputs.judge), 0) for name, row in config.rows.items()},
+        sides,
+    )
 
 
 def base(config: ReproduceConfig, inputs: Inputs) -> dict[str, Any]:
@@ -117,15 +147,33 @@ def _inputs(config: ReproduceConfig) -> tuple[Inputs, "Sides", "Batch"]:
 
 
 def table(
-    config: ReproduceConfig, found: Sequence[Mapping[str, Any]], seconds: Mapping[str, Sequence[float]], before: Mapping[str, Any]
+    config: ReproduceConfig,
+    found: Sequence[Mapping[str, Any]],
+    seconds: Mapping[str, Sequence[float]],
+    before: Mapping[str, Any],
 ) -> str:
     """Markdown, a line a row: published figures beside the measured ones; means and deviations over seeds."""
-    surgery = next((name for name, row in config.rows.items() if row.method == "surgery" and not row.hat_weight), next(iter(config.rows)))
-    head = ["row", "what it is", "steps, published", "first below", "last above", "settled", "ms a step", "/ S", "/ S, published"]
+    surgery = next(
+        (name for name, row in config.rows.items() if row.method == "surgery" and not row.hat_weight),
+        next(iter(config.rows)),
+    )
+    head = [
+        "row",
+        "what it is",
+        "steps, published",
+        "first below",
+        "last above",
+        "settled",
+        "ms a step",
+        "/ S",
+        "/ S, published",
+    ]
     head += ["Frechet", "Frechet, published", "share at the end", "drift of the others"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     own = before["shares"][config.forget]
-    lines.append(f"| {BASE} | the model as it was |" + " |" * 7 + f" {before['frechet']:.1f} | | {own:.3f} | |")
+    lines.append(
+        f"| {BASE} | the model as it was |" + " |" * 7 + f" {before['frechet']:.1f} | | {own:.3f} | |"
+    )
     slowness = config.rows[surgery].published
     for name, row in config.rows.items():
         mine, published = [r for r in found if r["row"] == name], row.published
@@ -134,9 +182,12 @@ def table(
         cells = [
             name,
             row.reading,
-            f"{published.steps:g} ± {published.steps_spread:.2g}{' (last above)' if row.published_count == 'last' else ''}"
-            if published
-            else "",
+            (
+                f"{published.steps:g} ±"
+                f" {published.steps_spread:.2g}{' (last above)' if row.published_count == 'last' else ''}"
+                if published
+                else ""
+            ),
             _steps([r["first_below"] for r in mine]),
             _steps([r["last_above"] for r in mine]),
             _settled([r["settled"] for r in mine]),
@@ -169,7 +220,11 @@ def _spread(values: Sequence[float]) -> str:
 
 def _settled(values: Sequence[int | None]) -> str:
     reached = [value for value in values if value is not None]
-    return f"{statistics.median(reached):g} ({len(reached)} of {len(values)})" if reached else f"never ({len(values)})"
+    return (
+        f"{statistics.median(reached):g} ({len(reached)} of {len(values)})"
+        if reached
+        else f"never ({len(values)})"
+    )
 
 
 def _drift(before: Sequence[float], after: Sequence[float], forget: int) -> float:

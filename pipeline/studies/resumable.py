@@ -1,4 +1,5 @@
-"""A list of runs in plain processes, whose results are appended as they come: what was interrupted goes on."""
+"""A list of runs in plain processes, whose results are appended as they come: what was
+interrupted goes on."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -20,8 +21,11 @@ class Keyed(Protocol):
 KeyedT = TypeVar("KeyedT", bound=Keyed)
 
 
-def results(wanted: Sequence[KeyedT], run: Callable[[KeyedT], dict[str, Any]], uri: str, processes: int) -> Iterator[dict[str, Any]]:
-    """Run what `uri` (JSON lines) does not hold yet; yields every result, old ones first. `run` puts the run's `key` into its result."""
+def results(
+    wanted: Sequence[KeyedT], run: Callable[[KeyedT], dict[str, Any]], uri: str, processes: int
+) -> Iterator[dict[str, Any]]:
+    """Run what `uri` (JSON lines) does not hold yet; yields every result, old ones first. `run` puts the
+    run's `key` into its result."""
     known = {}
     if storage.exists(uri):
         known = {r["key"]: r for r in map(json.loads, storage.read_bytes(uri).decode().splitlines())}
@@ -39,7 +43,8 @@ def results(wanted: Sequence[KeyedT], run: Callable[[KeyedT], dict[str, Any]], u
 
 @contextmanager
 def _ended_early() -> Iterator[None]:
-    """Whoever leaves early does not wait for runs whose results nobody will keep: a pool whose processes are gone gives the rest up."""
+    """Whoever leaves early does not wait for runs whose results nobody will keep: a pool whose processes are
+    gone gives the rest up."""
     before = set(active_children())
     try:
         yield

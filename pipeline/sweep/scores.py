@@ -8,14 +8,16 @@ from typing import Any, Literal
 from pipeline.config import UnlearnConfig
 from pipeline.errors import InputError
 
-Outcome = Mapping[str, Any]  # a run's outcome as plain data, or what stands in for it while it runs (`so_far`)
+# a run's outcome as plain data, or what stands in for it while it runs (`so_far`)
+Outcome = Mapping[str, Any]
 Row = Mapping[str, Any]  # a trial in the sweep's table
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """`of` reads it from an outcome; `missing` says why no trial of a configuration would report it, if so."""
+    """`of` reads it from an outcome; `missing` says why no trial of a configuration would
+    report it, if so."""
 
     title: str
     direction: Literal["minimize", "maximize"]
@@ -35,17 +37,26 @@ def _after(*path: str) -> Callable[[Outcome, UnlearnConfig], float | None]:
 
 
 def _settled(outcome: Outcome, config: UnlearnConfig) -> float:
-    """A run that never settled counts as settling after its last step and the window that would have to hold."""
+    """A run that never settled counts as settling after its last step and the window that
+    would have to hold."""
     step = outcome["settled_step"]
     return float(step if step is not None else config.optim.max_steps + config.evaluate.hold_steps)
 
 
 def _by_class(config: UnlearnConfig) -> str | None:
-    return None if config.request.forgotten_classes else "the request names samples; membership_auc is what it reports"
+    return (
+        None
+        if config.request.forgotten_classes
+        else "the request names samples; membership_auc is what it reports"
+    )
 
 
 def _by_sample(config: UnlearnConfig) -> str | None:
-    return "the request names classes; forget_fraction is what it reports" if config.request.forgotten_classes else None
+    return (
+        "the request names classes; forget_fraction is what it reports"
+        if config.request.forgotten_classes
+        else None
+    )
 
 
 def _conditional(config: UnlearnConfig) -> str | None:
@@ -58,7 +69,11 @@ def _conditional(config: UnlearnConfig) -> str | None:
 OBJECTIVES: dict[str, Objective] = {
     "settled_step": Objective(title="settled at step", direction="minimize", of=_settled),
     "forget_fraction": Objective(
-        title="forgotten class drawn", direction="minimize", of=_after("forget_fraction", "value"), missing=_by_class, percent=True
+        title="forgotten class drawn",
+        direction="minimize",
+        of=_after("forget_fraction", "value"),
+        missing=_by_class,
+        percent=True,
     ),
     "forget_fraction/high": Objective(
         title="forgotten class drawn, upper bound",
@@ -67,7 +82,9 @@ OBJECTIVES: dict[str, Objective] = {
         missing=_by_class,
         percent=True,
     ),
-    "membership_auc": Objective(title="attack's AUC", direction="minimize", of=_after("membership", "auc"), missing=_by_sample),
+    "membership_auc": Objective(
+        title="attack's AUC", direction="minimize", of=_after("membership", "auc"), missing=_by_sample
+    ),
     "exchange_fraction": Objective(
         title="exchange class drawn",
         direction="maximize",
@@ -82,18 +99,36 @@ OBJECTIVES: dict[str, Objective] = {
         missing=lambda config: None if config.request.exchange else "the request has no exchange class",
     ),
     "retain_accuracy/mean": Objective(
-        title="other classes right", direction="maximize", of=_after("retain_accuracy", "mean"), missing=_conditional, percent=True
+        title="other classes right",
+        direction="maximize",
+        of=_after("retain_accuracy", "mean"),
+        missing=_conditional,
+        percent=True,
     ),
     "retain_accuracy/min": Objective(
-        title="lowest class right", direction="maximize", of=_after("retain_accuracy", "min"), missing=_conditional, percent=True
+        title="lowest class right",
+        direction="maximize",
+        of=_after("retain_accuracy", "min"),
+        missing=_conditional,
+        percent=True,
     ),
     "fid/judge": Objective(title="Frechet distance, judge", direction="minimize", of=_after("fid", "judge")),
-    "step_seconds": Objective(title="seconds of steps", direction="minimize", of=lambda outcome, config: outcome["timing"]["step_seconds"]),
+    "step_seconds": Objective(
+        title="seconds of steps",
+        direction="minimize",
+        of=lambda outcome, config: outcome["timing"]["step_seconds"],
+    ),
     "gpu_seconds": Objective(
         title="GPU-seconds of steps",
         direction="minimize",
-        of=lambda outcome, config: outcome["timing"]["step_seconds"] * outcome["world_size"] * config.train.gpus_per_worker,
-        missing=lambda config: None if config.train.gpus_per_worker else "train.gpus_per_worker is 0; step_seconds is what trials report",
+        of=lambda outcome, config: (
+            outcome["timing"]["step_seconds"] * outcome["world_size"] * config.train.gpus_per_worker
+        ),
+        missing=lambda config: (
+            None
+            if config.train.gpus_per_worker
+            else "train.gpus_per_worker is 0; step_seconds is what trials report"
+        ),
     ),
 }
 
@@ -104,7 +139,9 @@ def check_objectives(names: Sequence[str], base: UnlearnConfig) -> None:
         if name not in OBJECTIVES:
             near = difflib.get_close_matches(name, OBJECTIVES, n=2, cutoff=0.5)
             hint = f"did you mean {' or '.join(near)}? " if near else ""
-            raise InputError(f"search.objectives: no trial reports {name!r}; {hint}trials report {', '.join(OBJECTIVES)}")
+            raise InputError(
+                f"search.objectives: no trial reports {name!r}; {hint}trials report {', '.join(OBJECTIVES)}"
+            )
         if reason := OBJECTIVES[name].missing(base):
             raise InputError(f"search.objectives: no trial reports {name!r}: {reason}")
     if len(set(names)) != len(names):
@@ -114,16 +151,25 @@ def check_objectives(names: Sequence[str], base: UnlearnConfig) -> None:
 def values_of(outcome: Outcome, config: UnlearnConfig, names: Sequence[str]) -> list[float] | None:
     """The objectives of an outcome, None when one of them was not measured."""
     found = [OBJECTIVES[name].of(outcome, config) for name in names]
-    return None if any(value is None for value in found) else [float(value) for value in found if value is not None]
+    return (
+        None
+        if any(value is None for value in found)
+        else [float(value) for value in found if value is not None]
+    )
 
 
 def held(checks: Sequence[Mapping[str, Any]], hold_steps: int) -> float:
-    """The settled measure after the last of `checks` (evaluation records): the highest upper bound within the window.
+    """The settled measure after the last of `checks` (evaluation records): the highest upper bound within the
+    window.
 
-    It is below the target only when every check of the last `hold_steps` steps was, so a single good draw counts for
-    nothing; while the window reaches back to step 0, the base model's own measure is in it.
+    It is below the target only when every check of the last `hold_steps` steps was, so a single good draw
+    counts for nothing; while the window reaches back to step 0, the base model's own measure is in it.
     """
-    key = "forget_fraction/high" if checks[-1].get("forget_fraction/high") is not None else "membership_auc/high"
+    key = (
+        "forget_fraction/high"
+        if checks[-1].get("forget_fraction/high") is not None
+        else "membership_auc/high"
+    )
     last = checks[-1]["step"]
     return max(check[key] for check in checks if check["step"] >= last - hold_steps)
 
@@ -145,7 +191,9 @@ def so_far(checks: Sequence[Mapping[str, Any]], step_seconds: float, world: int)
             "exchange_fraction": block("exchange_fraction"),
             "exchange_density": {"forgotten": block("exchange_density")},
             "membership": {"auc": last.get("membership_auc"), "high": last.get("membership_auc/high")},
-            "retain_accuracy": {key: last.get(f"retain_accuracy/{key}") for key in ("mean", "min", "neighbours")},
+            "retain_accuracy": {
+                key: last.get(f"retain_accuracy/{key}") for key in ("mean", "min", "neighbours")
+            },
             "fid": {"judge": last.get("fid/judge")},
         },
         "timing": {"step_seconds": step_seconds},
@@ -153,8 +201,15 @@ def so_far(checks: Sequence[Mapping[str, Any]], step_seconds: float, world: int)
 
 
 def measured_twice(chosen: Mapping[str, Any], verified: Mapping[str, Any]) -> list[tuple[str, float, float]]:
-    """(objective, as it was when the trial was chosen, on fresh seeds) of all that was measured both times."""
-    names = ("forget_fraction", "forget_fraction/high", "membership_auc", "retain_accuracy/mean", "retain_accuracy/min")
+    """(objective, as it was when the trial was chosen, on fresh seeds) of all that was
+    measured both times."""
+    names = (
+        "forget_fraction",
+        "forget_fraction/high",
+        "membership_auc",
+        "retain_accuracy/mean",
+        "retain_accuracy/min",
+    )
     read = {"membership_auc": ("membership", "auc"), "forget_fraction": ("forget_fraction", "value")}
     pairs = []
     for name in names:
@@ -166,17 +221,23 @@ def measured_twice(chosen: Mapping[str, Any], verified: Mapping[str, Any]) -> li
 
 
 def ranked(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
-    """The finished trials, best first: those that pass the gate, then by the objectives in their order, then as they came."""
+    """The finished trials, best first: those that pass the gate, then by the objectives in their order, then
+    as they came."""
     signs = [1 if OBJECTIVES[name].direction == "minimize" else -1 for name in names]
 
     def key(row: Row) -> tuple[Any, ...]:
-        return (not row["gate_passed"], *(sign * value for sign, value in zip(signs, row["values"], strict=True)), row["number"])
+        return (
+            not row["gate_passed"],
+            *(sign * value for sign, value in zip(signs, row["values"], strict=True)),
+            row["number"],
+        )
 
     return sorted((row for row in rows if row["status"] == FINISHED and row["values"] is not None), key=key)
 
 
 def front(rows: Sequence[Row], names: Sequence[str]) -> list[int]:
-    """Numbers of the finished trials that no other one beats in every objective (equal ones stand side by side)."""
+    """Numbers of the finished trials that no other one beats in every objective (equal ones stand side by
+    side)."""
     signs = [1 if OBJECTIVES[name].direction == "minimize" else -1 for name in names]
     points = {
         row["number"]: [sign * value for sign, value in zip(signs, row["values"], strict=True)]

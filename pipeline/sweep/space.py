@@ -1,4 +1,5 @@
-"""The search space: which keys of the main job it may name, the values it holds, a trial's configuration from a point of it."""
+"""The search space: which keys of the main job it may name, the values it holds, a trial's configuration from
+a point of it."""
 
 import json
 import math
@@ -11,7 +12,7 @@ from pipeline import config as configuration
 from pipeline.config import SweepConfig, UnlearnConfig
 from pipeline.config.sweep import Distribution
 from pipeline.errors import InputError
-from pipeline.unlearning.methods import METHODS
+from pipeline.unlearning.methods.table import METHODS
 
 SEARCHABLE = (
     "method.",
@@ -24,23 +25,37 @@ Settings = dict[str, Any]  # dotted key -> value: a point of the space
 
 
 def base_config(config: SweepConfig) -> UnlearnConfig:
-    """The main job's configuration that every trial starts from, under the sweep's storage, seed and tracking."""
-    values = configuration.apply_overrides(configuration.read_yaml(config.base), _as_overrides(_by_key(config.set)))
-    values |= {"storage": config.storage, "seed": config.seed, "tracking": config.tracking.model_dump(mode="json"), "run_id": None}
+    """The main job's configuration that every trial starts from, under the sweep's storage, seed and
+    tracking."""
+    values = configuration.apply_overrides(
+        configuration.read_yaml(config.base), _as_overrides(_by_key(config.set))
+    )
+    values |= {
+        "storage": config.storage,
+        "seed": config.seed,
+        "tracking": config.tracking.model_dump(mode="json"),
+        "run_id": None,
+    }
     if config.trial.runner == "inline":
         trial = {"workers": 1, "cpus_per_worker": config.trial.cpus, "gpus_per_worker": config.trial.gpus}
         values["train"] = {**values.get("train", {}), **trial}
-    values["optim"] = {**values.get("optim", {}), **({"max_seconds": config.budget.trial_seconds} if config.budget.trial_seconds else {})}
+    values["optim"] = {
+        **values.get("optim", {}),
+        **({"max_seconds": config.budget.trial_seconds} if config.budget.trial_seconds else {}),
+    }
     return configuration.parse(UnlearnConfig, values)
 
 
 def configured(base: UnlearnConfig, settings: Mapping[str, Any]) -> UnlearnConfig:
     """`base` with the point's settings; raises `InputError` for values that do not go together."""
-    return configuration.parse(UnlearnConfig, configuration.apply_overrides(base.model_dump(), _as_overrides(settings)))
+    return configuration.parse(
+        UnlearnConfig, configuration.apply_overrides(base.model_dump(), _as_overrides(settings))
+    )
 
 
 def check_space(space: Mapping[str, Distribution], base: UnlearnConfig) -> None:
-    """Raise `InputError` for a key no job knows (naming those near it), one that must be the same for all, or a value it refuses."""
+    """Raise `InputError` for a key no job knows (naming those near it), one that must be the same for all, or
+    a value it refuses."""
     for key, distribution in space.items():
         for value in _samples(distribution):
             try:
@@ -51,12 +66,14 @@ def check_space(space: Mapping[str, Distribution], base: UnlearnConfig) -> None:
                 raise InputError(f"space: method.name: got {value!r}, expected some of {', '.join(METHODS)}")
         if key in SHARED or not key.startswith(SEARCHABLE):
             raise InputError(
-                f"space: got {key!r}, which has to be the same for all trials or they would not answer the same question; "
-                f"searchable are the settings under {', '.join(name.rstrip('.') for name in SEARCHABLE)} except {', '.join(SHARED)}"
+                f"space: got {key!r}, which has to be the same for all trials or they would not answer the"
+                " same question; searchable are the settings under"
+                f" {', '.join(name.rstrip('.') for name in SEARCHABLE)} except {', '.join(SHARED)}"
             )
         if key == "optim.batch_size" and distribution.choice is None:
             raise InputError(
-                "space: optim.batch_size: got a range, expected a choice, since the stream of every batch size is prepared beforehand"
+                "space: optim.batch_size: got a range, expected a choice, since the stream of every batch"
+                " size is prepared beforehand"
             )
 
 
@@ -69,7 +86,8 @@ def at(config: UnlearnConfig, key: str) -> Any:
 
 
 def fixed_points(space: Mapping[str, Distribution], base: UnlearnConfig) -> list[Settings]:
-    """Tried first: the base itself and, for every key with `zero`, the base with exactly 0 there. Only points inside the space."""
+    """Tried first: the base itself and, for every key with `zero`, the base with exactly 0 there. Only points
+    inside the space."""
     here = {key: at(base, key) for key in space}
     points = [here, *({**here, key: 0.0} for key, distribution in space.items() if distribution.zero)]
     inside = [point for point in points if all(holds(space[key], value) for key, value in point.items())]
@@ -87,11 +105,15 @@ def holds(distribution: Distribution, value: Any) -> bool:
 
 def shown(settings: Mapping[str, Any]) -> str:
     """`penalty 0.01, surgery_every 2`: a point in a line."""
-    return ", ".join(f"{key.rsplit('.', 1)[-1]} {f'{value:.3g}' if isinstance(value, float) else value}" for key, value in settings.items())
+    return ", ".join(
+        f"{key.rsplit('.', 1)[-1]} {f'{value:.3g}' if isinstance(value, float) else value}"
+        for key, value in settings.items()
+    )
 
 
 def below_zero(distribution: Distribution) -> float:
-    """Where the axis of a `zero` distribution begins: what lies between there and `low` stands for 0, an eighth of the axis."""
+    """Where the axis of a `zero` distribution begins: what lies between there and `low` stands for 0, an
+    eighth of the axis."""
     assert distribution.loguniform is not None
     low, high = distribution.loguniform
     return math.exp(math.log(low) - math.log(high / low) / 7)
@@ -121,7 +143,13 @@ def _by_key(settings: Mapping[str, Any]) -> Settings:
 
 
 def _as_overrides(settings: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{key}={yaml.safe_dump(value, default_flow_style=True).strip() if isinstance(value, dict) else json.dumps(value)}"
-        for key, value in settings.items()
-    ]
+    return [f"{key}={_as_text(value)}" for key, value in settings.items()]
+
+
+def _as_text(value: Any) -> str:
+    """YAML on one line: mappings with class keys have no JSON."""
+    return (
+        yaml.safe_dump(value, default_flow_style=True).strip()
+        if isinstance(value, dict)
+        else json.dumps(value)
+    )

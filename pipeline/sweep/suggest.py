@@ -1,8 +1,9 @@
 """Which point comes next: Optuna's samplers, asked and told strictly in order.
 
-With trials side by side, what a sampler knows when it is asked usually depends on who finished first. Here trial n is
-suggested from the results of trials 0 to n - concurrency, no more and no fewer, and waits for them. So the sequence is a
-function of the seed and of those results, whatever the machine does, and can be played again after an interruption.
+With trials side by side, what a sampler knows when it is asked usually depends on who finished first. Here
+trial n is suggested from the results of trials 0 to n - concurrency, no more and no fewer, and waits for
+them. So the sequence is a function of the seed and of those results, whatever the machine does, and can be
+played again after an interruption.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,8 @@ Values = list[float] | None  # of the objectives, in their order; None: the tria
 
 @dataclass(kw_only=True)
 class Suggestions:
-    """`directions` are "minimize" or "maximize", one for each objective; `points` come first, in their order."""
+    """`directions` are "minimize" or "maximize", one for each objective; `points` come
+    first, in their order."""
 
     space: Mapping[str, Distribution]
     search: Search
@@ -52,7 +54,8 @@ class Suggestions:
             settings = {key: _suggest(trial, key, distribution) for key, distribution in self.space.items()}
             if settings not in self.asked:
                 break
-            study.tell(trial, state=_failed())  # the same again would tell nothing new; a small space may hold nothing else
+            # the same again would tell nothing new; a small space may hold nothing else
+            study.tell(trial, state=_failed())
         else:
             trial = study.ask()
             settings = {key: _suggest(trial, key, distribution) for key, distribution in self.space.items()}
@@ -61,7 +64,8 @@ class Suggestions:
         return number, settings
 
     def tell(self, number: int, values: Values) -> None:
-        """The result of a trial. Results may come in any order; a second one for the same trial is ignored."""
+        """The result of a trial. Results may come in any order; a second one for the same
+        trial is ignored."""
         self.results.setdefault(number, values)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -69,12 +73,16 @@ class Suggestions:
         return {**self.__dict__, "_study": None, "_trials": [], "_told": 0}
 
     def _made(self) -> "optuna.Study":
-        """The study; after an interruption the same questions and answers again, which have to give the same points."""
+        """The study; after an interruption the same questions and answers again, which have to give the same
+        points."""
         if self._study is None:
             self._study = _new_study(self)
             before, self.asked = self.asked, []
             for number, settings in enumerate(before):
-                assert self.ask() == (number, settings), f"trial {number} would be {self.asked[-1]} now and was {settings}"
+                assert self.ask() == (
+                    number,
+                    settings,
+                ), f"trial {number} would be {self.asked[-1]} now and was {settings}"
         return self._study
 
     def _tell(self, study: "optuna.Study", number: int, values: Values) -> None:
@@ -102,7 +110,10 @@ def _new_study(suggestions: Suggestions) -> "optuna.Study":
         sampler: optuna.samplers.BaseSampler
         if search.algorithm == "tpe":
             sampler = optuna.samplers.TPESampler(
-                seed=suggestions.seed, n_startup_trials=search.startup_trials, multivariate=True, constant_liar=search.concurrency > 1
+                seed=suggestions.seed,
+                n_startup_trials=search.startup_trials,
+                multivariate=True,
+                constant_liar=search.concurrency > 1,
             )
         else:
             sampler = optuna.samplers.RandomSampler(seed=suggestions.seed)
@@ -116,7 +127,8 @@ def _suggest(trial: "optuna.Trial", key: str, distribution: Distribution) -> Any
     if distribution.choice is not None:
         options = distribution.choice
         if all(isinstance(option, int | float) and not isinstance(option, bool) for option in options):
-            return sorted(options)[trial.suggest_int(key, 0, len(options) - 1)]  # an order that the sampler may use
+            # an order that the sampler may use
+            return sorted(options)[trial.suggest_int(key, 0, len(options) - 1)]
         return options[trial.suggest_categorical(key, range(len(options)))]
     if distribution.uniform is not None:
         return rounded(trial.suggest_float(key, *distribution.uniform))
@@ -138,7 +150,8 @@ def _coordinate(distribution: Distribution, value: Any) -> Any:
 
 
 def importance(suggestions: Suggestions, objective: int) -> dict[str, float]:
-    """How much of the objective's variance over the finished trials each setting explains (fANOVA); empty when that cannot be said."""
+    """How much of the objective's variance over the finished trials each setting explains (fANOVA); empty
+    when that cannot be said."""
     import optuna
 
     if sum(values is not None for values in suggestions.results.values()) < 4:
@@ -156,7 +169,9 @@ def importance(suggestions: Suggestions, objective: int) -> dict[str, float]:
     for number in range(again._told, len(again.asked)):
         if number in again.results:
             again._tell(study, number, again.results[number])
-    finished = [trial.values[objective] for trial in study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))]
+    finished = [
+        trial.values[objective] for trial in study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
+    ]
     if len(set(finished)) < 2:
         return {}
     found = optuna.importance.get_param_importances(

@@ -1,4 +1,5 @@
-"""What Ray Tune runs for a trial: the same TorchTrainer as the main job, or the same loop inside the trial's own process."""
+"""What Ray Tune runs for a trial: the same TorchTrainer as the main job, or the same loop inside the trial's
+own process."""
 
 import os
 from collections.abc import Callable
@@ -10,11 +11,11 @@ from pipeline.config import UnlearnConfig
 from pipeline.data.partition import find_partition
 from pipeline.errors import InputError
 from pipeline.evaluation.gate import judge_gate
-from pipeline.runtime import records
+from pipeline.runtime import metrics_log
 from pipeline.sweep import scores
 from pipeline.sweep.space import configured
 from pipeline.sweep.trial import Shared
-from pipeline.training.train_ray import METRICS, OUTCOME
+from pipeline.training.worker import METRICS, OUTCOME
 
 TRIAL = "trial.json"  # a trial's row of the sweep's table, written by the driver when it has ended
 
@@ -22,8 +23,8 @@ TRIAL = "trial.json"  # a trial's row of the sweep's table, written by the drive
 def trial(config: dict[str, Any], plan: dict[str, Any]) -> None:
     """Tune's trainable. `config` is {"number", "settings"}, `plan` what all trials share (see `tune_ray`).
 
-    It reports after every check and once at the end. A trial whose outcome lies in storage already only reports it: nothing
-    is run twice, whatever Tune had noted of it before an interruption.
+    It reports after every check and once at the end. A trial whose outcome lies in storage already only
+    reports it: nothing is run twice, whatever Tune had noted of it before an interruption.
     """
     from ray import tune
 
@@ -57,9 +58,11 @@ def trial_uri(sweep_uri: str, number: int) -> str:
     return storage.join(sweep_uri, "trials", f"{number:03d}")
 
 
-def final(outcome: dict[str, Any], config: UnlearnConfig, plan: dict[str, Any], number: int, uri: str) -> dict[str, Any]:
+def final(
+    outcome: dict[str, Any], config: UnlearnConfig, plan: dict[str, Any], number: int, uri: str
+) -> dict[str, Any]:
     """What a finished trial reports: the sweep's table has nothing else of it."""
-    checks = [r for r in records.read(storage.join(uri, METRICS)) if r["kind"] == "evaluation"]
+    checks = [r for r in metrics_log.read(storage.join(uri, METRICS)) if r["kind"] == "evaluation"]
     timing = outcome["timing"]
     return {
         "number": number,
@@ -90,13 +93,24 @@ class Progress:
     """Sees a trial's records and reports its standing after every check."""
 
     def __init__(
-        self, config: UnlearnConfig, objectives: list[str], world: int, number: int, report: Callable[[dict[str, Any]], None]
+        self,
+        config: UnlearnConfig,
+        objectives: list[str],
+        world: int,
+        number: int,
+        report: Callable[[dict[str, Any]], None],
     ) -> None:
-        self._config, self._objectives, self._world, self._number, self._report = config, objectives, world, number, report
-        self._checks: list[records.Record] = []
+        self._config, self._objectives, self._world, self._number, self._report = (
+            config,
+            objectives,
+            world,
+            number,
+            report,
+        )
+        self._checks: list[metrics_log.Record] = []
         self._step_seconds = 0.0
 
-    def see(self, record: records.Record) -> None:
+    def see(self, record: metrics_log.Record) -> None:
         if record["kind"] == "step":
             self._step_seconds += record["seconds"] + record["seconds_data"] if record["step"] >= 1 else 0.0
             return
@@ -113,12 +127,18 @@ class Progress:
                 "finished": False,
                 "failed": None,
                 "after": standing["after"],
-                "seconds": {"steps": self._step_seconds, "evaluation": sum(r["seconds"] for r in self._checks[1:]), "setup": None},
+                "seconds": {
+                    "steps": self._step_seconds,
+                    "evaluation": sum(r["seconds"] for r in self._checks[1:]),
+                    "setup": None,
+                },
             }
         )
 
 
-def _inline(config: UnlearnConfig, plan: dict[str, Any], uri: str, see: Callable[[records.Record], None]) -> dict[str, Any]:
+def _inline(
+    config: UnlearnConfig, plan: dict[str, Any], uri: str, see: Callable[[metrics_log.Record], None]
+) -> dict[str, Any]:
     import torch
 
     from pipeline.sweep.trial import run
@@ -128,23 +148,37 @@ def _inline(config: UnlearnConfig, plan: dict[str, Any], uri: str, see: Callable
     prepared = plan["prepared"][str(config.optim.batch_size)]
     partition = find_partition(prepared["partition_uri"])
     assert partition is not None
-    return run(config, partition, Shared(**plan["shared"]), uri=uri, before=prepared["before"], observe=see, device=device)
+    return run(
+        config,
+        partition,
+        Shared(**plan["shared"]),
+        uri=uri,
+        before=prepared["before"],
+        observe=see,
+        device=device,
+    )
 
 
-def _on_workers(config: UnlearnConfig, plan: dict[str, Any], uri: str, see: Callable[[records.Record], None]) -> dict[str, Any]:
-    from pipeline.training import train_ray
+def _on_workers(
+    config: UnlearnConfig, plan: dict[str, Any], uri: str, see: Callable[[metrics_log.Record], None]
+) -> dict[str, Any]:
+    from pipeline.training import worker
 
     if plan["address"]:  # this process is inside that cluster: training may wait for it to grow
         os.environ.setdefault("RAY_ADDRESS", plan["address"])
     prepared = plan["prepared"][str(config.optim.batch_size)]
 
-    def watch(fresh: list[records.Record]) -> None:
+    def watch(fresh: list[metrics_log.Record]) -> None:
         for record in fresh:
             see(record)
 
-    with records.Follower(storage.join(uri, METRICS), watch):
-        outcome: dict[str, Any] = train_ray.train(
-            config, partition_uri=prepared["partition_uri"], run_uri=uri, before=prepared["before"], **plan["shared"]
+    with metrics_log.Follower(storage.join(uri, METRICS), watch):
+        outcome: dict[str, Any] = worker.train(
+            config,
+            partition_uri=prepared["partition_uri"],
+            run_uri=uri,
+            before=prepared["before"],
+            **plan["shared"],
         )
     if "failed" in outcome:
         storage.write_json(storage.join(uri, OUTCOME), outcome)
@@ -152,4 +186,13 @@ def _on_workers(config: UnlearnConfig, plan: dict[str, Any], uri: str, see: Call
 
 
 def _failed(number: int, why: str) -> dict[str, Any]:
-    return {"number": number, "step": 0, "held": 1.0, "values": None, "finished": True, "failed": why, "after": None, "seconds": None}
+    return {
+        "number": number,
+        "step": 0,
+        "held": 1.0,
+        "values": None,
+        "finished": True,
+        "failed": why,
+        "after": None,
+        "seconds": None,
+    }

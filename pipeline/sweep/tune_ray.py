@@ -1,4 +1,5 @@
-"""The sweep on Ray Tune: in-order suggestions, early stopping on the settled measure, what is there is not run again."""
+"""The sweep on Ray Tune: in-order suggestions, early stopping on the settled measure, what is there is not
+run again."""
 
 import logging
 import os
@@ -41,7 +42,9 @@ class Reporter(tune.Callback):
     def __init__(self, sweep_uri: str) -> None:
         self._sweep_uri = sweep_uri
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         if not result["finished"]:
             _WATCHES[self._sweep_uri].stood(result)
 
@@ -58,15 +61,27 @@ class Reporter(tune.Callback):
         number = trial.config["number"]
         seconds = time.time() - watch.began[number] if number in watch.began else None
         row = row_of(
-            number, trial.config["settings"], trial.last_result or {}, error, attempts=trial.num_failures + (error is None), wall=seconds
+            number,
+            trial.config["settings"],
+            trial.last_result or {},
+            error,
+            attempts=trial.num_failures + (error is None),
+            wall=seconds,
         )
         watch.ended(row)
 
 
 def row_of(
-    number: int, settings: Mapping[str, Any], last: Mapping[str, Any], error: str | None, *, attempts: int, wall: float | None
+    number: int,
+    settings: Mapping[str, Any],
+    last: Mapping[str, Any],
+    error: str | None,
+    *,
+    attempts: int,
+    wall: float | None,
 ) -> dict[str, Any]:
-    """A trial as the table has it. `last` is what it reported last, `error` why it gave up after its retries."""
+    """A trial as the table has it. `last` is what it reported last, `error` why it gave up
+    after its retries."""
     failed = error or last.get("failed")
     status = scores.FAILED if failed else scores.FINISHED if last.get("finished") else scores.STOPPED
     return {
@@ -89,7 +104,9 @@ def row_of(
 class InOrder(Searcher):
     """Tune's view of `Suggestions`. `steps`: what the trials took, for the budget of steps."""
 
-    def __init__(self, suggestions: Suggestions, trials: int, steps: int | None, max_steps: int, sweep_uri: str) -> None:
+    def __init__(
+        self, suggestions: Suggestions, trials: int, steps: int | None, max_steps: int, sweep_uri: str
+    ) -> None:
         super().__init__()
         self._suggestions, self._trials, self._budget, self._max_steps = suggestions, trials, steps, max_steps
         self._sweep_uri = sweep_uri
@@ -109,14 +126,19 @@ class InOrder(Searcher):
         return {"number": number, "settings": settings}
 
     def _affordable(self, number: int) -> bool:
-        """Whether a whole trial fits into what is left. Trials that may still run count in full, so this too goes by order only."""
+        """Whether a whole trial fits into what is left. Trials that may still run count in full, so this too
+        goes by order only."""
         if self._budget is None:
             return True
         surely = number - self._suggestions.search.concurrency + 1
-        spent = sum(self._steps.get(n, self._max_steps) if n < surely else self._max_steps for n in range(number))
+        spent = sum(
+            self._steps.get(n, self._max_steps) if n < surely else self._max_steps for n in range(number)
+        )
         return spent + self._max_steps <= self._budget
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
         number = self._numbers.get(trial_id)
         if number is None:
             return
@@ -132,7 +154,8 @@ class InOrder(Searcher):
 
 
 def scheduler_of(config: SweepConfig, base: UnlearnConfig) -> Any:
-    """Tune's scheduler on the settled measure; a trial at its last step is never stopped, since its end is still to be measured."""
+    """Tune's scheduler on the settled measure; a trial at its last step is never stopped, since its end is
+    still to be measured."""
     from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 
     grace = config.scheduler.grace_steps or base.evaluate.hold_steps
@@ -157,30 +180,42 @@ def scheduler_of(config: SweepConfig, base: UnlearnConfig) -> Any:
     return FIFOScheduler()
 
 
-def search(config: SweepConfig, base: UnlearnConfig, plan: dict[str, Any], suggestions: Suggestions, watch: Watch) -> list[int]:
-    """Run the trials that are not there yet; every one that ends goes through `watch`. Returns the numbers that are missing then.
+def search(
+    config: SweepConfig, base: UnlearnConfig, plan: dict[str, Any], suggestions: Suggestions, watch: Watch
+) -> list[int]:
+    """Run the trials that are not there yet; every one that ends goes through `watch`. Returns the numbers
+    that are missing then.
 
-    A sweep that was killed is restored by Tune: finished trials stay finished, those under way start again (from their last
-    checkpoint). What Tune had not noted when it was killed is found in storage, by number.
+    A sweep that was killed is restored by Tune: finished trials stay finished, those under way start again
+    (from their last checkpoint). What Tune had not noted when it was killed is found in storage, by number.
     """
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")  # how much of Tune's notes a kill may cost
     os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # an interrupted sweep is not one that ended early
+    # an interrupted sweep is not one that ended early
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune says nothing of its own
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     for name in ("ray.tune", "ray.train", "ray.air"):
         logging.getLogger(name).setLevel(logging.ERROR)
     place = storage.join(watch.sweep_uri, TUNE)
-    filesystem, path = (None, place) if storage.is_local(place) else (storage.arrow_filesystem(place), storage.filesystem(place)[1])
+    filesystem, path = (
+        (None, place)
+        if storage.is_local(place)
+        else (storage.arrow_filesystem(place), storage.filesystem(place)[1])
+    )
     inline = config.trial.runner == "inline"
     resources = {"CPU": config.trial.cpus, "GPU": config.trial.gpus} if inline else {"CPU": 0.01}
-    trainable = tune.with_resources(tune.with_parameters(trial, plan=plan), {key: value for key, value in resources.items() if value})
+    trainable = tune.with_resources(
+        tune.with_parameters(trial, plan=plan), {key: value for key, value in resources.items() if value}
+    )
     _WATCHES[watch.sweep_uri] = watch
     try:
         if tune.Tuner.can_restore(path, storage_filesystem=filesystem):
             tuner = tune.Tuner.restore(path, trainable, resume_errored=False, storage_filesystem=filesystem)
         else:
-            searcher = InOrder(suggestions, config.budget.trials, config.budget.steps, base.optim.max_steps, watch.sweep_uri)
+            searcher = InOrder(
+                suggestions, config.budget.trials, config.budget.steps, base.optim.max_steps, watch.sweep_uri
+            )
             tuner = tune.Tuner(
                 trainable,
                 tune_config=tune.TuneConfig(
@@ -206,7 +241,11 @@ def search(config: SweepConfig, base: UnlearnConfig, plan: dict[str, Any], sugge
         del _WATCHES[watch.sweep_uri]
     there = {row["number"] for row in rows(watch.sweep_uri)}
     whole = config.budget.steps is None and config.budget.seconds is None
-    return [number for number in range(config.budget.trials if whole else max(there, default=-1) + 1) if number not in there]
+    return [
+        number
+        for number in range(config.budget.trials if whole else max(there, default=-1) + 1)
+        if number not in there
+    ]
 
 
 def _name(trial: Any) -> str:

@@ -12,9 +12,9 @@ from pipeline.config.sweep import Verify
 from pipeline.data.partition import Partition
 from pipeline.seeding import seed_of
 from pipeline.sweep.trial import Shared, inputs_of
-from pipeline.training.checks import check
-from pipeline.training.grids import draw_grids
-from pipeline.training.train_ray import TRAINED
+from pipeline.training.periodic_eval import check
+from pipeline.training.sample_grids import draw_grids
+from pipeline.training.worker import TRAINED
 
 
 def fresh(config: UnlearnConfig, verify: Verify, attempt: int) -> UnlearnConfig:
@@ -30,9 +30,17 @@ def fresh(config: UnlearnConfig, verify: Verify, attempt: int) -> UnlearnConfig:
 
 
 def measure_again(
-    config: UnlearnConfig, partition: Partition, shared: Shared, *, uri: str, verify: Verify, attempt: int, device: torch.device
+    config: UnlearnConfig,
+    partition: Partition,
+    shared: Shared,
+    *,
+    uri: str,
+    verify: Verify,
+    attempt: int,
+    device: torch.device,
 ) -> dict[str, Any]:
-    """{"before", "after"} on fresh noise, the same for both, of the trial under `uri`; its sample grids are drawn there too."""
+    """{"before", "after"} on fresh noise, the same for both, of the trial under `uri`; its sample grids are
+    drawn there too."""
     inputs = inputs_of(config, partition, shared, device)
     again = replace(inputs, config=fresh(config, verify, attempt))
     inputs.model.net.eval()
@@ -44,5 +52,7 @@ def measure_again(
                 for name, value in trained.items():
                     inputs.model.net.get_parameter(name).copy_(value)
         measured[moment] = check(again, 0, final=True).to_result()
-        draw_grids(inputs.model, config, inputs.subject, storage.join(uri, "samples", f"{moment}.safetensors"))
+        draw_grids(
+            inputs.model, config, inputs.subject, storage.join(uri, "samples", f"{moment}.safetensors")
+        )
     return measured

@@ -1,0 +1,1 @@
+"""MLflow: runs, registered versions, the pyfunc, the log of aliases, exports."""

@@ -1,8 +1,10 @@
-"""Every change of an alias, in order, as a chain of hashes under the storage root: the truth that MLflow's aliases follow.
+"""Every change of an alias, in order, as a chain of hashes under the storage root: the truth that MLflow's
+aliases follow.
 
-One JSON file an entry, `<storage>/registry/<model>/log/000001.json`. An entry is created exclusively, which is the whole of
-the locking: of two changes that saw the same log one creates the next entry and the other is told. Creating the entry is
-also the commit: MLflow's alias and certificate.json are set from it afterwards, by whoever comes next if need be.
+One JSON file an entry, `<storage>/registry/<model>/log/000001.json`. An entry is created exclusively, which
+is the whole of the locking: of two changes that saw the same log one creates the next entry and the other is
+told. Creating the entry is also the commit: MLflow's alias and certificate.json are set from it afterwards,
+by whoever comes next if need be.
 """
 
 import datetime
@@ -60,14 +62,22 @@ def read(storage_root: str, model_name: str) -> list[Entry]:
         try:
             entry = Entry(**storage.read_json(where))
         except (ValueError, TypeError) as error:
-            raise LogError(f"{where}: not an entry of the alias log ({error}); it was edited or damaged") from error
+            raise LogError(
+                f"{where}: not an entry of the alias log ({error}); it was edited or damaged"
+            ) from error
         expected, previous = len(entries) + 1, entries[-1].digest if entries else ""
         if entry.number != expected or name != file_name(expected):
-            raise LogError(f"{where}: found entry {entry.number}, expected number {expected}: an entry was removed or put in between")
+            raise LogError(
+                f"{where}: found entry {entry.number}, expected number {expected}: an entry was removed or"
+                " put in between"
+            )
         if entry.digest != entry.computed_digest():
             raise LogError(f"{where}: entry {expected} does not match its own digest: it was edited")
         if entry.previous != previous:
-            raise LogError(f"{where}: entry {expected} does not follow from entry {expected - 1}: one of the two was replaced")
+            raise LogError(
+                f"{where}: entry {expected} does not follow from entry {expected - 1}: one of the two was"
+                " replaced"
+            )
         entries.append(entry)
     return entries
 
@@ -83,7 +93,8 @@ def append(
     version: int,
     details: dict[str, Any] | None = None,
 ) -> Entry:
-    """Commit the entry that follows `after`; raises `InputError` when another change was committed since `after` was read."""
+    """Commit the entry that follows `after`; raises `InputError` when another change was committed since
+    `after` was read."""
     draft = Entry(
         number=len(after) + 1,
         time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -112,7 +123,8 @@ def file_name(number: int) -> str:
 def _create(uri: str, data: bytes) -> bool:
     """Create `uri` with all of `data`; False when it exists. Atomic against others and against being killed.
 
-    An object store has to honour conditional puts (AWS and most others do; where it does not, two at once may both succeed).
+    An object store has to honour conditional puts (AWS and most others do; where it does not, two at once may
+    both succeed).
     """
     fs, path = storage.filesystem(uri)
     if storage.is_local(uri):

@@ -1,6 +1,7 @@
 """Moving an alias: commit an entry to the log, then bring MLflow and the certificates to where the log is.
 
-A process killed in between leaves either the log as it was, or an entry that the next call of any verb carries out.
+A process killed in between leaves either the log as it was, or an entry that the next call of any verb
+carries out.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -26,9 +27,17 @@ def change(
     version: int,
     details: dict[str, Any] | None = None,
 ) -> Entry:
-    """Commit the change of `alias` to `version` that was decided on seeing the log `after`, and carry it out."""
+    """Commit the change of `alias` to `version` that was decided on seeing the log
+    `after`, and carry it out."""
     entry = alias_log.append(
-        storage_root, name, after, action=action, alias=alias, came_from=current(made, name, alias), version=version, details=details
+        storage_root,
+        name,
+        after,
+        action=action,
+        alias=alias,
+        came_from=current(made, name, alias),
+        version=version,
+        details=details,
     )
     follow_log(made, storage_root, name)
     return entry
@@ -41,9 +50,11 @@ def current(made: "MlflowClient", name: str, alias: str) -> int | None:
 
 
 def follow_log(made: "MlflowClient", storage_root: str, name: str) -> list[Entry]:
-    """Carry out what the log says and MLflow does not have yet; the log's entries. Doing it twice, or two at once, is harmless.
+    """Carry out what the log says and MLflow does not have yet; the log's entries. Doing it twice, or two at
+    once, is harmless.
 
-    Whoever sets an alias reads the log again afterwards, so the last to finish leaves MLflow at the log's end.
+    Whoever sets an alias reads the log again afterwards, so the last to finish leaves MLflow at the log's
+    end.
     """
     while True:
         entries = alias_log.read(storage_root, name)
@@ -68,8 +79,9 @@ def carried_out(made: "MlflowClient", storage_root: str, name: str, entries: lis
     done = int(number)
     if done > len(entries) or entries[done - 1].digest != digest:
         raise LogError(
-            f"{storage.join(alias_log.folder(storage_root, name), 'log')}: MLflow has entry {done} ({digest[:12]}), which is not in "
-            "the log: entries were removed or replaced; restore the folder from a copy"
+            f"{storage.join(alias_log.folder(storage_root, name), 'log')}: MLflow has entry {done}"
+            f" ({digest[:12]}), which is not in the log: entries were removed or replaced; restore the folder"
+            " from a copy"
         )
     return done
 

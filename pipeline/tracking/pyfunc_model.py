@@ -1,7 +1,7 @@
 """The registered model as MLflow loads it: (label, seed) rows in, uint8 images out.
 
-This file is saved inside the model (models-from-code) and runs without this project: it may import nothing but torch,
-safetensors, numpy, pandas, MLflow and the `models` package that is saved beside it.
+This file is saved inside the model (models-from-code) and runs without this project: it may import nothing
+but torch, safetensors, numpy, pandas, MLflow and the `models` package that is saved beside it.
 """
 
 import json
@@ -28,7 +28,10 @@ class Sampler(PythonModel):
         self.config: dict[str, Any] = json.loads(Path(context.artifacts["config"]).read_text())
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = generative.build(self.config)
-        state, beside = safetensors.torch.load_file(context.artifacts["weights"]), Path(context.artifacts["weights"]).parent
+        state, beside = (
+            safetensors.torch.load_file(context.artifacts["weights"]),
+            Path(context.artifacts["weights"]).parent,
+        )
         if "delta" in self.config:
             base, beside = base_of(self.config["delta"])
             state = {**base, **state}
@@ -39,17 +42,25 @@ class Sampler(PythonModel):
             autoencoder = safetensors.torch.load_file(beside / "autoencoder.safetensors")
             self.to_pixels = latents.decoder(self.config["autoencoder"], autoencoder, self.device)
 
-    def predict(self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> np.ndarray:
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> np.ndarray:
         """`model_input`: DataFrame with `label` (a class) and `seed` (int >= 0). Returns uint8 (N, H, W, C).
 
-        `params`: cfg_scale and steps of the sampler (absent: those of config.json), batch: images drawn at once. Every batch
-        is filled up to that size, since the last bit of a matrix product may depend on how many rows it has: so an image
-        depends on its label and seed alone, whatever else is asked for.
+        `params`: cfg_scale and steps of the sampler (absent: those of config.json), batch: images drawn at
+        once. Every batch is filled up to that size, since the last bit of a matrix product may depend on how
+        many rows it has: so an image depends on its label and seed alone, whatever else is asked for.
         """
         import torch
 
-        options = {**self.config["sampler"], **{key: value for key, value in (params or {}).items() if value is not None}}
-        labels, seeds = [int(label) for label in model_input["label"]], [int(seed) for seed in model_input["seed"]]
+        options = {
+            **self.config["sampler"],
+            **{key: value for key, value in (params or {}).items() if value is not None},
+        }
+        labels, seeds = (
+            [int(label) for label in model_input["label"]],
+            [int(seed) for seed in model_input["seed"]],
+        )
         classes = int(self.model.num_classes)
         for name, values, bound in (("label", labels, classes), ("seed", seeds, 2**63)):
             wrong = [value for value in values if not 0 <= value < bound]
@@ -69,12 +80,20 @@ class Sampler(PythonModel):
                         steps=int(options["steps"]),
                     )
                 )[: len(label)]  # (n, C, H, W) float32 in [-1, 1]
-            images.append(((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
+            images.append(
+                ((x.float().clamp(-1, 1) + 1) * 127.5)
+                .round()
+                .to(torch.uint8)
+                .permute(0, 2, 3, 1)
+                .cpu()
+                .numpy()
+            )
         return np.concatenate(images)  # (N, H, W, C)
 
 
 def base_of(delta: dict[str, Any]) -> tuple[dict[str, Any], Path]:
-    """The weights that a delta belongs to, and their folder: `UNLEARN_BASE_WEIGHTS`, or where they were when it was made."""
+    """The weights that a delta belongs to, and their folder: `UNLEARN_BASE_WEIGHTS`, or where they were when
+    it was made."""
     import mlflow.artifacts
     import safetensors.torch
 
@@ -86,8 +105,8 @@ def base_of(delta: dict[str, Any]) -> tuple[dict[str, Any], Path]:
     digest = weights_digest(base)
     if digest != delta["base_digest"]:
         raise ValueError(
-            f"this version is a delta on a base of digest {delta['base_digest'][:12]}, but {uri} has {digest[:12]}; "
-            "expected that base: name its folder in UNLEARN_BASE_WEIGHTS"
+            f"this version is a delta on a base of digest {delta['base_digest'][:12]}, but {uri} has"
+            f" {digest[:12]}; expected that base: name its folder in UNLEARN_BASE_WEIGHTS"
         )
     return base, folder
 

@@ -1,4 +1,5 @@
-"""Registered versions of a model: made once per run, found by alias or number, loadable anywhere MLflow is."""
+"""Registered versions of a model: made once per run, found by alias or number, loadable
+anywhere MLflow is."""
 
 import tempfile
 from collections.abc import Mapping
@@ -10,8 +11,8 @@ from pipeline import storage
 from pipeline.config import Tracking
 from pipeline.errors import InputError
 from pipeline.tracking import aliases
-from pipeline.tracking.mlflow_tracking import Tracker, client, tracking_uri
-from pipeline.weights import model_store
+from pipeline.tracking.mlflow_runs import Tracker, client, tracking_uri
+from pipeline.weights import model_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -20,15 +21,19 @@ if TYPE_CHECKING:
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 RUN_ID_TAG = "run_id"
-FILES = {"config": model_store.CONFIG, "weights": model_store.WEIGHTS}
+FILES = {"config": model_folder.CONFIG, "weights": model_folder.WEIGHTS}
 
 
-def register(tracker: Tracker, *, folder: str, image_shape: tuple[int, int, int], result: Mapping[str, Any]) -> int:
-    """Register `config.json` and `model.safetensors` of the URI `folder` as a version of `tracking.model_name`; its number.
+def register(
+    tracker: Tracker, *, folder: str, image_shape: tuple[int, int, int], result: Mapping[str, Any]
+) -> int:
+    """Register `config.json` and `model.safetensors` of the URI `folder` as a version of
+    `tracking.model_name`; its number.
 
-    `image_shape` is (H, W, C) of an image drawn from it. `result` (as in result.json) gives the version's tags. The alias
-    `candidate` moves to the version unless it is already at a newer one. A second call for the same run registers nothing
-    new; a call after an interrupted one completes it.
+    `image_shape` is (H, W, C) of an image drawn from it. `result` (as in result.json) gives the version's
+    tags. The alias
+    `candidate` moves to the version unless it is already at a newer one. A second call for the same run
+    registers nothing new; a call after an interrupted one completes it.
     """
     made, name = tracker.client, tracker.tracking.model_name
     _require_model(made, name)
@@ -40,11 +45,15 @@ def register(tracker: Tracker, *, folder: str, image_shape: tuple[int, int, int]
             made.log_artifacts(tracker.mlflow_run_id, str(Path(temporary) / "model"), artifact_path="model")
         source = f"{made.get_run(tracker.mlflow_run_id).info.artifact_uri}/model"
         tags = {RUN_ID_TAG: tracker.run_id, **version_tags(result)}
-        version = int(made.create_model_version(name, source, run_id=tracker.mlflow_run_id, tags=tags).version)
+        version = int(
+            made.create_model_version(name, source, run_id=tracker.mlflow_run_id, tags=tags).version
+        )
     entries = aliases.follow_log(made, tracker.storage_root, name)
     newest = max((entry.version for entry in entries if entry.alias == CANDIDATE), default=0)
     if version > newest:
-        aliases.change(made, tracker.storage_root, name, entries, action="register", alias=CANDIDATE, version=version)
+        aliases.change(
+            made, tracker.storage_root, name, entries, action="register", alias=CANDIDATE, version=version
+        )
     return version
 
 
@@ -59,14 +68,23 @@ def version_tags(result: Mapping[str, Any]) -> dict[str, str]:
         "gate": "passed" if passed is True else "failed" if passed is False else "not measured",
         **{
             key: result.get(key)
-            for key in ("method", "base_digest", "weights_digest", "lake_digest", "partition_digest", "code_version", "seed")
+            for key in (
+                "method",
+                "base_digest",
+                "weights_digest",
+                "lake_digest",
+                "partition_digest",
+                "code_version",
+                "seed",
+            )
         },
     }
     return {key: str(value)[:5000] for key, value in values.items() if value is not None}
 
 
 def save_pyfunc(folder: str, target: Path, *, image_shape: tuple[int, int, int]) -> None:
-    """Write the MLflow model folder `target`: both files of `folder` at its top, the code to draw from them, signature, example."""
+    """Write the MLflow model folder `target`: both files of `folder` at its top, the code to draw from them,
+    signature, example."""
     import mlflow.pyfunc
     import numpy as np
     import pandas as pd
@@ -75,7 +93,14 @@ def save_pyfunc(folder: str, target: Path, *, image_shape: tuple[int, int, int])
 
     described = storage.read_json(storage.join(folder, FILES["config"]))
     sampler = described["sampler"]
-    packages = ["mlflow", "torch", "safetensors", "numpy", "pandas", *(["diffusers"] if "autoencoder" in described else [])]
+    packages = [
+        "mlflow",
+        "torch",
+        "safetensors",
+        "numpy",
+        "pandas",
+        *(["diffusers"] if "autoencoder" in described else []),
+    ]
     signature = ModelSignature(
         inputs=Schema([ColSpec("long", "label"), ColSpec("long", "seed")]),
         outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *image_shape))]),
@@ -96,18 +121,20 @@ def save_pyfunc(folder: str, target: Path, *, image_shape: tuple[int, int, int])
         pip_requirements=[f"{package}=={_installed(package)}" for package in packages],
     )
     description = Model.load(str(target))
-    for file in [*FILES.values(), model_store.MANIFEST, model_store.AUTOENCODER]:
+    for file in [*FILES.values(), model_folder.MANIFEST, model_folder.AUTOENCODER]:
         if file in FILES.values() or storage.exists(storage.join(folder, file)):
             storage.download(storage.join(folder, file), target / file)
     flavor = description.flavors["python_function"]
     # at the top and not in artifacts/, so that the model's folder is itself a folder of weights
     flavor["artifacts"] = {key: {"path": file, "uri": file} for key, file in FILES.items()}
-    flavor["model_code_path"] = Path(flavor["model_code_path"]).name  # all that loading looks at; without a path of this machine
+    # all that loading looks at; without a path of this machine
+    flavor["model_code_path"] = Path(flavor["model_code_path"]).name
     description.save(str(target / "MLmodel"))
 
 
 def resolve(tracking: Tracking, storage_root: str, which: str) -> "ModelVersion":
-    """The version of `tracking.model_name` with the alias or number `which`; raises `InputError` when there is none."""
+    """The version of `tracking.model_name` with the alias or number `which`; raises `InputError` when there
+    is none."""
     made = client(tracking, storage_root, create=False)
     return find_version(made, tracking.model_name, which, where=tracking_uri(tracking, storage_root))
 
@@ -123,8 +150,14 @@ def local_copy(tracking: Tracking, storage_root: str, version: "ModelVersion") -
     """The folder of `version` on this machine: itself where it is local, a download otherwise."""
     import mlflow.artifacts
 
-    source = client(tracking, storage_root, create=False).get_model_version_download_uri(version.name, version.version)
-    return Path(mlflow.artifacts.download_artifacts(artifact_uri=source, tracking_uri=tracking_uri(tracking, storage_root)))
+    source = client(tracking, storage_root, create=False).get_model_version_download_uri(
+        version.name, version.version
+    )
+    return Path(
+        mlflow.artifacts.download_artifacts(
+            artifact_uri=source, tracking_uri=tracking_uri(tracking, storage_root)
+        )
+    )
 
 
 def require_registered(made: "MlflowClient", name: str, *, where: str) -> "RegisteredModel":
@@ -135,7 +168,8 @@ def require_registered(made: "MlflowClient", name: str, *, where: str) -> "Regis
         return made.get_registered_model(name)
     except MlflowException as error:
         raise InputError(
-            f"tracking.model_name: no model {name!r} is registered at {where}; jobs/unlearn_imagenet.py registers one"
+            f"tracking.model_name: no model {name!r} is registered at {where}; jobs/unlearn_imagenet.py"
+            " registers one"
         ) from error
 
 
@@ -145,13 +179,18 @@ def find_version(made: "MlflowClient", name: str, which: str, *, where: str) -> 
 
     model = require_registered(made, name, where=where)
     try:
-        return made.get_model_version(name, which) if which.isdigit() else made.get_model_version_by_alias(name, which)
+        return (
+            made.get_model_version(name, which)
+            if which.isdigit()
+            else made.get_model_version_by_alias(name, which)
+        )
     except MlflowException as error:
         numbers = sorted(int(version.version) for version in versions(made, name))
         there = [*sorted(model.aliases), *map(str, numbers)]
         hint = "; jobs/registry.py promote makes a champion" if which == CHAMPION else ""
         raise InputError(
-            f"version: got {which!r}, expected an alias or a number of {name}: {', '.join(there) or 'none yet'}{hint}"
+            f"version: got {which!r}, expected an alias or a number of {name}:"
+            f" {', '.join(there) or 'none yet'}{hint}"
         ) from error
 
 
@@ -168,7 +207,14 @@ def rows(tracking: Tracking, storage_root: str) -> list[tuple[str, ...]]:
         request = tags.get("request_id") or f"forget {tags.get('request_classes', '?')}"
         aliases_here = ", ".join(sorted(names.get(int(version.version), []))) or "-"
         table.append(
-            (str(version.version), aliases_here, tags.get("gate", "?"), tags.get("method", "?"), request, tags.get(RUN_ID_TAG, "?"))
+            (
+                str(version.version),
+                aliases_here,
+                tags.get("gate", "?"),
+                tags.get("method", "?"),
+                request,
+                tags.get(RUN_ID_TAG, "?"),
+            )
         )
     return table
 

@@ -1,0 +1,1 @@
+"""The loop on the workers: inputs, steps, periodic evaluation, checkpoints, launching, pretraining."""

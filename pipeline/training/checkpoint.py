@@ -1,7 +1,8 @@
-"""What a run needs to go on exactly where it stopped: safetensors for numbers, JSON for the rest, nothing pickled.
+"""What a run needs to go on exactly where it stopped: safetensors for numbers, JSON for the rest, nothing
+pickled.
 
-A checkpoint is a folder of two files. The JSON is written last and holds the digest of the tensors: where it lies, the
-checkpoint is whole, whatever was killed meanwhile.
+A checkpoint is a folder of two files. The JSON is written last and holds the digest of the tensors: where it
+lies, the checkpoint is whole, whatever was killed meanwhile.
 """
 
 import json
@@ -25,10 +26,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """After `iteration` optimiser calls (priming included): the trained subset, its average, the optimiser's moments.
+    """After `iteration` optimiser calls (priming included): the trained subset, its average, the optimiser's
+    moments.
 
-    `kept` are the weights of the best check so far, `pending` those of checks (by step) whose outcome is not known yet.
-    `progress` is plain data (settling rule, timings, the measures before): it rides along and comes back as it was.
+    `kept` are the weights of the best check so far, `pending` those of checks (by step) whose outcome is not
+    known yet.
+    `progress` is plain data (settling rule, timings, the measures before): it rides along and comes back as
+    it was.
     """
 
     iteration: int
@@ -40,9 +44,16 @@ class Checkpoint:
     progress: dict[str, Any] = field(default_factory=dict)
 
     def to_files(self) -> dict[str, bytes]:
-        groups = {"trained": self.trained, "average": self.average, "moments": self.moments, "kept": self.kept}
+        groups = {
+            "trained": self.trained,
+            "average": self.average,
+            "moments": self.moments,
+            "kept": self.kept,
+        }
         groups |= {f"pending-{step}": named for step, named in self.pending.items()}
-        tensors = {f"{group}/{name}": tensor for group, named in groups.items() for name, tensor in named.items()}
+        tensors = {
+            f"{group}/{name}": tensor for group, named in groups.items() for name, tensor in named.items()
+        }
         state = {"iteration": self.iteration, "pending": sorted(self.pending), "progress": self.progress}
         data = weights.to_bytes(tensors)
         return {TENSORS: data, STATE: json.dumps({**state, "sha256": storage.sha256(data)}).encode()}
@@ -52,11 +63,17 @@ class Checkpoint:
         """Raises `ValueError` when the tensors are not those that the JSON was written for."""
         state = json.loads(files[STATE])
         if storage.sha256(files[TENSORS]) != state["sha256"]:
-            raise ValueError(f"{TENSORS} does not have the digest that {STATE} says; it was changed or cut short")
+            raise ValueError(
+                f"{TENSORS} does not have the digest that {STATE} says; it was changed or cut short"
+            )
         tensors = weights.from_bytes(files[TENSORS], TENSORS)
 
         def group(name: str) -> dict[str, Tensor]:
-            return {key.removeprefix(f"{name}/"): tensor for key, tensor in tensors.items() if key.startswith(f"{name}/")}
+            return {
+                key.removeprefix(f"{name}/"): tensor
+                for key, tensor in tensors.items()
+                if key.startswith(f"{name}/")
+            }
 
         return Checkpoint(
             iteration=state["iteration"],
@@ -70,10 +87,12 @@ class Checkpoint:
 
 
 def commit(uri: str, checkpoint: Checkpoint) -> str:
-    """Write `checkpoint` into a folder of its own under `uri`, all of it or nothing that counts; older ones go. Returns the folder."""
+    """Write `checkpoint` into a folder of its own under `uri`, all of it or nothing that counts; older ones
+    go. Returns the folder."""
     folder = storage.join(uri, f"{checkpoint.iteration:08d}")
     files = checkpoint.to_files()
-    storage.remove(storage.join(folder, STATE))  # a checkpoint of the same place that is replaced is none meanwhile
+    # a checkpoint of the same place that is replaced is none meanwhile
+    storage.remove(storage.join(folder, STATE))
     for name in (TENSORS, STATE):
         storage.write_bytes(storage.join(folder, name), files[name])
     for name in storage.listing(uri)[:-KEEP]:
@@ -82,11 +101,14 @@ def commit(uri: str, checkpoint: Checkpoint) -> str:
 
 
 def latest(uri: str) -> Checkpoint | None:
-    """The last whole checkpoint under `uri`; None when there is none. What is torn or changed is passed over with a warning."""
+    """The last whole checkpoint under `uri`; None when there is none. What is torn or changed is passed over
+    with a warning."""
     for name in reversed(storage.listing(uri)):
         folder = storage.join(uri, name)
         try:
-            return Checkpoint.from_files({file: storage.read_bytes(storage.join(folder, file)) for file in (STATE, TENSORS)})
+            return Checkpoint.from_files(
+                {file: storage.read_bytes(storage.join(folder, file)) for file in (STATE, TENSORS)}
+            )
         except FileNotFoundError:  # killed before it was whole
             continue
         except ValueError as error:
@@ -95,18 +117,26 @@ def latest(uri: str) -> Checkpoint | None:
 
 
 def same_start(start: Checkpoint | None, collectives: Collectives) -> Checkpoint | None:
-    """`start`, if every rank found the same; `RuntimeError` on all of them when a worker on its way out wrote meanwhile."""
+    """`start`, if every rank found the same; `RuntimeError` on all of them when a worker on its way out wrote
+    meanwhile."""
     iteration = 0 if start is None else start.iteration
     newest, oldest = collectives.largest(iteration), -collectives.largest(-iteration)
     if newest != oldest:
-        raise RuntimeError(f"the ranks found checkpoints of different steps ({oldest} to {newest}); starting again finds one")
+        raise RuntimeError(
+            f"the ranks found checkpoints of different steps ({oldest} to {newest}); starting again finds one"
+        )
     return start
 
 
 def restore(
-    start: Checkpoint, moving: Mapping[str, Tensor], average: Mapping[str, Tensor], optimiser: torch.optim.Optimizer, names: Sequence[str]
+    start: Checkpoint,
+    moving: Mapping[str, Tensor],
+    average: Mapping[str, Tensor],
+    optimiser: torch.optim.Optimizer,
+    names: Sequence[str],
 ) -> None:
-    """Put the weights `moving`, their `average` and the moments of the optimiser's parameters `names` back, in place."""
+    """Put the weights `moving`, their `average` and the moments of the optimiser's parameters `names` back,
+    in place."""
     with torch.no_grad():
         for now, then in ((moving, start.trained), (average, start.average)):
             for name, tensor in now.items():
@@ -118,15 +148,21 @@ def optimiser_moments(optimiser: torch.optim.Optimizer, names: Sequence[str]) ->
     """The optimiser's per-parameter state as named tensors."""
     state = optimiser.state_dict()["state"]
     return {
-        f"{name}/{key}": torch.as_tensor(value).clone() for index, name in enumerate(names) for key, value in state.get(index, {}).items()
+        f"{name}/{key}": torch.as_tensor(value).clone()
+        for index, name in enumerate(names)
+        for key, value in state.get(index, {}).items()
     }
 
 
-def restore_moments(optimiser: torch.optim.Optimizer, names: Sequence[str], moments: Mapping[str, Tensor]) -> None:
+def restore_moments(
+    optimiser: torch.optim.Optimizer, names: Sequence[str], moments: Mapping[str, Tensor]
+) -> None:
     """The inverse of `optimiser_moments`."""
     described = optimiser.state_dict()
     described["state"] = {
-        index: {key.rsplit("/", 1)[1]: tensor for key, tensor in moments.items() if key.rsplit("/", 1)[0] == name}
+        index: {
+            key.rsplit("/", 1)[1]: tensor for key, tensor in moments.items() if key.rsplit("/", 1)[0] == name
+        }
         for index, name in enumerate(names)
     }
     optimiser.load_state_dict(described)

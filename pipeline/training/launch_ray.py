@@ -1,4 +1,5 @@
-"""One way to run a function on Ray Train's workers: as many as are alive, bounded retries, one clear line when they are spent."""
+"""One way to run a function on Ray Train's workers: as many as are alive, bounded retries, one clear line
+when they are spent."""
 
 import logging
 import os
@@ -9,23 +10,33 @@ from typing import Any
 from pipeline import storage
 from pipeline.config import Train
 from pipeline.errors import InputError
-from pipeline.training.world import usable_world
+from pipeline.training.elastic import usable_world
 from pipeline.unlearning.collectives import Collectives
 
 CONTROLLER_FAILURES = 3  # of Ray Train itself; without a bound it would try for ever
 PREEMPTIONS = 100  # times a run goes on elsewhere when its nodes are taken away
-ELASTIC_START_S = 20.0  # for nodes that Ray has not missed yet: after that a group starts with those that are left
+# for nodes that Ray has not missed yet: after that a group starts with those that are left
+ELASTIC_START_S = 20.0
 POLL_S = 1.0  # how often Ray Train looks at its workers
-COLLATERAL = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL")  # what the others die of when one has died
+# what the others die of when one has died
+COLLATERAL = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL")
 
 log = logging.getLogger(__name__)
 
 
-def launch(worker: Callable[[dict[str, Any]], Any], arguments: dict[str, Any], train: Train, *, storage_uri: str, name: str) -> Any:
+def launch(
+    worker: Callable[[dict[str, Any]], Any],
+    arguments: dict[str, Any],
+    train: Train,
+    *,
+    storage_uri: str,
+    name: str,
+) -> Any:
     """Run `worker(arguments)` on Ray Train workers; rank 0's return value.
 
-    Ray Train's own notes lie under `<storage_uri>/<name>/`; every node that gets a worker has to reach that place.
-    Raises `RuntimeError` when the retries are spent or the cluster never has the resources, `InputError` as a worker met it.
+    Ray Train's own notes lie under `<storage_uri>/<name>/`; every node that gets a worker has to reach that
+    place. Raises `RuntimeError` when the retries are spent or the cluster never has the resources,
+    `InputError` as a worker met it.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -37,8 +48,11 @@ def launch(worker: Callable[[dict[str, Any]], Any], arguments: dict[str, Any], t
     cluster_ray.wait_for(resources, train.fewest, train.most, wait_s=train.wait_s)
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_S))
     elastic = train.fewest < train.most
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(ELASTIC_START_S if elastic else max(60.0, train.wait_s)))
-    if not os.environ.get("RAY_ADDRESS"):  # a cluster of this process's own loses no nodes: no need for a process that watches them
+    os.environ.setdefault(
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(ELASTIC_START_S if elastic else max(60.0, train.wait_s))
+    )
+    # a cluster of this process's own loses no nodes: no need for a process that watches them
+    if not os.environ.get("RAY_ADDRESS"):
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     filesystem = None
     if not storage.is_local(storage_uri):
@@ -47,7 +61,10 @@ def launch(worker: Callable[[dict[str, Any]], Any], arguments: dict[str, Any], t
         Path(storage_uri).mkdir(parents=True, exist_ok=True)
     workers: dict[str, Any] = {"num_workers": train.most}
     if elastic:
-        workers = {"num_workers": (train.fewest, train.most), "elastic_resize_monitor_interval_s": train.resize_s}
+        workers = {
+            "num_workers": (train.fewest, train.most),
+            "elastic_resize_monitor_interval_s": train.resize_s,
+        }
     trainer = TorchTrainer(
         worker,
         train_loop_config=arguments,
@@ -87,11 +104,14 @@ def _final(error: Exception, train: Train) -> Exception:
             f"at last rank {rank} by {type(causes[rank]).__name__}: {text}. {again}"
         )
     failed = getattr(error, "controller_failure", error)
-    return RuntimeError(f"Ray Train gave up ({type(failed).__name__}): {' '.join(str(failed).split())[:500]}. {again}")
+    return RuntimeError(
+        f"Ray Train gave up ({type(failed).__name__}): {' '.join(str(failed).split())[:500]}. {again}"
+    )
 
 
 def worker_setup(train: Train, lanes: int, run: str) -> tuple[Any, Collectives] | None:
-    """On a worker: its device and collectives, with `train.threads` BLAS threads, Ray's chatter off and `run` and rank in its log lines.
+    """On a worker: its device and collectives, with `train.threads` BLAS threads, Ray's chatter off and `run`
+    and rank in its log lines.
 
     None on a worker too many: the lanes are dealt out over the largest number of workers that divides them.
     """

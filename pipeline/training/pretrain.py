@@ -1,7 +1,8 @@
-"""Training a small DiT and its judge from a lake's rows in memory, data-parallel with the same collectives as unlearning.
+"""Training a small DiT and its judge from a lake's rows in memory, data-parallel with the same collectives as
+unlearning.
 
-The global batch and its noise are functions of (seed, step), so any number of ranks trains the same model, and a training that was
-interrupted goes on to the same bits.
+The global batch and its noise are functions of (seed, step), so any number of ranks trains the same model,
+and a training that was interrupted goes on to the same bits.
 """
 
 import time
@@ -15,15 +16,15 @@ from torch import Tensor, nn
 from models.generative import GenerativeModel
 from models.judge import Judge
 from models.resnet_judge import recalibrate, shifted
+from pipeline.data.batch import Batch
 from pipeline.data.cycle import Cycle
-from pipeline.data.rows import Batch
 from pipeline.runtime.precision import autocast
 from pipeline.seeding import generator
 from pipeline.training.checkpoint import Checkpoint, optimiser_moments, restore
-from pipeline.training.draws import draw_rows, drop_labels
-from pipeline.training.optimiser import Average, adamw, apply_gradient, warmup_cosine
 from pipeline.unlearning.collectives import Collectives
-from pipeline.unlearning.trainable import flat
+from pipeline.unlearning.noising import draw_rows, drop_labels
+from pipeline.unlearning.optimizer import Average, adamw, apply_gradient, warmup_cosine
+from pipeline.unlearning.parameters import flat
 
 RECALIBRATED = 20  # batches over which a judge's batch norm takes its statistics in the end
 LANES = 8  # worker counts that divide this see the same batches
@@ -31,7 +32,8 @@ LANES = 8  # worker counts that divide this see the same batches
 
 @dataclass(frozen=True, kw_only=True)
 class Keeping:
-    """How a training outlives its process: where it goes on from and, on one rank, what writes a checkpoint every `every_s` seconds."""
+    """How a training outlives its process: where it goes on from and, on one rank, what writes a checkpoint
+    every `every_s` seconds."""
 
     start: Checkpoint | None
     save: Callable[[Checkpoint], object] | None
@@ -52,7 +54,8 @@ def fit(
     progress: Callable[[int, float], None],
     keeping: Keeping | None = None,
 ) -> None:
-    """Minimise the mean over ranks of `loss_at(step)` over the trainable parameters of `net`; leaves their averages in place."""
+    """Minimise the mean over ranks of `loss_at(step)` over the trainable parameters of `net`; leaves their
+    averages in place."""
     named = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
     params = list(named.values())
     optimiser = adamw(params, lr=lr, weight_decay=weight_decay)
@@ -69,7 +72,13 @@ def fit(
         local = {"loss": loss.detach(), "gradient": gradient.clone()}
         gradient = collectives.mean(gradient)
         collectives.require_finite(local, step)
-        apply_gradient(optimiser, params, gradient, lr=warmup_cosine(step, lr=lr, warmup_steps=warmup_steps, total=steps), clip=clip)
+        apply_gradient(
+            optimiser,
+            params,
+            gradient,
+            lr=warmup_cosine(step, lr=lr, warmup_steps=warmup_steps, total=steps),
+            clip=clip,
+        )
         average.update(named)
         progress(step, loss.item())
         if keeping and keeping.save and (step == steps or time.monotonic() - kept_at >= keeping.every_s):
@@ -120,7 +129,8 @@ def train_judge(
     precision: str = "fp32",
     **options: object,
 ) -> None:
-    """Train `judge` by cross-entropy on `rows` of pixels with Gaussian noise of deviation `noise` added, moved by up to `shift` pixels.
+    """Train `judge` by cross-entropy on `rows` of pixels with Gaussian noise of deviation `noise` added,
+    moved by up to `shift` pixels.
 
     Of each target `label_smoothing` is spread evenly over the classes (Szegedy et al. 2016, section 7).
     """
@@ -129,9 +139,13 @@ def train_judge(
     def seen(step: int, rank: int, world: int) -> tuple[Tensor, Tensor]:
         batch = cycle.take(step - 1, batch_size, LANES, rank, world)
         keys = [generator(seed, "judge", *key) for key in zip(batch.sample_id, batch.draw)]
-        x = batch.mean + noise * torch.stack([torch.randn(batch.mean.shape[1:], generator=key) for key in keys])
+        x = batch.mean + noise * torch.stack(
+            [torch.randn(batch.mean.shape[1:], generator=key) for key in keys]
+        )
         if shift:
-            x = shifted(x, torch.stack([torch.randint(2 * shift + 1, (2,), generator=key) for key in keys]), shift)
+            x = shifted(
+                x, torch.stack([torch.randint(2 * shift + 1, (2,), generator=key) for key in keys]), shift
+            )
         return x.to(device), batch.y.to(device)
 
     def loss_at(step: int) -> Tensor:

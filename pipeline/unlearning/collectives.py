@@ -1,4 +1,5 @@
-"""All communication of the unlearning step. Reduce first, combine second: nothing else talks to the process group."""
+"""All communication of the unlearning step. Reduce first, combine second: nothing else talks to the process
+group."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -32,7 +33,8 @@ class Pending:
 
 
 class _MeanInGraph(torch.autograd.Function):
-    """Forward: mean over ranks. Backward: the cotangent is the same on all ranks and passes as it is; they average later."""
+    """Forward: mean over ranks. Backward: the cotangent is the same on all ranks and passes as it is; they
+    average later."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, collectives: "Collectives") -> Tensor:
@@ -45,7 +47,8 @@ class _MeanInGraph(torch.autograd.Function):
 
 
 class _SameOnAllRanks(torch.autograd.Function):
-    """Identity on what is the same on all ranks; its own cotangents are each rank's share, so backward is their mean."""
+    """Identity on what is the same on all ranks; its own cotangents are each rank's share, so backward is
+    their mean."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, collectives: "Collectives") -> Tensor:
@@ -58,7 +61,8 @@ class _SameOnAllRanks(torch.autograd.Function):
 
 
 def paired_sum(vectors: Iterable[Tensor]) -> Tensor:
-    """The sum of 2^k vectors, neighbours first, then neighbouring pairs and so on; made in place, at most k + 1 of them are held."""
+    """The sum of 2^k vectors, neighbours first, then neighbouring pairs and so on; made in place, at most k +
+    1 of them are held."""
     held: list[tuple[int, Tensor]] = []  # (how many went into it, their sum)
     for vector in vectors:
         count = 1
@@ -72,8 +76,9 @@ def paired_sum(vectors: Iterable[Tensor]) -> Tensor:
 class Collectives:
     """Means and sums over the ranks of a process group; without one, of a single process (world 1).
 
-    With `ordered` a mean adds in one order whatever the number of ranks, as long as that is a power of two: every rank and the
-    one half of the ranks further on, then those a quarter further on, and so on down to its neighbour.
+    With `ordered` a mean adds in one order whatever the number of ranks, as long as that is a power of two:
+    every rank and the one half of the ranks further on, then those a quarter further on, and so on down to
+    its neighbour.
     """
 
     def __init__(self, group: "dist.ProcessGroup | None" = None, *, ordered: bool = False):
@@ -81,8 +86,10 @@ class Collectives:
         self._active = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank(group) if self._active else 0
         self.world = dist.get_world_size(group) if self._active else 1
-        self._ordered = ordered and self.world > 2 and self.world & (self.world - 1) == 0  # two have only one order
-        self._device = "cuda" if self.world > 1 and dist.get_backend(group) == "nccl" else "cpu"  # where flags are reduced
+        # two have only one order
+        self._ordered = ordered and self.world > 2 and self.world & (self.world - 1) == 0
+        # where flags are reduced
+        self._device = "cuda" if self.world > 1 and dist.get_backend(group) == "nccl" else "cpu"
 
     def mean_async(self, buffer: Tensor) -> Pending:
         """Start averaging `buffer` over ranks, in place."""
@@ -101,7 +108,10 @@ class Collectives:
         while away:
             peer = self.rank ^ away
             peer = dist.get_global_rank(self._group, peer) if self._group is not None else peer
-            exchange = [dist.P2POp(dist.isend, buffer, peer, self._group), dist.P2POp(dist.irecv, other, peer, self._group)]
+            exchange = [
+                dist.P2POp(dist.isend, buffer, peer, self._group),
+                dist.P2POp(dist.irecv, other, peer, self._group),
+            ]
             for work in dist.batch_isend_irecv(exchange):
                 work.wait()
             buffer.add_(other)  # the same two numbers on both sides
@@ -111,8 +121,9 @@ class Collectives:
     def mean_in_graph(self, value: Tensor) -> Tensor:
         """The mean of `value` over ranks as part of the graph, for a loss that is no sum over rows.
 
-        Every rank computes the same loss of it, and the ranks' gradients are averaged afterwards: their mean is then the
-        gradient of that loss, and so is any further derivative. Collective, forward and in every second backward.
+        Every rank computes the same loss of it, and the ranks' gradients are averaged afterwards: their mean
+        is then the gradient of that loss, and so is any further derivative. Collective, forward and in every
+        second backward.
         """
         return _MeanInGraph.apply(value, self) if self.world > 1 else value
 
@@ -139,7 +150,8 @@ class Collectives:
         return buffer
 
     def require_finite(self, values: Mapping[str, Tensor], step: int) -> None:
-        """Raise `NonFiniteError` on every rank when any rank holds a non-finite value; names quantity, step and ranks."""
+        """Raise `NonFiniteError` on every rank when any rank holds a non-finite value; names quantity, step
+        and ranks."""
         names = list(values)
         flags = torch.zeros(self.world, len(names), device=next(iter(values.values())).device)
         flags[self.rank] = torch.stack([(~torch.isfinite(values[name]).all()).float() for name in names])
@@ -148,6 +160,6 @@ class Collectives:
             ranks = bad[:, index].nonzero().flatten().tolist()
             if ranks:
                 raise NonFiniteError(
-                    f"step {step}: {name} is not finite on rank {', '.join(map(str, ranks))}; the optimiser was not moved. "
-                    "Lower optim.lr or method.penalty, or use train.precision fp32"
+                    f"step {step}: {name} is not finite on rank {', '.join(map(str, ranks))}; the optimiser"
+                    " was not moved. Lower optim.lr or method.penalty, or use train.precision fp32"
                 )

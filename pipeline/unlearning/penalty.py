@@ -1,7 +1,7 @@
 """The orthogonality penalty cos^2(g_f, g_r) and gradient surgery on GLOBAL gradients (UNO, arXiv 2506.04712).
 
-cos^2 is not linear in per-worker gradients, and a projection is not either: both take vectors that were averaged over
-every rank and micro-batch first. Dot products are accumulated in float64.
+cos^2 is not linear in per-worker gradients, and a projection is not either: both take vectors that were
+averaged over every rank and micro-batch first. Dot products are accumulated in float64.
 """
 
 from dataclasses import dataclass
@@ -39,8 +39,9 @@ def dots(g_f: Tensor, g_r: Tensor) -> Dots:
 def penalty_directions(g_f: Tensor, g_r: Tensor) -> tuple[Tensor, Tensor, Dots]:
     """u = d cos^2 / d g_f and v = d cos^2 / d g_r at the global gradients, each (P,).
 
-    cos^2 = a^2 / (b c), so u = 2a/(bc) (g_r - (a/b) g_f) and v = 2a/(bc) (g_f - (a/c) g_r). The penalty's gradient is
-    then H_f u + H_r v: one vector-Jacobian product through the gradients, linear in the ranks, so it can be averaged.
+    cos^2 = a^2 / (b c), so u = 2a/(bc) (g_r - (a/b) g_f) and v = 2a/(bc) (g_f - (a/c) g_r). The penalty's
+    gradient is then H_f u + H_r v: one vector-Jacobian product through the gradients, linear in the ranks, so
+    it can be averaged.
     """
     d = dots(g_f, g_r)
     factor = 2 * d.a / (d.b * d.c + TINY)

@@ -1,0 +1,1 @@
+"""Weights on disk: model folders of our own, published formats read, feature extractors, decoders."""

@@ -5,7 +5,14 @@ from pipeline.config import BenchmarkConfig, parse
 
 
 def test_modes_of_the_second_order_product_agree() -> None:
-    small = {"width": 24, "depth": 4, "tokens": 16, "batch": 2, "repeats": 1, "trainable": "labels_and_adaln:2"}
+    small = {
+        "width": 24,
+        "depth": 4,
+        "tokens": 16,
+        "batch": 2,
+        "repeats": 1,
+        "trainable": "labels_and_adaln:2",
+    }
     found = run(parse(BenchmarkConfig, {"step": small}))
     assert found["recompute_error"] < 1e-4 and found["fd_central_error"] < 1e-2
     ratios = [name for name in found if "_over_" in name]

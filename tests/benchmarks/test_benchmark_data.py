@@ -27,6 +27,12 @@ def test_figures_are_all_there(ray_session: None, tmp_path: Path, monkeypatch: p
     found = data.run(parse(BenchmarkConfig, {"benchmark": "data", "data": settings}))
     assert found["images"] == 10 and found["rows"] == 1000 // 64 * 64
     assert set(found["bounds"]) <= found.keys() and all(found[name] >= 0 for name in found["bounds"])
-    for name in ("prepare_over_pil_cpu", "stream_rows_per_second", "pyarrow_rows_per_second", "stream_peak_growth", "prepare_peak_growth"):
+    for name in (
+        "prepare_over_pil_cpu",
+        "stream_rows_per_second",
+        "pyarrow_rows_per_second",
+        "stream_peak_growth",
+        "prepare_peak_growth",
+    ):
         assert found[name] > 0, name
     assert list(tmp_path.iterdir()) == []

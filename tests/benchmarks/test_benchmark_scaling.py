@@ -1,4 +1,5 @@
-"""The scaling benchmark on a small model: its figures hang together, and what it lacks is said before anything is measured."""
+"""The scaling benchmark on a small model: its figures hang together, and what it lacks is said before
+anything is measured."""
 
 from pathlib import Path
 

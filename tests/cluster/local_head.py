@@ -44,14 +44,29 @@ class LocalHead:
     def __enter__(self) -> "LocalHead":
         self.folder.mkdir(parents=True, exist_ok=True)
         self.log = (self.folder / "head.log").open("wb")
-        ports = {name: free_port() for name in ("port", "ray-client-server-port", "dashboard-agent-listen-port", "metrics-export-port")}
-        environment = {name: value for name, value in self.environment.items() if name != "RAY_API_SERVER_ADDRESS"}
+        ports = {
+            name: free_port()
+            for name in (
+                "port",
+                "ray-client-server-port",
+                "dashboard-agent-listen-port",
+                "metrics-export-port",
+            )
+        }
+        environment = {
+            name: value for name, value in self.environment.items() if name != "RAY_API_SERVER_ADDRESS"
+        }
         self.process = subprocess.Popen(
             [
                 *(PROGRAMS / "ray", "start", "--head", "--block", "--disable-usage-stats"),
                 *(f"--{name}={value}" for name, value in ports.items()),
                 *(f"--dashboard-port={self.address.rsplit(':', 1)[1]}", "--dashboard-host=127.0.0.1"),
-                *(f"--temp-dir={self.folder}", f"--num-cpus={self.cpus}", "--num-gpus=0", "--object-store-memory=200000000"),
+                *(
+                    f"--temp-dir={self.folder}",
+                    f"--num-cpus={self.cpus}",
+                    "--num-gpus=0",
+                    "--object-store-memory=200000000",
+                ),
             ],
             env=environment,
             stdout=self.log,
@@ -75,10 +90,14 @@ class LocalHead:
         self.process.wait()
         self.log.close()
 
-    def run(self, *command: str | Path, token: str | None = None, timeout: float = 900) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *command: str | Path, token: str | None = None, timeout: float = 900
+    ) -> subprocess.CompletedProcess[str]:
         """A command in the checkout that finds this cluster."""
         environment = self.environment if token is None else {**self.environment, "RAY_AUTH_TOKEN": token}
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+        return subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+        )
 
     def ray(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return self.run(PROGRAMS / "ray", *arguments)

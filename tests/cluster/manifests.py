@@ -19,7 +19,8 @@ def documents(name: str) -> list[dict[str, Any]]:
 
 @cache
 def kuberay_schema(kind: str) -> dict[str, Any]:
-    """The ray.io/v1 schema of `kind`, in which a field that it does not know is an error. Skips when the definitions are absent."""
+    """The ray.io/v1 schema of `kind`, in which a field that it does not know is an error. Skips when the
+    definitions are absent."""
     folder = Path(os.environ.get("UNLEARN_TEST_DATA", "/nonexistent")) / "kuberay-crds"
     path = folder / f"ray.io_{kind.lower()}s.yaml"
     if not path.is_file():
@@ -42,7 +43,8 @@ def kuberay_schema(kind: str) -> dict[str, Any]:
 
 
 def strict(schema: Any) -> Any:
-    """A copy without descriptions, every object with named properties closed, int-or-string fields left open to both."""
+    """A copy without descriptions, every object with named properties closed, int-or-string fields left open
+    to both."""
     if isinstance(schema, list):
         return [strict(item) for item in schema]
     if not isinstance(schema, dict):
@@ -54,7 +56,11 @@ def strict(schema: Any) -> Any:
         for key, value in schema.items()
         if key != "description"
     }
-    if "properties" in copy and "additionalProperties" not in copy and not copy.get("x-kubernetes-preserve-unknown-fields"):
+    if (
+        "properties" in copy
+        and "additionalProperties" not in copy
+        and not copy.get("x-kubernetes-preserve-unknown-fields")
+    ):
         copy["additionalProperties"] = False
     return copy
 

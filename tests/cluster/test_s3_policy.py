@@ -1,6 +1,8 @@
-"""The policy written out in the README is enough for the project's storage, and gives nothing outside of its prefix.
+"""The policy written out in the README is enough for the project's storage, and gives nothing outside of its
+prefix.
 
-The server checks actions and resources against the policy; it knows no conditions, so the one on ListBucket is not tried here.
+The server checks actions and resources against the policy; it knows no conditions, so the one on ListBucket
+is not tried here.
 """
 
 import os
@@ -36,16 +38,28 @@ def as_node() -> Iterator[None]:
             except OSError:
                 assert server.poll() is None and time.monotonic() < deadline, "the S3 server did not come up"
                 time.sleep(0.1)
-        owner = {"endpoint_url": url, "aws_access_key_id": "owner", "aws_secret_access_key": "owner", "region_name": "us-east-1"}
+        owner = {
+            "endpoint_url": url,
+            "aws_access_key_id": "owner",
+            "aws_secret_access_key": "owner",
+            "region_name": "us-east-1",
+        }
         s3, iam = boto3.client("s3", **owner), boto3.client("iam", **owner)
         s3.create_bucket(Bucket="bucket")
         s3.put_object(Bucket="bucket", Key="others/secret", Body=b"x")
-        policy = (CLUSTER / "s3-policy.json").read_text().replace("BUCKET", "bucket").replace("PREFIX", "unlearning")
+        policy = (
+            (CLUSTER / "s3-policy.json")
+            .read_text()
+            .replace("BUCKET", "bucket")
+            .replace("PREFIX", "unlearning")
+        )
         iam.create_user(UserName="node")
         iam.put_user_policy(UserName="node", PolicyName="storage", PolicyDocument=policy)
         key = iam.create_access_key(UserName="node")["AccessKey"]
         urllib.request.urlopen(
-            urllib.request.Request(f"{url}/moto-api/reset-auth", data=b"0", headers={"Content-Type": "text/plain"})
+            urllib.request.Request(
+                f"{url}/moto-api/reset-auth", data=b"0", headers={"Content-Type": "text/plain"}
+            )
         )  # from now on it checks
         os.environ.update(
             AWS_ENDPOINT_URL=url,
@@ -69,10 +83,13 @@ def test_it_is_enough(as_node: None) -> None:
     storage.require_writable(ROOT)
     assert not storage.exists(ROOT) and not storage.exists(f"{ROOT}/runs/first/result.json")
     storage.write_json(f"{ROOT}/runs/first/result.json", {"steps": 4})
-    storage.write_bytes(f"{ROOT}/partitions/abc/retain/x.parquet", b"0" * (60 << 20))  # large enough to go up in parts
+    # large enough to go up in parts
+    storage.write_bytes(f"{ROOT}/partitions/abc/retain/x.parquet", b"0" * (60 << 20))
     assert storage.read_json(f"{ROOT}/runs/first/result.json") == {"steps": 4}
     assert storage.read_range(f"{ROOT}/runs/first/result.json", 0, 1) == b"{"
-    assert storage.listing(f"{ROOT}/runs") == ["first"] and storage.walk(f"{ROOT}/partitions") == ["abc/retain/x.parquet"]
+    assert storage.listing(f"{ROOT}/runs") == ["first"] and storage.walk(f"{ROOT}/partitions") == [
+        "abc/retain/x.parquet"
+    ]
     fs, path = storage.filesystem(f"{ROOT}/runs/first/result.json")
     fs.rm_file(path)
     assert storage.listing(f"{ROOT}/runs") == []
@@ -90,7 +107,9 @@ def test_what_no_job_replaces_cannot_be_removed(as_node: None) -> None:
             storage.remove(kept)
 
 
-@pytest.mark.parametrize("place", ["s3://bucket/others/secret", "s3://bucket/secret", "s3://bucket/unlearning-too/x"])
+@pytest.mark.parametrize(
+    "place", ["s3://bucket/others/secret", "s3://bucket/secret", "s3://bucket/unlearning-too/x"]
+)
 def test_it_gives_nothing_beside(as_node: None, place: str) -> None:
     from pipeline import storage
     from pipeline.errors import InputError

@@ -52,21 +52,38 @@ def test_dry_run_prints_the_whole_call(submit: Any, capsys: pytest.CaptureFixtur
     said = capsys.readouterr().out
     words = shlex.split(said)
     assert (
-        words[:3] == ["ray", "job", "submit"] and f"--runtime-env-json {shlex.quote(words[words.index('--runtime-env-json') + 1])}" in said
+        words[:3] == ["ray", "job", "submit"]
+        and f"--runtime-env-json {shlex.quote(words[words.index('--runtime-env-json') + 1])}" in said
     )
     entrypoint = words[words.index("--") + 1 :]
-    assert entrypoint[:4] == ["python", "jobs/unlearn_imagenet.py", "--config", "jobs/configs/quickstart.yaml"]
+    assert entrypoint[:4] == [
+        "python",
+        "jobs/unlearn_imagenet.py",
+        "--config",
+        "jobs/configs/quickstart.yaml",
+    ]
     sets = entrypoint[5::2]
-    assert sets == ["request.exchange={1: 7}", "storage=/shared/unlearning", "tracking.uri=http://mlflow:5000", "run_id=forget-1-v1"]
+    assert sets == [
+        "request.exchange={1: 7}",
+        "storage=/shared/unlearning",
+        "tracking.uri=http://mlflow:5000",
+        "run_id=forget-1-v1",
+    ]
     metadata = submit.json.loads(words[words.index("--metadata-json") + 1])
-    assert (metadata["request_id"], metadata["run_id"], metadata["job"]) == ("forget-1", "forget-1-v1", "unlearn_imagenet")
+    assert (metadata["request_id"], metadata["run_id"], metadata["job"]) == (
+        "forget-1",
+        "forget-1-v1",
+        "unlearn_imagenet",
+    )
 
 
 def test_a_new_run_id_is_part_of_the_command(submit: Any) -> None:
     """So that sending the same command again continues the run."""
     made = [submit.prepare(submit.parser().parse_args(QUICKSTART)) for _ in range(2)]
     assert all(f"run_id={one.metadata['run_id']}" in one.entrypoint for one in made)
-    assert made[0].metadata["run_id"] != made[1].metadata["run_id"] and made[0].job_id.startswith(made[0].metadata["run_id"])
+    assert made[0].metadata["run_id"] != made[1].metadata["run_id"] and made[0].job_id.startswith(
+        made[0].metadata["run_id"]
+    )
 
 
 def test_every_job_is_known_or_refused(submit: Any) -> None:
@@ -85,7 +102,10 @@ def test_every_job_is_known_or_refused(submit: Any) -> None:
     ("arguments", "line"),
     [
         (["--config", "jobs/configs/quickstart.yaml"], "every node of the cluster reaches"),
-        (["--config", "jobs/configs/quickstart.yaml", "--storage", "./runs"], "every node of the cluster reaches"),
+        (
+            ["--config", "jobs/configs/quickstart.yaml", "--storage", "./runs"],
+            "every node of the cluster reaches",
+        ),
         (["--config", "jobs/configs/absent.yaml", "--storage", "/x"], "is no file"),
         (["--config", "/etc/hosts", "--storage", "/x"], "lies outside"),
         ([*QUICKSTART, "--job", "nothing"], "expected one of"),
@@ -95,24 +115,36 @@ def test_every_job_is_known_or_refused(submit: Any) -> None:
         ([*QUICKSTART], "no token: RAY_AUTH_TOKEN is not set"),
     ],
 )
-def test_what_is_refused_before_anything_is_sent(refused: Callable[..., str], arguments: list[str], line: str) -> None:
+def test_what_is_refused_before_anything_is_sent(
+    refused: Callable[..., str], arguments: list[str], line: str
+) -> None:
     assert line in refused(*arguments)
 
 
 @pytest.mark.parametrize(
-    "address", ["http://127.0.0.1:{port}", "127.0.0.1:{port}", "ray://127.0.0.1:{port}", "http://nowhere.invalid:8265"]
+    "address",
+    ["http://127.0.0.1:{port}", "127.0.0.1:{port}", "ray://127.0.0.1:{port}", "http://nowhere.invalid:8265"],
 )
-def test_addresses_where_nothing_answers(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+def test_addresses_where_nothing_answers(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", PLANTED)
     said = refused(*QUICKSTART, "--address", address.format(port=free_port()))
     assert "--address: " in said and "expected" in said and PLANTED not in said
 
 
-def test_no_secret_leaves_on_the_command_line(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_no_secret_leaves_on_the_command_line(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", PLANTED)
-    for arguments in (["--tracking", "http://op:hunter2@mlflow:5000"], ["--set", f"request.reason={PLANTED}"]):
+    for arguments in (
+        ["--tracking", "http://op:hunter2@mlflow:5000"],
+        ["--set", f"request.reason={PLANTED}"],
+    ):
         said = refused(*QUICKSTART, *arguments)
-        assert "carries a password or another secret" in said and PLANTED not in said and "hunter2" not in said
+        assert (
+            "carries a password or another secret" in said and PLANTED not in said and "hunter2" not in said
+        )
     for variable, value in (("AWS_SECRET_ACCESS_KEY", "x"), ("HARMLESS", f"a {PLANTED}")):
         path = tmp_path / "env.yaml"
         path.write_text(f"env_vars: {{{variable}: {value}}}\n")
@@ -126,20 +158,36 @@ def test_the_upload_is_small_and_whole(tmp_path: Path) -> None:
     from ray._private.runtime_env.packaging import create_package
 
     checkout = tmp_path / "checkout"
-    shutil.copytree(ROOT, checkout, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", ".*_cache", "*.egg-info"))
+    shutil.copytree(
+        ROOT,
+        checkout,
+        ignore=shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", ".*_cache", "*.egg-info"),
+    )
     heavy = b"\0" * (3 << 20)
-    for place in (".venv/lib/torch.so", "runs/models/m/model.safetensors", ".git/objects/pack/p.pack", ".mypy_cache/x", "docs/y.png"):
+    for place in (
+        ".venv/lib/torch.so",
+        "runs/models/m/model.safetensors",
+        ".git/objects/pack/p.pack",
+        ".mypy_cache/x",
+        "docs/y.png",
+    ):
         path = checkout / place
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(heavy)
     (checkout / "runs" / "mlflow.db").write_bytes(heavy)
     package = tmp_path / "package.zip"
     logging.getLogger("ray").setLevel(logging.ERROR)
-    create_package(str(checkout), package, include_gitignore=True, excludes=get_runtime_env_default_excludes())
+    create_package(
+        str(checkout), package, include_gitignore=True, excludes=get_runtime_env_default_excludes()
+    )
     names = set(zipfile.ZipFile(package).namelist())
     assert package.stat().st_size < 2 << 20
     tops = {name.split("/")[0] for name in names}
     assert {"jobs", "models", "pipeline"} <= tops and not {".venv", "runs", ".git", "tests", "docs"} & tops
-    code = {path.relative_to(ROOT).as_posix() for top in ("jobs", "models", "pipeline") for path in (ROOT / top).rglob("*.py")}
+    code = {
+        path.relative_to(ROOT).as_posix()
+        for top in ("jobs", "models", "pipeline")
+        for path in (ROOT / top).rglob("*.py")
+    }
     assert code <= names, "every module goes along"
     assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "jobs/configs").iterdir()} <= names

@@ -23,11 +23,11 @@ def ray_session() -> Iterator[None]:
 def digits_root(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A storage root with the digits lake, made shard by shard in this process."""
     from pipeline.config import PrepareConfig, parse
-    from pipeline.data import prepare_ray, shard_tasks
+    from pipeline.data import ingest, ingest_ray
 
     root = str(tmp_path_factory.mktemp("digits"))
     config = parse(PrepareConfig, {"storage": root, "prepare": {"size": 8, "channels": 1}})
-    prepare_ray.prepare(config, run=lambda tasks: map(shard_tasks.make_shard, tasks))
+    ingest_ray.prepare(config, run=lambda tasks: map(ingest.make_shard, tasks))
     return root
 
 

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 
 from pipeline import storage
 from pipeline.config import PrepareConfig, parse
-from pipeline.data import prepare_ray, shards
+from pipeline.data import ingest_ray, parquet_shards
 from pipeline.data.lake import Lake, lake_uri, read_lake
 from pipeline.errors import InputError
 
@@ -46,21 +46,27 @@ def test_manifest_describes_the_files(digits_lake: Lake) -> None:
 
 
 @pytest.mark.ray
-def test_ray_makes_the_same_lake_and_a_repeat_starts_no_ray(digits_lake: Lake, ray_session: None, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(prepare_ray, "GROUP_BYTES", 20 << 10)  # several tasks, of two shards each
-    made = prepare_ray.prepare(digits_config(tmp_path))
-    assert not made.reused and made.lake.digest == digits_lake.digest and made.lake.manifest.shards == digits_lake.manifest.shards
+def test_ray_makes_the_same_lake_and_a_repeat_starts_no_ray(
+    digits_lake: Lake, ray_session: None, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(ingest_ray, "GROUP_BYTES", 20 << 10)  # several tasks, of two shards each
+    made = ingest_ray.prepare(digits_config(tmp_path))
+    assert (
+        not made.reused
+        and made.lake.digest == digits_lake.digest
+        and made.lake.manifest.shards == digits_lake.manifest.shards
+    )
 
     def forbidden(tasks):
         raise AssertionError("a complete lake was made again")
 
-    again = prepare_ray.prepare(digits_config(tmp_path), run=forbidden)
+    again = ingest_ray.prepare(digits_config(tmp_path), run=forbidden)
     assert again.reused and again.lake == made.lake
 
 
 def test_other_settings_do_not_pass_for_the_same_lake(digits_root: str) -> None:
     with pytest.raises(InputError, match=r"source.held_out = 0.2, got 0.3.*--set lake="):
-        prepare_ray.prepare(digits_config(digits_root, source={"held_out": 0.3}))
+        ingest_ray.prepare(digits_config(digits_root, source={"held_out": 0.3}))
 
 
 def test_missing_and_outdated_lakes_say_what_to_run(digits_root: str, tmp_path: Path) -> None:
@@ -79,14 +85,21 @@ def test_a_class_the_lake_lacks(digits_lake: Lake) -> None:
 
 def test_a_lost_row_is_noticed(digits_lake: Lake, tmp_path: Path) -> None:
     shard = digits_lake.shards([3])[0]
-    source = shards.read(digits_lake.uri, shard)
-    made = shards.write(str(tmp_path), shard.path, [source.slice(1)], "image", (8, 8, 1), label=3, split="train")
+    source = parquet_shards.read(digits_lake.uri, shard)
+    made = parquet_shards.write(
+        str(tmp_path), shard.path, [source.slice(1)], "image", (8, 8, 1), label=3, split="train"
+    )
     lake = Lake(uri=str(tmp_path), manifest=digits_lake.manifest)
-    with pytest.raises(RuntimeError, match=rf"{shard.path}: its {made.bytes} bytes are not the {shard.bytes} its manifest describes"):
+    with pytest.raises(
+        RuntimeError,
+        match=rf"{shard.path}: its {made.bytes} bytes are not the {shard.bytes} its manifest describes",
+    ):
         lake.read([3])
     lying = shard.model_copy(update={"bytes": made.bytes, "sha256": made.sha256})
-    with pytest.raises(RuntimeError, match=rf"{shard.path}: found {shard.rows - 1} rows where its manifest says {shard.rows}"):
-        shards.read(str(tmp_path), lying)
+    with pytest.raises(
+        RuntimeError, match=rf"{shard.path}: found {shard.rows - 1} rows where its manifest says {shard.rows}"
+    ):
+        parquet_shards.read(str(tmp_path), lying)
 
 
 def test_a_changed_pixel_is_noticed(digits_lake: Lake, tmp_path: Path) -> None:
@@ -95,7 +108,7 @@ def test_a_changed_pixel_is_noticed(digits_lake: Lake, tmp_path: Path) -> None:
     data[len(data) // 2] ^= 1
     storage.write_bytes(storage.join(str(tmp_path), shard.path), bytes(data))
     with pytest.raises(RuntimeError, match="the file is damaged"):
-        shards.read(str(tmp_path), shard)
+        parquet_shards.read(str(tmp_path), shard)
 
 
 def test_digest_is_of_the_rows_not_of_the_name(digits_lake: Lake) -> None:

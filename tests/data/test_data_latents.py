@@ -1,4 +1,5 @@
-"""Latent lakes: made by an autoencoder, stored as mean and std, streamed in the scaled units the model sees."""
+"""Latent lakes: made by an autoencoder, stored as mean and std, streamed in the scaled
+units the model sees."""
 
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from test_data_preprocess import encoded, picture
 
 from pipeline import storage
 from pipeline.config import PrepareConfig, parse
-from pipeline.data import prepare_ray, shards, stream_local
+from pipeline.data import ingest_ray, parquet_shards, retain_stream_local
 from pipeline.data.lake import Class, Encoding, Lake, Manifest
 from pipeline.data.partition_ray import build_partition
 from pipeline.errors import InputError
@@ -46,10 +47,16 @@ def test_rows_are_the_autoencoders_posterior(tmp_path: Path, photos_uri: str, ra
     diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(0)
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    vae = diffusers.AutoencoderKL(**blocks, block_out_channels=(8, 8, 16, 16), norm_num_groups=4, latent_channels=4, sample_size=32).eval()
+    vae = diffusers.AutoencoderKL(
+        **blocks, block_out_channels=(8, 8, 16, 16), norm_num_groups=4, latent_channels=4, sample_size=32
+    ).eval()
     vae.save_pretrained(tmp_path / "vae")
-    lake = prepare_ray.prepare(latent_config(tmp_path / "runs", photos_uri, str(tmp_path / "vae"))).lake
-    assert lake.manifest.kind == "latent" and lake.manifest.shape == [4, 4, 4] and lake.manifest.encoder.scale == SCALE
+    lake = ingest_ray.prepare(latent_config(tmp_path / "runs", photos_uri, str(tmp_path / "vae"))).lake
+    assert (
+        lake.manifest.kind == "latent"
+        and lake.manifest.shape == [4, 4, 4]
+        and lake.manifest.encoder.scale == SCALE
+    )
     batch = lake.read()
     assert len(batch) == 8 and batch.mean.shape == batch.std.shape == (8, 4, 4, 4)
     for row, name in enumerate(batch.sample_id):
@@ -60,21 +67,28 @@ def test_rows_are_the_autoencoders_posterior(tmp_path: Path, photos_uri: str, ra
             posterior = vae.encode(x).latent_dist
         assert torch.allclose(batch.mean[row], posterior.mean[0] * SCALE, atol=2e-3)
         assert torch.allclose(batch.std[row], posterior.std[0] * SCALE, atol=2e-3)
-    assert prepare_ray.prepare(latent_config(tmp_path / "runs", photos_uri, str(tmp_path / "vae"))).reused
+    assert ingest_ray.prepare(latent_config(tmp_path / "runs", photos_uri, str(tmp_path / "vae"))).reused
     with pytest.raises(InputError, match=r"made with encoder.kind = 'autoencoder_kl', got 'identity'"):
         identity = latent_config(tmp_path / "runs", photos_uri, "x").model_dump() | {"encoder": {}}
-        prepare_ray.prepare(parse(PrepareConfig, identity))
+        ingest_ray.prepare(parse(PrepareConfig, identity))
 
 
 def test_missing_and_unfitting_weights(tmp_path: Path, photos_uri: str) -> None:
     with pytest.raises(InputError, match=r"encoder.weights: got none, expected the autoencoder_kl folder"):
         parse(PrepareConfig, {"encoder": {"kind": "autoencoder_kl"}})
-    with pytest.raises(InputError, match=r"nowhere/config.json is missing, expected a diffusers AutoencoderKL folder"):
-        prepare_ray.prepare(latent_config(tmp_path / "runs", photos_uri, str(tmp_path / "nowhere")))
-    storage.write_json(str(tmp_path / "vae/config.json"), {"block_out_channels": [8] * 4, "latent_channels": 4, "scaling_factor": SCALE})
+    with pytest.raises(
+        InputError, match=r"nowhere/config.json is missing, expected a diffusers AutoencoderKL folder"
+    ):
+        ingest_ray.prepare(latent_config(tmp_path / "runs", photos_uri, str(tmp_path / "nowhere")))
+    storage.write_json(
+        str(tmp_path / "vae/config.json"),
+        {"block_out_channels": [8] * 4, "latent_channels": 4, "scaling_factor": SCALE},
+    )
     storage.write_bytes(str(tmp_path / "vae/diffusion_pytorch_model.safetensors"), b"")
-    with pytest.raises(InputError, match=r"got images of 36 pixels, expected a multiple of the autoencoder's 8"):
-        prepare_ray.prepare(latent_config(tmp_path / "runs", photos_uri, str(tmp_path / "vae"), size=36))
+    with pytest.raises(
+        InputError, match=r"got images of 36 pixels, expected a multiple of the autoencoder's 8"
+    ):
+        ingest_ray.prepare(latent_config(tmp_path / "runs", photos_uri, str(tmp_path / "vae"), size=36))
     assert not (tmp_path / "runs").exists()
 
 
@@ -85,10 +99,19 @@ def test_latents_are_streamed_in_scaled_units(tmp_path: Path, unlearn_config) ->
         std = random.uniform(0.01, 1, (30, 4, 8, 8)).astype(np.float16)
         names = [f"c{label}-{i:02d}" for i in range(30)]
         values |= {name: (mean[i], std[i]) for i, name in enumerate(names)}
-        columns = {"latent_mean": shards.tensor_array(mean, "latent"), "latent_std": shards.tensor_array(std, "latent")}
-        table = shards.pa.table({"sample_id": names, "label": shards.pa.array([label] * 30, "int32"), **columns})
+        columns = {
+            "latent_mean": parquet_shards.tensor_array(mean, "latent"),
+            "latent_std": parquet_shards.tensor_array(std, "latent"),
+        }
+        table = parquet_shards.pa.table(
+            {"sample_id": names, "label": parquet_shards.pa.array([label] * 30, "int32"), **columns}
+        )
         path = f"data/label={label:05d}/part-00000.parquet"
-        made.append(shards.write(str(tmp_path / "lake"), path, [table], "latent", (4, 8, 8), label=label, split="train"))
+        made.append(
+            parquet_shards.write(
+                str(tmp_path / "lake"), path, [table], "latent", (4, 8, 8), label=label, split="train"
+            )
+        )
     manifest = Manifest(
         name="latents",
         schema_version=1,
@@ -101,9 +124,16 @@ def test_latents_are_streamed_in_scaled_units(tmp_path: Path, unlearn_config) ->
         encoder=Encoding(kind="autoencoder_kl", digest="0" * 64, scale=SCALE),
     )
     lake = Lake(uri=str(tmp_path / "lake"), manifest=manifest)
-    config = unlearn_config(request={"classes": [1], "exchange": {1: 2}}, optim={"batch_size": 16, "max_steps": 9})
+    config = unlearn_config(
+        request={"classes": [1], "exchange": {1: 2}}, optim={"batch_size": 16, "max_steps": 9}
+    )
     partition = build_partition(config, lake)
-    for batch in [*stream_local.retain_stream(partition, 0, 1), partition.forget(), partition.exchange(), lake.read()]:
+    for batch in [
+        *retain_stream_local.retain_stream(partition, 0, 1),
+        partition.forget(),
+        partition.exchange(),
+        lake.read(),
+    ]:
         assert batch.std is not None and batch.mean.dtype == batch.std.dtype == torch.float32
         for row, name in enumerate(batch.sample_id):
             mean, std = values[name]

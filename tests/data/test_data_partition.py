@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from pipeline import storage
-from pipeline.data import shards, stream_local, stream_ray
+from pipeline.data import parquet_shards, retain_stream_local, retain_stream_ray
 from pipeline.data.cycle import Cycle
 from pipeline.data.lake import Lake
 from pipeline.data.partition import Partition, selections, stream_order
 from pipeline.data.partition_ray import build_partition
-from pipeline.data.stream import ahead
+from pipeline.data.retain_stream import ahead
 from pipeline.errors import InputError
 
 STEPS, BATCH, LANES = 44, 64, 4
@@ -27,9 +27,13 @@ def partition(unlearn_config, digits_lake: Lake) -> Partition:
 
 def global_batches(partition: Partition, world: int, start_step: int = 0) -> list[list[tuple[str, int]]]:
     """Per step, the rows of all ranks, sorted."""
-    ranks = [list(stream_local.retain_stream(partition, rank, world, start_step)) for rank in range(world)]
+    ranks = [
+        list(retain_stream_local.retain_stream(partition, rank, world, start_step)) for rank in range(world)
+    ]
     assert len({len(rank) for rank in ranks}) == 1
-    return [sorted(pair for batch in step for pair in zip(batch.sample_id, batch.draw)) for step in zip(*ranks)]
+    return [
+        sorted(pair for batch in step for pair in zip(batch.sample_id, batch.draw)) for step in zip(*ranks)
+    ]
 
 
 def test_every_world_size_sees_the_same_global_batches(partition: Partition) -> None:
@@ -39,7 +43,7 @@ def test_every_world_size_sees_the_same_global_batches(partition: Partition) -> 
 
 
 def test_passes_take_every_retained_row_once_and_evenly(partition: Partition, digits_lake: Lake) -> None:
-    batches = list(stream_local.retain_stream(partition, 0, 1))
+    batches = list(retain_stream_local.retain_stream(partition, 0, 1))
     expected = set(digits_lake.read([0, 2, 3, 4, 5, 6, 7, 8, 9]).sample_id)
     drawn = [pair for batch in batches for pair in zip(batch.sample_id, batch.draw)]
     n = partition.manifest.retain_rows
@@ -54,7 +58,11 @@ def test_passes_take_every_retained_row_once_and_evenly(partition: Partition, di
 def test_rows_carry_their_own_pixels_and_labels(partition: Partition, digits_lake: Lake) -> None:
     lake = digits_lake.read()
     row_of = {name: i for i, name in enumerate(lake.sample_id)}
-    for batch in [*stream_local.retain_stream(partition, 1, 2, 40), partition.forget(), partition.exchange()]:
+    for batch in [
+        *retain_stream_local.retain_stream(partition, 1, 2, 40),
+        partition.forget(),
+        partition.exchange(),
+    ]:
         same = lake.take([row_of[name] for name in batch.sample_id])
         assert torch.equal(same.mean, batch.mean) and torch.equal(same.y, batch.y)
 
@@ -67,11 +75,16 @@ def test_resuming_gives_the_rest_of_the_stream(partition: Partition, start: int)
 @pytest.mark.ray
 def test_ray_and_local_readers_give_the_same_rows(partition: Partition, ray_session: None) -> None:
     for rank, world, start in ((0, 2, 0), (1, 2, 11), (2, 4, 43)):
-        local = list(stream_local.retain_stream(partition, rank, world, start))
-        by_ray = list(stream_ray.retain_stream(partition, rank, world, start))
+        local = list(retain_stream_local.retain_stream(partition, rank, world, start))
+        by_ray = list(retain_stream_ray.retain_stream(partition, rank, world, start))
         assert len(local) == len(by_ray) == STEPS - start
         for a, b in zip(local, by_ray):
-            assert a.sample_id == b.sample_id and a.draw == b.draw and torch.equal(a.mean, b.mean) and torch.equal(a.y, b.y)
+            assert (
+                a.sample_id == b.sample_id
+                and a.draw == b.draw
+                and torch.equal(a.mean, b.mean)
+                and torch.equal(a.y, b.y)
+            )
 
 
 @pytest.mark.ray
@@ -83,27 +96,41 @@ def test_the_stream_flows_while_training_holds_every_cpu(partition: Partition, r
     ray.get(held.ready(), timeout=60)
     try:
         assert ray.available_resources().get("CPU", 0) == 0
-        assert sum(len(batch) for batch in stream_ray.retain_stream(partition, 0, 2, 40)) == (STEPS - 40) * BATCH // 2
+        assert (
+            sum(len(batch) for batch in retain_stream_ray.retain_stream(partition, 0, 2, 40))
+            == (STEPS - 40) * BATCH // 2
+        )
     finally:
         remove_placement_group(held)
 
 
 @pytest.mark.ray
-def test_many_tasks_write_the_same_partition_as_one(partition: Partition, unlearn_config, digits_lake: Lake, ray_session, tmp_path) -> None:
+def test_many_tasks_write_the_same_partition_as_one(
+    partition: Partition, unlearn_config, digits_lake: Lake, ray_session, tmp_path
+) -> None:
     config = unlearn_config(storage=str(tmp_path / "other"))
     split = build_partition(config, digits_lake, task_bytes=30_000)  # several gather tasks, several buckets
     assert split.uri != partition.uri and split.manifest == partition.manifest
 
 
-def test_repeat_is_free_and_any_change_is_another_partition(unlearn_config, digits_lake: Lake, partition: Partition) -> None:
-    again = build_partition(unlearn_config(request={"id": "other-id", "classes": [1], "exchange": {1: 7}, "reason": "x"}), digits_lake)
+def test_repeat_is_free_and_any_change_is_another_partition(
+    unlearn_config, digits_lake: Lake, partition: Partition
+) -> None:
+    again = build_partition(
+        unlearn_config(request={"id": "other-id", "classes": [1], "exchange": {1: 7}, "reason": "x"}),
+        digits_lake,
+    )
     assert again.reused and again.uri == partition.uri
     others = [
         build_partition(unlearn_config(seed=1), digits_lake),
         build_partition(unlearn_config(request={"classes": [2], "exchange": {2: 7}}), digits_lake),
         build_partition(unlearn_config(request={"classes": [1], "exchange": {1: 8}}), digits_lake),
-        build_partition(unlearn_config(request={"classes": [1], "exchange": {1: 7}, "retain": "exchange"}), digits_lake),
-        build_partition(unlearn_config(optim={"batch_size": 64, "max_steps": 43, "prime_steps": 2}), digits_lake),
+        build_partition(
+            unlearn_config(request={"classes": [1], "exchange": {1: 7}, "retain": "exchange"}), digits_lake
+        ),
+        build_partition(
+            unlearn_config(optim={"batch_size": 64, "max_steps": 43, "prime_steps": 2}), digits_lake
+        ),
     ]
     shard = digits_lake.manifest.shards[0].model_copy(update={"sha256": "0" * 64})
     changed = digits_lake.manifest.model_copy(update={"shards": [shard, *digits_lake.manifest.shards[1:]]})
@@ -112,7 +139,9 @@ def test_repeat_is_free_and_any_change_is_another_partition(unlearn_config, digi
     assert len({other.digest for other in [partition, *others]}) == 7
 
 
-def test_forget_side_opens_only_the_forgotten_classes_files(unlearn_config, digits_lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forget_side_opens_only_the_forgotten_classes_files(
+    unlearn_config, digits_lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened: list[str] = []
     fs, _ = storage.filesystem(digits_lake.uri)
     original = type(fs).open
@@ -124,39 +153,60 @@ def test_forget_side_opens_only_the_forgotten_classes_files(unlearn_config, digi
 
     monkeypatch.setattr(type(fs), "open", counting)
     config = unlearn_config(
-        request={"classes": [1, 4], "exchange": {1: 7, 4: 7}, "retain": "exchange"}, optim={"batch_size": 8, "max_steps": 2}
+        request={"classes": [1, 4], "exchange": {1: 7, 4: 7}, "retain": "exchange"},
+        optim={"batch_size": 8, "max_steps": 2},
     )
     partition = build_partition(config, digits_lake)
     sides = partition.manifest.opened
     assert set(sides["forget"]) == {f"data/label={label:05d}/part-00000.parquet" for label in (1, 4)}
     assert set(sides["retain"]) == set(sides["exchange"]) == {"data/label=00007/part-00000.parquet"}
     assert Counter(opened) == Counter(path.removeprefix("data/") for side in sides.values() for path in side)
-    assert sorted(set(partition.forget().y.tolist())) == [1, 4] and set(partition.exchange().y.tolist()) == {7}
+    assert sorted(set(partition.forget().y.tolist())) == [1, 4] and set(partition.exchange().y.tolist()) == {
+        7
+    }
 
 
 def test_only_the_sampled_row_groups_are_read(tmp_path: Path) -> None:
     import pyarrow as pa
 
     values = np.arange(400, dtype=np.uint8).repeat(64).reshape(400, 8, 8, 1)
-    table = pa.table({"sample_id": [str(i) for i in range(400)], "label": [0] * 400, "image": shards.tensor_array(values, "image")})
-    storage.write_bytes(str(tmp_path / "x"), shards.encode([table], shards.schema("image", (8, 8, 1)), 100))
-    file = shards.File(path="x", rows=400, bytes=0, sha256="")
-    rows, groups = shards.read_rows(str(tmp_path), file, np.array([3, 99, 301]))
+    table = pa.table(
+        {
+            "sample_id": [str(i) for i in range(400)],
+            "label": [0] * 400,
+            "image": parquet_shards.tensor_array(values, "image"),
+        }
+    )
+    storage.write_bytes(
+        str(tmp_path / "x"), parquet_shards.encode([table], parquet_shards.schema("image", (8, 8, 1)), 100)
+    )
+    file = parquet_shards.File(path="x", rows=400, bytes=0, sha256="")
+    rows, groups = parquet_shards.read_rows(str(tmp_path), file, np.array([3, 99, 301]))
     assert groups == 2 and rows["sample_id"].to_pylist() == ["3", "99", "301"]
-    assert shards.tensor_values(rows["image"], "image", (8, 8, 1))[:, 0, 0, 0].tolist() == [3, 99, 301 - 256]
+    assert parquet_shards.tensor_values(rows["image"], "image", (8, 8, 1))[:, 0, 0, 0].tolist() == [
+        3,
+        99,
+        301 - 256,
+    ]
 
 
 def test_sample_ids_request(unlearn_config, digits_lake: Lake, tmp_path: Path) -> None:
     ids = list(digits_lake.read([3]).sample_id[:5] + digits_lake.read([5]).sample_id[-2:])
     (tmp_path / "ids.txt").write_text("\n".join(ids) + "\n\n")
-    partition = build_partition(unlearn_config(request={"sample_ids": str(tmp_path / "ids.txt"), "exchange": {3: 5}}), digits_lake)
+    partition = build_partition(
+        unlearn_config(request={"sample_ids": str(tmp_path / "ids.txt"), "exchange": {3: 5}}), digits_lake
+    )
     assert sorted(partition.forget().sample_id) == sorted(ids)
     assert len(partition.exchange()) == len(digits_lake.read([5])) - 2
     assert partition.manifest.retain_rows == len(digits_lake.read()) - 7
-    streamed = {name for batch in stream_local.retain_stream(partition, 0, 1) for name in batch.sample_id}
+    streamed = {
+        name for batch in retain_stream_local.retain_stream(partition, 0, 1) for name in batch.sample_id
+    }
     assert not streamed & set(ids) and len(streamed) == partition.manifest.retain_rows
     with pytest.raises(InputError, match=r"2 of 7 ids are no training rows of classes \[3\] 'digits'"):
-        build_partition(unlearn_config(request={"classes": [3], "sample_ids": str(tmp_path / "ids.txt")}), digits_lake)
+        build_partition(
+            unlearn_config(request={"classes": [3], "sample_ids": str(tmp_path / "ids.txt")}), digits_lake
+        )
 
 
 @pytest.mark.parametrize(
@@ -164,54 +214,68 @@ def test_sample_ids_request(unlearn_config, digits_lake: Lake, tmp_path: Path) -
     [
         ({}, "neither classes nor sample_ids"),
         ({"classes": [12]}, "class 12 is not in the lake"),
-        ({"classes": [1], "exchange": {1: 1}, "retain": "exchange"}, "class 1 is both forgotten and retained"),
+        (
+            {"classes": [1], "exchange": {1: 1}, "retain": "exchange"},
+            "class 1 is both forgotten and retained",
+        ),
         ({"classes": [1], "retain": "exchange"}, "leaves no class to retain; expected request.exchange"),
         ({"classes": [1], "retain": "neighbours"}, "leaves no class to retain; expected neighbours"),
         ({"sample_ids": "/nowhere/ids.txt"}, "which is missing; expected a text file"),
     ],
 )
-def test_requests_the_lake_cannot_serve(unlearn_config, digits_lake: Lake, tmp_path: Path, request_: dict, message: str) -> None:
+def test_requests_the_lake_cannot_serve(
+    unlearn_config, digits_lake: Lake, tmp_path: Path, request_: dict, message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         build_partition(unlearn_config(request=request_), digits_lake)
     assert not (tmp_path / "runs").exists()
 
 
 def test_fewer_retain_rows_than_a_batch(unlearn_config, digits_lake: Lake) -> None:
-    config = unlearn_config(request={"classes": [1], "exchange": {1: 7}, "retain": "exchange"}, optim={"batch_size": 512, "max_steps": 2})
-    with pytest.raises(InputError, match=r"batch_size: got 512, but retain policy 'exchange' leaves 143 rows"):
+    config = unlearn_config(
+        request={"classes": [1], "exchange": {1: 7}, "retain": "exchange"},
+        optim={"batch_size": 512, "max_steps": 2},
+    )
+    with pytest.raises(
+        InputError, match=r"batch_size: got 512, but retain policy 'exchange' leaves 143 rows"
+    ):
         build_partition(config, digits_lake)
 
 
 def test_neighbours_are_what_the_caller_says(unlearn_config, digits_lake: Lake) -> None:
     config = unlearn_config(request={"classes": [1], "exchange": {1: 7}, "retain": "neighbours"})
     partition = build_partition(config, digits_lake, neighbours=[7, 8])
-    assert {label for batch in stream_local.retain_stream(partition, 0, 1) for label in batch.y.tolist()} == {7, 8}
+    assert {
+        label for batch in retain_stream_local.retain_stream(partition, 0, 1) for label in batch.y.tolist()
+    } == {7, 8}
 
 
 def test_a_row_out_of_place_is_refused(partition: Partition) -> None:
     file = partition.manifest.retain[5]
     uri = storage.join(partition.uri, file.path)
-    table = shards.read(partition.uri, file)
-    data = shards.encode([table.take([1, 0, *range(2, file.rows)])], table.schema, 64)
+    table = parquet_shards.read(partition.uri, file)
+    data = parquet_shards.encode([table.take([1, 0, *range(2, file.rows)])], table.schema, 64)
     storage.write_bytes(uri, data)
     file = file.model_copy(update={"bytes": len(data)})
     retain = [file if other.path == file.path else other for other in partition.manifest.retain]
-    partition = Partition(uri=partition.uri, manifest=partition.manifest.model_copy(update={"retain": retain}))
+    partition = Partition(
+        uri=partition.uri, manifest=partition.manifest.model_copy(update={"retain": retain})
+    )
     with pytest.raises(RuntimeError, match="out of place"):
-        list(stream_local.retain_stream(partition, 0, 1))
+        list(retain_stream_local.retain_stream(partition, 0, 1))
 
 
 def test_batches_are_made_ready_ahead_and_errors_come_in_their_place(partition: Partition) -> None:
     made: list[int] = []
 
     def source(fail_at: int | None = None):
-        for number, batch in enumerate(stream_local.retain_stream(partition, 0, 1)):
+        for number, batch in enumerate(retain_stream_local.retain_stream(partition, 0, 1)):
             if number == fail_at:
                 raise RuntimeError("the stream broke")
             made.append(number)
             yield batch
 
-    plain = [batch.sample_id for batch in stream_local.retain_stream(partition, 0, 1)]
+    plain = [batch.sample_id for batch in retain_stream_local.retain_stream(partition, 0, 1)]
     assert [batch.sample_id for batch in ahead(source())] == plain and made == list(range(STEPS))
     taken = []
     with pytest.raises(RuntimeError, match="the stream broke"):
@@ -228,13 +292,19 @@ def test_batches_are_made_ready_ahead_and_errors_come_in_their_place(partition: 
     assert threads and not any(thread.is_alive() for thread in threads) and len(made) <= 5
 
 
-def test_named_ids_are_looked_up_once_for_check_and_partition(unlearn_config, digits_lake: Lake, tmp_path: Path, monkeypatch) -> None:
+def test_named_ids_are_looked_up_once_for_check_and_partition(
+    unlearn_config, digits_lake: Lake, tmp_path: Path, monkeypatch
+) -> None:
     ids = list(digits_lake.read([2]).sample_id[:4])
     (tmp_path / "ids.txt").write_text("\n".join(ids))
     config = unlearn_config(request={"classes": [2, 3], "sample_ids": str(tmp_path / "ids.txt")})
     read: list[str] = []
-    once = shards.read_column
-    monkeypatch.setattr(shards, "read_column", lambda root, file, column: read.append(file.path) or once(root, file, column))
+    once = parquet_shards.read_column
+    monkeypatch.setattr(
+        parquet_shards,
+        "read_column",
+        lambda root, file, column: read.append(file.path) or once(root, file, column),
+    )
     forget, _, _ = selections(config, digits_lake, ids, None)
     partition = build_partition(config, digits_lake)
     assert len(read) == len(set(read)) == 2 and sorted(partition.forget().sample_id) == sorted(ids)
@@ -262,9 +332,19 @@ def test_cycle_is_the_same_at_every_world_size(digits_lake: Lake) -> None:
         one = cycle.take(step, BATCH, LANES, 0, 1)
         for world in (2, 4):
             parts = [cycle.take(step, BATCH, LANES, rank, world) for rank in range(world)]
-            assert sorted(zip(one.sample_id, one.draw)) == sorted(pair for part in parts for pair in zip(part.sample_id, part.draw))
+            assert sorted(zip(one.sample_id, one.draw)) == sorted(
+                pair for part in parts for pair in zip(part.sample_id, part.draw)
+            )
         drawn += list(zip(one.sample_id, one.draw))
     assert len(set(drawn)) == len(drawn) == 7 * BATCH
-    assert {name for name, draw in drawn if draw == 0} == set(cycle.batch.sample_id) and Counter(d for _, d in drawn)[0] == n
-    assert cycle.take(2, BATCH, LANES, 1, 2).sample_id == Cycle(cycle.batch, seed=3, name="forget").take(2, BATCH, LANES, 1, 2).sample_id
-    assert cycle.take(0, BATCH, LANES, 0, 1).sample_id != Cycle(cycle.batch, seed=4, name="forget").take(0, BATCH, LANES, 0, 1).sample_id
+    assert {name for name, draw in drawn if draw == 0} == set(cycle.batch.sample_id) and Counter(
+        d for _, d in drawn
+    )[0] == n
+    assert (
+        cycle.take(2, BATCH, LANES, 1, 2).sample_id
+        == Cycle(cycle.batch, seed=3, name="forget").take(2, BATCH, LANES, 1, 2).sample_id
+    )
+    assert (
+        cycle.take(0, BATCH, LANES, 0, 1).sample_id
+        != Cycle(cycle.batch, seed=4, name="forget").take(0, BATCH, LANES, 0, 1).sample_id
+    )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.preprocess import Unreadable, to_pixels
+from pipeline.data.image_transforms import Unreadable, to_pixels
 
 
 def picture(width: int, height: int, seed: int = 0) -> np.ndarray:
@@ -15,7 +15,9 @@ def picture(width: int, height: int, seed: int = 0) -> np.ndarray:
     random = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width]
     waves = [np.sin(x / (7 + i) + i) + np.cos(y / (11 - i)) for i in range(3)]
-    return np.clip(np.stack(waves, -1) * 50 + 128 + random.normal(0, 8, (height, width, 3)), 0, 255).astype(np.uint8)
+    return np.clip(np.stack(waves, -1) * 50 + 128 + random.normal(0, 8, (height, width, 3)), 0, 255).astype(
+        np.uint8
+    )
 
 
 def encoded(image: Image.Image, kind: str, **options) -> bytes:
@@ -38,7 +40,9 @@ def reference(rgb: Image.Image, size: int) -> np.ndarray:
     return pixels[top : top + size, left : left + size]
 
 
-@pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (64, 64), (40, 90), (127, 128), (1031, 517), (20, 33)])
+@pytest.mark.parametrize(
+    ("width", "height"), [(500, 375), (375, 500), (64, 64), (40, 90), (127, 128), (1031, 517), (20, 33)]
+)
 def test_scaling_and_cropping(width: int, height: int) -> None:
     image = Image.fromarray(picture(width, height))
     assert np.array_equal(to_pixels(encoded(image, "PNG"), (64, 64, 3)), reference(image, 64))
@@ -47,7 +51,8 @@ def test_scaling_and_cropping(width: int, height: int) -> None:
 def test_exact_halvings_are_plain_means() -> None:
     pixels = picture(256, 256)
     means = pixels.reshape(128, 2, 128, 2, 3).mean((1, 3))
-    assert np.abs(to_pixels(encoded(Image.fromarray(pixels), "PNG"), (128, 128, 3)) - means).max() <= 1  # two passes, each rounded
+    # two passes, each rounded
+    assert np.abs(to_pixels(encoded(Image.fromarray(pixels), "PNG"), (128, 128, 3)) - means).max() <= 1
 
 
 def test_grey_is_three_equal_channels() -> None:
@@ -77,7 +82,9 @@ def test_exif_rotation_is_undone(orientation: int, turn: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = Image.fromarray(np.rot90(upright, turn).copy())
-    assert np.array_equal(to_pixels(encoded(stored, "PNG", exif=exif.tobytes()), (64, 64, 3)), upright[:, 16:80])
+    assert np.array_equal(
+        to_pixels(encoded(stored, "PNG", exif=exif.tobytes()), (64, 64, 3)), upright[:, 16:80]
+    )
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])

@@ -14,18 +14,19 @@ import s3_servers
 
 from pipeline import storage
 from pipeline.config import PrepareConfig, parse
-from pipeline.data import prepare_ray, shard_tasks, stream_local
-from pipeline.data.encoder import plan_encoding
+from pipeline.data import ingest, ingest_ray, retain_stream_local
 from pipeline.data.lake import Lake, lake_uri, read_lake
 from pipeline.data.partition_ray import build_partition
+from pipeline.data.vae_encoder import plan_encoding
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 import sys
 from pipeline.config import PrepareConfig, parse
-from pipeline.data import prepare_ray, shard_tasks
-config = parse(PrepareConfig, {"storage": sys.argv[1], "prepare": {"size": 8, "channels": 1, "shard_rows": 30}})
-prepare_ray.prepare(config, run=lambda tasks: map(shard_tasks.make_shard, tasks))
+from pipeline.data import ingest, ingest_ray
+small = {"size": 8, "channels": 1, "shard_rows": 30}
+config = parse(PrepareConfig, {"storage": sys.argv[1], "prepare": small})
+ingest_ray.prepare(config, run=lambda tasks: map(ingest.make_shard, tasks))
 """
 
 
@@ -34,12 +35,12 @@ def config(root: str) -> PrepareConfig:
 
 
 def in_process(tasks):
-    return map(shard_tasks.make_shard, tasks)
+    return map(ingest.make_shard, tasks)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Lake:
-    return prepare_ray.prepare(config(str(tmp_path_factory.mktemp("undisturbed"))), run=in_process).lake
+    return ingest_ray.prepare(config(str(tmp_path_factory.mktemp("undisturbed"))), run=in_process).lake
 
 
 def test_killed_three_times_then_completed(undisturbed: Lake, tmp_path: Path) -> None:
@@ -64,10 +65,15 @@ def test_killed_three_times_then_completed(undisturbed: Lake, tmp_path: Path) ->
         made.extend(task.path for task in tasks)
         return in_process(tasks)
 
-    result = prepare_ray.prepare(config(str(tmp_path)), run=counting)
+    result = ingest_ray.prepare(config(str(tmp_path)), run=counting)
     assert result.continued >= done and len(made) + result.continued == len(undisturbed.manifest.shards)
-    assert result.lake.digest == undisturbed.digest and result.lake.manifest.shards == undisturbed.manifest.shards
-    files = {str(path.relative_to(result.lake.uri)) for path in Path(result.lake.uri).rglob("*") if path.is_file()}
+    assert (
+        result.lake.digest == undisturbed.digest
+        and result.lake.manifest.shards == undisturbed.manifest.shards
+    )
+    files = {
+        str(path.relative_to(result.lake.uri)) for path in Path(result.lake.uri).rglob("*") if path.is_file()
+    }
     assert files == {"manifest.json", *(shard.path for shard in undisturbed.manifest.shards)}
 
 
@@ -76,32 +82,38 @@ def test_notes_of_other_images_are_not_believed(undisturbed: Lake, tmp_path: Pat
         for number, task in enumerate(tasks):
             if number == 5:
                 raise KeyboardInterrupt
-            yield shard_tasks.make_shard(task)
+            yield ingest.make_shard(task)
 
-    other = parse(PrepareConfig, {**config(str(tmp_path)).model_dump(), "source": {"kind": "digits", "held_out": 0.5}})
+    other = parse(
+        PrepareConfig, {**config(str(tmp_path)).model_dump(), "source": {"kind": "digits", "held_out": 0.5}}
+    )
     with pytest.raises(KeyboardInterrupt):
-        prepare_ray.prepare(other, run=stop_after_five)
-    result = prepare_ray.prepare(config(str(tmp_path)), run=in_process)
+        ingest_ray.prepare(other, run=stop_after_five)
+    result = ingest_ray.prepare(config(str(tmp_path)), run=in_process)
     assert result.continued == 0 and result.lake.digest == undisturbed.digest
 
 
 def test_a_shard_that_does_not_arrive_is_noticed(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="the shards just made: found 1767 rows where its manifest says 1797"):
-        prepare_ray.prepare(config(str(tmp_path)), run=lambda tasks: map(shard_tasks.make_shard, tasks[1:]))
+    with pytest.raises(
+        RuntimeError, match="the shards just made: found 1767 rows where its manifest says 1797"
+    ):
+        ingest_ray.prepare(config(str(tmp_path)), run=lambda tasks: map(ingest.make_shard, tasks[1:]))
     assert not (tmp_path / "lakes/digits/manifest.json").exists()
 
 
-def test_a_group_of_shards_ends_with_the_first_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_group_of_shards_ends_with_the_first_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings, tried = config(str(tmp_path)), []
-    source, items = prepare_ray.listed(settings)
-    tasks = shard_tasks.plan(items, source, lake_uri(str(tmp_path), "digits"), settings, plan_encoding(settings))
+    source, items = ingest_ray.listed(settings)
+    tasks = ingest.plan(items, source, lake_uri(str(tmp_path), "digits"), settings, plan_encoding(settings))
 
     def gone(uri: str, data: bytes) -> None:
         tried.append(uri)
         raise storage.StorageError(f"could not write {uri}: gave up")
 
     monkeypatch.setattr(storage, "write_bytes", gone)
-    (row,) = prepare_ray._make({"tasks": pickle.dumps(tasks[:5])})
+    (row,) = ingest_ray._make({"tasks": pickle.dumps(tasks[:5])})
     assert len(tried) == 1 and isinstance(pickle.loads(row["error"]), storage.StorageError)
     assert not (tmp_path / "lakes/digits/progress").exists(), "nothing is noted as done"
 
@@ -119,23 +131,34 @@ def test_lake_and_partition_on_s3_through_faults(s3, undisturbed: Lake, unlearn_
         for number, task in enumerate(tasks):
             if number in (3, 20, 50):
                 proxy.misbehave("reset", "503")
-            yield shard_tasks.make_shard(task)
+            yield ingest.make_shard(task)
 
-    lake = prepare_ray.prepare(config("s3://bucket/runs"), run=faulty).lake
-    assert lake.digest == undisturbed.digest and read_lake(lake_uri("s3://bucket/runs", "digits")).manifest == lake.manifest
+    lake = ingest_ray.prepare(config("s3://bucket/runs"), run=faulty).lake
+    assert (
+        lake.digest == undisturbed.digest
+        and read_lake(lake_uri("s3://bucket/runs", "digits")).manifest == lake.manifest
+    )
     assert storage.listing(lake.uri) == ["data", "manifest.json"]
     proxy.misbehave("truncate", "503")
     partition = build_partition(unlearn_config(storage="s3://bucket/runs"), lake)
     proxy.misbehave("truncate", "truncate")
-    streamed = [name for batch in stream_local.retain_stream(partition, 0, 1) for name in batch.sample_id]
+    streamed = [
+        name for batch in retain_stream_local.retain_stream(partition, 0, 1) for name in batch.sample_id
+    ]
     local = build_partition(unlearn_config(), undisturbed)
-    assert streamed == [name for batch in stream_local.retain_stream(local, 0, 1) for name in batch.sample_id]
-    assert partition.digest == local.digest and [f.sha256 for f in partition.manifest.retain] == [f.sha256 for f in local.manifest.retain]
+    assert streamed == [
+        name for batch in retain_stream_local.retain_stream(local, 0, 1) for name in batch.sample_id
+    ]
+    assert partition.digest == local.digest and [f.sha256 for f in partition.manifest.retain] == [
+        f.sha256 for f in local.manifest.retain
+    ]
     assert not proxy.faults and proxy.served.count("truncate") == 3
 
 
 @pytest.mark.ray
-def test_a_server_that_dies_and_returns_while_workers_write(s3, ray_after_environment, undisturbed: Lake) -> None:
+def test_a_server_that_dies_and_returns_while_workers_write(
+    s3, ray_after_environment, undisturbed: Lake
+) -> None:
     proxy, server = s3
     notes, away = server.folder / "bucket/runs/lakes/digits/progress", threading.Event()
 
@@ -150,7 +173,7 @@ def test_a_server_that_dies_and_returns_while_workers_write(s3, ray_after_enviro
 
     happening = threading.Thread(target=outage, daemon=True)
     happening.start()
-    lake = prepare_ray.prepare(config("s3://bucket/runs")).lake
+    lake = ingest_ray.prepare(config("s3://bucket/runs")).lake
     happening.join(60)
     assert away.is_set() and len(undisturbed.manifest.shards) > 10, "it went away before the end"
     assert lake.digest == undisturbed.digest and lake.manifest.shards == undisturbed.manifest.shards
@@ -158,15 +181,26 @@ def test_a_server_that_dies_and_returns_while_workers_write(s3, ray_after_enviro
 
 
 @pytest.mark.ray
-def test_ray_workers_write_to_and_read_from_s3(s3, ray_after_environment, undisturbed: Lake, unlearn_config) -> None:
-    from pipeline.data import stream_ray
+def test_ray_workers_write_to_and_read_from_s3(
+    s3, ray_after_environment, undisturbed: Lake, unlearn_config
+) -> None:
+    from pipeline.data import retain_stream_ray
 
-    small = parse(PrepareConfig, {"storage": "s3://bucket/runs", "prepare": {"size": 8, "channels": 1, "shard_rows": 150}})
-    lake = prepare_ray.prepare(small).lake
-    assert lake.read().sample_id == undisturbed.read().sample_id and lake.manifest.classes == undisturbed.manifest.classes
+    small = parse(
+        PrepareConfig,
+        {"storage": "s3://bucket/runs", "prepare": {"size": 8, "channels": 1, "shard_rows": 150}},
+    )
+    lake = ingest_ray.prepare(small).lake
+    assert (
+        lake.read().sample_id == undisturbed.read().sample_id
+        and lake.manifest.classes == undisturbed.manifest.classes
+    )
     partition = build_partition(unlearn_config(storage="s3://bucket/runs"), lake)
-    by_ray = [batch.sample_id for batch in stream_ray.retain_stream(partition, 1, 2)]
-    assert by_ray == [batch.sample_id for batch in stream_local.retain_stream(partition, 1, 2)] and len(by_ray) == 44
+    by_ray = [batch.sample_id for batch in retain_stream_ray.retain_stream(partition, 1, 2)]
+    assert (
+        by_ray == [batch.sample_id for batch in retain_stream_local.retain_stream(partition, 1, 2)]
+        and len(by_ray) == 44
+    )
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
-"""Every raw layout into a lake: the same images give the same rows, and what is wrong with a source is said in one line."""
+"""Every raw layout into a lake: the same images give the same rows, and what is wrong with a source is said
+in one line."""
 
 import gzip
 import json
@@ -17,7 +18,7 @@ from PIL import Image
 from test_data_preprocess import encoded, picture, reference
 
 from pipeline.config import PrepareConfig, parse
-from pipeline.data import prepare_ray, shard_tasks, shards
+from pipeline.data import ingest, ingest_ray, parquet_shards
 from pipeline.data.lake import Lake
 from pipeline.data.sources import regroup
 from pipeline.data.sources.parquet import ParquetImages
@@ -29,7 +30,7 @@ WNIDS = {"n01440764": 0, "n02099601": 207, "n02099712": 208}
 def make(root: Path, **source) -> Lake:
     prepare = source.pop("prepare", {"size": 32})
     config = parse(PrepareConfig, {"storage": str(root), "lake": "x", "source": source, "prepare": prepare})
-    return prepare_ray.prepare(config, run=lambda tasks: map(shard_tasks.make_shard, tasks)).lake
+    return ingest_ray.prepare(config, run=lambda tasks: map(ingest.make_shard, tasks)).lake
 
 
 @pytest.fixture
@@ -53,27 +54,48 @@ def real_photos() -> list[Photo]:
     label_of = {wnid: int(label) for label, (wnid, _) in index.items()}
     files = sorted(folder.glob("*/*.JPEG"))
     assert len(files) >= 200
-    return [Photo(name=file.name, wnid=file.parent.name, label=label_of[file.parent.name], data=file.read_bytes()) for file in files]
+    return [
+        Photo(name=file.name, wnid=file.parent.name, label=label_of[file.parent.name], data=file.read_bytes())
+        for file in files
+    ]
 
 
 @pytest.mark.parametrize(("which", "size"), [("photos", 32), ("real_photos", 256)])
-def test_three_layouts_of_the_same_images_give_the_same_lake(request, tmp_path: Path, which: str, size: int) -> None:
+def test_three_layouts_of_the_same_images_give_the_same_lake(
+    request, tmp_path: Path, which: str, size: int
+) -> None:
     photos: list[Photo] = request.getfixturevalue(which)
     prepare = {"size": size, "shard_rows": 5}
     lakes = [
-        make(tmp_path / "a", kind="imagefolder", uri=as_folders(tmp_path / "folders", photos), prepare=prepare),
-        make(tmp_path / "b", kind="parquet", uri=as_parquet(tmp_path / "pq", photos), classes="imagenet", prepare=prepare),
-        make(tmp_path / "c", kind="webdataset", uri=as_tars(tmp_path / "tars", photos), classes="imagenet", prepare=prepare),
+        make(
+            tmp_path / "a", kind="imagefolder", uri=as_folders(tmp_path / "folders", photos), prepare=prepare
+        ),
+        make(
+            tmp_path / "b",
+            kind="parquet",
+            uri=as_parquet(tmp_path / "pq", photos),
+            classes="imagenet",
+            prepare=prepare,
+        ),
+        make(
+            tmp_path / "c",
+            kind="webdataset",
+            uri=as_tars(tmp_path / "tars", photos),
+            classes="imagenet",
+            prepare=prepare,
+        ),
     ]
     assert len({lake.digest for lake in lakes}) == 1
     assert lakes[0].manifest.shards == lakes[1].manifest.shards == lakes[2].manifest.shards
     lake, rejected = lakes[0], lakes[0].manifest.rejected
-    assert rejected == 0 and sum(item.train_rows + item.heldout_rows for item in lake.manifest.classes) == len(photos)
+    assert rejected == 0 and sum(
+        item.train_rows + item.heldout_rows for item in lake.manifest.classes
+    ) == len(photos)
     assert lake.manifest.classes[207].name == "golden_retriever" and lake.manifest.classes[0].name == "tench"
     by_id = {photo.name.rpartition(".")[0]: photo for photo in photos}
     for shard in lake.manifest.shards:
-        table = shards.read(lake.uri, shard)
-        images = shards.tensor_values(table["image"], "image", (size, size, 3))
+        table = parquet_shards.read(lake.uri, shard)
+        images = parquet_shards.tensor_values(table["image"], "image", (size, size, 3))
         for name, label, pixels in zip(table["sample_id"].to_pylist(), table["label"].to_pylist(), images):
             assert label == by_id[name].label
             (tmp_path / "one").write_bytes(by_id[name].data)
@@ -81,7 +103,9 @@ def test_three_layouts_of_the_same_images_give_the_same_lake(request, tmp_path: 
                 assert np.array_equal(pixels, reference(image.convert("RGB"), size)), name
 
 
-def test_scattered_classes_are_regrouped_first_with_the_same_result(tmp_path: Path, photos: list[Photo], monkeypatch) -> None:
+def test_scattered_classes_are_regrouped_first_with_the_same_result(
+    tmp_path: Path, photos: list[Photo], monkeypatch
+) -> None:
     uri = as_parquet(tmp_path / "pq", photos, group_rows=2)
     prepare = {"size": 32, "shard_rows": 3}
     direct = make(tmp_path / "direct", kind="parquet", uri=uri, classes="imagenet", prepare=prepare)
@@ -91,22 +115,39 @@ def test_scattered_classes_are_regrouped_first_with_the_same_result(tmp_path: Pa
     monkeypatch.setattr(regroup, "regroup", lambda plan: copied.append(len(plan.sizes)) or once(plan))
     regrouped = make(tmp_path / "regrouped", kind="parquet", uri=uri, classes="imagenet", prepare=prepare)
     assert copied == [3, 3] and regrouped.manifest.shards == direct.manifest.shards
-    assert sorted(path.name for path in (tmp_path / "regrouped/lakes/x").iterdir()) == ["data", "manifest.json"]
+    assert sorted(path.name for path in (tmp_path / "regrouped/lakes/x").iterdir()) == [
+        "data",
+        "manifest.json",
+    ]
     items = ParquetImages(uri, "imagenet", 0.2).items()
     one_class = [item for item in items if item.label == 207]
-    sizes = [pq.read_metadata(file).row_group(i).total_byte_size for file in Path(uri).iterdir() for i in range(6)]
-    assert regroup.reread_bytes([one_class, one_class]) == 2 * regroup.reread_bytes([one_class]) <= 2 * sum(sizes)
+    sizes = [
+        pq.read_metadata(file).row_group(i).total_byte_size for file in Path(uri).iterdir() for i in range(6)
+    ]
+    assert (
+        regroup.reread_bytes([one_class, one_class])
+        == 2 * regroup.reread_bytes([one_class])
+        <= 2 * sum(sizes)
+    )
     assert regroup.reread_bytes([items]) == sum(sizes)
 
 
-def test_class_folders_that_are_no_wnids_go_by_name_and_splits_by_folder(tmp_path: Path, photos: list[Photo]) -> None:
-    renamed = [Photo(name=p.name, wnid={0: "cat", 207: "ant", 208: "bee"}[p.label], label=p.label, data=p.data) for p in photos]
+def test_class_folders_that_are_no_wnids_go_by_name_and_splits_by_folder(
+    tmp_path: Path, photos: list[Photo]
+) -> None:
+    renamed = [
+        Photo(name=p.name, wnid={0: "cat", 207: "ant", 208: "bee"}[p.label], label=p.label, data=p.data)
+        for p in photos
+    ]
     as_folders(tmp_path / "raw/train", renamed[:20])
     as_folders(tmp_path / "raw/val", renamed[20:])
     (tmp_path / "raw/train/ant/.DS_Store").write_bytes(b"x")
     lake = make(tmp_path / "runs", kind="imagefolder", uri=str(tmp_path / "raw"))
     assert [item.name for item in lake.manifest.classes] == ["ant", "bee", "cat"]
-    assert sum(item.train_rows for item in lake.manifest.classes) == 20 and sum(item.heldout_rows for item in lake.manifest.classes) == 4
+    assert (
+        sum(item.train_rows for item in lake.manifest.classes) == 20
+        and sum(item.heldout_rows for item in lake.manifest.classes) == 4
+    )
 
 
 def test_unusable_files_are_named_and_do_not_stop_the_run(tmp_path: Path, photos: list[Photo]) -> None:
@@ -119,22 +160,34 @@ def test_unusable_files_are_named_and_do_not_stop_the_run(tmp_path: Path, photos
     assert "damaged" in rejected[0]["reason"] and "not an image" in rejected[1]["reason"]
     assert {row["ref"] for row in rejected} == {"n01440764/broken.JPEG", "n02099601/notes.txt"}
     clean = make(tmp_path / "clean", kind="imagefolder", uri=as_folders(tmp_path / "raw2", photos))
-    assert set(lake.read().sample_id) | set(lake.read(split="heldout").sample_id) == set(clean.read().sample_id) | set(
-        clean.read(split="heldout").sample_id
-    )
-    with pytest.raises(InputError, match=r"2 of 26 images cannot be used, expected at most 1; the first is n01440764/broken.JPEG"):
+    assert set(lake.read().sample_id) | set(lake.read(split="heldout").sample_id) == set(
+        clean.read().sample_id
+    ) | set(clean.read(split="heldout").sample_id)
+    with pytest.raises(
+        InputError,
+        match=r"2 of 26 images cannot be used, expected at most 1; the first is n01440764/broken.JPEG",
+    ):
         make(tmp_path / "strict", kind="imagefolder", uri=uri, prepare={"size": 32, "max_rejected": 1})
     assert not (tmp_path / "strict/lakes/x/manifest.json").exists()
 
 
 def test_mirrored_rows_are_marked(tmp_path: Path, photos: list[Photo]) -> None:
-    lake = make(tmp_path / "runs", kind="imagefolder", uri=as_folders(tmp_path / "raw", photos), prepare={"size": 32, "flip": True})
+    lake = make(
+        tmp_path / "runs",
+        kind="imagefolder",
+        uri=as_folders(tmp_path / "raw", photos),
+        prepare={"size": 32, "flip": True},
+    )
     train, heldout = lake.read(), lake.read(split="heldout")
-    assert not any(name.endswith("~flip") for name in heldout.sample_id) and len(train) == 2 * (len(photos) - len(heldout))
+    assert not any(name.endswith("~flip") for name in heldout.sample_id) and len(train) == 2 * (
+        len(photos) - len(heldout)
+    )
     row_of = {name: i for i, name in enumerate(train.sample_id)}
     for name, row in row_of.items():
         if not name.endswith("~flip"):
-            assert np.array_equal(train.mean[row_of[name + "~flip"]].numpy(), train.mean[row].numpy()[:, :, ::-1])
+            assert np.array_equal(
+                train.mean[row_of[name + "~flip"]].numpy(), train.mean[row].numpy()[:, :, ::-1]
+            )
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -147,11 +200,18 @@ def test_mnist(tmp_path: Path, gz: bool) -> None:
     content = {}
     (tmp_path / "raw").mkdir()
     for part, n in (("train", 30), ("t10k", 11)):
-        content[part] = random.integers(0, 256, (n, 28, 28), dtype=np.uint8), random.integers(0, 10, n, dtype=np.uint8)
+        content[part] = (
+            random.integers(0, 256, (n, 28, 28), dtype=np.uint8),
+            random.integers(0, 10, n, dtype=np.uint8),
+        )
         for what, array in zip(("images-idx3", "labels-idx1"), content[part]):
             data = idx(array)
-            (tmp_path / f"raw/{part}-{what}-ubyte{'.gz' if gz else ''}").write_bytes(gzip.compress(data) if gz else data)
-    lake = make(tmp_path / "runs", kind="mnist", uri=str(tmp_path / "raw"), prepare={"size": 28, "channels": 1})
+            (tmp_path / f"raw/{part}-{what}-ubyte{'.gz' if gz else ''}").write_bytes(
+                gzip.compress(data) if gz else data
+            )
+    lake = make(
+        tmp_path / "runs", kind="mnist", uri=str(tmp_path / "raw"), prepare={"size": 28, "channels": 1}
+    )
     for part, batch in (("train", lake.read()), ("t10k", lake.read(split="heldout"))):
         images, labels = content[part]
         rows = [int(name.rsplit("-", 1)[1]) for name in batch.sample_id]
@@ -166,10 +226,15 @@ def test_mnist(tmp_path: Path, gz: bool) -> None:
         (lambda data: bytes([0, 0, 9]) + data[3:], r"begins with 00 00 09 03, not 00 00 08 03"),
         (lambda data: data[:-1], r"is damaged \(cannot reshape"),
         (lambda data: data + b"0", r"is damaged \(cannot reshape"),
-        (lambda data: data[: -28 * 28].replace((9).to_bytes(4, "big"), (8).to_bytes(4, "big"), 1), r"has 8 train images and 9 labels"),
+        (
+            lambda data: data[: -28 * 28].replace((9).to_bytes(4, "big"), (8).to_bytes(4, "big"), 1),
+            r"has 8 train images and 9 labels",
+        ),
     ],
 )
-def test_idx_files_of_another_kind_or_length_are_refused(tmp_path: Path, spoil: Callable[[bytes], bytes], message: str) -> None:
+def test_idx_files_of_another_kind_or_length_are_refused(
+    tmp_path: Path, spoil: Callable[[bytes], bytes], message: str
+) -> None:
     for part in ("train", "t10k"):
         (tmp_path / f"{part}-labels-idx1-ubyte").write_bytes(idx(np.zeros(9, np.uint8)))
         (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(idx(np.zeros((9, 28, 28), np.uint8)))
@@ -210,9 +275,13 @@ def test_celeba(tmp_path: Path, photos: list[Photo], form: str, packed: str) -> 
         assert all((i % 3 == 0) == (split == "train") for i in index)
         assert batch.y.tolist() == [int(i % 4 == 0) for i in index]
     assert len(lake.read()) == 8
-    with pytest.raises(InputError, match=r"source\.attribute: got 'Hat', expected one of Smiling, Eyeglasses"):
+    with pytest.raises(
+        InputError, match=r"source\.attribute: got 'Hat', expected one of Smiling, Eyeglasses"
+    ):
         make(tmp_path / "bad", kind="celeba", uri=str(raw), attribute="Hat")
-    with pytest.raises(InputError, match=r"got 'Eyeglass', did you mean Eyeglasses\? expected one of Smiling, Eyeglasses"):
+    with pytest.raises(
+        InputError, match=r"got 'Eyeglass', did you mean Eyeglasses\? expected one of Smiling, Eyeglasses"
+    ):
         make(tmp_path / "bad", kind="celeba", uri=str(raw), attribute="Eyeglass")
 
 
@@ -329,10 +398,14 @@ def empty_mnist(root: Path, photos: list[Photo]) -> dict:
         (empty_mnist, "has no train-labels-idx1-ubyte"),
     ],
 )
-def test_bad_sources_say_what_is_wrong_and_write_nothing(tmp_path: Path, photos: list[Photo], build, message: str) -> None:
+def test_bad_sources_say_what_is_wrong_and_write_nothing(
+    tmp_path: Path, photos: list[Photo], build, message: str
+) -> None:
     source = build(tmp_path / "raw", photos)
     with pytest.raises(InputError, match=message) as caught:
-        make(tmp_path / "runs", **({"attribute": "Eyeglasses"} if source["kind"] == "celeba" else {}), **source)
+        make(
+            tmp_path / "runs", **({"attribute": "Eyeglasses"} if source["kind"] == "celeba" else {}), **source
+        )
     assert "\n" not in re.sub(r"\s+", " ", str(caught.value)) and not (tmp_path / "runs").exists()
 
 

@@ -36,7 +36,11 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def test_round_trip(root: str, tmp_path: Path) -> None:
     uri = storage.join(root, "a/b.bin")
-    assert not storage.exists(uri) and not storage.exists(root) and storage.listing(root) == [] == storage.walk(root)
+    assert (
+        not storage.exists(uri)
+        and not storage.exists(root)
+        and storage.listing(root) == [] == storage.walk(root)
+    )
     storage.write_bytes(uri, b"one")
     storage.write_bytes(uri, b"0123456789")
     storage.write_json(storage.join(root, "c.json"), {"x": [1, 2.5]})
@@ -68,7 +72,9 @@ def test_a_file_that_ends_early_is_named(root: str) -> None:
         storage.read_range(uri, 1, 10)
 
 
-def test_a_failed_local_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_local_write_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     storage.write_bytes(str(tmp_path / "x"), b"old")
 
     def broken(self: Path, target: Path) -> None:
@@ -82,7 +88,15 @@ def test_a_failed_local_write_leaves_the_old_file_and_no_other(tmp_path: Path, m
 
 @pytest.mark.parametrize(
     ("fault", "operation"),
-    [("503", "read"), ("503", "write"), ("503", "exists"), ("503", "list"), ("reset", "read"), ("reset", "write"), ("truncate", "read")],
+    [
+        ("503", "read"),
+        ("503", "write"),
+        ("503", "exists"),
+        ("503", "list"),
+        ("reset", "read"),
+        ("reset", "write"),
+        ("truncate", "read"),
+    ],
 )
 def test_passing_faults_are_waited_out(proxy: s3_servers.Proxy, fault: str, operation: str) -> None:
     data = bytes(range(256)) * 400
@@ -122,44 +136,65 @@ def test_nobody_at_the_address_until_the_server_starts(tmp_path: Path) -> None:
     assert (tmp_path / "bucket/late").read_bytes() == b"late"
 
 
-def test_patience_ends_with_the_objects_name(proxy: s3_servers.Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patience_ends_with_the_objects_name(
+    proxy: s3_servers.Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("UNLEARN_STORAGE_PATIENCE_S", "1")
     proxy.misbehave(*["503"] * 500)
-    with pytest.raises(storage.StorageError, match=r"could not read s3://bucket/busy: gave up after \d+ tries"):
+    with pytest.raises(
+        storage.StorageError, match=r"could not read s3://bucket/busy: gave up after \d+ tries"
+    ):
         storage.read_bytes("s3://bucket/busy")
     proxy.faults.clear()
 
 
 def test_refused_credentials_name_the_variable(server: s3_servers.Rclone) -> None:
-    with s3_servers.environment(server.port, secret="wrong"), pytest.raises(InputError, match="AWS_SECRET_ACCESS_KEY"):
+    with (
+        s3_servers.environment(server.port, secret="wrong"),
+        pytest.raises(InputError, match="AWS_SECRET_ACCESS_KEY"),
+    ):
         storage.write_bytes("s3://bucket/x", b"")
 
 
 @pytest.mark.parametrize("where", ["source.uri", "storage"])
-def test_a_preparation_with_refused_credentials_is_bad_input(server: s3_servers.Rclone, tmp_path: Path, where: str, capsys) -> None:
+def test_a_preparation_with_refused_credentials_is_bad_input(
+    server: s3_servers.Rclone, tmp_path: Path, where: str, capsys
+) -> None:
     """One line that names the variable, exit code 2, nothing written."""
     from pipeline.config import PrepareConfig
-    from pipeline.data import prepare_ray
-    from pipeline.runtime import cli
+    from pipeline.data import ingest_ray
+    from pipeline.runtime import command_line
 
-    settings = {"storage": str(tmp_path / "runs"), "source": {"kind": "imagefolder", "uri": "s3://bucket/images"}}
+    settings = {
+        "storage": str(tmp_path / "runs"),
+        "source": {"kind": "imagefolder", "uri": "s3://bucket/images"},
+    }
     if where == "storage":
         settings = {"storage": "s3://bucket/runs", "prepare": {"size": 8, "channels": 1}}
     storage.write_json(str(tmp_path / "prepare.yaml"), settings)  # JSON is YAML
     with s3_servers.environment(server.port, secret="wrong"):
-        code = cli.main(PrepareConfig, lambda config, dry: prepare_ray.prepare(config), "", ["--config", str(tmp_path / "prepare.yaml")])
+        code = command_line.main(
+            PrepareConfig,
+            lambda config, dry: ingest_ray.prepare(config),
+            "",
+            ["--config", str(tmp_path / "prepare.yaml")],
+        )
     said = capsys.readouterr()
     assert (code, said.err.count("\n")) == (2, 1) and "AWS_SECRET_ACCESS_KEY" in said.err, said.err
     assert not (tmp_path / "runs").exists() and not list(server.folder.glob("bucket/runs/**/manifest.json"))
 
 
-def test_no_credentials_name_the_variables(server: s3_servers.Rclone, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_no_credentials_name_the_variables(
+    server: s3_servers.Rclone, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     with s3_servers.environment(server.port):
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.delenv(name)
         monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
         monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        with pytest.raises(InputError, match="no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
+        with pytest.raises(
+            InputError, match="no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        ):
             storage.write_bytes("s3://bucket/x", b"")
 
 

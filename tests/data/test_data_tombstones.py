@@ -6,7 +6,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.config import PrepareConfig, parse
-from pipeline.data import prepare_ray, shard_tasks
+from pipeline.data import ingest, ingest_ray
 from pipeline.data.lake import Lake
 from pipeline.data.partition_ray import build_partition
 from pipeline.data.tombstones import buried, bury
@@ -15,7 +15,7 @@ from pipeline.errors import InputError
 
 def prepare(root: Path, lake: str) -> Lake:
     config = parse(PrepareConfig, {"storage": str(root), "lake": lake, "prepare": {"size": 8, "channels": 1}})
-    return prepare_ray.prepare(config, run=lambda tasks: map(shard_tasks.make_shard, tasks)).lake
+    return ingest_ray.prepare(config, run=lambda tasks: map(ingest.make_shard, tasks)).lake
 
 
 def test_purged_samples_are_gone_and_stay_out(unlearn_config, digits_lake: Lake, tmp_path: Path) -> None:
@@ -28,15 +28,23 @@ def test_purged_samples_are_gone_and_stay_out(unlearn_config, digits_lake: Lake,
     tombstone = bury(str(root), "case-17", [partition])
     assert tombstone.sample_ids == sorted(ids) and tombstone.partitions == [partition.digest]
     assert not storage.exists(partition.uri) and buried(str(root)) == dict.fromkeys(ids, "case-17")
-    left = "".join(path.read_bytes().decode("latin-1") for path in root.rglob("*") if path.is_file() and path.suffix != ".json")
+    left = "".join(
+        path.read_bytes().decode("latin-1")
+        for path in root.rglob("*")
+        if path.is_file() and path.suffix != ".json"
+    )
     assert left == "", "nothing but the tombstone is left"
     assert bury(str(root), "case-17", []) == tombstone, "a repeat keeps what is known"
-    with pytest.raises(InputError, match=rf"3 images were purged .* the first is '{min(ids)}' \(request 'case-17'\)"):
+    with pytest.raises(
+        InputError, match=rf"3 images were purged .* the first is '{min(ids)}' \(request 'case-17'\)"
+    ):
         prepare(root, "digits-again")
     assert not (root / "lakes").exists()
 
 
-def test_the_tombstone_comes_before_the_deletion(unlearn_config, digits_lake: Lake, tmp_path: Path, monkeypatch) -> None:
+def test_the_tombstone_comes_before_the_deletion(
+    unlearn_config, digits_lake: Lake, tmp_path: Path, monkeypatch
+) -> None:
     partition = build_partition(unlearn_config(), digits_lake)
 
     def fail(uri: str) -> None:

@@ -8,8 +8,8 @@ from tiny import CLASSES, tiny_batch, tiny_dit, tiny_judge
 
 from models.generative import DiTModel
 from pipeline.config.measuring import Measuring
-from pipeline.data.rows import Batch
-from pipeline.evaluation.bench import Bench, Scope
+from pipeline.data.batch import Batch
+from pipeline.evaluation.context import Bench, Scope
 
 FEW = Measuring(
     samples=20,

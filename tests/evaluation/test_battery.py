@@ -8,13 +8,13 @@ import torch
 from benches import tiny_bench, tiny_model
 
 from pipeline.config.measuring import Attacks
-from pipeline.evaluation.ancestral import ancestral
-from pipeline.evaluation.battery import attacks, battery_result, judged, verdict
-from pipeline.evaluation.embedding import STARTS, attacked_by_embedding
-from pipeline.evaluation.proportion import proportion
-from pipeline.evaluation.quantise import quantise, to_bf16, to_int8
-from pipeline.evaluation.relearn import few_images
-from pipeline.evaluation.tuning import copied, label_weights
+from pipeline.evaluation.attacks.ancestral import ancestral
+from pipeline.evaluation.attacks.fine_tuning import copied, label_weights
+from pipeline.evaluation.attacks.label_embedding import STARTS, attacked_by_embedding
+from pipeline.evaluation.attacks.quantization import quantise, to_bf16, to_int8
+from pipeline.evaluation.attacks.suite import attacks, battery_result, judged, verdict
+from pipeline.evaluation.confidence import proportion
+from pipeline.evaluation.metrics.relearning import few_images
 
 FEW = Attacks(
     samples=20,
@@ -44,10 +44,15 @@ def test_every_attack_runs_leaves_the_model_alone_and_says_what_it_did() -> None
         *(f"embedding from {start}" for start in STARTS),
     ]
     found: dict[str, Any] = {name: attack.run(bench) for name, attack in made.items()}
-    assert all(one["forget_fraction"]["n"] == 20 and one["retain_accuracy"]["mean"]["n"] == 6 for one in found.values())
+    assert all(
+        one["forget_fraction"]["n"] == 20 and one["retain_accuracy"]["mean"]["n"] == 6
+        for one in found.values()
+    )
     assert found["none"] == judged(bench, tiny_model(0), FEW)  # nothing that ran has moved the model
     result = battery_result(found, made, 0.05)
-    assert [line["name"] for line in result["attacks"]] == list(made) and all(line["about"] for line in result["attacks"])
+    assert [line["name"] for line in result["attacks"]] == list(made) and all(
+        line["about"] for line in result["attacks"]
+    )
     assert result["held"] == all(line["verdict"] == "holds" for line in result["attacks"])
 
 
@@ -56,7 +61,11 @@ def test_int8_is_within_half_a_level_and_bf16_within_its_rounding() -> None:
     weight[2] = 0
     step = weight.abs().amax(dim=1, keepdim=True) / 127
     rounded = to_int8(weight)
-    assert ((rounded - weight).abs() <= step / 2 + 1e-7).all() and not rounded.equal(weight) and rounded[2].eq(0).all()
+    assert (
+        ((rounded - weight).abs() <= step / 2 + 1e-7).all()
+        and not rounded.equal(weight)
+        and rounded[2].eq(0).all()
+    )
     levels = (rounded / step.clamp(min=1e-12)).round()
     assert levels.abs().max() <= 127 and torch.allclose(levels * step, rounded, atol=1e-6)
     assert ((to_bf16(weight) - weight).abs() <= weight.abs() * 2**-8).all()
@@ -68,8 +77,15 @@ def test_int8_leaves_biases_and_bf16_does_not() -> None:
     for kind, biases in (("int8", False), ("bf16", True)):
         model = copied(tiny_model())
         quantise(model.net, kind)
-        moved = {name for (name, p), q in zip(model.net.named_parameters(), tiny_model().net.parameters()) if not p.equal(q)}
-        assert any(name.endswith("weight") for name in moved) and any(name.endswith("bias") for name in moved) == biases
+        moved = {
+            name
+            for (name, p), q in zip(model.net.named_parameters(), tiny_model().net.parameters())
+            if not p.equal(q)
+        }
+        assert (
+            any(name.endswith("weight") for name in moved)
+            and any(name.endswith("bias") for name in moved) == biases
+        )
 
 
 @pytest.mark.parametrize("start", list(STARTS))
@@ -87,8 +103,8 @@ def test_the_embedding_attack_moves_nothing_but_the_forgotten_label(start: str) 
 
 
 def test_the_embedding_attack_lowers_the_loss_on_the_forgotten_class() -> None:
-    from pipeline.evaluation.membership import sample_losses
-    from pipeline.evaluation.sums import Shard
+    from pipeline.evaluation.metrics.membership import sample_losses
+    from pipeline.evaluation.partials import Shard
 
     bench = tiny_bench()
     attacked = attacked_by_embedding(bench, FEW.model_copy(update={"embedding_steps": 60}), "mean")
@@ -96,7 +112,10 @@ def test_the_embedding_attack_lowers_the_loss_on_the_forgotten_class() -> None:
     with torch.no_grad():
         label_weights(start)[1] = label_weights(start)[[0, 2, 3]].mean(0)
     rows = few_images(bench, 3)
-    old, new = (np.mean(sample_losses(model, rows, draws=16, seed=3, batch=4, collectives=Shard())) for model in (start, attacked))
+    old, new = (
+        np.mean(sample_losses(model, rows, draws=16, seed=3, batch=4, collectives=Shard()))
+        for model in (start, attacked)
+    )
     assert new < old
 
 
@@ -104,7 +123,9 @@ def test_the_stochastic_sampler_depends_on_label_and_seed_alone_and_is_another_o
     model = tiny_model()
     options: dict[str, Any] = {"cfg_scale": 2.0, "steps": 5}
     both = ancestral(model, labels=torch.tensor([1, 2]), seeds=[5, 6], **options)
-    torch.testing.assert_close(both[1:], ancestral(model, labels=torch.tensor([2]), seeds=[6], **options), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        both[1:], ancestral(model, labels=torch.tensor([2]), seeds=[6], **options), rtol=1e-4, atol=1e-5
+    )
     assert not torch.allclose(both[:1], ancestral(model, labels=torch.tensor([1]), seeds=[7], **options))
     assert not torch.allclose(both[:1], model.sample(labels=torch.tensor([1]), seeds=[5], **options))
     assert both.abs().max() <= 1 + 1e-6
@@ -128,12 +149,15 @@ def test_the_stochastic_sampler_gives_back_a_known_gaussian() -> None:
             return exact(x, t, y)
 
     model.net = Exact()
-    x = ancestral(model, labels=torch.zeros(400, dtype=torch.long), seeds=list(range(400)), cfg_scale=1.0, steps=200)
+    x = ancestral(
+        model, labels=torch.zeros(400, dtype=torch.long), seeds=list(range(400)), cfg_scale=1.0, steps=200
+    )
     assert x.std().item() == pytest.approx(s, rel=0.04) and abs(x.mean().item()) < 0.02
 
 
 @pytest.mark.parametrize(
-    ("hits", "n", "said"), [(0, 200, "holds"), (8, 200, "open"), (10, 200, "open"), (40, 200, "returns"), (0, 20, "open")]
+    ("hits", "n", "said"),
+    [(0, 200, "holds"), (8, 200, "open"), (10, 200, "open"), (40, 200, "returns"), (0, 20, "open")],
 )
 def test_a_verdict_is_by_the_interval(hits: int, n: int, said: str) -> None:
     assert verdict(proportion(hits, n).to_dict(), 0.05) == said
@@ -143,7 +167,11 @@ def test_an_attack_that_failed_or_never_ran_does_not_count_as_withstood() -> Non
     made = attacks(FEW, 2.0, 2)
     good = {name: {"forget_fraction": proportion(0, 200).to_dict(), "retain_accuracy": None} for name in made}
     assert battery_result(good, made, 0.05)["held"] is True
-    for broken in ({"error": "ValueError: not finite"}, None, {"forget_fraction": proportion(6, 200).to_dict()}):
+    for broken in (
+        {"error": "ValueError: not finite"},
+        None,
+        {"forget_fraction": proportion(6, 200).to_dict()},
+    ):
         found = {**good, "finetune": broken}
         result = battery_result({k: v for k, v in found.items() if v}, made, 0.05)
         (line,) = [line for line in result["attacks"] if line["name"] == "finetune"]

@@ -6,12 +6,12 @@ import torch
 from sklearn.metrics.pairwise import polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
 
-from pipeline.evaluation.density import density
-from pipeline.evaluation.drift import drift_sums, paired_drift
-from pipeline.evaluation.kid import block_mmd, kid, kid_sums
-from pipeline.evaluation.leakage import leakage
-from pipeline.evaluation.manifold import Manifold, precision_recall
-from pipeline.evaluation.sums import added, below, blocks, placed
+from pipeline.evaluation.metrics.density import density
+from pipeline.evaluation.metrics.kid import block_mmd, kid, kid_sums
+from pipeline.evaluation.metrics.leakage import leakage
+from pipeline.evaluation.metrics.manifold import Manifold, precision_recall
+from pipeline.evaluation.metrics.paired_drift import drift_sums, paired_drift
+from pipeline.evaluation.partials import added, below, blocks, placed
 
 
 def features(n: int, seed: int, size: int = 6, shift: float = 0.0) -> torch.Tensor:
@@ -38,7 +38,9 @@ def test_kernel_distance_is_zero_on_average_for_one_distribution() -> None:
     assert found["low"] is not None and found["low"] < 0 < found["high"] and found["blocks"] == 200
     assert found["value"] == pytest.approx(values.mean().item())
     half = 1.959964 * values.std().item() / np.sqrt(200)
-    assert (found["low"], found["high"]) == pytest.approx((found["value"] - half, found["value"] + half), rel=1e-5)
+    assert (found["low"], found["high"]) == pytest.approx(
+        (found["value"] - half, found["value"] + half), rel=1e-5
+    )
 
 
 def test_a_single_block_has_no_interval_and_blocks_must_match() -> None:
@@ -53,13 +55,19 @@ def test_precision_and_recall_are_those_of_nearest_neighbours(k: int) -> None:
     drawn, real = features(60, 0), features(80, 1, shift=0.8)
 
     def share(rows: np.ndarray, by: np.ndarray) -> float:
-        radius = NearestNeighbors(n_neighbors=k + 1).fit(by).kneighbors(by)[0][:, -1]  # the nearest is the row itself
+        # the nearest is the row itself
+        radius = NearestNeighbors(n_neighbors=k + 1).fit(by).kneighbors(by)[0][:, -1]
         distance = np.linalg.norm(rows[:, None] - by[None], axis=2)
         return float((distance <= radius).any(axis=1).mean())
 
     found = precision_recall(drawn, real, k)
-    assert found["precision"].value == pytest.approx(share(drawn.numpy(), real.numpy())) and found["precision"].n == 60
-    assert found["recall"].value == pytest.approx(share(real.numpy(), drawn.numpy())) and found["recall"].n == 80
+    assert (
+        found["precision"].value == pytest.approx(share(drawn.numpy(), real.numpy()))
+        and found["precision"].n == 60
+    )
+    assert (
+        found["recall"].value == pytest.approx(share(real.numpy(), drawn.numpy())) and found["recall"].n == 80
+    )
     assert 0 < found["precision"].value < 1
 
 
@@ -101,8 +109,13 @@ def test_drift_is_the_mean_distance_of_pairs() -> None:
 
 def test_leakage_counts_the_forgotten_class_under_every_other_label() -> None:
     found = leakage([0, 0, 2, 2, 1], [0, 1, 1, 1, 1], [1, 0, 3, 3], [1])
-    assert (found["other_labels"]["value"], found["other_labels"]["n"]) == (0.75, 4)  # label 1 itself does not count
-    assert found["worst_label"] == "2" and found["per_label"]["2"]["value"] == 1.0 and found["per_label"]["0"]["value"] == 0.5
+    # label 1 itself does not count
+    assert (found["other_labels"]["value"], found["other_labels"]["n"]) == (0.75, 4)
+    assert (
+        found["worst_label"] == "2"
+        and found["per_label"]["2"]["value"] == 1.0
+        and found["per_label"]["0"]["value"] == 0.5
+    )
     assert (found["null_label"]["value"], found["null_label"]["n"]) == (0.25, 4)
     assert leakage([0], [0], [], [1])["null_label"] is None
 
@@ -110,7 +123,9 @@ def test_leakage_counts_the_forgotten_class_under_every_other_label() -> None:
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
 def test_blocks_are_the_same_however_many_share_them(world: int) -> None:
     found = sorted(block for rank in range(world) for block in blocks(23, 4, rank, world))
-    assert found == list(blocks(23, 4, 0, 1)) and [position for block in found for position in block] == list(range(23))
+    assert found == list(blocks(23, 4, 0, 1)) and [position for block in found for position in block] == list(
+        range(23)
+    )
 
 
 def test_sums_add_by_name_and_rows_find_their_places() -> None:

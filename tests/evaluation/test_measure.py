@@ -1,4 +1,5 @@
-"""Samples drawn and judged: by label and seed alone, over any number of ranks; what is counted as forgotten and as kept."""
+"""Samples drawn and judged: by label and seed alone, over any number of ranks; what is counted as forgotten
+and as kept."""
 
 import statistics
 from collections.abc import Sequence
@@ -10,16 +11,16 @@ import torch
 from distributed import run_world
 from tiny import CLASSES, SIDE, tiny_batch, tiny_dit, tiny_judge
 
-from pipeline.data.rows import Batch
-from pipeline.evaluation.forgetting import exchange_density, exchange_fraction, forget_fraction
-from pipeline.evaluation.manifold import Manifold
+from pipeline.data.batch import Batch
 from pipeline.evaluation.measure import Subject, feature_moments, measure
-from pipeline.evaluation.membership import sample_losses
+from pipeline.evaluation.metrics.forget_fraction import exchange_density, exchange_fraction, forget_fraction
+from pipeline.evaluation.metrics.manifold import Manifold
+from pipeline.evaluation.metrics.membership import sample_losses
+from pipeline.evaluation.metrics.retain_accuracy import retain_accuracy
 from pipeline.evaluation.neighbours import nearest_classes
-from pipeline.evaluation.retention import retain_accuracy
 from pipeline.evaluation.sampling import Verdicts, draw_images, judge_samples, plan
-from pipeline.training.draws import draw_rows
 from pipeline.unlearning.collectives import Collectives
+from pipeline.unlearning.noising import draw_rows
 
 COUNTS = {0: 3, 1: 5, 3: 2}
 DRAWN: dict[str, Any] = {"cfg_scale": 2.0, "steps": 3, "batch": 4}
@@ -47,10 +48,17 @@ def test_density_is_the_mean_number_of_balls_over_k_beside_the_exchange_labels_o
     assert found is not None and found.own is not None
     assert (found.forgotten.value, found.forgotten.n, found.own.value, found.own.n) == (1.5 / 3, 4, 2.0, 2)
     half = 1.959964 * statistics.stdev([2, 0, 0, 4]) / 2
-    assert (found.forgotten.low, found.forgotten.high) == pytest.approx((max(0, 1.5 - half) / 3, (1.5 + half) / 3), rel=1e-6)
+    assert (found.forgotten.low, found.forgotten.high) == pytest.approx(
+        (max(0, 1.5 - half) / 3, (1.5 + half) / 3), rel=1e-6
+    )
     no_own = exchange_density(v, {5: [3]})  # as where only the nearest of many retained classes are drawn
     assert no_own is not None and no_own.to_dict()["own"] is None
-    assert no_own.forgotten.to_dict() == {"value": 4 / 3, "n": 1, "low": None, "high": None}, "one image has no interval"
+    assert no_own.forgotten.to_dict() == {
+        "value": 4 / 3,
+        "n": 1,
+        "low": None,
+        "high": None,
+    }, "one image has no interval"
     assert exchange_density(v, {}) is None
 
 
@@ -82,7 +90,11 @@ def judged() -> dict[str, Any]:
     model, judge = tiny_dit(dtype=torch.float32), tiny_judge()
     what = plan(COUNTS, seed=0, purpose="test", **DRAWN)
     found = judge_samples(
-        model, judge, what, Collectives(), manifolds={1: around(model, judge, what.seeds[6:8]), 3: around(model, judge, what.seeds[6:8])}
+        model,
+        judge,
+        what,
+        Collectives(),
+        manifolds={1: around(model, judge, what.seeds[6:8]), 3: around(model, judge, what.seeds[6:8])},
     )
     return {
         "called": list(found.called),
@@ -96,13 +108,18 @@ def test_verdicts_are_those_of_one_image_at_a_time() -> None:
     what, found = plan(COUNTS, seed=0, purpose="test", **DRAWN), judged()
     with torch.no_grad():
         one_by_one = [
-            model.sample(labels=torch.tensor([label]), seeds=[seed], cfg_scale=2.0, steps=3) for label, seed in zip(what.labels, what.seeds)
+            model.sample(labels=torch.tensor([label]), seeds=[seed], cfg_scale=2.0, steps=3)
+            for label, seed in zip(what.labels, what.seeds)
         ]
         assert found["called"] == [int(judge.logits(x).argmax()) for x in one_by_one]
-        balls = [int(around(model, judge, what.seeds[6:8]).balls_around(judge.features(x))) for x in one_by_one]
+        balls = [
+            int(around(model, judge, what.seeds[6:8]).balls_around(judge.features(x))) for x in one_by_one
+        ]
         assert found["balls"] == [0] * 3 + balls[3:] and min(balls[6:8]) >= 1 and min(balls[3:]) == 0
         for label, (n, total, _) in found["moments"].items():
-            features = torch.cat([judge.features(x) for x, asked in zip(one_by_one, what.labels) if asked == label])
+            features = torch.cat(
+                [judge.features(x) for x, asked in zip(one_by_one, what.labels) if asked == label]
+            )
             assert n == COUNTS[label]
             torch.testing.assert_close(total, features.double().sum(0), rtol=1e-4, atol=1e-5)
     assert len(set(found["called"])) > 1
@@ -110,7 +127,9 @@ def test_verdicts_are_those_of_one_image_at_a_time() -> None:
 
 def attacked(batch: int = 4) -> list[float]:
     rows = tiny_batch([0, 1, 2], each=3)
-    return sample_losses(tiny_dit(dtype=torch.float32), rows, draws=3, seed=5, batch=batch, collectives=Collectives())
+    return sample_losses(
+        tiny_dit(dtype=torch.float32), rows, draws=3, seed=5, batch=batch, collectives=Collectives()
+    )
 
 
 def test_losses_are_the_models_own_and_those_of_the_sample_alone() -> None:
@@ -148,7 +167,10 @@ def test_grids_show_the_first_images_of_a_measurement() -> None:
     what = plan({1: 5, 3: 5}, seed=0, purpose="test", **DRAWN)
     picked = [0, 1, 5, 6]
     again = model.sample(
-        labels=torch.tensor([what.labels[i] for i in picked]), seeds=[what.seeds[i] for i in picked], cfg_scale=2.0, steps=3
+        labels=torch.tensor([what.labels[i] for i in picked]),
+        seeds=[what.seeds[i] for i in picked],
+        cfg_scale=2.0,
+        steps=3,
     )
     torch.testing.assert_close(images, again)
 
@@ -157,21 +179,43 @@ def test_a_measurement_reports_what_it_drew() -> None:
     model, judge = tiny_dit(dtype=torch.float32), tiny_judge()
     model.net.train()
     reference = feature_moments(judge, [tiny_batch([0, 2, 3], each=10).mean])
-    subject = Subject(judge=judge, forgotten=(1,), exchange={1: [2]}, retained=(0, 2, 3), neighbours=(2,), reference=reference)
-    options: dict[str, Any] = {"forget_samples": 20, "retain_samples": 4, "cfg_scale": 2.0, "steps": 2, "batch": 16}
-    first, again, other = (measure(model, subject, Collectives(), seed=0, purpose=p, **options) for p in ("a", "a", "b"))
+    subject = Subject(
+        judge=judge,
+        forgotten=(1,),
+        exchange={1: [2]},
+        retained=(0, 2, 3),
+        neighbours=(2,),
+        reference=reference,
+    )
+    options: dict[str, Any] = {
+        "forget_samples": 20,
+        "retain_samples": 4,
+        "cfg_scale": 2.0,
+        "steps": 2,
+        "batch": 16,
+    }
+    first, again, other = (
+        measure(model, subject, Collectives(), seed=0, purpose=p, **options) for p in ("a", "a", "b")
+    )
     assert model.net.training  # sampling leaves the mode as it was
     assert first.forget.n == 20 and first.exchange is not None and first.exchange.n == 20
-    assert sorted(first.retention.per_class) == [0, 2, 3] and first.retention.neighbours == first.retention.per_class[2]
+    assert (
+        sorted(first.retention.per_class) == [0, 2, 3]
+        and first.retention.neighbours == first.retention.per_class[2]
+    )
     assert first.fid["judge"] > 0
     result = first.to_result()
     assert result["exchange_density"] is None and first.to_record(6)["exchange_density"] is None
     alike = {1: Manifold.of(judge.features(tiny_batch([2], each=10).mean).detach())}
-    asked = measure(model, replace(subject, manifolds=alike), Collectives(), seed=0, purpose="a", **options).to_result()
+    asked = measure(
+        model, replace(subject, manifolds=alike), Collectives(), seed=0, purpose="a", **options
+    ).to_result()
     assert asked["exchange_density"]["forgotten"]["n"] == 20 and asked["exchange_density"]["own"]["n"] == 4
     assert asked | {"exchange_density": None} == result
     assert result == again.to_result() and result["fid"] != other.to_result()["fid"]
-    assert set(result) >= {"forget_fraction", "retain_accuracy", "fid"} and set(result["retain_accuracy"]["per_class"]) == {"0", "2", "3"}
+    assert set(result) >= {"forget_fraction", "retain_accuracy", "fid"} and set(
+        result["retain_accuracy"]["per_class"]
+    ) == {"0", "2", "3"}
     record = first.to_record(6)
     assert (record["kind"], record["step"], record["forget_fraction/n"]) == ("evaluation", 6, 20)
 

@@ -6,18 +6,22 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from pipeline.evaluation.membership import membership
+from pipeline.evaluation.metrics.membership import membership
 
 
 def losses(n: int, mean: float, seed: int) -> list[float]:
-    return (mean + torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)).tolist()
+    return (
+        mean + torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    ).tolist()
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.5, 3.0, -1.0])
 def test_auc_is_the_area_under_the_roc_curve(shift: float) -> None:
     ours, others = losses(40, 0.0, 0), losses(70, shift, 1)
     found = membership(ours, others)
-    assert found.auc == pytest.approx(roc_auc_score([1] * 40 + [0] * 70, [-loss for loss in ours + others]), abs=1e-12)
+    assert found.auc == pytest.approx(
+        roc_auc_score([1] * 40 + [0] * 70, [-loss for loss in ours + others]), abs=1e-12
+    )
     assert found.low <= found.auc <= found.high and (found.n, found.heldout_n) == (40, 70)
     assert (found.loss_forget, found.loss_heldout) == pytest.approx((sum(ours) / 40, sum(others) / 70))
 
@@ -44,7 +48,8 @@ def test_memorised_means_better_than_chance_beyond_doubt() -> None:
 
 def test_true_positives_at_one_percent_false_ones() -> None:
     others = [float(k) for k in range(200)]
-    assert membership([-1.0, 0.5, 1.5, 2.5], others).tpr_at_1_fpr == 0.75  # two of 200 lie below the third of them
+    # two of 200 lie below the third of them
+    assert membership([-1.0, 0.5, 1.5, 2.5], others).tpr_at_1_fpr == 0.75
 
 
 @pytest.mark.parametrize(("ours", "others"), [([], [1.0]), ([1.0], [])])

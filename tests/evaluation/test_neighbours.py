@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from models.judge import Judge
-from pipeline.data.rows import Batch
+from pipeline.data.batch import Batch
 from pipeline.evaluation.neighbours import confused_classes, nearest_classes
 from tests.tiny import tiny_dit
 
@@ -29,12 +29,15 @@ def images(label: int, verdicts: list[list[float]]) -> Batch:
     mean = torch.zeros(len(verdicts), 1, 2, 2)
     mean.view(len(verdicts), 4).copy_(torch.tensor(verdicts))
     names = tuple(f"{label}-{index}" for index in range(len(verdicts)))
-    return Batch(sample_id=names, draw=(0,) * len(verdicts), y=torch.full((len(verdicts),), label), mean=mean, std=None)
+    return Batch(
+        sample_id=names, draw=(0,) * len(verdicts), y=torch.full((len(verdicts),), label), mean=mean, std=None
+    )
 
 
 def test_confusion_is_the_share_the_judge_gives_to_other_classes() -> None:
     judge: Judge = PixelJudge()  # type: ignore[assignment]
-    rows = images(1, [[0.0, 9.0, 1.0, 3.0], [0.0, 9.0, 4.0, 1.0]])  # class 2 most, then 3, then 0; its own counts for nothing
+    # class 2 most, then 3, then 0; its own counts for nothing
+    rows = images(1, [[0.0, 9.0, 1.0, 3.0], [0.0, 9.0, 4.0, 1.0]])
     assert confused_classes(judge, rows, [0, 2, 3], 1) == [2]
     assert confused_classes(judge, rows, [0, 2, 3], 2) == [2, 3]
     assert confused_classes(judge, rows, [0, 3], 1) == [3]

@@ -3,16 +3,20 @@
 import pytest
 from scipy.stats import binomtest
 
-from pipeline.evaluation.proportion import Proportion, proportion
-from pipeline.evaluation.settle import SettleRule
+from pipeline.evaluation.confidence import Proportion, proportion
+from pipeline.evaluation.stopping_rule import SettleRule
 
 
-@pytest.mark.parametrize(("hits", "n"), [(0, 20), (1, 20), (5, 200), (9, 200), (100, 200), (199, 200), (500, 500), (0, 1), (1, 1)])
+@pytest.mark.parametrize(
+    ("hits", "n"), [(0, 20), (1, 20), (5, 200), (9, 200), (100, 200), (199, 200), (500, 500), (0, 1), (1, 1)]
+)
 def test_interval_is_wilsons(hits: int, n: int) -> None:
     wanted = binomtest(hits, n).proportion_ci(confidence_level=0.95, method="wilson")
     got = proportion(hits, n)
     assert (got.value, got.n) == (hits / n, n)
-    assert got.low == pytest.approx(wanted.low, abs=1e-12) and got.high == pytest.approx(wanted.high, abs=1e-12)
+    assert got.low == pytest.approx(wanted.low, abs=1e-12) and got.high == pytest.approx(
+        wanted.high, abs=1e-12
+    )
     assert 0 <= got.low <= got.value <= got.high <= 1
     assert got.to_dict() == {"value": got.value, "n": n, "low": got.low, "high": got.high}
 
@@ -23,7 +27,9 @@ def test_a_share_of_nothing_is_no_measurement(hits: int, n: int) -> None:
         proportion(hits, n)
 
 
-def watched(checks: list[tuple[int, int]], *, n: int = 200, target: float = 0.05, hold: int = 8) -> SettleRule:
+def watched(
+    checks: list[tuple[int, int]], *, n: int = 200, target: float = 0.05, hold: int = 8
+) -> SettleRule:
     """A rule after checks of (step, hits of n)."""
     rule = SettleRule(target=target, hold_steps=hold)
     for step, hits in checks:

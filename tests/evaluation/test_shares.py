@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.config import Gate
 from pipeline.evaluation.gate import judge_gate
-from pipeline.evaluation.shares import Shares, drift, renormalised, shares_of
+from pipeline.evaluation.metrics.class_shares import Shares, drift, renormalised, shares_of
 
 BEFORE = {"per_class": {"0": 0.4, "1": 0.2, "2": 0.1, "3": 0.3}, "n": 1000, "chance": 0.25}
 
@@ -22,7 +22,8 @@ def test_overlap_is_whole_for_the_same_mixture_and_falls_with_what_moved() -> No
     same = Shares(counts={0: 500, 1: 0, 2: 125, 3: 375}).overlap(BEFORE, [1])
     more_ones = Shares(counts={0: 500, 1: 4000, 2: 125, 3: 375}).overlap(BEFORE, [1])
     moved = Shares(counts={0: 300, 1: 0, 2: 325, 3: 375}).overlap(BEFORE, [1])
-    assert same is not None and same.value == 1.0 and more_ones == same  # the forgotten class is none of its business
+    # the forgotten class is none of its business
+    assert same is not None and same.value == 1.0 and more_ones == same
     assert moved is not None and moved.value == pytest.approx(0.8) and moved.n == 1000
     assert Shares(counts={0: 0, 1: 7, 2: 0, 3: 0}).overlap(BEFORE, [1]) is None
 

@@ -1,4 +1,5 @@
-"""Distances in further feature spaces: what they are made of, merged over shards, and only where they were asked for."""
+"""Distances in further feature spaces: what they are made of, merged over shards, and only where they were
+asked for."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,12 +10,12 @@ from benches import tiny_bench
 from tiny import CLASSES, tiny_batch, tiny_judge
 from torch import Tensor, nn
 
-from pipeline.evaluation.bench import AFTER, BEFORE
-from pipeline.evaluation.frechet import Moments, frechet_distance
+from pipeline.evaluation.computations import drawing, plans, reference_rows
+from pipeline.evaluation.context import AFTER, BEFORE
 from pipeline.evaluation.measure import Subject, feature_moments, measure
-from pipeline.evaluation.measures import results
-from pipeline.evaluation.sums import Shard, added
-from pipeline.evaluation.works import drawing, plans, reference_rows
+from pipeline.evaluation.metrics.frechet import Moments, frechet_distance
+from pipeline.evaluation.metrics.table import results
+from pipeline.evaluation.partials import Shard, added
 from pipeline.unlearning.collectives import Collectives
 
 DISTANCES = ["fid", "kid", "precision_recall", "paired_drift"]
@@ -33,11 +34,17 @@ class Pixels:
 
 def test_every_distance_is_taken_in_every_space_and_merges() -> None:
     bench = replace(tiny_bench(), spaces={"pixels": Pixels()})
-    shards = {world: {"drawing": added([drawing(bench, Shard(rank, world)) for rank in range(world)])} for world in (1, 3)}
+    shards = {
+        world: {"drawing": added([drawing(bench, Shard(rank, world)) for rank in range(world)])}
+        for world in (1, 3)
+    }
     whole, merged = (results(DISTANCES, bench.scope, found, bench.sides) for found in shards.values())
     assert same(whole, merged)
     for name in ("fid", "kid", "precision_recall"):
-        assert whole[name][AFTER].keys() >= {"judge", "pixels"} and whole[name][BEFORE]["pixels"] != whole[name][AFTER]["pixels"]
+        assert (
+            whole[name][AFTER].keys() >= {"judge", "pixels"}
+            and whole[name][BEFORE]["pixels"] != whole[name][AFTER]["pixels"]
+        )
     assert whole["paired_drift"].keys() == {"judge", "pixels"}
 
     what = plans(bench.scope)["retained"]
@@ -45,9 +52,17 @@ def test_every_distance_is_taken_in_every_space_and_merges() -> None:
     for start in range(0, len(what.labels), what.batch):
         part = slice(start, start + what.batch)
         images.append(
-            bench.model.sample(labels=torch.tensor(what.labels[part]), seeds=what.seeds[part], cfg_scale=what.cfg_scale, steps=what.steps)
+            bench.model.sample(
+                labels=torch.tensor(what.labels[part]),
+                seeds=what.seeds[part],
+                cfg_scale=what.cfg_scale,
+                steps=what.steps,
+            )
         )
-    drawn, real = Moments.of(torch.cat(images).flatten(1)), Moments.of(reference_rows(bench).mean.float().flatten(1))
+    drawn, real = (
+        Moments.of(torch.cat(images).flatten(1)),
+        Moments.of(reference_rows(bench).mean.float().flatten(1)),
+    )
     assert abs(whole["fid"][AFTER]["pixels"] - frechet_distance(drawn, real)) < 1e-6
 
 
@@ -81,10 +96,16 @@ def test_a_run_takes_them_before_and_after_and_not_at_every_check() -> None:
     model = tiny_bench().model
     final = measure(model, subject, Collectives(), further=True, **options)
     check = measure(model, subject, Collectives(), **options)
-    assert final.fid.keys() == {"judge", "pixels"} and check.fid.keys() == {"judge"} and final.fid["judge"] == check.fid["judge"]
+    assert (
+        final.fid.keys() == {"judge", "pixels"}
+        and check.fid.keys() == {"judge"}
+        and final.fid["judge"] == check.fid["judge"]
+    )
     wide = measure(model, subject, Collectives(), further=True, **(options | {"batch": 5}))
     assert abs(wide.fid["pixels"] - final.fid["pixels"]) < 1e-5
-    rough = measure(model, subject, Collectives(), autocast=lambda: torch.autocast("cpu", dtype=torch.bfloat16), **options)
+    rough = measure(
+        model, subject, Collectives(), autocast=lambda: torch.autocast("cpu", dtype=torch.bfloat16), **options
+    )
     assert rough.fid["judge"] != check.fid["judge"] and abs(rough.fid["judge"] / check.fid["judge"] - 1) < 0.1
 
 

@@ -1,10 +1,12 @@
-"""Random kills in a row on a real cluster: python tests/faults/kill_many.py [--kills 20] [--seed 0] [--victims worker,driver]
+"""Random kills in a row on a real cluster: python tests/faults/kill_many.py [--kills 20] [--seed 0]
+[--victims worker,driver]
 
-Every part of a job is killed by `kill -9` at random steps: a worker (`told`: by SIGTERM), a raylet, in whose place a fresh one
-comes (`drained`: it is told to go, as a spot node is), the driver of the submitted job and the head (a new one starts on the
-same ports, with new raylets); then the job is submitted again. A run that ends is compared with an undisturbed one: the same
-weights digest, whatever was killed; one that ended with an error goes on with the next submission. Prints one JSON line a kill
-and a run and a summary; exit code 1 when a digest differs or a run does not come to its end.
+Every part of a job is killed by `kill -9` at random steps: a worker (`told`: by SIGTERM), a raylet, in whose
+place a fresh one comes (`drained`: it is told to go, as a spot node is), the driver of the submitted job and
+the head (a new one starts on the same ports, with new raylets); then the job is submitted again. A run that
+ends is compared with an undisturbed one: the same weights digest, whatever was killed; one that ended with an
+error goes on with the next submission. Prints one JSON line a kill and a run and a summary; exit code 1 when
+a digest differs or a run does not come to its end.
 """
 
 import argparse
@@ -57,7 +59,11 @@ class Submitted:
     @property
     def drivers(self) -> list[int]:
         """The job's driver, without the shell around it."""
-        return [pid for pid in self.cluster.pids(f"run_id={self.run_id} ") if called(pid).startswith(sys.executable)]
+        return [
+            pid
+            for pid in self.cluster.pids(f"run_id={self.run_id} ")
+            if called(pid).startswith(sys.executable)
+        ]
 
     def ensure(self) -> bool:
         """True when the job has ended with a result; else a job is at work afterwards."""
@@ -105,14 +111,19 @@ class Submitted:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--victims", default=",".join(VICTIMS))
     parser.add_argument("--steps", type=int, default=SMALL["optim.max_steps"])
-    parser.add_argument("--keep", action="store_true", help="leave logs and storage where they are and say where")
+    parser.add_argument(
+        "--keep", action="store_true", help="leave logs and storage where they are and say where"
+    )
     given = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # leaving by it ends the cluster
+    # leaving by it ends the cluster
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     rng, victims = random.Random(given.seed), given.victims.split(",")
     changes = {"optim.max_steps": given.steps, "train.max_failures": 10}
     folder = Path(tempfile.mkdtemp(prefix="rk-", dir="/tmp"))  # short: Ray makes sockets below it
@@ -126,7 +137,8 @@ def main() -> int:
                 runs += 1
                 job = Submitted(cluster, storage, f"run-{runs}", **changes)
                 while not job.ensure():
-                    at = min(job.run.step + rng.randrange(9), given.steps - 2)  # soon: there is another kill after it
+                    # soon: there is another kill after it
+                    at = min(job.run.step + rng.randrange(9), given.steps - 2)
                     wait_until(
                         f"step {at}",
                         lambda job=job, at=at: job.run.step > at or not job.alive,
@@ -141,10 +153,20 @@ def main() -> int:
                     step = job.run.step
                     if job.kill(victim, rng) is not None:
                         kills += 1
-                        print(json.dumps({"kill": kills, "victim": victim, "run": job.run_id, "after_step": step}), flush=True)
+                        print(
+                            json.dumps(
+                                {"kill": kills, "victim": victim, "run": job.run_id, "after_step": step}
+                            ),
+                            flush=True,
+                        )
                 found = job.run.result["weights_digest"]
                 differ += found != wanted
-                print(json.dumps({"run": job.run_id, "submissions": job.submissions, "same_digest": found == wanted}), flush=True)
+                print(
+                    json.dumps(
+                        {"run": job.run_id, "submissions": job.submissions, "same_digest": found == wanted}
+                    ),
+                    flush=True,
+                )
     except (RuntimeError, TimeoutError) as error:
         print(json.dumps({"failed": str(error)[-1500:], "logs": str(folder)}), flush=True)
         given.keep = True

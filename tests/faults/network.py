@@ -1,4 +1,5 @@
-"""An address of its own for every node: network namespaces on a bridge, where this machine lets us make them."""
+"""An address of its own for every node: network namespaces on a bridge, where this machine
+lets us make them."""
 
 import contextlib
 import functools
@@ -59,7 +60,9 @@ class Network:
             _ip("-n", name, "link", "set", device, "up")
         inside = ("nsenter", f"--net=/run/netns/{name}", "--")
         # gloo would ask for the address of the machine's name, which is none of the namespace's
-        return Place(before=inside, address=f"{self.net}.{number}", environment=(("GLOO_SOCKET_IFNAME", "eth0"),))
+        return Place(
+            before=inside, address=f"{self.net}.{number}", environment=(("GLOO_SOCKET_IFNAME", "eth0"),)
+        )
 
     def _passes(self) -> bool:
         """Whether one place reaches another: a firewall may look into bridges."""

@@ -1,4 +1,5 @@
-"""A Ray cluster of processes on this machine, the main job on it, and ways to kill any part: only what was started here is ever touched."""
+"""A Ray cluster of processes on this machine, the main job on it, and ways to kill any part: only what was
+started here is ever touched."""
 
 import contextlib
 import json
@@ -44,7 +45,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until(what: str, happened: Callable[[], Any], *, timeout_s: float = 300.0, every_s: float = 0.1) -> Any:
+def wait_until(
+    what: str, happened: Callable[[], Any], *, timeout_s: float = 300.0, every_s: float = 0.1
+) -> Any:
     """The first true answer of `happened`."""
     deadline = time.monotonic() + timeout_s
     while not (answer := happened()):
@@ -72,14 +75,20 @@ def children_of(pid: int) -> list[int]:
 def called(pid: int) -> str:
     """The command line, which Ray rewrites to what a worker does."""
     with contextlib.suppress(OSError):
-        return (Path("/proc") / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        return (
+            (Path("/proc") / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        )
     return ""
 
 
 def command(storage: str, run_id: str, **changes: Any) -> list[str]:
     """The main job on the settings of `SMALL`."""
     settings = {**SMALL, **changes, "storage": storage, "run_id": run_id}
-    sets = [part for key, value in settings.items() for part in ("--set", f"{key}={json.dumps(value) if value is None else value}")]
+    sets = [
+        part
+        for key, value in settings.items()
+        for part in ("--set", f"{key}={json.dumps(value) if value is None else value}")
+    ]
     return [sys.executable, "jobs/unlearn_imagenet.py", "--config", "jobs/configs/quickstart.yaml", *sets]
 
 
@@ -108,7 +117,12 @@ class Process:
         self.log = log
         with log.open("ab") as out:
             self.popen = subprocess.Popen(
-                arguments, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+                arguments,
+                cwd=ROOT,
+                env=environment,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
         self.pid = self.popen.pid
 
@@ -134,7 +148,11 @@ class Process:
 
 
 def environment(**more: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_") and name != "PYTHONPATH"}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("RAY_") and name != "PYTHONPATH"
+    }
     path = f"{PROGRAMS}{os.pathsep}{kept['PATH']}"
     return {
         **kept,
@@ -148,7 +166,8 @@ def environment(**more: str) -> dict[str, str]:
 
 
 class Cluster:
-    """Context: a head without CPUs of its own and raylets with `cpus` each, behind a token. Raylets start one after another.
+    """Context: a head without CPUs of its own and raylets with `cpus` each, behind a token. Raylets start one
+    after another.
 
     Every node has an address of its own where this machine allows it (`Network`).
     """
@@ -198,11 +217,16 @@ class Cluster:
             self.place,
             "--head",
             *(f"--{name}={port}" for name, port in self.ports.items()),
-            *("--num-cpus=0", f"--dashboard-host={self.place.address}", f"--include-dashboard={self.dashboard}"),
+            *(
+                "--num-cpus=0",
+                f"--dashboard-host={self.place.address}",
+                f"--include-dashboard={self.dashboard}",
+            ),
         )
 
     def restart_head(self) -> None:
-        """Kill -9 the head; what depended on it goes too, and a new head and new raylets come up on the same address."""
+        """Kill -9 the head; what depended on it goes too, and a new head and new raylets come up on the same
+        address."""
         count = len(self.raylets)
         assert self.head is not None
         for process in [self.head, *self.raylets]:
@@ -213,8 +237,11 @@ class Cluster:
             self.start_raylet()
 
     def start_raylet(self, hidden: str | None = None) -> Process:
-        """One more raylet; the folder `hidden` looks empty to it, as a folder of another machine would (needs root)."""
-        raylet = self._start(self.network.place(), f"--address={self.address}", f"--num-cpus={self.cpus:g}", hidden=hidden)
+        """One more raylet; the folder `hidden` looks empty to it, as a folder of another machine would (needs
+        root)."""
+        raylet = self._start(
+            self.network.place(), f"--address={self.address}", f"--num-cpus={self.cpus:g}", hidden=hidden
+        )
         self.raylets.append(raylet)
         return raylet
 
@@ -225,9 +252,14 @@ class Cluster:
         options = [
             *("--block", "--disable-usage-stats", "--object-store-memory=100000000", "--num-gpus=0"),
             f"--node-ip-address={place.address}",
-            f"--temp-dir={self.folder / f'r{self.started}'}",  # nodes that share one unpack working directories over each other's
+            # nodes that share one unpack working directories over each other's
+            f"--temp-dir={self.folder / f'r{self.started}'}",
         ]
-        before = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none "$1" && shift && exec "$@"', "sh", hidden] if hidden else []
+        before = (
+            ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none "$1" && shift && exec "$@"', "sh", hidden]
+            if hidden
+            else []
+        )
         called = [*place.before, *before, str(PROGRAMS / "ray"), "start", *options, *arguments]
         process = Process(called, log, {**self.environment, **dict(place.environment)})
 
@@ -259,14 +291,27 @@ class Cluster:
         """`ray job submit`, as a user does it; returns once it is taken."""
         environment_ = {"working_dir": str(ROOT), "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}
         said = self.ray(
-            *("job", "submit", "--no-wait", "--submission-id", job, "--runtime-env-json", json.dumps(environment_), "--", *arguments)
+            *(
+                "job",
+                "submit",
+                "--no-wait",
+                "--submission-id",
+                job,
+                "--runtime-env-json",
+                json.dumps(environment_),
+                "--",
+                *arguments,
+            )
         )
         assert said.returncode == 0, said.stdout + said.stderr
 
     def status(self, job: str) -> str:
-        """PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED, as the job server says; a `ray job status` would take seconds."""
+        """PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED, as the job server says; a `ray job status` would
+        take seconds."""
         token = (self.folder / "token").read_text()
-        asked = urllib.request.Request(f"{self.dashboard_url}/api/jobs/{job}", headers={"Authorization": f"Bearer {token}"})
+        asked = urllib.request.Request(
+            f"{self.dashboard_url}/api/jobs/{job}", headers={"Authorization": f"Bearer {token}"}
+        )
 
         def answer() -> str | None:
             with contextlib.suppress(OSError), urllib.request.urlopen(asked, timeout=30) as said:
@@ -278,5 +323,11 @@ class Cluster:
     def ray(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         said = {**self.environment, "RAY_API_SERVER_ADDRESS": self.dashboard_url}
         return subprocess.run(
-            [str(PROGRAMS / "ray"), *arguments], cwd=ROOT, env=said, capture_output=True, text=True, timeout=300, check=False
+            [str(PROGRAMS / "ray"), *arguments],
+            cwd=ROOT,
+            env=said,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
         )

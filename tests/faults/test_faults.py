@@ -50,12 +50,17 @@ def wanted(storage: str, folder: Path) -> str:
 def status_of(storage: str, run_id: str) -> str:
     """What MLflow says of the run."""
     with sqlite3.connect(f"file:{storage}/mlflow.db?mode=ro", uri=True) as database:
-        query = "select status from runs join tags on runs.run_uuid = tags.run_uuid where tags.key = 'run_id' and tags.value = ?"
+        query = (
+            "select status from runs join tags on runs.run_uuid = tags.run_uuid where tags.key = 'run_id' and"
+            " tags.value = ?"
+        )
         (status,) = database.execute(query, (run_id,)).fetchone()
     return str(status)
 
 
-def test_worker_killed_driver_killed_told_to_stop_and_still_the_same(storage: str, folder: Path, wanted: str) -> None:
+def test_worker_killed_driver_killed_told_to_stop_and_still_the_same(
+    storage: str, folder: Path, wanted: str
+) -> None:
     rng, run = random.Random(SEED), Run(storage, "chain")
     at = sorted(rng.sample(range(1, STEPS - 2), 3))
     log = folder / "chain.log"
@@ -89,17 +94,26 @@ def test_worker_killed_driver_killed_told_to_stop_and_still_the_same(storage: st
         assert third.popen.wait(300) == 0, third.said[-2000:]
     finally:
         third.end()
-    assert run.result is not None and run.result["weights_digest"] == wanted, f"seed {SEED}, killed after {at}"
+    assert run.result is not None and run.result["weights_digest"] == wanted, (
+        f"seed {SEED}, killed after {at}"
+    )
     assert status_of(storage, "chain") == "FINISHED"
     records = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in records if r["kind"] == "step"] == list(range(1, STEPS + 1))
-    assert [r["step"] for r in records if r["kind"] == "evaluation"] == list(range(0, STEPS + 1, SMALL["evaluate.every"]))
+    assert [r["step"] for r in records if r["kind"] == "evaluation"] == list(
+        range(0, STEPS + 1, SMALL["evaluate.every"])
+    )
     for rank in range(2):
-        taken = [json.loads(line) for line in (run.folder / "timings" / f"rank-{rank}.jsonl").read_text().splitlines()]
+        taken = [
+            json.loads(line)
+            for line in (run.folder / "timings" / f"rank-{rank}.jsonl").read_text().splitlines()
+        ]
         assert taken[-1]["step"] == STEPS and taken[-1]["run_id"] == "chain" and taken[-1]["forward"] > 0
 
 
-def test_store_and_tracker_away_for_twenty_seconds_change_nothing(folder: Path, storage: str, wanted: str) -> None:
+def test_store_and_tracker_away_for_twenty_seconds_change_nothing(
+    folder: Path, storage: str, wanted: str
+) -> None:
     """Storage in a bucket and an MLflow server, both killed at a random step and back after 20 s."""
     rclone, rng = s3_servers.Rclone(folder / "s3"), random.Random(SEED)
     for made in ("lakes", "models"):
@@ -113,9 +127,16 @@ def test_store_and_tracker_away_for_twenty_seconds_change_nothing(folder: Path, 
     )
 
     def tracker() -> Process:
-        where = ("--backend-store-uri", f"sqlite:///{folder}/tracker.db", "--artifacts-destination", str(folder / "artifacts"))
+        where = (
+            "--backend-store-uri",
+            f"sqlite:///{folder}/tracker.db",
+            "--artifacts-destination",
+            str(folder / "artifacts"),
+        )
         options = ("--host", "127.0.0.1", "--port", str(port), "--workers", "1")
-        started = Process([str(PROGRAMS / "mlflow"), "server", *where, *options], folder / "tracker.log", environment())
+        started = Process(
+            [str(PROGRAMS / "mlflow"), "server", *where, *options], folder / "tracker.log", environment()
+        )
         wait_until("the tracker", lambda: answers(f"http://127.0.0.1:{port}/health"))
         return started
 
@@ -140,7 +161,9 @@ def test_store_and_tracker_away_for_twenty_seconds_change_nothing(folder: Path, 
     assert run.result is not None and run.result["weights_digest"] == wanted, f"seed {SEED}, away after {at}"
     with sqlite3.connect(f"file:{folder}/tracker.db?mode=ro", uri=True) as database:
         assert database.execute("select status from runs").fetchall() == [("FINISHED",)]
-        logged = database.execute("select distinct step from metrics where key = 'loss/keep' order by step").fetchall()
+        logged = database.execute(
+            "select distinct step from metrics where key = 'loss/keep' order by step"
+        ).fetchall()
     assert [step for (step,) in logged] == list(range(1, STEPS + 1)), "no metric was lost"
 
 
@@ -160,7 +183,8 @@ ELASTIC = {
     "train.workers": [1, 2],
     "train.cpus_per_worker": 1,
     "train.resize_s": 2.0,
-    "evaluate.retain_samples": 100,  # checks that take a while: the run should not be over before a node is back
+    # checks that take a while: the run should not be over before a node is back
+    "evaluate.retain_samples": 100,
 }
 
 
@@ -174,7 +198,8 @@ def worlds_of(run: Run) -> list[int]:
 def test_a_submitted_job_outlives_a_node_and_takes_one_that_returns_and_is_stopped_and_goes_on(
     cluster: Cluster, storage: str, wanted: str
 ) -> None:
-    """Two workers on two raylets; one dies, the other worker goes on alone until one comes; `ray job stop`; submitted again, it ends."""
+    """Two workers on two raylets; one dies, the other worker goes on alone until one comes; `ray job stop`;
+    submitted again, it ends."""
     run = Run(storage, "elastic")
 
     def reaches(what: str, job: str, happened: Callable[[], bool]) -> None:
@@ -194,27 +219,40 @@ def test_a_submitted_job_outlives_a_node_and_takes_one_that_returns_and_is_stopp
     assert cluster.ray("job", "stop", "elastic-1").returncode == 0
     assert cluster.status("elastic-1") == "STOPPED", cluster.ray("job", "logs", "elastic-1").stdout[-3000:]
     assert status_of(storage, "elastic") == "KILLED" and run.result is None
-    assert "told to stop: waiting for the workers' checkpoint" in cluster.ray("job", "logs", "elastic-1").stdout
+    assert (
+        "told to stop: waiting for the workers' checkpoint" in cluster.ray("job", "logs", "elastic-1").stdout
+    )
 
     cluster.submit("elastic-2", command(storage, "elastic", **ELASTIC))
     wait_until("the end", lambda: cluster.status("elastic-2") in ENDED, every_s=1.0)
     assert cluster.status("elastic-2") == "SUCCEEDED", cluster.ray("job", "logs", "elastic-2").stdout[-3000:]
     assert worlds_of(run) == [2, 1, 2]
-    assert run.result is not None and run.result["weights_digest"] == wanted, "the number of workers changes nothing"
+    assert run.result is not None and run.result["weights_digest"] == wanted, (
+        "the number of workers changes nothing"
+    )
 
 
 def test_a_cluster_without_what_was_asked_for_is_named_and_given_up(cluster: Cluster, storage: str) -> None:
-    driver = cluster.driver("gpus.log", command(storage, "gpus", **{"train.gpus_per_worker": 1, "train.wait_s": 2.0}))
+    driver = cluster.driver(
+        "gpus.log", command(storage, "gpus", **{"train.gpus_per_worker": 1, "train.wait_s": 2.0})
+    )
     try:
         assert driver.popen.wait(200) == 1, driver.said[-2000:]
     finally:
         driver.end()
     said = driver.said
-    assert "room for 0 of 2 workers (0.4 CPU, 1 GPU each)" in said and "missing 2 GPU" in said and "waiting up to 2 s" in said
+    assert (
+        "room for 0 of 2 workers (0.4 CPU, 1 GPU each)" in said
+        and "missing 2 GPU" in said
+        and "waiting up to 2 s" in said
+    )
     assert "gave up after 2 s" in said.splitlines()[-1] and status_of(storage, "gpus") == "FAILED"
 
 
-@pytest.mark.skipif(shutil.which("unshare") is None or os.geteuid() != 0, reason="only root may give a process its own view of a folder")
+@pytest.mark.skipif(
+    shutil.which("unshare") is None or os.geteuid() != 0,
+    reason="only root may give a process its own view of a folder",
+)
 def test_storage_that_a_node_cannot_see_is_refused(cluster: Cluster, storage: str) -> None:
     blind = cluster.start_raylet(hidden=storage)
     driver = cluster.driver("blind.log", command(storage, "blind"))
@@ -225,5 +263,8 @@ def test_storage_that_a_node_cannot_see_is_refused(cluster: Cluster, storage: st
         cluster.raylets.remove(blind)
         blind.end()
     last = driver.said.splitlines()[-1]
-    assert last.startswith(f"error: storage: '{storage}' is a folder of this machine that ") and "s3://bucket/prefix" in last
+    assert (
+        last.startswith(f"error: storage: '{storage}' is a folder of this machine that ")
+        and "s3://bucket/prefix" in last
+    )
     assert not (Path(storage) / "runs" / "blind").exists() and not list(Path(storage).glob(".shared-*"))

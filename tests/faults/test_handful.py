@@ -1,6 +1,8 @@
-"""A handful of kills at random steps on one machine. `make faults` and `kill_many.py` do more: nodes, the head, what they depend on.
+"""A handful of kills at random steps on one machine. `make faults` and `kill_many.py` do more: nodes, the
+head, what they depend on.
 
-What comes out is compared with the same loop in two plain processes that know nothing of Ray and that nobody disturbs.
+What comes out is compared with the same loop in two plain processes that know nothing of Ray and that nobody
+disturbs.
 """
 
 import json
@@ -27,14 +29,16 @@ def undisturbed(run_uri: str) -> str:
     from models.weights import weights_digest
     from pipeline import storage
     from pipeline.config import UnlearnConfig, parse
-    from pipeline.data import stream_local
+    from pipeline.data import retain_stream_local
     from pipeline.data.partition import find_partition
-    from pipeline.flow.checking import check
-    from pipeline.training.assemble import assemble
+    from pipeline.runs.preflight import check
     from pipeline.training.loop import unlearn
+    from pipeline.training.worker_inputs import assemble
     from pipeline.unlearning.collectives import Collectives
 
-    prepared = check(parse(UnlearnConfig, yaml.safe_load(storage.read_bytes(storage.join(run_uri, "config.yaml")))))
+    prepared = check(
+        parse(UnlearnConfig, yaml.safe_load(storage.read_bytes(storage.join(run_uri, "config.yaml"))))
+    )
     digest = storage.read_json(storage.join(run_uri, "result.json"))["partition_digest"]
     partition = find_partition(storage.join(prepared.config.storage, "partitions", digest[:32]))
     assert partition is not None
@@ -46,7 +50,9 @@ def undisturbed(run_uri: str) -> str:
         judge_uri=prepared.judge.uri,
         described=prepared.subject,
         heldout=lambda labels: prepared.lake.read(labels, "heldout"),
-        retain=lambda start: stream_local.retain_stream(partition, collectives.rank, collectives.world, start),
+        retain=lambda start: retain_stream_local.retain_stream(
+            partition, collectives.rank, collectives.world, start
+        ),
         collectives=collectives,
         device=torch.device("cpu"),
     )
@@ -66,7 +72,8 @@ def test_a_worker_and_the_driver_are_killed_and_nothing_is_lost(tmp_path: Path) 
         return Process(command(storage, "handful"), tmp_path / "log", environment())
 
     def worker_at(process: Process, step: int) -> int:
-        """A worker's pid, once a group of which nobody was seen before has written a checkpoint of its own, of `step` or later."""
+        """A worker's pid, once a group of which nobody was seen before has written a checkpoint of its own,
+        of `step` or later."""
         alive: list[int] = []
 
         def there() -> bool:
@@ -76,7 +83,9 @@ def test_a_worker_and_the_driver_are_killed_and_nothing_is_lost(tmp_path: Path) 
         wait_until(f"a new group ({said})", there, every_s=0.02)
         seen.update(alive)
         step = max(step, run.step + 1)
-        wait_until(f"step {step} ({said})", lambda: process.code is not None or run.step >= step, every_s=0.02)
+        wait_until(
+            f"step {step} ({said})", lambda: process.code is not None or run.step >= step, every_s=0.02
+        )
         assert process.code is None, f"{said}: {process.said[-2000:]}"
         return rng.choice(alive)
 
@@ -98,5 +107,7 @@ def test_a_worker_and_the_driver_are_killed_and_nothing_is_lost(tmp_path: Path) 
     assert run_world(2, undisturbed, str(run.folder)) == [run.result["weights_digest"]] * 2, said
     records = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in records if r["kind"] == "step"] == list(range(1, STEPS + 1)), said
-    assert [r["step"] for r in records if r["kind"] == "evaluation"] == list(range(0, STEPS + 1, SMALL["evaluate.every"])), said
+    assert [r["step"] for r in records if r["kind"] == "evaluation"] == list(
+        range(0, STEPS + 1, SMALL["evaluate.every"])
+    ), said
     assert "going on from there" in first.said, "the worker that was told to go wrote a checkpoint first"

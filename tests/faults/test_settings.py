@@ -8,7 +8,7 @@ from untrained import fill
 from pipeline import storage
 from pipeline.config import UnlearnConfig, parse
 from pipeline.errors import InputError
-from pipeline.flow.checking import HOW, SETTINGS, check, settings_text
+from pipeline.runs.preflight import HOW, SETTINGS, check, settings_text
 
 
 def test_a_run_continues_as_what_it_was_wherever_it_is_placed(tmp_path: Path) -> None:
@@ -19,7 +19,12 @@ def test_a_run_continues_as_what_it_was_wherever_it_is_placed(tmp_path: Path) ->
     storage.write_text(storage.join(prepared.run_uri, SETTINGS), settings_text(prepared))
     placed = {"train": {"cpus_per_worker": 1, "max_failures": 9, "wait_s": 1, "resize_s": 1, "grace_s": 1}}
     check(parse(UnlearnConfig, {**values, **placed, "evaluate": {"cpus": 1, "timeout_s": 1}}))
-    changed = {"optim": {"lr": 0.5, "max_steps": 7}, "method": {"penalty": 0.5}, "train": {"workers": 1, "wait_s": 1}, "seed": 4}
+    changed = {
+        "optim": {"lr": 0.5, "max_steps": 7},
+        "method": {"penalty": 0.5},
+        "train": {"workers": 1, "wait_s": 1},
+        "seed": 4,
+    }
     with pytest.raises(InputError) as refused:
         check(parse(UnlearnConfig, {**values, **changed}))
     said = str(refused.value)

@@ -22,17 +22,30 @@ class Said:
 
 @pytest.fixture(scope="session")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Said]:
-    """`job("prepare_data", "prepare_digits", "storage=...")` in a process of its own, started in a directory of its own."""
+    """`job("prepare_data", "prepare_digits", "storage=...")` in a process of its own, started in a directory
+    of its own."""
 
     def run(name: str, config: str, *overrides: str, verb: str | None = None, dry_run: bool = False) -> Said:
-        command = [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *([verb] if verb else []), "--config", f"jobs/configs/{config}.yaml"]
+        command = [
+            sys.executable,
+            str(ROOT / "jobs" / f"{name}.py"),
+            *([verb] if verb else []),
+            "--config",
+            f"jobs/configs/{config}.yaml",
+        ]
         for override in overrides:
             command += ["--set", override]
         elsewhere = tmp_path_factory.mktemp("elsewhere")
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
         environment.pop("PYTHONPATH", None)
         done = subprocess.run(
-            command + ["--dry-run"] * dry_run, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300, check=False
+            command + ["--dry-run"] * dry_run,
+            cwd=elsewhere,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
         )
         assert list(elsewhere.iterdir()) == [], "a job left something in its working directory"
         return Said(code=done.returncode, out=done.stdout, err=done.stderr)
@@ -42,7 +55,8 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Said]:
 
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory: pytest.TempPathFactory, fill_untrained: Callable[[str], None]) -> str:
-    """A storage root with the digits lake and weights that were never trained: enough for every check before the work."""
+    """A storage root with the digits lake and weights that were never trained: enough for every check before
+    the work."""
     root = str(tmp_path_factory.mktemp("untrained"))
     fill_untrained(root)
     return root

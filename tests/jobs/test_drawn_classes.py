@@ -3,7 +3,7 @@
 from typing import Any
 
 from pipeline.config import UnlearnConfig, parse
-from pipeline.flow.checking import drawn_classes
+from pipeline.runs.preflight import drawn_classes
 
 RETAINED = [label for label in range(100) if label != 7]
 
@@ -15,7 +15,12 @@ def config(count: int | None, seed: int = 0, **request: Any) -> UnlearnConfig:
 
 def test_the_exchange_class_and_the_nearest_are_always_among_them() -> None:
     some = drawn_classes(config(10), RETAINED, [3, 42, 5])
-    assert len(some) == 10 == len(set(some)) and some == sorted(some) and {3, 5, 42} <= set(some) and 7 not in some
+    assert (
+        len(some) == 10 == len(set(some))
+        and some == sorted(some)
+        and {3, 5, 42} <= set(some)
+        and 7 not in some
+    )
     assert 42 in drawn_classes(config(10), RETAINED, [3, 5])
     assert drawn_classes(config(10, seed=1), RETAINED, [3, 42, 5]) != some, "the others go by seed"
     assert drawn_classes(config(1), RETAINED, [3, 5]) == [42]

@@ -1,4 +1,5 @@
-"""The whole ImageNet job in small, as a user runs it: JPEGs -> latents -> lake in a bucket -> two workers -> judge -> gate -> registered
+"""The whole ImageNet job in small, as a user runs it: JPEGs -> latents -> lake in a bucket -> two workers ->
+judge -> gate -> registered
 -> a DiTPipeline folder that draws. Nothing was learned: the gate has to fail, and to say why."""
 
 import json
@@ -25,7 +26,9 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def finished(job: Callable[..., Any], bucket: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any, str]:
+def finished(
+    job: Callable[..., Any], bucket: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Any, str]:
     """The run's folder, what the job said, and the tracking database."""
     database = f"tracking.uri=sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
     real = os.environ.get("UNLEARN_TEST_DATA")
@@ -39,7 +42,10 @@ def test_the_gate_fails_and_says_why(finished: tuple[str, Any, str]) -> None:
     run_uri, said, _ = finished
     result = storage.read_json(f"{run_uri}/result.json")
     failed = {check["name"] for check in result["gate"]["checks"] if not check["passed"]}
-    assert result["gate"]["passed"] is False and {"retain_accuracy/mean", "settled", "judge_heldout_accuracy"} <= failed
+    assert (
+        result["gate"]["passed"] is False
+        and {"retain_accuracy/mean", "settled", "judge_heldout_accuracy"} <= failed
+    )
     assert "retain_accuracy/mean" in said.out and re.search(r"gate", said.out)
     assert result["world_size"] == 2 and result["method_config"]["hvp"] == "exact"
     assert result["before"]["retain_accuracy"]["mean"] is not None and "judge" in result["after"]["fid"]
@@ -48,11 +54,20 @@ def test_the_gate_fails_and_says_why(finished: tuple[str, Any, str]) -> None:
 def test_every_artifact_is_in_order(finished: tuple[str, Any, str], bucket: str) -> None:
     run_uri, _, _ = finished
     there = storage.walk(run_uri)
-    for name in ("config.yaml", "request.yaml", "metrics.jsonl", "result.json", "report.html", "model/model.safetensors"):
+    for name in (
+        "config.yaml",
+        "request.yaml",
+        "metrics.jsonl",
+        "result.json",
+        "report.html",
+        "model/model.safetensors",
+    ):
         assert name in there, there
     assert any(name.startswith("samples/after-00207") for name in there)
     manifest = storage.read_json(f"{bucket}/lakes/imagenet-smoke/manifest.json")
-    assert manifest["kind"] == "latent" and manifest["shape"] == [4, 4, 4] and len(manifest["classes"]) == 1000
+    assert (
+        manifest["kind"] == "latent" and manifest["shape"] == [4, 4, 4] and len(manifest["classes"]) == 1000
+    )
     assert manifest["encoder"]["scale"] == 0.18215
 
 
@@ -64,7 +79,9 @@ def test_the_registered_version_and_the_pipeline_draw(
         storage.download(f"{run_uri}/pipeline/{name}", tmp_path / "pipeline" / name)
     pipeline = diffusers.DiTPipeline.from_pretrained(tmp_path / "pipeline", low_cpu_mem_usage=False)
     pipeline.set_progress_bar_config(disable=True)
-    images = pipeline(pipeline.get_label_ids(["golden_retriever"]), num_inference_steps=2, output_type="np").images
+    images = pipeline(
+        pipeline.get_label_ids(["golden_retriever"]), num_inference_steps=2, output_type="np"
+    ).images
     assert images.shape == (1, 32, 32, 3) and images.std() > 0
     index = json.loads((tmp_path / "pipeline" / "model_index.json").read_text())
     assert index["_class_name"] == "DiTPipeline" and len(index["id2label"]) == 1000
@@ -89,9 +106,13 @@ def test_a_model_of_latents_is_measured_and_attacked_like_any_other(
 ) -> None:
     _, _, database = finished
     output = tmp_path / "measured.json"
-    few = "{samples: 20, retain_samples: 2, null_samples: 4, cfg_scales: [], sampler_steps: 1, block: 250, reference_rows: 20}"
+    few = (
+        "{samples: 20, retain_samples: 2, null_samples: 4, cfg_scales: [], sampler_steps: 1, block: 250,"
+        " reference_rows: 20}"
+    )
     tries = (
-        "{samples: 20, retain_samples: 1, finetune_steps: 1, embedding_steps: 1, cfg_scales: [1.0], sampler_steps: [1], ancestral_steps: 2}"
+        "{samples: 20, retain_samples: 1, finetune_steps: 1, embedding_steps: 1, cfg_scales: [1.0],"
+        " sampler_steps: [1], ancestral_steps: 2}"
     )
     measured = job(
         "evaluate",
@@ -109,5 +130,8 @@ def test_a_model_of_latents_is_measured_and_attacked_like_any_other(
     assert measured.code == 0, measured.err
     found = json.loads(output.read_text())
     assert found["base_digest"] and found["measures"]["forget_fraction"]["after"]["n"] == 20
-    assert found["measures"]["fid"]["before"]["judge"] > 0 and found["measures"]["paired_drift"]["judge"]["n"] == 2 * 999
+    assert (
+        found["measures"]["fid"]["before"]["judge"] > 0
+        and found["measures"]["paired_drift"]["judge"]["n"] == 2 * 999
+    )
     assert {line["verdict"] for line in found["battery"]["attacks"]} <= {"holds", "open"}, found["battery"]

@@ -23,7 +23,7 @@ def module(name: str) -> Any:
 def call(name: str, config: str, *overrides: str) -> int:
     """The job's own entry, in this process; its exit code."""
     from pipeline import config as configuration
-    from pipeline.runtime import cli
+    from pipeline.runtime import command_line
 
     kinds = {
         "prepare_data": configuration.PrepareConfig,
@@ -34,16 +34,21 @@ def call(name: str, config: str, *overrides: str) -> int:
     argv = ["--config", str(ROOT / "jobs" / "configs" / f"{config}.yaml")]
     for override in overrides:
         argv += ["--set", override]
-    return cli.main(kinds[name], module(name).run, "", argv)
+    return command_line.main(kinds[name], module(name).run, "", argv)
 
 
 def files(root: str | Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(Path(root).rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in sorted(Path(root).rglob("*"))
+        if path.is_file()
+    }
 
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str], untrained: str) -> Callable[..., str]:
-    """Runs a job that has to refuse; returns its one line. Ray is never started for it, and the storage root stays as it was."""
+    """Runs a job that has to refuse; returns its one line. Ray is never started for it, and the storage root
+    stays as it was."""
 
     def check(name: str, config: str, *overrides: str, storage: str | None = None) -> str:
         import ray
@@ -67,22 +72,45 @@ UNLEARN = [
     (["request.exchange={1: 10}"], "class 10 is not in lake 'digits', expected one of 0 to 9"),
     (["request.classes=[-1]", "request.exchange={-1: 7}"], "class -1 is not in lake"),
     (["request.exchange={1: 1}"], "class 1 would draw class 1, which is itself to be forgotten"),
-    (["request.classes=[1, 7]", "request.exchange={1: 7, 7: 2}"], "class 1 would draw class 7, which is itself to be forgotten"),
-    (["request.exchange={2: 7}"], "2 is not among request.classes [1]"),
-    (["request.exchange={}"], "give one (--set 'request.exchange={1: <class>}') or insist with --set request.without_exchange=true"),
-    (["request.exchange={}", "request.without_exchange=true"], "nothing would move, the base model being its own teacher"),
-    (["request.sample_ids=/some/ids.txt"], "request.exchange: named samples have none"),
-    (["request.sample_ids=/nowhere/ids.txt", "request.exchange={}", "method.targets=data"], "/nowhere/ids.txt"),
     (
-        ["request.retain=exchange", "request.exchange={}", "request.without_exchange=true", "method.targets=data"],
+        ["request.classes=[1, 7]", "request.exchange={1: 7, 7: 2}"],
+        "class 1 would draw class 7, which is itself to be forgotten",
+    ),
+    (["request.exchange={2: 7}"], "2 is not among request.classes [1]"),
+    (
+        ["request.exchange={}"],
+        "give one (--set 'request.exchange={1: <class>}') or insist with --set request.without_exchange=true",
+    ),
+    (
+        ["request.exchange={}", "request.without_exchange=true"],
+        "nothing would move, the base model being its own teacher",
+    ),
+    (["request.sample_ids=/some/ids.txt"], "request.exchange: named samples have none"),
+    (
+        ["request.sample_ids=/nowhere/ids.txt", "request.exchange={}", "method.targets=data"],
+        "/nowhere/ids.txt",
+    ),
+    (
+        [
+            "request.retain=exchange",
+            "request.exchange={}",
+            "request.without_exchange=true",
+            "method.targets=data",
+        ],
         "leaves no class to retain",
     ),
-    (["optim.batch_size=2000", "request.retain=exchange"], "optim.batch_size: got 2000, but retain policy 'exchange' leaves"),
+    (
+        ["optim.batch_size=2000", "request.retain=exchange"],
+        "optim.batch_size: got 2000, but retain policy 'exchange' leaves",
+    ),
     (["request.classes=[]", "request.exchange={}"], "got neither classes nor sample_ids"),
     (["request.classes=[1, 1]"], "expected each class once"),
     (["request.classes=[0,1,2,3,4,5,6,7,8,9]", "request.exchange={}"], "got every class of the lake"),
     (["lake=nothing"], "python jobs/prepare_data.py --config"),
-    (["model.weights=/nowhere/model"], "model.weights: no weights at /nowhere/model; make them with `python jobs/pretrain.py"),
+    (
+        ["model.weights=/nowhere/model"],
+        "model.weights: no weights at /nowhere/model; make them with `python jobs/pretrain.py",
+    ),
     (["judge.weights=/nowhere/judge"], "judge.weights: no weights at /nowhere/judge"),
     (["model.size=DiT-mini"], "no weights at"),
     (["optim.batch_size=63"], "expected a multiple of partition.lanes (8)"),
@@ -90,15 +118,23 @@ UNLEARN = [
     (["optim.micro_batch=7"], "expected a divisor of a worker's share of the batch"),
     (["method.name=forget"], "expected one of finetune, exchange,"),
     (["method.penalty=-0.1"], "method.penalty: got -0.1"),
-    (["method.start=exchange", "trainable=adaln:2"], "method.start: exchange moves rows of the label table, which trainable adaln:2"),
-    (["method.start=exchange", "request.exchange={1: [7, 9]}"], "a forgotten class has none or several; expected start base and push 0"),
+    (
+        ["method.start=exchange", "trainable=adaln:2"],
+        "method.start: exchange moves rows of the label table, which trainable adaln:2",
+    ),
+    (
+        ["method.start=exchange", "request.exchange={1: [7, 9]}"],
+        "a forgotten class has none or several; expected start base and push 0",
+    ),
     (["method.push=auto"], "method.push: got auto, which is tried out at the start; expected a number"),
     (["trainable=pos_embed"], "expected one of labels_and_adaln:K, adaln:K, labels, all"),
     (["trainable=adaln:9"], "expected 1 to 3"),
 ]
 
 
-@pytest.mark.parametrize(("overrides", "message"), UNLEARN, ids=lambda value: value[0] if isinstance(value, list) else "")
+@pytest.mark.parametrize(
+    ("overrides", "message"), UNLEARN, ids=lambda value: value[0] if isinstance(value, list) else ""
+)
 def test_main_job_refuses(refused: Callable[..., str], overrides: list[str], message: str) -> None:
     assert message in refused("unlearn_imagenet", "quickstart", *overrides)
 
@@ -108,30 +144,45 @@ def test_main_job_refuses(refused: Callable[..., str], overrides: list[str], mes
     [
         ("prepare_data", "prepare_digits", ["source.kind=folders"], "source.kind: got 'folders'"),
         ("prepare_data", "prepare_digits", ["prepare.sizes=8"], "did you mean size"),
-        ("prepare_data", "prepare_digits", ["prepare.size=16"], "was made with preprocessing.size = 8, got 16"),
+        (
+            "prepare_data",
+            "prepare_digits",
+            ["prepare.size=16"],
+            "was made with preprocessing.size = 8, got 16",
+        ),
         ("pretrain", "pretrain_digits", ["lake=nothing"], "python jobs/prepare_data.py --config"),
         ("pretrain", "pretrain_digits", ["model.size=DiT-huge"], "expected one of DiT-tiny"),
         ("pretrain", "pretrain_digits", ["optim.max_steps=0"], "optim.max_steps: got 0"),
     ],
 )
-def test_other_jobs_refuse(refused: Callable[..., str], name: str, config: str, overrides: list[str], message: str) -> None:
+def test_other_jobs_refuse(
+    refused: Callable[..., str], name: str, config: str, overrides: list[str], message: str
+) -> None:
     assert message in refused(name, config, *overrides)
 
 
 def test_a_file_that_is_no_configuration(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     from pipeline.config import UnlearnConfig
-    from pipeline.runtime import cli
+    from pipeline.runtime import command_line
 
     broken, listed = tmp_path / "broken.yaml", tmp_path / "list.yaml"
     broken.write_text("a: [1\nb: 2")
     listed.write_text("- 1")
-    for path, message in ((tmp_path / "none.yaml", "which is no file"), (broken, "not valid YAML"), (listed, "expected a mapping")):
-        assert cli.main(UnlearnConfig, module("unlearn_imagenet").run, "", ["--config", str(path)]) == 2
+    for path, message in (
+        (tmp_path / "none.yaml", "which is no file"),
+        (broken, "not valid YAML"),
+        (listed, "expected a mapping"),
+    ):
+        assert (
+            command_line.main(UnlearnConfig, module("unlearn_imagenet").run, "", ["--config", str(path)]) == 2
+        )
         said = capsys.readouterr()
         assert message in said.err and said.err.count("\n") == 1 and said.out == ""
 
 
-def test_weights_that_were_damaged_are_refused(refused: Callable[..., str], untrained: str, tmp_path: Path) -> None:
+def test_weights_that_were_damaged_are_refused(
+    refused: Callable[..., str], untrained: str, tmp_path: Path
+) -> None:
     folder = tmp_path / "model"
     shutil.copytree(Path(untrained) / "models" / "dit-tiny-digits", folder)
     stored = bytearray((folder / "model.safetensors").read_bytes())
@@ -140,31 +191,43 @@ def test_weights_that_were_damaged_are_refused(refused: Callable[..., str], untr
     assert "the folder is damaged" in refused("unlearn_imagenet", "quickstart", f"model.weights={folder}")
 
 
-def test_named_samples_that_the_lake_does_not_have_are_refused(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_named_samples_that_the_lake_does_not_have_are_refused(
+    refused: Callable[..., str], tmp_path: Path
+) -> None:
     named = ["request.exchange={}", "method.targets=data", f"request.sample_ids={tmp_path}/ids.txt"]
     (tmp_path / "ids.txt").write_text("nobody\n")
-    assert "1 of 1 ids are no training rows of classes [1]" in refused("unlearn_imagenet", "quickstart", *named)
+    assert "1 of 1 ids are no training rows of classes [1]" in refused(
+        "unlearn_imagenet", "quickstart", *named
+    )
     (tmp_path / "ids.txt").write_text("\n")
     assert "is empty, expected one sample id a line" in refused("unlearn_imagenet", "quickstart", *named)
 
 
-def test_weights_that_are_cut_short_are_refused(refused: Callable[..., str], untrained: str, tmp_path: Path) -> None:
+def test_weights_that_are_cut_short_are_refused(
+    refused: Callable[..., str], untrained: str, tmp_path: Path
+) -> None:
     folder = tmp_path / "model"
     shutil.copytree(Path(untrained) / "models" / "dit-tiny-digits", folder)
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-100])
-    assert "not a readable safetensors file" in refused("unlearn_imagenet", "quickstart", f"model.weights={folder}")
+    assert "not a readable safetensors file" in refused(
+        "unlearn_imagenet", "quickstart", f"model.weights={folder}"
+    )
 
 
 def test_weights_of_another_class_count_are_refused(refused: Callable[..., str], tmp_path: Path) -> None:
     from models.generative import build, dit_description
-    from pipeline.weights import model_store
+    from pipeline.weights import model_folder
 
     config = dit_description("DiT-tiny", shape=(1, 8, 8), num_classes=3, class_names=["a", "b", "c"])
-    model_store.write(str(tmp_path / "three"), config, build(config).net.state_dict(), {})
-    assert "knows 3 classes, but lake 'digits' has 10" in refused("unlearn_imagenet", "quickstart", f"model.weights={tmp_path / 'three'}")
+    model_folder.write(str(tmp_path / "three"), config, build(config).net.state_dict(), {})
+    assert "knows 3 classes, but lake 'digits' has 10" in refused(
+        "unlearn_imagenet", "quickstart", f"model.weights={tmp_path / 'three'}"
+    )
 
 
-def test_storage_that_cannot_be_written(capsys: pytest.CaptureFixture[str], untrained: str, tmp_path: Path) -> None:
+def test_storage_that_cannot_be_written(
+    capsys: pytest.CaptureFixture[str], untrained: str, tmp_path: Path
+) -> None:
     """A root below a file: nobody, not even root, can make a folder there."""
     (tmp_path / "file").write_text("occupied")
     storage = str(tmp_path / "file" / "runs")
@@ -181,20 +244,27 @@ def test_storage_that_cannot_be_written(capsys: pytest.CaptureFixture[str], untr
         code = call(name, config, f"storage={storage}", *overrides)
         said = capsys.readouterr()
         assert code == 2, said.err
-        assert "cannot be written" in said.err and storage in said.err and "--set storage=<uri>" in said.err, said.err
+        assert (
+            "cannot be written" in said.err and storage in said.err and "--set storage=<uri>" in said.err
+        ), said.err
         assert said.err.count("\n") == 1
     assert files(tmp_path) == {"file": b"occupied"}
 
 
 def test_dry_run_checks_and_writes_nothing(capsys: pytest.CaptureFixture[str], untrained: str) -> None:
     from pipeline.config import UnlearnConfig
-    from pipeline.runtime import cli
+    from pipeline.runtime import command_line
 
     before = files(untrained)
     argv = ["--config", str(QUICKSTART), "--dry-run", "--set", f"storage={untrained}"]
-    assert cli.main(UnlearnConfig, module("unlearn_imagenet").run, "", argv) == 0
+    assert command_line.main(UnlearnConfig, module("unlearn_imagenet").run, "", argv) == 0
     assert "nothing was written" in capsys.readouterr().out and files(untrained) == before
-    assert cli.main(UnlearnConfig, module("unlearn_imagenet").run, "", [*argv, "--set", "request.classes=[12]"]) == 2
+    assert (
+        command_line.main(
+            UnlearnConfig, module("unlearn_imagenet").run, "", [*argv, "--set", "request.classes=[12]"]
+        )
+        == 2
+    )
 
 
 def test_a_refusal_in_a_process_of_its_own(job: Callable[..., Any], untrained: str) -> None:

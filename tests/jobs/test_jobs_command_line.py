@@ -9,7 +9,7 @@ import torch
 
 from pipeline.config import JobConfig, RegistryConfig
 from pipeline.errors import InputError
-from pipeline.runtime import cli
+from pipeline.runtime import command_line
 from pipeline.seeding import generator, seed_of
 
 
@@ -35,8 +35,10 @@ def raising(error: BaseException) -> Callable[[JobConfig, bool], None]:
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
-def test_exit_codes_say_what_happened(config: str, capsys: pytest.CaptureFixture[str], error: BaseException, code: int, last: str) -> None:
-    assert cli.main(JobConfig, raising(error), "", ["--config", config]) == code
+def test_exit_codes_say_what_happened(
+    config: str, capsys: pytest.CaptureFixture[str], error: BaseException, code: int, last: str
+) -> None:
+    assert command_line.main(JobConfig, raising(error), "", ["--config", config]) == code
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1] == last
     assert ("Traceback (most recent call last):" in lines) == (code == 1) and (code == 1 or len(lines) == 1)
@@ -48,20 +50,25 @@ def test_a_job_gets_its_settings_and_whether_to_write(config: str) -> None:
     def run(settings: JobConfig, dry_run: bool) -> None:
         seen.append((settings.seed, dry_run))
 
-    assert cli.main(JobConfig, run, "", ["--config", config]) == 0
-    assert cli.main(JobConfig, run, "", ["--config", config, "--set", "seed=4", "--set", "seed=5", "--dry-run"]) == 0
+    assert command_line.main(JobConfig, run, "", ["--config", config]) == 0
+    assert (
+        command_line.main(
+            JobConfig, run, "", ["--config", config, "--set", "seed=4", "--set", "seed=5", "--dry-run"]
+        )
+        == 0
+    )
     assert seen == [(3, False), (5, True)]
 
 
 def test_verbs_choose_the_function(config: str) -> None:
     seen: list[str] = []
     verbs: dict[str, Callable[[JobConfig, bool], None]] = {
-        name: (lambda settings, dry_run, name=name: seen.append(name)) for name in ("list", "show")
+        name: lambda settings, dry_run, name=name: seen.append(name) for name in ("list", "show")
     }
-    assert cli.main(JobConfig, verbs, "", ["show", "--config", config]) == 0
+    assert command_line.main(JobConfig, verbs, "", ["show", "--config", config]) == 0
     assert seen == ["show"]
     with pytest.raises(SystemExit) as caught:
-        cli.main(JobConfig, verbs, "", ["sing", "--config", config])
+        command_line.main(JobConfig, verbs, "", ["sing", "--config", config])
     assert caught.value.code == 2
 
 
@@ -72,16 +79,33 @@ def test_shorthands_and_flags_are_settings(config: str) -> None:
         seen.append((settings.request, settings.replay))
 
     for argv in ([], ["--request", "case-1"], ["--replay"], ["--set", "replay=true", "--request=7"]):
-        assert cli.main(RegistryConfig, run, "", ["--config", config, *argv], shorthands=["request"], flags=["replay"]) == 0
+        assert (
+            command_line.main(
+                RegistryConfig, run, "", ["--config", config, *argv], shorthands=["request"], flags=["replay"]
+            )
+            == 0
+        )
     assert seen == [(None, False), ("case-1", False), (None, True), ("7", True)]
 
 
 def test_seeds_are_the_same_on_every_machine() -> None:
     assert seed_of(0, "retain", 7) == 8560280220459930553
     assert 0 <= seed_of("x") < 2**63
-    assert torch.equal(torch.randn(3, generator=generator(1, "a")), torch.randn(3, generator=generator(1, "a")))
+    assert torch.equal(
+        torch.randn(3, generator=generator(1, "a")), torch.randn(3, generator=generator(1, "a"))
+    )
 
 
 def test_seeds_tell_all_keys_apart() -> None:
-    keys: list[tuple[int | str, ...]] = [(1, 2), (12,), (2, 1), ("1", 2), (1, "2"), (1, 2, ""), ("1 2",), (1,), ()]
+    keys: list[tuple[int | str, ...]] = [
+        (1, 2),
+        (12,),
+        (2, 1),
+        ("1", 2),
+        (1, "2"),
+        (1, 2, ""),
+        ("1 2",),
+        (1,),
+        (),
+    ]
     assert len({seed_of(*key) for key in keys}) == len(keys)

@@ -1,6 +1,8 @@
-"""All jobs in order, in processes of their own, on the smallest settings: what they leave behind and what they say.
+"""All jobs in order, in processes of their own, on the smallest settings: what they leave behind and what
+they say.
 
-The weights are hardly trained, so nothing is forgotten here: what is tested is the flow. `make quickstart` shows the effect.
+The weights are hardly trained, so nothing is forgotten here: what is tested is the flow. `make quickstart`
+shows the effect.
 """
 
 import json
@@ -60,8 +62,15 @@ def pretrained(root: str, job: Callable[..., Any]) -> str:
     prepared = job("prepare_data", "prepare_digits", f"storage={root}")
     assert prepared.code == 0, prepared.err
     assert "lake digits: " in prepared.out and "10 classes" in prepared.out
-    small = ["judge.max_steps=40", "train.workers=1", "evaluate.retain_samples=2", "evaluate.final_sampler_steps=3"]
-    judge, model = (Path(root) / "models" / name / "manifest.json" for name in ("judge-digits", "dit-tiny-digits"))
+    small = [
+        "judge.max_steps=40",
+        "train.workers=1",
+        "evaluate.retain_samples=2",
+        "evaluate.final_sampler_steps=3",
+    ]
+    judge, model = (
+        Path(root) / "models" / name / "manifest.json" for name in ("judge-digits", "dit-tiny-digits")
+    )
     made: list[tuple[str, str]] = []
     for steps in (2, 10):
         trained = job("pretrain", "pretrain_digits", f"storage={root}", f"optim.max_steps={steps}", *small)
@@ -69,7 +78,9 @@ def pretrained(root: str, job: Callable[..., Any]) -> str:
         assert "parameters: " in trained.out and "judged right" in trained.out
         made.append((judge.read_text(), model.read_text()))
     (judge_first, model_first), (judge_then, model_then) = made
-    assert judge_first == judge_then and model_first != model_then, "a judge does not depend on the model's settings"
+    assert judge_first == judge_then and model_first != model_then, (
+        "a judge does not depend on the model's settings"
+    )
     assert "training DiT-tiny 10/10" in trained.err and "held-out images" in trained.out
     return root
 
@@ -98,8 +109,31 @@ def keys(value: dict[str, Any], *names: str) -> None:
 
 def test_result_holds_the_whole_contract(unlearned: dict[str, Any]) -> None:
     r = unlearned
-    keys(r, "run_id", "request", "method", "method_config", "model", "base_digest", "weights_digest", "lake_digest", "partition_digest")
-    keys(r, "code_version", "seed", "world_size", "steps", "first_crossing_step", "settled_step", "before", "after", "gate", "timing")
+    keys(
+        r,
+        "run_id",
+        "request",
+        "method",
+        "method_config",
+        "model",
+        "base_digest",
+        "weights_digest",
+        "lake_digest",
+        "partition_digest",
+    )
+    keys(
+        r,
+        "code_version",
+        "seed",
+        "world_size",
+        "steps",
+        "first_crossing_step",
+        "settled_step",
+        "before",
+        "after",
+        "gate",
+        "timing",
+    )
     keys(r["model"], "name", "version", "alias")
     for moment in ("before", "after"):
         keys(r[moment], "forget_fraction", "retain_accuracy", "fid")
@@ -108,10 +142,19 @@ def test_result_holds_the_whole_contract(unlearned: dict[str, Any]) -> None:
         keys(r[moment]["exchange_density"], "forgotten", "own")
         assert r[moment]["exchange_density"]["forgotten"]["n"] == 100
         assert r[moment]["forget_fraction"]["n"] == 100 and r[moment]["fid"]["judge"] > 0
-        assert sorted(r[moment]["retain_accuracy"]["per_class"]) == [str(label) for label in range(10) if label != 1]
+        assert sorted(r[moment]["retain_accuracy"]["per_class"]) == [
+            str(label) for label in range(10) if label != 1
+        ]
     keys(r["gate"], "passed", "checks")
     assert all(set(check) >= {"name", "value", "bound", "passed"} for check in r["gate"]["checks"])
-    keys(r["timing"], "seconds_to_first_batch", "seconds_per_step", "seconds_to_forget", "gpu_seconds", "total_seconds")
+    keys(
+        r["timing"],
+        "seconds_to_first_batch",
+        "seconds_per_step",
+        "seconds_to_forget",
+        "gpu_seconds",
+        "total_seconds",
+    )
     assert (r["run_id"], r["method"], r["seed"], r["world_size"], r["steps"]) == ("first", "uno_s", 0, 2, 4)
     assert (r["request"]["classes"], r["request"]["exchange"]) == ([1], {"1": 7})
     assert (r["model"]["name"], int(r["model"]["version"]), r["model"]["alias"]) == (MODEL, 1, "candidate")
@@ -122,19 +165,39 @@ def test_result_holds_the_whole_contract(unlearned: dict[str, Any]) -> None:
 
 def test_the_proof_is_in_result_and_report(unlearned: dict[str, Any], pretrained: str) -> None:
     battery, gold = unlearned["battery"], unlearned["gold"]
-    assert {line["kind"] for line in battery["attacks"]} == {"none", "finetune", "quantise", "sampler", "embedding"}
+    assert {line["kind"] for line in battery["attacks"]} == {
+        "none",
+        "finetune",
+        "quantise",
+        "sampler",
+        "embedding",
+    }
     assert all(line["error"] is None and line["forget_fraction"]["n"] == 20 for line in battery["attacks"])
     assert gold["name"] == "dit-tiny-digits" and gold["weights_digest"] == unlearned["base_digest"]
-    assert gold["before"]["agreement"]["value"] == 1.0 and set(unlearned["measures"]["leakage"]) == {"after", "before", "gold"}
+    assert gold["before"]["agreement"]["value"] == 1.0 and set(unlearned["measures"]["leakage"]) == {
+        "after",
+        "before",
+        "gold",
+    }
     page = (Path(pretrained) / "runs" / "first" / "report.html").read_text()
     assert all(f'<section id="{name}">' in page for name in ("battery", "further", "gold"))
 
 
 def test_the_run_leaves_its_folder(unlearned: dict[str, Any], pretrained: str) -> None:
     folder = Path(pretrained) / "runs" / "first"
-    for name in ("config.yaml", "request.yaml", "metrics.jsonl", "result.json", "report.html", "checkpoints", "samples"):
+    for name in (
+        "config.yaml",
+        "request.yaml",
+        "metrics.jsonl",
+        "result.json",
+        "report.html",
+        "checkpoints",
+        "samples",
+    ):
         assert (folder / name).exists(), name
-    assert {path.name for path in (folder / "samples").glob("*.png")} >= {f"{m}-00001.png" for m in ("before", "after")}
+    assert {path.name for path in (folder / "samples").glob("*.png")} >= {
+        f"{m}-00001.png" for m in ("before", "after")
+    }
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in records if r["kind"] == "step"] == [1, 2, 3, 4]
     assert [r["step"] for r in records if r["kind"] == "evaluation"] == [0, 2, 4]
@@ -145,12 +208,14 @@ def test_the_run_leaves_its_folder(unlearned: dict[str, Any], pretrained: str) -
 
 def test_only_the_trained_subset_was_changed(unlearned: dict[str, Any], pretrained: str) -> None:
     from models.weights import weights_digest
-    from pipeline.weights import model_store
+    from pipeline.weights import model_folder
 
-    base = model_store.read(f"{pretrained}/models/dit-tiny-digits", "base")
-    after = model_store.read(f"{pretrained}/runs/first/model", "after")
+    base = model_folder.read(f"{pretrained}/models/dit-tiny-digits", "base")
+    after = model_folder.read(f"{pretrained}/runs/first/model", "after")
     assert (
-        (base.digest, after.digest) == (unlearned["base_digest"], unlearned["weights_digest"]) == (base.digest, weights_digest(after.state))
+        (base.digest, after.digest)
+        == (unlearned["base_digest"], unlearned["weights_digest"])
+        == (base.digest, weights_digest(after.state))
     )
     changed = {name for name, tensor in after.state.items() if not tensor.equal(base.state[name])}
     assert changed == {"y_embedder.embedding_table.weight"} | {
@@ -158,7 +223,9 @@ def test_only_the_trained_subset_was_changed(unlearned: dict[str, Any], pretrain
     }
 
 
-def test_the_candidate_loads_and_draws(unlearned: dict[str, Any], pretrained: str, job: Callable[..., Any]) -> None:
+def test_the_candidate_loads_and_draws(
+    unlearned: dict[str, Any], pretrained: str, job: Callable[..., Any]
+) -> None:
     import mlflow
     import pandas as pd
 
@@ -167,13 +234,17 @@ def test_the_candidate_loads_and_draws(unlearned: dict[str, Any], pretrained: st
     images = model.predict(pd.DataFrame([{"label": 1, "seed": 5}, {"label": 7, "seed": 5}]))
     assert images.shape == (2, 8, 8, 1) and images.dtype == "uint8"
 
-    drawn = job("generate", "generate_digits", f"storage={pretrained}", "labels=[1, 7, 0]", "seeds=[5]", "steps=2")
+    drawn = job(
+        "generate", "generate_digits", f"storage={pretrained}", "labels=[1, 7, 0]", "seeds=[5]", "steps=2"
+    )
     assert drawn.code == 0, drawn.err
     (png,) = (Path(pretrained) / "generated").glob("*.png")
     assert png.read_bytes().startswith(b"\x89PNG") and str(png) in drawn.out
 
 
-def test_a_finished_run_is_returned_at_once(unlearned: dict[str, Any], pretrained: str, job: Callable[..., Any]) -> None:
+def test_a_finished_run_is_returned_at_once(
+    unlearned: dict[str, Any], pretrained: str, job: Callable[..., Any]
+) -> None:
     folder = Path(pretrained) / "runs" / "first"
     before = {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
     again = job("unlearn_imagenet", "quickstart", f"storage={pretrained}", "run_id=first", *UNLEARN, *PROVEN)
@@ -182,10 +253,14 @@ def test_a_finished_run_is_returned_at_once(unlearned: dict[str, Any], pretraine
     assert {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))} == before
 
 
-def test_an_unfinished_run_with_other_settings_is_refused(unlearned: dict[str, Any], pretrained: str, job: Callable[..., Any]) -> None:
+def test_an_unfinished_run_with_other_settings_is_refused(
+    unlearned: dict[str, Any], pretrained: str, job: Callable[..., Any]
+) -> None:
     begun = Path(pretrained) / "runs" / "begun"
     begun.mkdir()
-    (begun / "config.yaml").write_bytes((Path(pretrained) / "runs" / "first" / "config.yaml").read_bytes().replace(b"first", b"begun"))
+    (begun / "config.yaml").write_bytes(
+        (Path(pretrained) / "runs" / "first" / "config.yaml").read_bytes().replace(b"first", b"begun")
+    )
     said = job("unlearn_imagenet", "quickstart", f"storage={pretrained}", "run_id=begun", "seed=3", *UNLEARN)
     assert (said.code, said.err.count("\n")) == (2, 1) and "seed 0 -> 3" in said.err
     assert sorted(path.name for path in begun.iterdir()) == ["config.yaml"]
@@ -200,28 +275,39 @@ def ray_session() -> Iterator[None]:
     cluster_ray.disconnect()
 
 
-def test_other_runs_and_world_sizes_give_the_same_weights(unlearned: dict[str, Any], pretrained: str, ray_session: None) -> None:
-    """The same seed on two workers: the same digest. One worker on the same global batches: float32 summation noise apart."""
+def test_other_runs_and_world_sizes_give_the_same_weights(
+    unlearned: dict[str, Any], pretrained: str, ray_session: None
+) -> None:
+    """The same seed on two workers: the same digest. One worker on the same global batches: float32 summation
+    noise apart."""
     import torch
 
     from models import weights
     from pipeline import config as configuration
     from pipeline import storage
     from pipeline.data.partition_ray import build_partition
-    from pipeline.flow import checking
-    from pipeline.training import train_ray
+    from pipeline.runs import preflight
+    from pipeline.training import worker
 
     def trained(name: str, workers: int) -> dict[str, torch.Tensor]:
         overrides = [f"storage={pretrained}", f"run_id={name}", *UNLEARN, f"train.workers={workers}"]
-        prepared = checking.check(configuration.load(configuration.UnlearnConfig, str(ROOT / "jobs/configs/quickstart.yaml"), overrides))
+        prepared = preflight.check(
+            configuration.load(
+                configuration.UnlearnConfig, str(ROOT / "jobs/configs/quickstart.yaml"), overrides
+            )
+        )
         partition = build_partition(prepared.config, prepared.lake, prepared.subject["neighbours"])
         assert partition.reused and partition.digest == unlearned["partition_digest"]
-        plain = train_ray.train(prepared.config, partition_uri=partition.uri, run_uri=prepared.run_uri, **prepared.sources)
+        plain = worker.train(
+            prepared.config, partition_uri=partition.uri, run_uri=prepared.run_uri, **prepared.sources
+        )
         assert plain["world_size"] == workers
-        return weights.from_bytes(storage.read_bytes(storage.join(prepared.run_uri, train_ray.TRAINED)), name)
+        return weights.from_bytes(storage.read_bytes(storage.join(prepared.run_uri, worker.TRAINED)), name)
 
-    first = weights.from_bytes(storage.read_bytes(f"{pretrained}/runs/first/{train_ray.TRAINED}"), "first")
-    base = weights.from_bytes(storage.read_bytes(f"{pretrained}/models/dit-tiny-digits/model.safetensors"), "base")
+    first = weights.from_bytes(storage.read_bytes(f"{pretrained}/runs/first/{worker.TRAINED}"), "first")
+    base = weights.from_bytes(
+        storage.read_bytes(f"{pretrained}/models/dit-tiny-digits/model.safetensors"), "base"
+    )
     assert weights.weights_digest(trained("again", 2)) == weights.weights_digest(first)
     alone = trained("alone", 1)
     apart = sum((alone[name] - first[name]).square().sum() for name in first).sqrt()

@@ -1,4 +1,5 @@
-"""jobs/evaluate.py: every way to name weights, what it refuses, and what it leaves; untrained weights, so only the flow is tested."""
+"""jobs/evaluate.py: every way to name weights, what it refuses, and what it leaves; untrained weights, so
+only the flow is tested."""
 
 import importlib.util
 import json
@@ -35,16 +36,20 @@ def root(untrained: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     from pipeline import storage
     from pipeline.config import UnlearnConfig
     from pipeline.training.checkpoint import Checkpoint
-    from pipeline.unlearning.trainable import select
-    from pipeline.weights import model_store
+    from pipeline.unlearning.parameters import select
+    from pipeline.weights import model_folder
 
     made = str(tmp_path_factory.mktemp("evaluated") / "root")
     shutil.copytree(untrained, made)
-    run = configuration.load(UnlearnConfig, str(ROOT / "jobs/configs/quickstart.yaml"), [f"storage={made}", "run_id=run-a"])
+    run = configuration.load(
+        UnlearnConfig, str(ROOT / "jobs/configs/quickstart.yaml"), [f"storage={made}", "run_id=run-a"]
+    )
     folder = storage.join(made, "runs", "run-a")
     storage.write_text(storage.join(folder, "config.yaml"), configuration.dump(run))
-    base = model_store.read(model_store.model_uri(made, "DiT-tiny", "digits"), "base")
-    model_store.write(storage.join(folder, "model"), base.config, {k: v + 0.01 for k, v in base.state.items()}, {})
+    base = model_folder.read(model_folder.model_uri(made, "DiT-tiny", "digits"), "base")
+    model_folder.write(
+        storage.join(folder, "model"), base.config, {k: v + 0.01 for k, v in base.state.items()}, {}
+    )
     model = build(base.config)
     model.net.load_state_dict(base.state)
     trained = {name: p.detach() for name, p in select(model, run.trainable).items()}
@@ -62,41 +67,63 @@ def config_of(root: str, *overrides: str) -> Any:
     from pipeline import config as configuration
     from pipeline.config.evaluate import EvaluateConfig
 
-    return configuration.load(EvaluateConfig, str(ROOT / "jobs/configs/evaluate_digits.yaml"), [f"storage={root}", *FEW, *overrides])
+    return configuration.load(
+        EvaluateConfig, str(ROOT / "jobs/configs/evaluate_digits.yaml"), [f"storage={root}", *FEW, *overrides]
+    )
 
 
 def test_weights_are_found_by_run_checkpoint_and_folder(root: str) -> None:
-    from pipeline.weights import model_store, target
+    from pipeline.runs import resolve_weights
+    from pipeline.weights import model_folder
 
-    base = model_store.read(model_store.model_uri(root, "DiT-tiny", "digits"), "base").digest
+    base = model_folder.read(model_folder.model_uri(root, "DiT-tiny", "digits"), "base").digest
     ways = [
         (["version=run-a"], "run run-a"),
         (["version=run-a", "checkpoint=last"], "checkpoint checkpoint_10 of run run-a, step 10"),
         (["version=run-a", "checkpoint=checkpoint_2"], "checkpoint checkpoint_2 of run run-a, step 2"),
-        ([f"version={root}/runs/run-a/checkpoints/checkpoint_2"], "checkpoint checkpoint_2 of run run-a, step 2"),
+        (
+            [f"version={root}/runs/run-a/checkpoints/checkpoint_2"],
+            "checkpoint checkpoint_2 of run run-a, step 2",
+        ),
         ([f"version={root}/runs/run-a/model"], f"{root}/runs/run-a/model"),
         ([f"version={root}/models/dit-tiny-digits"], f"{root}/models/dit-tiny-digits"),
     ]
-    found = [target.find(config_of(root, *overrides)) for overrides, _ in ways]
+    found = [resolve_weights.find(config_of(root, *overrides)) for overrides, _ in ways]
     assert [one.what for one in found] == [what for _, what in ways]
     assert [one.run_id for one in found] == ["run-a"] * 5 + [None]
     digests = [one.digest for one in found]
-    assert digests[0] == digests[4] and digests[2] == digests[3] and digests[5] == base and len(set(digests)) == 4
+    assert (
+        digests[0] == digests[4]
+        and digests[2] == digests[3]
+        and digests[5] == base
+        and len(set(digests)) == 4
+    )
 
 
 def test_the_question_comes_from_the_run(root: str) -> None:
-    from pipeline.evaluation import evaluate_ray
+    from pipeline.runs import version_evaluation
 
-    asked = evaluate_ray.check(config_of(root, "version=run-a"))
-    assert (asked.scope.forgotten, asked.scope.exchange) == ((1,), {1: (7,)}) and len(asked.scope.neighbours) == 5
+    asked = version_evaluation.check(config_of(root, "version=run-a"))
+    assert (asked.scope.forgotten, asked.scope.exchange) == ((1,), {1: (7,)}) and len(
+        asked.scope.neighbours
+    ) == 5
     assert asked.base is not None and asked.facts["run_id"] == "run-a"
     assert asked.warnings and "right on 10.0% of held-out images" in asked.warnings[0]
-    alone = evaluate_ray.check(config_of(root, f"version={root}/models/dit-tiny-digits", "lake=digits", "request.classes=[3]"))
-    assert alone.base is None and alone.scope.forgotten == (3,) and alone.scope.retained == (0, 1, 2, 4, 5, 6, 7, 8, 9)
+    alone = version_evaluation.check(
+        config_of(root, f"version={root}/models/dit-tiny-digits", "lake=digits", "request.classes=[3]")
+    )
+    assert (
+        alone.base is None
+        and alone.scope.forgotten == (3,)
+        and alone.scope.retained == (0, 1, 2, 4, 5, 6, 7, 8, 9)
+    )
 
 
 REFUSED = [
-    (["version=run-a", "measures=[forget]"], "measures: got 'forget', expected some of forget_fraction, exchange_density, leakage"),
+    (
+        ["version=run-a", "measures=[forget]"],
+        "measures: got 'forget', expected some of forget_fraction, exchange_density, leakage",
+    ),
     (["version=run-a", "measures=[]"], "expected at least one measure, battery=true or gold=<model>"),
     (["version=run-a", "measuring.samples=0"], "measuring.samples: got 0"),
     (["version=run-a", "measuring.sample=9"], "did you mean samples"),
@@ -111,20 +138,31 @@ REFUSED = [
     (["version=run-a", "base=nothing"], "base: no weights at"),
     (["version=run-a", "judge.weights=/nowhere/judge"], "judge.weights: no weights at /nowhere/judge"),
     (["version={root}/models/dit-tiny-digits"], "is no run's: say which images it was trained on"),
-    (["version={root}/models/dit-tiny-digits", "lake=digits", "battery=true"], "it asks about forgotten classes, and there are none"),
-    (["version={root}/models/dit-tiny-digits", "lake=digits", "request.classes=[12]"], "class 12 is not in lake 'digits'"),
-    (["version={root}/models/dit-tiny-digits", "lake=digits", "request.classes=[0,1,2,3,4,5,6,7,8,9]"], "got every class"),
+    (
+        ["version={root}/models/dit-tiny-digits", "lake=digits", "battery=true"],
+        "it asks about forgotten classes, and there are none",
+    ),
+    (
+        ["version={root}/models/dit-tiny-digits", "lake=digits", "request.classes=[12]"],
+        "class 12 is not in lake 'digits'",
+    ),
+    (
+        ["version={root}/models/dit-tiny-digits", "lake=digits", "request.classes=[0,1,2,3,4,5,6,7,8,9]"],
+        "got every class",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("overrides", "message"), REFUSED, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+@pytest.mark.parametrize(
+    ("overrides", "message"), REFUSED, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
 def test_what_cannot_be_measured_is_refused_in_one_line(
     root: str, capsys: pytest.CaptureFixture[str], overrides: list[str], message: str
 ) -> None:
     import ray
 
     from pipeline.config.evaluate import EvaluateConfig
-    from pipeline.runtime import cli
+    from pipeline.runtime import command_line
 
     spec = importlib.util.spec_from_file_location("jobs_evaluate", ROOT / "jobs" / "evaluate.py")
     assert spec is not None and spec.loader is not None
@@ -134,7 +172,7 @@ def test_what_cannot_be_measured_is_refused_in_one_line(
     argv = ["--config", str(ROOT / "jobs/configs/evaluate_digits.yaml"), "--set", f"storage={root}"]
     for override in overrides:
         argv += ["--set", override.replace("{root}", root)]
-    assert cli.main(EvaluateConfig, job.run, "", argv) == 2
+    assert command_line.main(EvaluateConfig, job.run, "", argv) == 2
     said = capsys.readouterr()
     assert message in said.err and said.err.count("\n") == 1 and said.out == "", said.err
     assert sorted(str(path) for path in Path(root).rglob("*")) == before and not ray.is_initialized()
@@ -142,17 +180,17 @@ def test_what_cannot_be_measured_is_refused_in_one_line(
 
 def test_a_damaged_checkpoint_is_refused(root: str, tmp_path: Path) -> None:
     from pipeline.errors import InputError
-    from pipeline.weights import target
+    from pipeline.runs import resolve_weights
 
     run = tmp_path / "runs" / "run-a"
     shutil.copytree(Path(root) / "runs" / "run-a", run)
     tensors = run / "checkpoints" / "checkpoint_10" / "checkpoint.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-8])
     with pytest.raises(InputError, match="checkpoint"):
-        target.find(config_of(root, f"version={tensors.parent}"))
+        resolve_weights.find(config_of(root, f"version={tensors.parent}"))
     tensors.unlink()
     with pytest.raises(InputError, match=r"lacks checkpoint\.safetensors"):
-        target.find(config_of(root, f"version={tensors.parent}"))
+        resolve_weights.find(config_of(root, f"version={tensors.parent}"))
 
 
 @pytest.fixture(scope="module")
@@ -167,32 +205,64 @@ def ray_session() -> Iterator[None]:
 @pytest.mark.ray
 def test_tasks_side_by_side_give_the_same_figures_as_one(root: str, ray_session: None) -> None:
     from pipeline.evaluation import evaluate_ray
-    from pipeline.evaluation.table import table
+    from pipeline.reports.evaluation_table import table
+    from pipeline.runs import version_evaluation
 
     gold = f"gold={root}/models/dit-tiny-digits"
-    battery = ["battery=true", "attacks.samples=20", "attacks.retain_samples=1", "attacks.finetune_steps=1", "attacks.embedding_steps=1"]
+    battery = [
+        "battery=true",
+        "attacks.samples=20",
+        "attacks.retain_samples=1",
+        "attacks.finetune_steps=1",
+        "attacks.embedding_steps=1",
+    ]
     battery += ["attacks.cfg_scales=[]", "attacks.sampler_steps=[2]", "attacks.ancestral_steps=2"]
-    one = evaluate_ray.evaluate(evaluate_ray.check(config_of(root, "version=run-a", "train.workers=1", gold)))
+    one = evaluate_ray.evaluate(
+        version_evaluation.check(config_of(root, "version=run-a", "train.workers=1", gold))
+    )
     config = config_of(root, "version=run-a", "train.workers=3", gold, *battery)
-    three = evaluate_ray.evaluate(evaluate_ray.check(config))
+    three = evaluate_ray.evaluate(version_evaluation.check(config))
     same(three["measures"], one["measures"])
     same(three["gold"], one["gold"])
     assert one["battery"] is None and {line["error"] for line in three["battery"]["attacks"]} == {None}
     assert one["gold"]["before"]["agreement"]["value"] == 1.0  # the gold is the base itself here
     assert json.loads(json.dumps(three, allow_nan=False)) == three
     text = table(three)
-    for said in ("forget_fraction", "leakage, null_label", "kid, judge", "battery (bound 0.05)", "embedding from mean", "judged like it"):
+    for said in (
+        "forget_fraction",
+        "leakage, null_label",
+        "kid, judge",
+        "battery (bound 0.05)",
+        "embedding from mean",
+        "judged like it",
+    ):
         assert said in text, said
-    assert evaluate_ray.output_uri(config, three).startswith(f"{root}/runs/run-a/evaluations/{three['weights_digest'][:12]}-")
+    assert version_evaluation.output_uri(config, three).startswith(
+        f"{root}/runs/run-a/evaluations/{three['weights_digest'][:12]}-"
+    )
 
 
 @pytest.mark.ray
 def test_an_attack_that_breaks_does_not_hold(root: str, ray_session: None) -> None:
     from pipeline.evaluation import evaluate_ray
+    from pipeline.runs import version_evaluation
 
-    few = ["battery=true", "measures=[]", "attacks.samples=20", "attacks.retain_samples=1", "attacks.finetune_steps=3"]
-    few += ["attacks.finetune_lr=1.0e+30", "attacks.embedding_steps=1", "attacks.cfg_scales=[]", "attacks.sampler_steps=[1]"]
-    found = evaluate_ray.evaluate(evaluate_ray.check(config_of(root, "version=run-a", *few, "attacks.ancestral_steps=1")))
+    few = [
+        "battery=true",
+        "measures=[]",
+        "attacks.samples=20",
+        "attacks.retain_samples=1",
+        "attacks.finetune_steps=3",
+    ]
+    few += [
+        "attacks.finetune_lr=1.0e+30",
+        "attacks.embedding_steps=1",
+        "attacks.cfg_scales=[]",
+        "attacks.sampler_steps=[1]",
+    ]
+    found = evaluate_ray.evaluate(
+        version_evaluation.check(config_of(root, "version=run-a", *few, "attacks.ancestral_steps=1"))
+    )
     lines = {line["name"]: line for line in found["battery"]["attacks"]}
     assert found["measures"] is None and found["battery"]["held"] is False
     assert lines["finetune"]["verdict"] == "failed" and "not finite" in lines["finetune"]["error"]
@@ -214,14 +284,18 @@ def test_a_main_job_that_cannot_be_proven_is_refused_before_it_starts(root: str)
     from pipeline import config as configuration
     from pipeline.config import UnlearnConfig
     from pipeline.errors import InputError
-    from pipeline.flow import checking
+    from pipeline.runs import preflight
 
     for override, said in (
         ("evaluate.measures=[forget]", r"evaluate\.measures: got 'forget'"),
         ("evaluate.gold=nothing", r"evaluate\.gold: no model at .*--set without=\[1\]"),
     ):
         with pytest.raises(InputError, match=said):
-            checking.check(configuration.load(UnlearnConfig, "jobs/configs/quickstart.yaml", [f"storage={root}", override]))
+            preflight.check(
+                configuration.load(
+                    UnlearnConfig, "jobs/configs/quickstart.yaml", [f"storage={root}", override]
+                )
+            )
 
 
 def test_classes_that_cannot_be_left_out_of_pretraining(root: str, tmp_path: Path) -> None:
@@ -229,24 +303,26 @@ def test_classes_that_cannot_be_left_out_of_pretraining(root: str, tmp_path: Pat
     from pipeline.config import PretrainConfig
     from pipeline.data.lake import read_lake
     from pipeline.errors import InputError
-    from pipeline.training import pretrain_ray
+    from pipeline.training import pretrain_run
 
     def load(*overrides: str) -> Any:
         return configuration.load(PretrainConfig, "jobs/configs/pretrain_digits.yaml", list(overrides))
 
-    assert pretrain_ray.model_uri_of(load(f"storage={root}", "without=[7, 1]")).endswith("/models/dit-tiny-digits-without-1-7")
+    assert pretrain_run.model_uri_of(load(f"storage={root}", "without=[7, 1]")).endswith(
+        "/models/dit-tiny-digits-without-1-7"
+    )
     shutil.copytree(Path(root) / "lakes", tmp_path / "lakes")
     lake = read_lake(f"{root}/lakes/digits")
     rows = lake.read()
     (tmp_path / "ids.txt").write_text("\n".join([rows.sample_id[3], rows.sample_id[0], rows.sample_id[3]]))
     named = load(f"storage={root}", f"without_samples={tmp_path}/ids.txt")
-    seen = pretrain_ray.seen_rows(named, lake)
+    seen = pretrain_run.seen_rows(named, lake)
     assert len(seen) == len(rows) - 2 and not {rows.sample_id[0], rows.sample_id[3]} & set(seen.sample_id)
     (tmp_path / "same.txt").write_text("\n".join([rows.sample_id[0], rows.sample_id[3]]))
     same_rows = load(f"storage={root}", f"without_samples={tmp_path}/same.txt")
-    assert "-without-samples-" in pretrain_ray.model_uri_of(named) and pretrain_ray.model_uri_of(named) == pretrain_ray.model_uri_of(
-        same_rows
-    )
+    assert "-without-samples-" in pretrain_run.model_uri_of(named) and pretrain_run.model_uri_of(
+        named
+    ) == pretrain_run.model_uri_of(same_rows)
     (tmp_path / "unknown.txt").write_text(f"{rows.sample_id[0]}\nnobody")
     (tmp_path / "all.txt").write_text("\n".join(rows.sample_id))
     for overrides, said in (
@@ -254,9 +330,15 @@ def test_classes_that_cannot_be_left_out_of_pretraining(root: str, tmp_path: Pat
         ([f"storage={root}", "without=[0,1,2,3,4,5,6,7,8,9]"], "got every class"),
         ([f"storage={tmp_path}", "without=[1]"], "no judge is there yet"),
         ([f"storage={tmp_path}", f"without_samples={tmp_path}/ids.txt"], "no judge is there yet"),
-        ([f"storage={root}", f"without_samples={tmp_path}/unknown.txt"], "1 of 2 ids are not in lake 'digits', the first is 'nobody'"),
+        (
+            [f"storage={root}", f"without_samples={tmp_path}/unknown.txt"],
+            "1 of 2 ids are not in lake 'digits', the first is 'nobody'",
+        ),
         ([f"storage={root}", f"without_samples={tmp_path}/all.txt"], "got every row"),
-        ([f"storage={root}", f"without_samples={tmp_path}/none.txt"], "without_samples: got '.*none.txt', which is missing"),
+        (
+            [f"storage={root}", f"without_samples={tmp_path}/none.txt"],
+            "without_samples: got '.*none.txt', which is missing",
+        ),
     ):
         with pytest.raises(InputError, match=said):
-            pretrain_ray.pretrain(load(*overrides))
+            pretrain_run.pretrain(load(*overrides))

@@ -1,4 +1,5 @@
-"""The main job with everything it reads and leaves in a bucket: lake, weights, partition, checkpoints, run folder, MLflow artifacts."""
+"""The main job with everything it reads and leaves in a bucket: lake, weights, partition, checkpoints, run
+folder, MLflow artifacts."""
 
 import itertools
 import json
@@ -45,7 +46,8 @@ def filled(proxy: s3_servers.Proxy, fill_untrained: Callable[[str], None]) -> No
 
 @dataclass(frozen=True, kw_only=True)
 class First:
-    """The undisturbed run: its result, and what it left in an empty home and an empty folder for temporary files."""
+    """The undisturbed run: its result, and what it left in an empty home and an empty folder for temporary
+    files."""
 
     result: dict[str, Any]
     home: list[Path]
@@ -53,12 +55,22 @@ class First:
 
 
 @pytest.fixture(scope="module")
-def first(filled: None, job: Callable[..., Any], database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[First]:
-    home, temporary = tmp_path_factory.mktemp("home"), Path(tempfile.mkdtemp(prefix="t-", dir="/tmp"))  # short: Ray's sockets lie there
+def first(
+    filled: None, job: Callable[..., Any], database: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[First]:
+    # short: Ray's sockets lie there
+    home, temporary = tmp_path_factory.mktemp("home"), Path(tempfile.mkdtemp(prefix="t-", dir="/tmp"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(home))
         patch.setenv("TMPDIR", str(temporary))
-        done = job("unlearn_imagenet", "quickstart", f"storage={ROOT_URI}", f"tracking.uri={database}", "run_id=first", *UNLEARN)
+        done = job(
+            "unlearn_imagenet",
+            "quickstart",
+            f"storage={ROOT_URI}",
+            f"tracking.uri={database}",
+            "run_id=first",
+            *UNLEARN,
+        )
     assert done.code == 0, done.err
     result = storage.read_json(f"{ROOT_URI}/runs/first/result.json")
     yield First(result=result, home=files(home), temporary=files(temporary))
@@ -70,38 +82,77 @@ def files(folder: Path) -> list[Path]:
     return [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
 
 
-def test_the_main_job_leaves_everything_in_the_bucket(server: s3_servers.Rclone, first: First, database: str) -> None:
+def test_the_main_job_leaves_everything_in_the_bucket(
+    server: s3_servers.Rclone, first: First, database: str
+) -> None:
     result = first.result
     kept = storage.walk(ROOT_URI)
     partition = f"partitions/{result['partition_digest'][:32]}"
     manifest = storage.read_json(f"{ROOT_URI}/{partition}/manifest.json")
     sides = [file["path"] for side in ("retain", "forget", "exchange") for file in manifest[side]]
-    assert {name for name in kept if name.startswith("partitions/")} == {f"{partition}/{name}" for name in ["manifest.json", *sides]}
+    assert {name for name in kept if name.startswith("partitions/")} == {
+        f"{partition}/{name}" for name in ["manifest.json", *sides]
+    }
     run = [name.removeprefix("runs/first/") for name in kept if name.startswith("runs/first/")]
-    assert {"config.yaml", "request.yaml", "metrics.jsonl", "result.json", "report.html", "model/model.safetensors"} <= set(run)
+    assert {
+        "config.yaml",
+        "request.yaml",
+        "metrics.jsonl",
+        "result.json",
+        "report.html",
+        "model/model.safetensors",
+    } <= set(run)
     assert {"samples/before-00001.png", "samples/after.safetensors"} <= set(run)
-    assert len([name for name in run if name.startswith("checkpoints/") and name.endswith("checkpoint.safetensors")]) == 2
+    assert (
+        len(
+            [
+                name
+                for name in run
+                if name.startswith("checkpoints/") and name.endswith("checkpoint.safetensors")
+            ]
+        )
+        == 2
+    )
     artifacts = {name.split("/artifacts/")[1] for name in kept if name.startswith("mlartifacts/")}
-    assert {"report.html", "result.json", "samples/after-00001.png", "model/MLmodel", "model/model.safetensors"} <= artifacts
-    steps = [json.loads(line) for line in storage.read_bytes(f"{ROOT_URI}/runs/first/metrics.jsonl").decode().splitlines()]
+    assert {
+        "report.html",
+        "result.json",
+        "samples/after-00001.png",
+        "model/MLmodel",
+        "model/model.safetensors",
+    } <= artifacts
+    steps = [
+        json.loads(line)
+        for line in storage.read_bytes(f"{ROOT_URI}/runs/first/metrics.jsonl").decode().splitlines()
+    ]
     assert [record["step"] for record in steps if record["kind"] == "step"] == [1, 2, 3, 4]
 
-    assert {str(path) for path in files(server.folder)} == {f"bucket/runs/{name}" for name in kept}, "the bucket holds nothing else"
+    assert {str(path) for path in files(server.folder)} == {f"bucket/runs/{name}" for name in kept}, (
+        "the bucket holds nothing else"
+    )
     assert {path.parts[0] for path in first.home} <= {".ray"}, "Ray's own token and nothing else"
     assert {path.parts[0] for path in first.temporary} <= {"ray"}, "Ray's session and nothing else"
-    assert not [path for path in first.temporary if path.suffix in (".parquet", ".safetensors", ".png", ".html", ".yaml")]
+    assert not [
+        path
+        for path in first.temporary
+        if path.suffix in (".parquet", ".safetensors", ".png", ".html", ".yaml")
+    ]
 
     from pipeline.config import Tracking
     from pipeline.tracking import registry
 
     version = registry.resolve(Tracking(uri=database, model_name=MODEL), ROOT_URI, "candidate")
-    assert version.source.startswith(f"{ROOT_URI}/mlartifacts/") and version.tags["weights_digest"] == result["weights_digest"]
+    assert (
+        version.source.startswith(f"{ROOT_URI}/mlartifacts/")
+        and version.tags["weights_digest"] == result["weights_digest"]
+    )
 
 
 def test_the_main_job_through_faults_and_an_outage_gives_the_same_weights(
     server: s3_servers.Rclone, proxy: s3_servers.Proxy, first: First, job: Callable[..., Any], database: str
 ) -> None:
-    """Every two seconds all connections break and the next one meets a 503, a reset or a cut body; once the server is away for 8 s."""
+    """Every two seconds all connections break and the next one meets a 503, a reset or a cut body; once the
+    server is away for 8 s."""
     storage.remove(f"{ROOT_URI}/partitions")
     run, ended = server.folder / "bucket/runs/runs/second", threading.Event()
 
@@ -119,7 +170,14 @@ def test_the_main_job_through_faults_and_an_outage_gives_the_same_weights(
     tormentor = threading.Thread(target=torment)
     tormentor.start()
     try:
-        done = job("unlearn_imagenet", "quickstart", f"storage={ROOT_URI}", f"tracking.uri={database}", "run_id=second", *UNLEARN)
+        done = job(
+            "unlearn_imagenet",
+            "quickstart",
+            f"storage={ROOT_URI}",
+            f"tracking.uri={database}",
+            "run_id=second",
+            *UNLEARN,
+        )
     finally:
         ended.set()
         tormentor.join()
@@ -132,20 +190,37 @@ def test_the_main_job_through_faults_and_an_outage_gives_the_same_weights(
 
 
 def test_a_server_that_stays_away_is_named_with_the_object(
-    proxy: s3_servers.Proxy, filled: None, job: Callable[..., Any], database: str, monkeypatch: pytest.MonkeyPatch
+    proxy: s3_servers.Proxy,
+    filled: None,
+    job: Callable[..., Any],
+    database: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("UNLEARN_STORAGE_PATIENCE_S", "1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{s3_servers.free_port()}")
-    done = job("unlearn_imagenet", "quickstart", f"storage={ROOT_URI}", f"tracking.uri={database}", "run_id=third", *UNLEARN)
-    assert done.code == 1 and f"could not look for {ROOT_URI}/lakes/digits/manifest.json: gave up after" in done.err.splitlines()[-1]
+    done = job(
+        "unlearn_imagenet",
+        "quickstart",
+        f"storage={ROOT_URI}",
+        f"tracking.uri={database}",
+        "run_id=third",
+        *UNLEARN,
+    )
+    assert (
+        done.code == 1
+        and f"could not look for {ROOT_URI}/lakes/digits/manifest.json: gave up after"
+        in done.err.splitlines()[-1]
+    )
 
 
 def test_a_request_is_purged_from_the_bucket(server: s3_servers.Rclone, first: First, database: str) -> None:
     from pipeline.config import RegistryConfig, Tracking, parse
-    from pipeline.tracking import purge
+    from pipeline.governance import purge
 
     tracking = Tracking(uri=database, model_name=MODEL).model_dump()
-    config = parse(RegistryConfig, {"storage": ROOT_URI, "request": first.result["request"]["id"], "tracking": tracking})
+    config = parse(
+        RegistryConfig, {"storage": ROOT_URI, "request": first.result["request"]["id"], "tracking": tracking}
+    )
     tombstone = purge.purge(config, purge.find(config))
     assert tombstone.sample_ids and purge.find(config).lines == []
     left = [str(path) for path in files(server.folder)]

@@ -9,13 +9,13 @@ from models.diffusion import Noise
 from models.generative import build, dit_description
 from pipeline.benchmarks.measure import peak_bytes
 from pipeline.config import UnlearnConfig, parse
-from pipeline.memory.plan import GIB, MODES, MemoryPlan
+from pipeline.runs.memory_plan import GIB, MODES, MemoryPlan
 from pipeline.unlearning.collectives import Collectives
-from pipeline.unlearning.methods import METHODS
-from pipeline.unlearning.objectives import Rows, StepRows, Teacher, Weights, build_terms
-from pipeline.unlearning.settings import MethodSettings
-from pipeline.unlearning.step import Step
-from pipeline.unlearning.trainable import select
+from pipeline.unlearning.gradients import Step
+from pipeline.unlearning.losses import Rows, StepRows, Teacher, Weights, build_terms
+from pipeline.unlearning.methods.settings import MethodSettings
+from pipeline.unlearning.methods.table import METHODS
+from pipeline.unlearning.parameters import select
 
 ROWS = 8
 
@@ -31,8 +31,12 @@ def config(**more: Any) -> UnlearnConfig:
     return parse(UnlearnConfig, values | more)
 
 
-def description(depth: int = 4, size: str = "DiT-small", width: int = 96, learn_sigma: bool = False) -> dict[str, Any]:
-    described = dit_description(size, shape=(3, 16, 16), num_classes=10, class_names=["x"] * 10, learn_sigma=learn_sigma)
+def description(
+    depth: int = 4, size: str = "DiT-small", width: int = 96, learn_sigma: bool = False
+) -> dict[str, Any]:
+    described = dit_description(
+        size, shape=(3, 16, 16), num_classes=10, class_names=["x"] * 10, learn_sigma=learn_sigma
+    )
     described["architecture"] |= {"depth": depth, "width": width, "heads": 4}
     return described
 
@@ -46,13 +50,17 @@ def measured(settings: UnlearnConfig, described: dict[str, Any], hvp: str) -> in
 
     def rows() -> Rows:
         x0, y = torch.rand(ROWS, *model.shape, generator=g), torch.ones(ROWS, dtype=torch.long)
-        noise = Noise(t=torch.randint(1000, (ROWS,), generator=g), eps=torch.randn(ROWS, *model.shape, generator=g))
+        noise = Noise(
+            t=torch.randint(1000, (ROWS,), generator=g), eps=torch.randn(ROWS, *model.shape, generator=g)
+        )
         return Rows(x0=x0, y=y, target_y=y, noise=noise)
 
     data = StepRows(retain=rows(), forget=rows(), exchange=rows())
 
     def run() -> None:
-        terms = build_terms(model, data, Weights(targets=settings.method.targets), teacher=teacher, joint=hvp != "recompute")
+        terms = build_terms(
+            model, data, Weights(targets=settings.method.targets), teacher=teacher, joint=hvp != "recompute"
+        )
         step = Step(index=1, params=list(named.values()), terms=terms, collectives=Collectives(), hvp=hvp)
         METHODS[settings.method.name](step, MethodSettings())
 
@@ -64,16 +72,27 @@ def test_the_estimate_is_within_a_fifth_of_what_is_measured(hvp: str) -> None:
     settings, described = config(), description()
     need = MemoryPlan(settings, described).need(hvp)
     got = measured(settings, described, hvp)
-    print(f"{hvp}: planned {need.gradients + need.activations:,}, measured {got:,}, ratio {(need.gradients + need.activations) / got:.3f}")
+    print(
+        f"{hvp}: planned {need.gradients + need.activations:,}, measured {got:,}, ratio"
+        f" {(need.gradients + need.activations) / got:.3f}"
+    )
     assert 0.8 < (need.gradients + need.activations) / got < 1.2
 
 
 @pytest.mark.parametrize(
     ("method", "trainable", "more"),
-    [("surgery", "labels_and_adaln:3", {}), ("uno", "all", {}), ("uno", "adaln:3", {"targets": "data"}), ("exchange", "labels", {})],
+    [
+        ("surgery", "labels_and_adaln:3", {}),
+        ("uno", "all", {}),
+        ("uno", "adaln:3", {"targets": "data"}),
+        ("exchange", "labels", {}),
+    ],
 )
 def test_other_methods_and_subsets(method: str, trainable: str, more: dict[str, Any]) -> None:
-    settings, described = config(method={"name": method, **more}, trainable=trainable), description(learn_sigma=True)
+    settings, described = (
+        config(method={"name": method, **more}, trainable=trainable),
+        description(learn_sigma=True),
+    )
     need = MemoryPlan(settings, described).need("exact")
     got = measured(settings, described, "exact")
     print(f"{method} {trainable}: ratio {(need.gradients + need.activations) / got:.3f}")
@@ -91,7 +110,8 @@ def test_counts_of_the_published_model() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "vectors"), [("exchange", 1), ("surgery", 2), ("uno", 3), ("esd", 2), ("ascent", 1), ("ascent_descent", 1)]
+    ("method", "vectors"),
+    [("exchange", 1), ("surgery", 2), ("uno", 3), ("esd", 2), ("ascent", 1), ("ascent_descent", 1)],
 )
 def test_reduced_elements_follow_the_method(method: str, vectors: float) -> None:
     plan = MemoryPlan(config(method={"name": method}), description(depth=2))
@@ -105,10 +125,15 @@ def test_exact_gives_way_to_recompute_and_smaller_pieces() -> None:
     exact, recompute, pieces = plan.need("exact"), plan.need("recompute", ROWS), plan.need("recompute", 2)
     assert pieces.total < recompute.total < exact.total
     roomy, tight, tighter, hopeless = (
-        plan.choose(need / 0.9 / GIB) for need in (exact.total + 1, recompute.total + 1, pieces.total + 1, exact.weights)
+        plan.choose(need / 0.9 / GIB)
+        for need in (exact.total + 1, recompute.total + 1, pieces.total + 1, exact.weights)
     )
     assert (roomy.hvp, roomy.micro_batch, roomy.fits) == ("exact", None, True) and "it fits" in roomy.why
-    assert (tight.hvp, tight.micro_batch) == ("recompute", ROWS) and "exact needs" in tight.why and "too much" in tight.why
+    assert (
+        (tight.hvp, tight.micro_batch) == ("recompute", ROWS)
+        and "exact needs" in tight.why
+        and "too much" in tight.why
+    )
     assert (tighter.hvp, tighter.micro_batch) == ("recompute", 2)
     assert not hopeless.fits
     assert plan.choose(None).hvp == "exact"
@@ -122,5 +147,8 @@ def test_exact_gives_way_to_recompute_and_smaller_pieces() -> None:
 
 def test_bfloat16_takes_less_than_float32() -> None:
     described = description(width=192)
-    half, full = (MemoryPlan(config(train={"workers": 1, "precision": p}), described).need("exact") for p in ("bf16", "fp32"))
+    half, full = (
+        MemoryPlan(config(train={"workers": 1, "precision": p}), described).need("exact")
+        for p in ("bf16", "fp32")
+    )
     assert 0.4 < half.activations / full.activations < 0.9

@@ -11,62 +11,81 @@ from models import weights
 from models.generative import build, dit_description
 from pipeline.errors import InputError
 from pipeline.seeding import generator
-from pipeline.weights import model_store
+from pipeline.weights import model_folder
 
 
 @pytest.fixture
-def base(tmp_path: Path) -> model_store.Stored:
-    described = dit_description("DiT-tiny", shape=(1, 8, 8), num_classes=10, class_names=[str(label) for label in range(10)])
+def base(tmp_path: Path) -> model_folder.Stored:
+    described = dit_description(
+        "DiT-tiny", shape=(1, 8, 8), num_classes=10, class_names=[str(label) for label in range(10)]
+    )
     net = build(described).net
     net.initialise(generator(0, "base"))  # type: ignore[operator]
-    model_store.write(str(tmp_path / "base"), described, net.state_dict(), {})
-    return model_store.read(str(tmp_path / "base"), "model.weights")
+    model_folder.write(str(tmp_path / "base"), described, net.state_dict(), {})
+    return model_folder.read(str(tmp_path / "base"), "model.weights")
 
 
 @pytest.fixture
-def trained(base: model_store.Stored) -> dict[str, torch.Tensor]:
-    return {name: tensor + 0.1 for name, tensor in base.state.items() if name.startswith(("y_embedder.", "blocks.2.adaLN"))}
+def trained(base: model_folder.Stored) -> dict[str, torch.Tensor]:
+    return {
+        name: tensor + 0.1
+        for name, tensor in base.state.items()
+        if name.startswith(("y_embedder.", "blocks.2.adaLN"))
+    }
 
 
-def delta(tmp_path: Path, base: model_store.Stored, trained: dict[str, torch.Tensor]) -> str:
+def delta(tmp_path: Path, base: model_folder.Stored, trained: dict[str, torch.Tensor]) -> str:
     full = weights.weights_digest({**base.state, **trained})
-    model_store.write_delta(str(tmp_path / "delta"), base, trained, full, {"run_id": "r"})
+    model_folder.write_delta(str(tmp_path / "delta"), base, trained, full, {"run_id": "r"})
     return str(tmp_path / "delta")
 
 
-def other_base(tmp_path: Path, base: model_store.Stored) -> str:
-    model_store.write(str(tmp_path / "other"), base.config, {name: value + 1 for name, value in base.state.items()}, {})
+def other_base(tmp_path: Path, base: model_folder.Stored) -> str:
+    model_folder.write(
+        str(tmp_path / "other"), base.config, {name: value + 1 for name, value in base.state.items()}, {}
+    )
     return str(tmp_path / "other")
 
 
-def test_a_delta_on_its_base_is_the_whole(tmp_path: Path, base: model_store.Stored, trained: Any) -> None:
+def test_a_delta_on_its_base_is_the_whole(tmp_path: Path, base: model_folder.Stored, trained: Any) -> None:
     uri = delta(tmp_path, base, trained)
     size, whole = ((Path(folder) / "model.safetensors").stat().st_size for folder in (uri, base.uri))
     assert size < 0.3 * whole
-    found = model_store.read(uri, "version")
+    found = model_folder.read(uri, "version")
     wanted = {**base.state, **trained}
-    assert found.state.keys() == wanted.keys() and all(torch.equal(found.state[name], wanted[name]) for name in wanted)
-    assert found.digest == weights.weights_digest(wanted) and "delta" not in found.config and found.manifest["run_id"] == "r"
+    assert found.state.keys() == wanted.keys() and all(
+        torch.equal(found.state[name], wanted[name]) for name in wanted
+    )
+    assert (
+        found.digest == weights.weights_digest(wanted)
+        and "delta" not in found.config
+        and found.manifest["run_id"] == "r"
+    )
 
 
-def test_another_base_is_refused(tmp_path: Path, base: model_store.Stored, trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_base_is_refused(
+    tmp_path: Path, base: model_folder.Stored, trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     uri = delta(tmp_path, base, trained)
-    monkeypatch.setenv(model_store.BASE_VARIABLE, other_base(tmp_path, base))
-    with pytest.raises(InputError, match=rf"is a delta on a base of digest {base.digest[:12]}, but .*/other has .*expected that base"):
-        model_store.read(uri, "version")
-    monkeypatch.setenv(model_store.BASE_VARIABLE, str(tmp_path / "gone"))
+    monkeypatch.setenv(model_folder.BASE_VARIABLE, other_base(tmp_path, base))
+    with pytest.raises(
+        InputError,
+        match=rf"is a delta on a base of digest {base.digest[:12]}, but .*/other has .*expected that base",
+    ):
+        model_folder.read(uri, "version")
+    monkeypatch.setenv(model_folder.BASE_VARIABLE, str(tmp_path / "gone"))
     with pytest.raises(InputError, match=r"the base of the delta .*/delta: no weights at .*/gone"):
-        model_store.read(uri, "version")
+        model_folder.read(uri, "version")
 
 
 def test_a_registered_delta_draws_what_the_whole_draws(
-    tmp_path: Path, base: model_store.Stored, trained: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, base: model_folder.Stored, trained: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mlflow.pyfunc
 
     from pipeline.tracking.registry import save_pyfunc
 
-    model_store.write(str(tmp_path / "full"), base.config, {**base.state, **trained}, {})
+    model_folder.write(str(tmp_path / "full"), base.config, {**base.state, **trained}, {})
     rows = pd.DataFrame({"label": [1, 7], "seed": [0, 3]})
     drawn = []
     for name, folder in (("whole", str(tmp_path / "full")), ("part", delta(tmp_path, base, trained))):

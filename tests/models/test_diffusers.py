@@ -1,4 +1,5 @@
-"""Our DiT beside diffusers' own implementation of the architecture; folders that its pipeline runs; round trips to the bit."""
+"""Our DiT beside diffusers' own implementation of the architecture; folders that its pipeline runs; round
+trips to the bit."""
 
 import json
 from dataclasses import replace
@@ -15,7 +16,7 @@ from models.dit import DiT, DiTConfig, dit_config
 from models.generative import dit_description
 from models.weights import WeightsError
 from pipeline.errors import InputError
-from pipeline.weights import model_store
+from pipeline.weights import model_folder
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -47,17 +48,22 @@ def tiny_autoencoder(latent_channels: int = 4, blocks: int = 2) -> Any:
 
 def nano_description(**more: Any) -> dict[str, Any]:
     names = [f"class {label}" for label in range(1000)]
-    return dit_description("DiT-nano", shape=(4, 4, 4), num_classes=1000, class_names=names, latent=True) | more
+    return (
+        dit_description("DiT-nano", shape=(4, 4, 4), num_classes=1000, class_names=names, latent=True) | more
+    )
 
 
 def same(a: Any, b: Any) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize(("size", "shift"), [("DiT-nano", 0), ("DiT-nano", 1), ("DiT-tiny", 1), ("DiT-S/2", 0)])
+@pytest.mark.parametrize(
+    ("size", "shift"), [("DiT-nano", 0), ("DiT-nano", 1), ("DiT-tiny", 1), ("DiT-S/2", 0)]
+)
 @torch.no_grad()
 def test_parity_with_diffusers(size: str, shift: int) -> None:
-    """With and without guidance. At shift 0 their frequencies are set to the published ones: as shipped they differ, by the last check."""
+    """With and without guidance. At shift 0 their frequencies are set to the published ones: as shipped they
+    differ, by the last check."""
     config = dit_config(size, frequency_shift=shift)
     net, g = random_dit(config), torch.Generator().manual_seed(1)
     theirs = diffusers.DiTTransformer2DModel(**transformer_config(replace(config, pos_std=None))).eval()
@@ -79,7 +85,9 @@ def test_parity_with_diffusers(size: str, shift: int) -> None:
     assert (their_net(x, t, y) - ours).abs().max() < 1e-4
     diffusion = Diffusion("linear", learn_sigma=config.learn_sigma)
     options: dict[str, Any] = {"null_label": config.num_classes, "cfg_scale": 4.0, "steps": 2, "clip": False}
-    assert (diffusion.sample(net, x, y, **options) - diffusion.sample(their_net, x, y, **options)).abs().max() < 1e-4
+    assert (
+        diffusion.sample(net, x, y, **options) - diffusion.sample(their_net, x, y, **options)
+    ).abs().max() < 1e-4
 
 
 def test_round_trip_through_published_formats_is_exact(tmp_path: Path) -> None:
@@ -87,18 +95,23 @@ def test_round_trip_through_published_formats_is_exact(tmp_path: Path) -> None:
     config = dit_config("DiT-nano")
     state = random_dit(config).state_dict()
     torch.save(state, tmp_path / "published.pt")
-    first = model_store.read(str(tmp_path / "published.pt"), "model.weights", size="DiT-nano")
-    assert first.foreign and same(first.state, state) and first.config["architecture"]["num_classes"] == config.num_classes
+    first = model_folder.read(str(tmp_path / "published.pt"), "model.weights", size="DiT-nano")
+    assert (
+        first.foreign
+        and same(first.state, state)
+        and first.config["architecture"]["num_classes"] == config.num_classes
+    )
     autoencoder = tiny_autoencoder()
     description = first.config | {"autoencoder": {"config": public(autoencoder), "scale": 0.18215}}
     export.write_pipeline(tmp_path / "pipeline", description, first.state, autoencoder.state_dict())
-    second = model_store.read(str(tmp_path / "pipeline"), "model.weights")
+    second = model_folder.read(str(tmp_path / "pipeline"), "model.weights")
     assert same(second.state, state) and second.digest == first.digest == weights.weights_digest(state)
-    (tmp_path / "pipeline" / "config.json").unlink()  # as others publish it: everything from diffusers' own files
-    third = model_store.read(str(tmp_path / "pipeline"), "model.weights")
+    # as others publish it: everything from diffusers' own files
+    (tmp_path / "pipeline" / "config.json").unlink()
+    third = model_folder.read(str(tmp_path / "pipeline"), "model.weights")
     assert same(third.state, state) and third.config["class_names"] == description["class_names"]
-    kept = model_store.kept(second, str(tmp_path / "runs"))
-    again = model_store.read(kept.uri, "model.weights")
+    kept = model_folder.kept(second, str(tmp_path / "runs"))
+    again = model_folder.read(kept.uri, "model.weights")
     assert same(again.state, state) and not again.foreign
     assert same(again.autoencoder, autoencoder.state_dict())
 
@@ -110,7 +123,7 @@ def test_positions_of_another_computer_come_back_to_the_bit(tmp_path: Path) -> N
     autoencoder = tiny_autoencoder()
     description = nano_description(autoencoder={"config": public(autoencoder), "scale": 0.18215})
     export.write_pipeline(tmp_path / "pipeline", description, state, autoencoder.state_dict())
-    assert same(model_store.read(str(tmp_path / "pipeline"), "model.weights").state, state)
+    assert same(model_folder.read(str(tmp_path / "pipeline"), "model.weights").state, state)
 
 
 def public(autoencoder: Any) -> dict[str, Any]:
@@ -119,7 +132,8 @@ def public(autoencoder: Any) -> dict[str, Any]:
 
 @torch.no_grad()
 def test_the_pipeline_draws_what_the_model_draws(tmp_path: Path) -> None:
-    """A latent model: the pipeline's images are our network's, by a DDIM written out here over the pipeline's timesteps."""
+    """A latent model: the pipeline's images are our network's, by a DDIM written out here over the pipeline's
+    timesteps."""
     net, autoencoder = random_dit(dit_config("DiT-nano")), tiny_autoencoder()
     description = nano_description(autoencoder={"config": public(autoencoder), "scale": 0.18215})
     export.write_pipeline(tmp_path / "p", description, net.state_dict(), autoencoder.state_dict())
@@ -128,7 +142,11 @@ def test_the_pipeline_draws_what_the_model_draws(tmp_path: Path) -> None:
     assert pipeline.labels["class 207"] == 207
     start = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(5))
     got = pipeline(
-        [207, 208], guidance_scale=4.0, generator=torch.Generator().manual_seed(5), num_inference_steps=5, output_type="pt"
+        [207, 208],
+        guidance_scale=4.0,
+        generator=torch.Generator().manual_seed(5),
+        num_inference_steps=5,
+        output_type="pt",
     ).images
     x, abar, y = start, Diffusion("linear").alpha_bar, torch.tensor([207, 208])
     for step in (999, 799, 599, 399, 199):
@@ -166,7 +184,7 @@ def test_a_pixel_model_runs_as_a_pipeline(tmp_path: Path) -> None:
         [1, 9], guidance_scale=2.0, num_inference_steps=2, output_type="np"
     ).images  # null label 1000 on a model of 10 classes
     assert images.shape == (2, 32, 32, 3)
-    back = model_store.read(str(tmp_path / "p"), "model.weights")
+    back = model_folder.read(str(tmp_path / "p"), "model.weights")
     assert same(back.state, net.state_dict()) and back.config == description and back.autoencoder is None
 
 
@@ -188,13 +206,18 @@ def test_blocks_that_differ_are_refused() -> None:
     tuned = dict(theirs)
     tuned[table] = theirs[table].clone()
     tuned[table][207, 3] += 1
-    with pytest.raises(WeightsError, match=r"the label tables of blocks 0 and 1 differ \(row 207\); expected one that all blocks share"):
+    with pytest.raises(
+        WeightsError,
+        match=r"the label tables of blocks 0 and 1 differ \(row 207\); expected one that all blocks share",
+    ):
         from_diffusers(tuned, config, "w")
     clock = "transformer_blocks.1.norm1.emb.timestep_embedder.linear_1.bias"
     with pytest.raises(WeightsError, match="the timestep networks of blocks 0 and 1 differ"):
         from_diffusers({**theirs, clock: theirs[clock] + 1}, config, "w")
     with pytest.raises(WeightsError, match=r"w: lacks transformer_blocks.0.attn1.to_k.bias"):
-        from_diffusers({name: value for name, value in theirs.items() if not name.endswith("to_k.bias")}, config, "w")
+        from_diffusers(
+            {name: value for name, value in theirs.items() if not name.endswith("to_k.bias")}, config, "w"
+        )
     few = dit_config("DiT-nano", num_classes=10)
     with pytest.raises(WeightsError, match="has 1000 labels of its own, its names 10"):
         from_diffusers(theirs, few, "w")
@@ -214,4 +237,4 @@ def test_a_folder_of_another_architecture_is_refused(tmp_path: Path) -> None:
     ):
         file.write_text(json.dumps(good | change))
         with pytest.raises(InputError, match=message):
-            model_store.read(str(tmp_path / "p"), "model.weights")
+            model_folder.read(str(tmp_path / "p"), "model.weights")

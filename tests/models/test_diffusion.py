@@ -24,16 +24,24 @@ def cosine_betas(steps: int) -> np.ndarray:
 
 def images(n: int, seed: int) -> Tensor:
     """x0 in [-1, 1] with black and white pixels among them, where the likelihood has its open ends."""
-    x = torch.rand((n, 1, SIDE, SIDE), generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2 - 1
+    x = (
+        torch.rand((n, 1, SIDE, SIDE), generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2
+        - 1
+    )
     x[:, :, 0, 0], x[:, :, 0, 1] = -1, 1
     return x
 
 
 def noise_for(x: Tensor, t: list[int], seed: int) -> Noise:
-    return Noise(t=torch.tensor(t), eps=torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=x.dtype))
+    return Noise(
+        t=torch.tensor(t),
+        eps=torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=x.dtype),
+    )
 
 
-@pytest.mark.parametrize(("schedule", "betas"), [("linear", np.linspace(1e-4, 0.02, 1000)), ("cosine", cosine_betas(1000))])
+@pytest.mark.parametrize(
+    ("schedule", "betas"), [("linear", np.linspace(1e-4, 0.02, 1000)), ("cosine", cosine_betas(1000))]
+)
 def test_schedules_are_the_textbook_ones(schedule: str, betas: np.ndarray) -> None:
     d = Diffusion(schedule)
     np.testing.assert_allclose(d.betas.numpy(), betas, rtol=1e-9, atol=1e-12)
@@ -83,14 +91,17 @@ def test_likelihood_of_pixels_is_that_of_the_exact_normal_distribution() -> None
 def test_variational_term_trains_the_variance_alone() -> None:
     d, x = Diffusion("cosine", learn_sigma=True), images(3, 0)
     noise = noise_for(x, [0, 10, 700], 1)
-    out = torch.randn(3, 2, SIDE, SIDE, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    out = torch.randn(
+        3, 2, SIDE, SIDE, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
+    ).requires_grad_()
     (gradient,) = torch.autograd.grad(d.losses(lambda *_: out, x, torch.zeros(3), noise).sum(), out)
     torch.testing.assert_close(gradient[:, :1], 2 * (out[:, :1] - noise.eps) / SIDE**2)
     assert gradient[:, 1:].abs().min() > 0
 
 
 def test_anchor_holds_what_the_variational_term_sees_of_eps() -> None:
-    """Finite differences move the parameters; the constant in the variational term has to stay where it was."""
+    """Finite differences move the parameters; the constant in the variational term has to
+    stay where it was."""
     d, x = Diffusion("cosine", learn_sigma=True), images(2, 0)
     noise = noise_for(x, [3, 500], 1)
     base = torch.randn(2, 2, SIDE, SIDE, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
@@ -99,7 +110,9 @@ def test_anchor_holds_what_the_variational_term_sees_of_eps() -> None:
     y, anchor = torch.zeros(2), Anchor()
     first = d.losses(lambda *_: base, x, y, noise, anchor=anchor)
     assert torch.equal(first, d.losses(lambda *_: base, x, y, noise))
-    error = (moved[:, :1] - noise.eps).square().flatten(1).mean(1) - (base[:, :1] - noise.eps).square().flatten(1).mean(1)
+    error = (moved[:, :1] - noise.eps).square().flatten(1).mean(1) - (
+        base[:, :1] - noise.eps
+    ).square().flatten(1).mean(1)
     torch.testing.assert_close(d.losses(lambda *_: moved, x, y, noise, anchor=anchor) - first, error)
     assert (d.losses(lambda *_: moved, x, y, noise) - first - error).abs().min() > 1e-6
 
@@ -124,7 +137,9 @@ def test_ddim_with_guidance_equals_a_naive_loop(scale: float, clip: bool) -> Non
     model = tiny_dit(seed=2)
     start = torch.randn(3, 1, SIDE, SIDE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     y = torch.tensor([0, 3, 1])
-    got = model.diffusion.sample(model.net, start, y, null_label=model.null_label, cfg_scale=scale, steps=7, clip=clip)
+    got = model.diffusion.sample(
+        model.net, start, y, null_label=model.null_label, cfg_scale=scale, steps=7, clip=clip
+    )
     for i in range(3):
         wanted = naive_ddim(model.net, start[i], int(y[i]), model.null_label, scale, 7, clip)
         np.testing.assert_allclose(got[i].numpy(), wanted.numpy(), rtol=1e-8, atol=1e-8)
@@ -145,7 +160,11 @@ def test_one_row_of_noise_is_a_function_of_its_generator() -> None:
     d = Diffusion("cosine", timesteps=50)
     first, second = (d.draw((1, SIDE, SIDE), torch.Generator().manual_seed(9), latent=True) for _ in range(2))
     assert first.t == second.t and torch.equal(first.eps, second.eps)
-    assert first.posterior is not None and second.posterior is not None and torch.equal(first.posterior, second.posterior)
+    assert (
+        first.posterior is not None
+        and second.posterior is not None
+        and torch.equal(first.posterior, second.posterior)
+    )
     assert d.draw((1, SIDE, SIDE), torch.Generator().manual_seed(9), latent=False).posterior is None
     times = {int(d.draw((1, 1, 1), torch.Generator().manual_seed(k), latent=False).t) for k in range(500)}
     assert min(times) == 0 and max(times) == 49 and len(times) == 50
@@ -157,7 +176,9 @@ def tilde(betas: np.ndarray) -> np.ndarray:
     return np.array([betas[t] * (1 - (abar[t - 1] if t else 1)) / (1 - abar[t]) for t in range(len(betas))])
 
 
-def naive_loss(net: Callable[..., Tensor], x0: Tensor, y: int, t: int, eps: Tensor, learn_sigma: bool) -> float:
+def naive_loss(
+    net: Callable[..., Tensor], x0: Tensor, y: int, t: int, eps: Tensor, learn_sigma: bool
+) -> float:
     """One row: mean squared error, and the bound of Nichol & Dhariwal (2021) from two explicit Gaussians."""
     betas = cosine_betas(1000)
     abar = np.cumprod(1 - betas)
@@ -172,7 +193,9 @@ def naive_loss(net: Callable[..., Tensor], x0: Tensor, y: int, t: int, eps: Tens
     guess = (x_t - math.sqrt(1 - abar[t]) * out[:1]) / math.sqrt(abar[t])
 
     def posterior_mean(x_0: np.ndarray) -> np.ndarray:
-        return (betas[t] * math.sqrt(before) * x_0 + (1 - before) * math.sqrt(1 - betas[t]) * x_t) / (1 - abar[t])
+        return (betas[t] * math.sqrt(before) * x_0 + (1 - before) * math.sqrt(1 - betas[t]) * x_t) / (
+            1 - abar[t]
+        )
 
     low = tilde(betas)[max(t, 1)]  # the variance is 0 at t = 0, so the next one is taken
     share = (out[1:] + 1) / 2
@@ -193,7 +216,9 @@ def naive_loss(net: Callable[..., Tensor], x0: Tensor, y: int, t: int, eps: Tens
 
 
 @torch.no_grad()
-def naive_ddim(net: Callable[..., Tensor], x: Tensor, y: int, null: int, scale: float, steps: int, clip: bool) -> Tensor:
+def naive_ddim(
+    net: Callable[..., Tensor], x: Tensor, y: int, null: int, scale: float, steps: int, clip: bool
+) -> Tensor:
     """One image: eps of both labels in passes of their own, then eq. 12 of Song et al. (2021) with eta 0."""
     abar = np.cumprod(1 - cosine_betas(1000))
     times = [round(u) for u in np.linspace(999, 0, steps)]

@@ -9,10 +9,12 @@ from tiny import SIDE, tiny_dit
 
 from models.dit import SIZES, DiT, dit_config, sincos_position
 from models.generative import build, dit_description
-from pipeline.unlearning.trainable import select
+from pipeline.unlearning.parameters import select
 
 
-def published_names(width: int, depth: int, patch: int, channels: int, classes: int, tokens: int, out: int) -> dict[str, tuple[int, ...]]:
+def published_names(
+    width: int, depth: int, patch: int, channels: int, classes: int, tokens: int, out: int
+) -> dict[str, tuple[int, ...]]:
     """Names and shapes of facebookresearch/DiT's state dict."""
     names: dict[str, tuple[int, ...]] = {
         "pos_embed": (1, tokens, width),
@@ -55,7 +57,8 @@ def test_state_dict_has_the_published_names_and_shapes() -> None:
 
 @pytest.mark.parametrize(
     ("size", "parameters"),
-    # the published training script counts 675,129,632 for DiT-XL/2; the paper's table 1 gives 33, 130, 458 and 675 million
+    # the published training script counts 675,129,632 for DiT-XL/2; the paper's table 1 gives 33, 130, 458
+    # and 675 million
     [("DiT-XL/2", 675_129_632), ("DiT-L/2", 458e6), ("DiT-B/2", 130e6), ("DiT-S/2", 33e6)],
 )
 def test_parameter_counts_are_the_published_ones(size: str, parameters: float) -> None:
@@ -67,7 +70,11 @@ def test_parameter_counts_are_the_published_ones(size: str, parameters: float) -
 
 def test_labels_and_the_last_four_adaln_of_xl_are_33_million() -> None:
     with torch.device("meta"):
-        model = build(dit_description("DiT-XL/2", shape=(4, 32, 32), num_classes=1000, class_names=[""] * 1000, latent=True))
+        model = build(
+            dit_description(
+                "DiT-XL/2", shape=(4, 32, 32), num_classes=1000, class_names=[""] * 1000, latent=True
+            )
+        )
     chosen = sum(p.numel() for p in select(model, "labels_and_adaln:4").values())
     assert chosen == 1001 * 1152 + 4 * (6 * 1152 * 1152 + 6 * 1152)
     assert round(chosen / 1e6, 1) == 33.0
@@ -115,7 +122,9 @@ def test_forward_equals_a_naive_transcription(learn_sigma: bool) -> None:
     t, y = [0, 1, 3], [0, 2, model.null_label]
     got = model.net(x, torch.tensor(t), torch.tensor(y)).detach().numpy()
     weights = {name: tensor.detach().numpy() for name, tensor in model.net.state_dict().items()}
-    wanted = np.stack([naive_dit(weights, x[i].numpy(), t[i], y[i], patch=2, depth=2, heads=2) for i in range(3)])
+    wanted = np.stack(
+        [naive_dit(weights, x[i].numpy(), t[i], y[i], patch=2, depth=2, heads=2) for i in range(3)]
+    )
     assert got.shape == (3, 2 if learn_sigma else 1, SIDE, SIDE)
     np.testing.assert_allclose(got, wanted, atol=1e-5)  # the time angles are float32
 
@@ -128,7 +137,9 @@ def test_sizes_and_image_sizes_that_do_not_fit_are_refused() -> None:
     assert {f"DiT-{name}/{patch}" for name in ("S", "B", "L", "XL") for patch in (2, 4, 8)} < SIZES.keys()
 
 
-def naive_dit(w: dict[str, np.ndarray], x: np.ndarray, t: int, y: int, *, patch: int, depth: int, heads: int) -> np.ndarray:
+def naive_dit(
+    w: dict[str, np.ndarray], x: np.ndarray, t: int, y: int, *, patch: int, depth: int, heads: int
+) -> np.ndarray:
     """One image through a DiT, patch by patch and head by head."""
     side = x.shape[1]
     grid = side // patch
@@ -149,16 +160,23 @@ def naive_dit(w: dict[str, np.ndarray], x: np.ndarray, t: int, y: int, *, patch:
     for i in range(grid):
         for j in range(grid):
             cut = x[:, i * patch : (i + 1) * patch, j * patch : (j + 1) * patch]
-            tokens.append(np.einsum("dcpq,cpq->d", w["x_embedder.proj.weight"], cut) + w["x_embedder.proj.bias"])
+            tokens.append(
+                np.einsum("dcpq,cpq->d", w["x_embedder.proj.weight"], cut) + w["x_embedder.proj.bias"]
+            )
     h = np.stack(tokens) + w["pos_embed"][0]
     rates = [math.exp(-math.log(10000) * k / 128) for k in range(128)]
     wave = np.array([math.cos(t * r) for r in rates] + [math.sin(t * r) for r in rates])
-    c = linear("t_embedder.mlp.2", silu(linear("t_embedder.mlp.0", wave))) + w["y_embedder.embedding_table.weight"][y]
+    c = (
+        linear("t_embedder.mlp.2", silu(linear("t_embedder.mlp.0", wave)))
+        + w["y_embedder.embedding_table.weight"][y]
+    )
 
     width = len(c)
     for index in range(depth):
         block = f"blocks.{index}"
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = np.split(linear(f"{block}.adaLN_modulation.1", silu(c)), 6)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = np.split(
+            linear(f"{block}.adaLN_modulation.1", silu(c)), 6
+        )
         qkv = linear(f"{block}.attn.qkv", norm(h) * (1 + scale_a) + shift_a)
         outputs = []
         for head in range(heads):
@@ -167,13 +185,16 @@ def naive_dit(w: dict[str, np.ndarray], x: np.ndarray, t: int, y: int, *, patch:
             score = np.exp(q @ k.T / math.sqrt(d))
             outputs.append(score / score.sum(1, keepdims=True) @ v)
         h = h + gate_a * linear(f"{block}.attn.proj", np.concatenate(outputs, axis=1))
-        h = h + gate_m * linear(f"{block}.mlp.fc2", gelu(linear(f"{block}.mlp.fc1", norm(h) * (1 + scale_m) + shift_m)))
+        h = h + gate_m * linear(
+            f"{block}.mlp.fc2", gelu(linear(f"{block}.mlp.fc1", norm(h) * (1 + scale_m) + shift_m))
+        )
 
     shift, scale = np.split(linear("final_layer.adaLN_modulation.1", silu(c)), 2)
     out = linear("final_layer.linear", norm(h) * (1 + scale) + shift)
     image = np.zeros((out.shape[1] // patch**2, side, side))
     for i in range(grid):
         for j in range(grid):
-            cell = out[i * grid + j].reshape(patch, patch, -1)  # the published order: pixel row, pixel column, channel
+            # the published order: pixel row, pixel column, channel
+            cell = out[i * grid + j].reshape(patch, patch, -1)
             image[:, i * patch : (i + 1) * patch, j * patch : (j + 1) * patch] = cell.transpose(2, 0, 1)
     return image

@@ -1,4 +1,5 @@
-"""Published weights: read from paths and URIs, checked, and refused in one line where they are not what they should be."""
+"""Published weights: read from paths and URIs, checked, and refused in one line where they are not what they
+should be."""
 
 import hashlib
 from pathlib import Path
@@ -11,8 +12,9 @@ import safetensors.torch
 import torch
 
 from models.dit import DiT, dit_config
+from pipeline import fetching
 from pipeline.errors import InputError
-from pipeline.weights import model_store, published
+from pipeline.weights import model_folder
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +29,8 @@ def saved(path: Path, value: Any) -> str:
     return str(path)
 
 
-def read(uri: str, **options: Any) -> model_store.Stored:
-    return model_store.read(uri, "model.weights", **({"size": "DiT-nano"} | options))
+def read(uri: str, **options: Any) -> model_folder.Stored:
+    return model_folder.read(uri, "model.weights", **({"size": "DiT-nano"} | options))
 
 
 def test_bare_state_dicts_by_path_and_uri(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
@@ -40,7 +42,11 @@ def test_bare_state_dicts_by_path_and_uri(tmp_path: Path, state: dict[str, torch
     found = [read(uri) for uri in (pt, str(tmp_path / "w.safetensors"), checkpoint, "memory://weights/w.pt")]
     assert len({stored.digest for stored in found}) == 1
     config = found[0].config
-    assert config["schedule"] == "linear" and config["clip_samples"] is False and config["architecture"]["learn_sigma"] is True
+    assert (
+        config["schedule"] == "linear"
+        and config["clip_samples"] is False
+        and config["architecture"]["learn_sigma"] is True
+    )
     assert config["class_names"][207] == "golden_retriever" and len(config["class_names"]) == 1000
     widened = read(half)
     assert all(tensor.dtype == torch.float32 for tensor in widened.state.values())
@@ -57,9 +63,14 @@ def test_wrong_state_dicts_list_the_first_keys(tmp_path: Path, state: dict[str, 
     few = {name: value for name, value in state.items() if not name.startswith("blocks.1.")}
     stored = read(saved(tmp_path / "few.pt", few))
     net = DiT(dit_config("DiT-nano"))
-    with pytest.raises(weights.WeightsError, match=r"lacks blocks\.1\.adaLN_modulation\.1\.bias, .*, .* and 7 more"):
+    with pytest.raises(
+        weights.WeightsError, match=r"lacks blocks\.1\.adaLN_modulation\.1\.bias, .*, .* and 7 more"
+    ):
         weights.load_into(net, stored.state, "w")
-    with pytest.raises(InputError, match=r"lacks 'x_embedder.proj.weight'; expected the names of the published DiT or VAE checkpoints"):
+    with pytest.raises(
+        InputError,
+        match=r"lacks 'x_embedder.proj.weight'; expected the names of the published DiT or VAE checkpoints",
+    ):
         read(saved(tmp_path / "other.pt", {"conv.weight": torch.ones(2)}))
     with pytest.raises(InputError, match=r"model.size: got 'DiT-XXL/2', expected one of"):
         read(saved(tmp_path / "w.pt", state), size="DiT-XXL/2")
@@ -89,7 +100,9 @@ def test_pickles_that_are_not_plain_tensors_are_refused(tmp_path: Path, value: A
 
 def test_a_program_is_no_state_dict(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), str(tmp_path / "w.pt"))
-    with pytest.raises(InputError, match=r"w\.pt: refused, it is a TorchScript program; expected a state dict"):
+    with pytest.raises(
+        InputError, match=r"w\.pt: refused, it is a TorchScript program; expected a state dict"
+    ):
         read(str(tmp_path / "w.pt"))
 
 
@@ -124,13 +137,20 @@ def test_the_digest_is_held_against_the_file(tmp_path: Path, state: dict[str, to
 
 def test_what_is_kept_is_kept_once(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
     stored = read(saved(tmp_path / "w.pt", state))
-    kept = model_store.kept(stored, str(tmp_path / "runs"))
-    assert kept.uri != stored.uri and not kept.foreign and model_store.kept(kept, "elsewhere") is kept
+    kept = model_folder.kept(stored, str(tmp_path / "runs"))
+    assert kept.uri != stored.uri and not kept.foreign and model_folder.kept(kept, "elsewhere") is kept
     manifest = Path(kept.uri) / "manifest.json"
     before = manifest.stat().st_mtime_ns
-    assert model_store.kept(stored, str(tmp_path / "runs")).uri == kept.uri and manifest.stat().st_mtime_ns == before
-    again = model_store.read(kept.uri, "model.weights")
-    assert again.digest == stored.digest and again.config == stored.config and again.manifest["imported_from"] == stored.uri
+    assert (
+        model_folder.kept(stored, str(tmp_path / "runs")).uri == kept.uri
+        and manifest.stat().st_mtime_ns == before
+    )
+    again = model_folder.read(kept.uri, "model.weights")
+    assert (
+        again.digest == stored.digest
+        and again.config == stored.config
+        and again.manifest["imported_from"] == stored.uri
+    )
 
 
 @pytest.mark.parametrize(
@@ -144,7 +164,7 @@ def test_what_is_kept_is_kept_once(tmp_path: Path, state: dict[str, torch.Tensor
     ],
 )
 def test_where_weights_are(text: str, uri: str) -> None:
-    assert published.locate(text) == uri
+    assert fetching.locate(text) == uri
 
 
 def test_a_repository_that_cannot_be_fetched_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,4 +175,4 @@ def test_a_repository_that_cannot_be_fetched_is_said_so(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(hub, "snapshot_download", offline)
     with pytest.raises(InputError, match="Hugging Face repository 'facebook/DiT-XL-2-256' cannot be fetched"):
-        read(published.locate("facebook/DiT-XL-2-256"))
+        read(fetching.locate("facebook/DiT-XL-2-256"))

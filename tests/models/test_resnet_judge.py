@@ -1,4 +1,5 @@
-"""The residual judge: it learns what small images show, its statistics are those of the averaged weights, and shifts move nothing else."""
+"""The residual judge: it learns what small images show, its statistics are those of the averaged weights, and
+shifts move nothing else."""
 
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch import nn
 
 from models.judge import Judge, build_judge, initialise
 from models.resnet_judge import recalibrate, resnet_description, shifted
-from pipeline.data.rows import Batch
+from pipeline.data.batch import Batch
 from pipeline.seeding import generator
 from pipeline.training.pretrain import judge_accuracy, train_judge
 from pipeline.unlearning.collectives import Collectives
@@ -18,7 +19,9 @@ NAMES = ["light", "dark", "stripes"]
 
 def rows(each: int, seed: int) -> Batch:
     g = torch.Generator().manual_seed(seed)
-    patterns = torch.stack([torch.full((3, 16, 16), 0.5), torch.full((3, 16, 16), -0.5), torch.ones(3, 16, 16)])
+    patterns = torch.stack(
+        [torch.full((3, 16, 16), 0.5), torch.full((3, 16, 16), -0.5), torch.ones(3, 16, 16)]
+    )
     patterns[2, :, ::2] = -1
     y = torch.arange(3).repeat(each)
     mean = (patterns[y] + 0.3 * torch.randn(len(y), 3, 16, 16, generator=g)).clamp(-1, 1)
@@ -55,7 +58,10 @@ def test_it_learns_and_judges_rows_one_by_one(precision: str) -> None:
     assert judge_accuracy(judge, held, device=torch.device("cpu")) > 0.95
     with torch.no_grad():
         together, alone = judge.logits(held.mean), torch.cat([judge.logits(x[None]) for x in held.mean])
-        assert torch.allclose(together, alone, atol=1e-4) and judge.features(held.mean).shape == (60, judge.feature_size)
+        assert torch.allclose(together, alone, atol=1e-4) and judge.features(held.mean).shape == (
+            60,
+            judge.feature_size,
+        )
 
 
 def test_smoothed_labels_make_it_less_sure_and_no_worse() -> None:
@@ -83,14 +89,20 @@ def test_with_the_mirror_an_image_and_its_mirror_image_are_judged_alike() -> Non
 
 def test_statistics_are_plain_means_over_the_batches() -> None:
     net = nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 1, 1))
-    batches = [torch.randn(8, 2, 3, 3, generator=torch.Generator().manual_seed(k)) * (k + 1) for k in range(3)]
+    batches = [
+        torch.randn(8, 2, 3, 3, generator=torch.Generator().manual_seed(k)) * (k + 1) for k in range(3)
+    ]
     with torch.no_grad():
         net(batches[0])
     recalibrate(net, iter(batches))
     norm = net[0]
     assert isinstance(norm, nn.BatchNorm2d) and not net.training and norm.momentum == 0.1
-    assert torch.allclose(norm.running_mean, torch.stack([x.mean(dim=(0, 2, 3)) for x in batches]).mean(0), atol=1e-6)
-    assert torch.allclose(norm.running_var, torch.stack([x.var(dim=(0, 2, 3)) for x in batches]).mean(0), atol=1e-5)
+    assert torch.allclose(
+        norm.running_mean, torch.stack([x.mean(dim=(0, 2, 3)) for x in batches]).mean(0), atol=1e-6
+    )
+    assert torch.allclose(
+        norm.running_var, torch.stack([x.var(dim=(0, 2, 3)) for x in batches]).mean(0), atol=1e-5
+    )
 
 
 def test_a_shift_moves_the_image_and_mirrors_the_rim() -> None:
@@ -101,5 +113,7 @@ def test_a_shift_moves_the_image_and_mirrors_the_rim() -> None:
 
 
 def test_images_too_small_for_it_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"judge\.net: got resnet for images of 8 pixels, expected at least 16"):
+    with pytest.raises(
+        ValueError, match=r"judge\.net: got resnet for images of 8 pixels, expected at least 16"
+    ):
         resnet_description(shape=(1, 8, 8), num_classes=2, class_names=["a", "b"], width=4)

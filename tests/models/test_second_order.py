@@ -36,7 +36,10 @@ CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[tuple[
 
 def inputs(shapes: list[tuple[int, ...]], seed: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
     g = torch.Generator().manual_seed(seed)
-    return [(2 * torch.randn(shape, generator=g, dtype=torch.float64)).to(dtype).requires_grad_() for shape in shapes]
+    return [
+        (2 * torch.randn(shape, generator=g, dtype=torch.float64)).to(dtype).requires_grad_()
+        for shape in shapes
+    ]
 
 
 def derivatives(function: Callable[..., Tensor], xs: list[Tensor], seed: int) -> list[Tensor]:
@@ -94,7 +97,11 @@ def test_value_and_gradient_are_the_same_outside(name: str) -> None:
 def test_large_and_strided_tensors() -> None:
     """Longer than one piece that is worked on at a time, and not contiguous."""
     base = torch.randn(300, 301, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    for x in (base.clone().requires_grad_(), base.clone().T.requires_grad_(), base[:, ::2].clone()[::3].requires_grad_()):
+    for x in (
+        base.clone().requires_grad_(),
+        base.clone().T.requires_grad_(),
+        base[:, ::2].clone()[::3].requires_grad_(),
+    ):
         wanted = derivatives(lambda v: F.gelu(v, approximate="tanh"), [x], 1)
         with second_order():
             got = derivatives(gelu, [x], 1)
@@ -115,14 +122,19 @@ def test_attention_is_the_same_for_all_heads_at_once(monkeypatch: pytest.MonkeyP
     """How an accelerator does it; one head after the other is how a CPU does."""
     one_by_one = derivatives(second_order_attention.attention, inputs(CASES["attention"][2], 0), 1)
     monkeypatch.setattr(second_order_attention, "_one_by_one", lambda qkv: False)
-    for whole, cut in zip(derivatives(second_order_attention.attention, inputs(CASES["attention"][2], 0), 1), one_by_one, strict=True):
+    for whole, cut in zip(
+        derivatives(second_order_attention.attention, inputs(CASES["attention"][2], 0), 1),
+        one_by_one,
+        strict=True,
+    ):
         torch.testing.assert_close(whole, cut, rtol=1e-12, atol=1e-12)
 
 
 def test_attention_in_bfloat16_is_as_good_as_bfloat16_is() -> None:
     shape = [(2, 16, 3, 2, 8)]
     exact = derivatives(plain_attention, inputs(shape, 0), 1)
-    for function in (second_order_attention.attention, attention):  # a CPU's attention of first order is the fused kernel in float32 alone
+    # a CPU's attention of first order is the fused kernel in float32 alone
+    for function in (second_order_attention.attention, attention):
         for half, full in zip(derivatives(function, inputs(shape, 0, torch.bfloat16), 1), exact, strict=True):
             assert half.dtype == torch.bfloat16
             assert ((half.double() - full).norm() / full.norm()).item() < 0.03

@@ -1,4 +1,5 @@
-"""Classifiers of transformers as judges: their own preprocessing on our samples, logits to the bit, features before the head."""
+"""Classifiers of transformers as judges: their own preprocessing on our samples, logits to the bit, features
+before the head."""
 
 import json
 from pathlib import Path
@@ -12,7 +13,7 @@ from models import weights
 from models.judge import build_judge
 from models.transformers_judge import as_the_classifier_wants, image_settings
 from pipeline.errors import InputError
-from pipeline.weights import model_store
+from pipeline.weights import model_folder
 
 transformers = pytest.importorskip("transformers")
 NAMES = ["golden retriever", "Labrador retriever, Lab", "tench, Tinca tinca"]
@@ -45,8 +46,8 @@ def folder(tmp_path: Path) -> Path:
 
 @torch.no_grad()
 def test_logits_are_the_classifiers_own(folder: Path, tmp_path: Path) -> None:
-    stored = model_store.read(str(folder), "judge.weights")
-    kept = model_store.read(model_store.kept(stored, str(tmp_path / "runs")).uri, "judge.weights")
+    stored = model_folder.read(str(folder), "judge.weights")
+    kept = model_folder.read(model_folder.kept(stored, str(tmp_path / "runs")).uri, "judge.weights")
     assert kept.config["class_names"] == NAMES and kept.config["num_classes"] == 3
     judge = build_judge(kept.config)
     weights.load_into(judge.net, kept.state, "judge")
@@ -54,7 +55,10 @@ def test_logits_are_the_classifiers_own(folder: Path, tmp_path: Path) -> None:
     x = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     original = transformers.ViTForImageClassification.from_pretrained(folder).eval()
     unit = (x + 1) / 2
-    wanted = original(pixel_values=(unit - torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1)) / torch.tensor([0.2, 0.3, 0.4]).view(1, 3, 1, 1))
+    wanted = original(
+        pixel_values=(unit - torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1))
+        / torch.tensor([0.2, 0.3, 0.4]).view(1, 3, 1, 1)
+    )
     assert torch.allclose(judge.logits(x), wanted.logits, atol=1e-5)
     features = judge.features(x)
     assert features.shape == (4, judge.feature_size) == (4, 16)
@@ -68,15 +72,21 @@ def test_preprocessing_is_what_the_file_says() -> None:
     assert (vit["resize"], vit["crop"], vit["mode"]) == (16, 16, "bilinear")
     convnext = image_settings({"size": {"shortest_edge": 224}, "crop_pct": 0.875, "resample": 3})
     assert (convnext["resize"], convnext["crop"], convnext["mode"]) == (256, 224, "bicubic")
-    clip = image_settings({"size": {"shortest_edge": 256}, "do_center_crop": True, "crop_size": {"height": 224, "width": 224}})
+    clip = image_settings(
+        {"size": {"shortest_edge": 256}, "do_center_crop": True, "crop_size": {"height": 224, "width": 224}}
+    )
     assert (clip["resize"], clip["crop"]) == (256, 224)
     raw = image_settings({"do_normalize": False}, image_size=32)
     assert (raw["resize"], raw["mean"], raw["std"]) == (32, [0.0] * 3, [1.0] * 3)
     ramp = torch.linspace(-1, 1, 64).view(1, 1, 1, 64).expand(1, 3, 64, 64)
-    got = as_the_classifier_wants(ramp, {"resize": 32, "crop": 16, "mode": "bilinear", "mean": [0.0] * 3, "std": [1.0] * 3})
+    got = as_the_classifier_wants(
+        ramp, {"resize": 32, "crop": 16, "mode": "bilinear", "mean": [0.0] * 3, "std": [1.0] * 3}
+    )
     from PIL import Image
 
-    pixels = Image.fromarray(((ramp[0, 0].numpy() + 1) / 2).astype(np.float32), mode="F").resize((32, 32), Image.Resampling.BILINEAR)
+    pixels = Image.fromarray(((ramp[0, 0].numpy() + 1) / 2).astype(np.float32), mode="F").resize(
+        (32, 32), Image.Resampling.BILINEAR
+    )
     assert got.shape == (1, 3, 16, 16)
     assert np.allclose(got[0, 0].numpy(), np.asarray(pixels)[8:24, 8:24], atol=1e-3)
 
@@ -85,12 +95,14 @@ def test_what_is_no_classifier_is_refused(folder: Path, tmp_path: Path) -> None:
     def judged(**change: Any) -> None:
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | change))
-        model_store.read(str(folder), "judge.weights")
+        model_folder.read(str(folder), "judge.weights")
 
     with pytest.raises(InputError, match=r"got a model of ViTModel, expected an image classifier"):
         judged(architectures=["ViTModel"])
     (folder / "model.safetensors").unlink()
-    with pytest.raises(InputError, match=r"has no weights; expected model\.safetensors or pytorch_model\.bin"):
+    with pytest.raises(
+        InputError, match=r"has no weights; expected model\.safetensors or pytorch_model\.bin"
+    ):
         judged()
     with pytest.raises(InputError, match=r"judge\.weights: nothing at .*gone"):
-        model_store.read(str(tmp_path / "gone" / "judge.safetensors"), "judge.weights")
+        model_folder.read(str(tmp_path / "gone" / "judge.safetensors"), "judge.weights")

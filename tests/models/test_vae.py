@@ -1,4 +1,5 @@
-"""The paper's VAEs: published names and sizes, the ELBO against its formula, samples by seed, batch norm as it is set."""
+"""The paper's VAEs: published names and sizes, the ELBO against its formula, samples by seed, batch norm as
+it is set."""
 
 import math
 import os
@@ -16,11 +17,17 @@ from pipeline.seeding import generator
 
 PUBLISHED = [
     *(f"encoder.0.{name}" for name in ("weight", "bias")),
-    *(f"encoder.1.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")),
+    *(
+        f"encoder.1.{name}"
+        for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    ),
     *(f"enc_log_sigma.{name}" for name in ("weight", "bias")),
     *(f"enc_mu.{name}" for name in ("weight", "bias")),
     *(f"decoder.0.{name}" for name in ("weight", "bias")),
-    *(f"decoder.1.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")),
+    *(
+        f"decoder.1.{name}"
+        for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    ),
     *(f"decoder.3.{name}" for name in ("weight", "bias")),
 ]
 
@@ -48,7 +55,10 @@ def rows(model: VAEModel, n: int) -> tuple[Tensor, Tensor, Noise]:
     g = generator(1, "rows")
     x0 = torch.rand((n, *model.shape), generator=g, dtype=torch.float64) * 2 - 1
     assert model.latent is not None
-    noise = Noise(t=torch.zeros(n, dtype=torch.int64), eps=torch.randn((n, *model.latent), generator=g, dtype=torch.float64))
+    noise = Noise(
+        t=torch.zeros(n, dtype=torch.int64),
+        eps=torch.randn((n, *model.latent), generator=g, dtype=torch.float64),
+    )
     return x0, torch.zeros(n, dtype=torch.int64), noise
 
 
@@ -122,7 +132,8 @@ def test_a_sample_depends_on_its_seed_alone(kind: str) -> None:
     labels = torch.tensor([0, 1, 0])
     x = model.sample(labels=labels, seeds=[7, 8, 7], cfg_scale=1.0, steps=1)
     assert x.shape == (3, *model.shape) and torch.equal(x[0], x[2]) and not torch.equal(x[0], x[1])
-    assert torch.equal(x, model.sample(labels=1 - labels, seeds=[7, 8, 7], cfg_scale=9.0, steps=20))  # it reads no label, has no sampler
+    # it reads no label, has no sampler
+    assert torch.equal(x, model.sample(labels=1 - labels, seeds=[7, 8, 7], cfg_scale=9.0, steps=20))
     assert x.abs().max() <= 1
 
 
@@ -133,7 +144,12 @@ def test_stored_statistics_make_a_row_its_own(kind: str) -> None:
     before = {name: value.clone() for name, value in model.net.named_buffers()}
     x0, y, noise = rows(model, 6)
     whole = model.losses(model.net, x0, y, noise)
-    parts = [model.losses(model.net, x0[i : i + 2], y[i : i + 2], Noise(t=noise.t[i : i + 2], eps=noise.eps[i : i + 2])) for i in (0, 2, 4)]
+    parts = [
+        model.losses(
+            model.net, x0[i : i + 2], y[i : i + 2], Noise(t=noise.t[i : i + 2], eps=noise.eps[i : i + 2])
+        )
+        for i in (0, 2, 4)
+    ]
     assert torch.allclose(whole, torch.cat(parts), rtol=1e-12)
     assert all(torch.equal(value, before[name]) for name, value in model.net.named_buffers())
     assert not model.whole_batch
@@ -147,7 +163,9 @@ def test_batch_statistics_are_the_batchs_and_only_tracking_moves_the_stored_ones
         model = tiny(kind, statistics)
         model.net.train()
         assert model.whole_batch
-        name, before = next((n, b.clone()) for n, b in model.net.named_buffers() if n.endswith("running_mean"))
+        name, before = next(
+            (n, b.clone()) for n, b in model.net.named_buffers() if n.endswith("running_mean")
+        )
         loss = model.losses(model.net, x0, y, noise)
         half = model.losses(model.net, x0[:3], y[:3], Noise(t=noise.t[:3], eps=noise.eps[:3]))
         assert not torch.allclose(loss[:3], half)  # another batch, other statistics
@@ -167,7 +185,9 @@ def test_an_explicit_batch_norm_is_the_formula() -> None:
     linear, norm, _ = model.vae.get_submodule("encoder").children()
     h = linear((x0.flatten(1) + 1) / 2)
     wanted = (h - h.mean(0)) / (h.var(0, unbiased=False) + norm.eps).sqrt() * norm.weight + norm.bias
-    assert torch.allclose(model.vae.get_submodule("encoder")((x0.flatten(1) + 1) / 2), wanted.relu(), rtol=1e-10)
+    assert torch.allclose(
+        model.vae.get_submodule("encoder")((x0.flatten(1) + 1) / 2), wanted.relu(), rtol=1e-10
+    )
 
 
 def test_noise_is_the_latents_and_trainable_parts_are_named() -> None:
@@ -175,7 +195,10 @@ def test_noise_is_the_latents_and_trainable_parts_are_named() -> None:
     drawn = model.draw(generator(3), latent=False)
     assert drawn.eps.shape == (5,) and drawn.posterior is None
     names = [name for name, _ in model.net.named_parameters()]
-    groups = {group: [n for n in names if n.startswith(tuple(prefixes(0)))] for group, prefixes in model.trainable_groups().items()}
+    groups = {
+        group: [n for n in names if n.startswith(tuple(prefixes(0)))]
+        for group, prefixes in model.trainable_groups().items()
+    }
     assert groups["all"] == names
     assert sorted(groups["decoder"] + groups["encoder"]) == sorted(names)
     assert all("decoder" in n or "final_layer" in n for n in groups["decoder"])
@@ -183,14 +206,22 @@ def test_noise_is_the_latents_and_trainable_parts_are_named() -> None:
 
 
 def test_wrong_sizes_shapes_and_architectures_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"vae-celeba is for images of shape \(3, 64, 64\), got \(3, 32, 32\)"):
+    with pytest.raises(
+        ValueError, match=r"vae-celeba is for images of shape \(3, 64, 64\), got \(3, 32, 32\)"
+    ):
         describe("vae-celeba", shape=(3, 32, 32), class_names=["a", "b"])
     with pytest.raises(ValueError, match="got 12 pixels, expected a multiple of 8"):
         vae_description(
-            "vae-celeba", shape=(3, 12, 12), num_classes=2, class_names=[], architecture={"input_size": 12, "widths": [2, 2, 2]}
+            "vae-celeba",
+            shape=(3, 12, 12),
+            num_classes=2,
+            class_names=[],
+            architecture={"input_size": 12, "widths": [2, 2, 2]},
         )
     with pytest.raises(WeightsError, match=r"lacks decoder\.0\.bias"):
         load_into(tiny("mlp").net, {"encoder.0.weight": torch.zeros(1)}, "other.pth")
     with pytest.raises(WeightsError, match="has wrong shapes"):
-        load_into(tiny("mlp").net, {**tiny("mlp").net.state_dict(), "enc_mu.bias": torch.zeros(3)}, "other.pth")
+        load_into(
+            tiny("mlp").net, {**tiny("mlp").net.state_dict(), "enc_mu.bias": torch.zeros(3)}, "other.pth"
+        )
     assert describe_state({"x_embedder.proj.weight": torch.zeros(1)}) is None

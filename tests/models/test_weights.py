@@ -10,17 +10,29 @@ from models.weights import WeightsError
 
 
 def state() -> dict[str, torch.Tensor]:
-    return {"b": torch.arange(6.0).view(2, 3), "a": torch.tensor(3, dtype=torch.int64), "c": torch.ones(2, dtype=torch.bfloat16)}
+    return {
+        "b": torch.arange(6.0).view(2, 3),
+        "a": torch.tensor(3, dtype=torch.int64),
+        "c": torch.ones(2, dtype=torch.bfloat16),
+    }
 
 
 def test_digest_is_that_of_the_values() -> None:
     digest = weights.weights_digest(state())
-    assert digest == "439be9a49c74437a394a714202a19d05d08f2885fc474d9354bb2df78c33febd"  # the same on every machine and in every version
+    # the same on every machine and in every version
+    assert digest == "439be9a49c74437a394a714202a19d05d08f2885fc474d9354bb2df78c33febd"
     assert weights.weights_digest(dict(reversed(state().items()))) == digest
-    assert weights.weights_digest({**state(), "b": torch.arange(6.0).view(3, 2).T.contiguous().view(2, 3)}) != digest
+    assert (
+        weights.weights_digest({**state(), "b": torch.arange(6.0).view(3, 2).T.contiguous().view(2, 3)})
+        != digest
+    )
     transposed = torch.arange(6.0).view(2, 3).T.contiguous().T
     assert weights.weights_digest({**state(), "b": transposed}) == digest  # memory layout is not content
-    for other in ({**state(), "b": state()["b"].view(3, 2)}, {**state(), "b": state()["b"].double()}, {**state(), "a": torch.tensor(4)}):
+    for other in (
+        {**state(), "b": state()["b"].view(3, 2)},
+        {**state(), "b": state()["b"].double()},
+        {**state(), "a": torch.tensor(4)},
+    ):
         assert weights.weights_digest(other) != digest
     changed = state()
     changed["b"][1, 2] = torch.nextafter(changed["b"][1, 2], torch.tensor(9.0))
@@ -55,14 +67,21 @@ def test_loading_names_what_does_not_fit() -> None:
 @pytest.mark.parametrize(("channels", "size", "classes"), [(1, 8, 10), (1, 28, 10), (3, 32, 7)])
 def test_judge_takes_images_of_its_size(channels: int, size: int, classes: int) -> None:
     names = [str(label) for label in range(classes)]
-    judges = [build_judge(small_cnn_description(shape=(channels, size, size), num_classes=classes, class_names=names)) for _ in range(2)]
+    judges = [
+        build_judge(
+            small_cnn_description(shape=(channels, size, size), num_classes=classes, class_names=names)
+        )
+        for _ in range(2)
+    ]
     for judge in judges:
         initialise(judge.net, torch.Generator().manual_seed(1))
     x = torch.rand(3, channels, size, size) * 2 - 1
     logits, features = judges[0].logits(x), judges[0].features(x)
     assert logits.shape == (3, classes) and features.shape == (3, judges[0].feature_size)
     assert torch.equal(logits, judges[1].logits(x))
-    assert weights.weights_digest(judges[0].net.state_dict()) == weights.weights_digest(judges[1].net.state_dict())
+    assert weights.weights_digest(judges[0].net.state_dict()) == weights.weights_digest(
+        judges[1].net.state_dict()
+    )
 
 
 def test_unknown_judge_is_refused() -> None:

@@ -23,11 +23,19 @@ def test_bfloat16_is_asked_only_of_a_device_that_has_it(key: str, monkeypatch: p
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     precision.require_precision(GPU, config())
-    with pytest.raises(InputError, match=rf"{key}\.precision: got bf16, which Tesla T4 does not have; expected fp32"):
+    with pytest.raises(
+        InputError, match=rf"{key}\.precision: got bf16, which Tesla T4 does not have; expected fp32"
+    ):
         precision.require_precision(GPU, asked)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    on_gpu = config(**{"train": {"gpus_per_worker": 1}, key: {"precision": "bf16", **({"gpus_per_worker": 1} if key == "train" else {})}})
-    with pytest.raises(InputError, match="Tesla T4"):  # before any worker starts, where the driver has the GPU
+    on_gpu = config(
+        **{
+            "train": {"gpus_per_worker": 1},
+            key: {"precision": "bf16", **({"gpus_per_worker": 1} if key == "train" else {})},
+        }
+    )
+    # before any worker starts, where the driver has the GPU
+    with pytest.raises(InputError, match="Tesla T4"):
         precision.require(on_gpu, {"family": "dit"})
 
 
@@ -36,7 +44,10 @@ def test_autocast_is_around_products_only_when_asked() -> None:
     with precision.autocast("fp32", CPU):
         assert (a @ a).dtype == torch.float32
     with precision.autocast("bf16", CPU):
-        assert (a @ a).dtype == torch.bfloat16 and torch.nn.functional.layer_norm(a @ a, (2,)).dtype in (torch.float32, torch.bfloat16)
+        assert (a @ a).dtype == torch.bfloat16 and torch.nn.functional.layer_norm(a @ a, (2,)).dtype in (
+            torch.float32,
+            torch.bfloat16,
+        )
     assert (a @ a).dtype == torch.float32
 
 
@@ -59,6 +70,14 @@ def test_tf32_is_off_unless_asked_for_in_convolutions_too() -> None:
 def test_only_dits_are_compiled_and_the_result_says_what_ran() -> None:
     compiled = config(train={"compile": True}, evaluate={"precision": "bf16"})
     precision.require(compiled, {"family": "dit"})
-    with pytest.raises(InputError, match=r"train\.compile: got true for a model of family 'vae', expected false"):
+    with pytest.raises(
+        InputError, match=r"train\.compile: got true for a model of family 'vae', expected false"
+    ):
         precision.require(compiled, {"family": "vae"})
-    assert precision.facts(compiled) == {"step": "fp32", "sampling": "bf16", "tf32": False, "weights": "fp32", "compiled": True}
+    assert precision.facts(compiled) == {
+        "step": "fp32",
+        "sampling": "bf16",
+        "tf32": False,
+        "weights": "fp32",
+        "compiled": True,
+    }

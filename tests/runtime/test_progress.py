@@ -25,7 +25,9 @@ def test_a_line_is_not_said_twice(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "  copying 1/2\n  copying 2/2\n"
 
 
-def test_work_that_ended_early_says_how_far_it_came_and_nothing_if_it_never_began(capsys: pytest.CaptureFixture[str]) -> None:
+def test_work_that_ended_early_says_how_far_it_came_and_nothing_if_it_never_began(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with pytest.raises(KeyError), Progress("copying", 3) as progress:
         progress.add(1)
         raise KeyError

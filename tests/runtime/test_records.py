@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.runtime.records import Follower, Record, Writer
+from pipeline.runtime.metrics_log import Follower, Record, Writer
 
 
 def test_every_record_arrives_once(tmp_path: Path) -> None:
@@ -17,7 +17,8 @@ def test_every_record_arrives_once(tmp_path: Path) -> None:
 
 
 def test_a_follower_that_fails_is_heard_and_does_not_hide_what_failed_before(tmp_path: Path) -> None:
-    """As where the tracking server stays away: the records since then would be missing, so the job may not end well."""
+    """As where the tracking server stays away: the records since then would be missing, so the job may not
+    end well."""
     uri = str(tmp_path / "metrics.jsonl")
     Writer(uri, every_s=0.0).write({"step": 1})
     tries: list[int] = []

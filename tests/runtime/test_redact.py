@@ -5,8 +5,8 @@ import pytest
 from pipeline import config as configuration
 from pipeline.config import UnlearnConfig
 from pipeline.errors import InputError
-from pipeline.runtime.cli import main
-from pipeline.runtime.redact import redact, redacted
+from pipeline.redaction import redact, redacted
+from pipeline.runtime.command_line import main
 
 PLANTED = "planted-wJalrXUtnFEMI"
 
@@ -24,7 +24,10 @@ def test_passwords_in_uris(text: str, kept: str, gone: str) -> None:
     assert kept in redact(f"could not reach {text}, trying again") and gone not in redact(text)
 
 
-@pytest.mark.parametrize("text", ["s3://bucket/a:b/c@d", "http://host:5000/path@x", "ratio 3:4 @ noon", "sqlite:////data/mlflow.db", ""])
+@pytest.mark.parametrize(
+    "text",
+    ["s3://bucket/a:b/c@d", "http://host:5000/path@x", "ratio 3:4 @ noon", "sqlite:////data/mlflow.db", ""],
+)
 def test_ordinary_text_stays(text: str) -> None:
     assert redact(text) == text
 
@@ -34,7 +37,8 @@ def test_secrets_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, PLANTED)
         assert redacted({"a": [f"x {PLANTED} y"], PLANTED[:4]: 3}) == {"a": ["x *** y"], PLANTED[:4]: 3}
         monkeypatch.delenv(name)
-    for name in ("RAY_AUTH_TOKEN_PATH", "TOKENIZERS_PARALLELISM", "AWS_ACCESS_KEY_ID"):  # where a secret lies, and what is none
+    # where a secret lies, and what is none
+    for name in ("RAY_AUTH_TOKEN_PATH", "TOKENIZERS_PARALLELISM", "AWS_ACCESS_KEY_ID"):
         monkeypatch.setenv(name, PLANTED)
         assert redact(PLANTED) == PLANTED
         monkeypatch.delenv(name)
@@ -44,7 +48,10 @@ def test_a_dumped_configuration_reads_back_without_the_password() -> None:
     config = configuration.parse(UnlearnConfig, {"tracking": {"uri": f"http://op:{PLANTED}@mlflow:5000"}})
     text = configuration.dump(config)
     assert PLANTED not in text and "http://op:***@mlflow:5000" in text
-    assert configuration.dump(configuration.parse(UnlearnConfig, configuration.reading.yaml.safe_load(text))) == text
+    assert (
+        configuration.dump(configuration.parse(UnlearnConfig, configuration.reading.yaml.safe_load(text)))
+        == text
+    )
 
 
 @pytest.mark.parametrize(("kind", "code"), [(InputError, 2), (RuntimeError, 1)])

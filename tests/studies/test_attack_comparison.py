@@ -9,7 +9,7 @@ from pipeline.config import parse
 from pipeline.config.evaluate import AttackMethodsConfig
 from pipeline.errors import InputError
 from pipeline.studies.attack_comparison import BASE, GOLD, attacked_cells, table
-from pipeline.weights import model_store
+from pipeline.weights import model_folder
 
 GRID: dict[str, Any] = {
     "seeds": [0, 1],
@@ -26,11 +26,13 @@ def config(root: Path, **values: Any) -> AttackMethodsConfig:
 
 def test_references_are_those_that_were_pretrained(tmp_path: Path) -> None:
     assert [cell.cell.row for cell in attacked_cells(config(tmp_path))] == ["exchange", "esd"] * 2
-    base = model_store.model_uri(str(tmp_path), "DiT-tiny", "digits")
+    base = model_folder.model_uri(str(tmp_path), "DiT-tiny", "digits")
     for uri in (base, f"{base}-without-1"):
-        model_store.write(uri, {}, {}, {})
+        model_folder.write(uri, {}, {}, {})
     made = attacked_cells(config(tmp_path))
-    assert [cell.cell.row for cell in made[4:]] == [BASE, GOLD] * 2 and made[5].reference == f"{base}-without-1"
+    assert [cell.cell.row for cell in made[4:]] == [BASE, GOLD] * 2 and made[
+        5
+    ].reference == f"{base}-without-1"
     assert len({cell.key for cell in made}) == 8
     assert len(attacked_cells(config(tmp_path, references=False))) == 4
     more = attacked_cells(config(tmp_path, attacks={"finetune_steps": 7}))
@@ -50,8 +52,17 @@ def test_the_table_takes_the_worst_start_and_says_what_was_not_reached(tmp_path:
         return {
             "row": "exchange",
             "settled_step": 8,
-            "battery": {"none": share(0.0), "finetune": share(0.1), "embedding from own": share(own), "embedding from mean": share(mean)},
-            "relearn": {"budget": 96, "forgotten_label": {"steps": steps}, "never_trained_label": {"steps": 4}},
+            "battery": {
+                "none": share(0.0),
+                "finetune": share(0.1),
+                "embedding from own": share(own),
+                "embedding from mean": share(mean),
+            },
+            "relearn": {
+                "budget": 96,
+                "forgotten_label": {"steps": steps},
+                "never_trained_label": {"steps": 4},
+            },
         }
 
     found = [
@@ -61,6 +72,11 @@ def test_the_table_takes_the_worst_start_and_says_what_was_not_reached(tmp_path:
         {"row": "esd", "failed": "step 2: not finite"},
     ]
     lines = table(found, config(tmp_path)).splitlines()
-    wanted = "| exchange | 3 | 2 of 3 | 0.990 | 0.00 (0.00 to 0.00) | 0.10 (0.10 to 0.10) | 0.40 (0.20 to 0.90) | 48 (32 to > 96) | 4 |"
+    wanted = (
+        "| exchange | 3 | 2 of 3 | 0.990 | 0.00 (0.00 to 0.00) | 0.10 (0.10 to 0.10) | 0.40 (0.20 to 0.90) |"
+        " 48 (32 to > 96) | 4 |"
+    )
     assert lines[2] == wanted
-    assert lines[3].startswith("| esd | 1 | failed") and all(line.count("|") == lines[0].count("|") for line in lines)
+    assert lines[3].startswith("| esd | 1 | failed") and all(
+        line.count("|") == lines[0].count("|") for line in lines
+    )

@@ -27,10 +27,19 @@ def test_every_row_meets_every_pair_and_seed() -> None:
     made = cells(parse(CompareConfig, GRID))
     assert len({cell.key for cell in made}) == 8
     strong = [cell for cell in made if cell.row == "strong"]
-    assert {(cell.pair, cell.config.seed) for cell in strong} == {((1, 7), 0), ((1, 7), 1), ((3, 5), 0), ((3, 5), 1)}
+    assert {(cell.pair, cell.config.seed) for cell in strong} == {
+        ((1, 7), 0),
+        ((1, 7), 1),
+        ((3, 5), 0),
+        ((3, 5), 1),
+    }
     for cell in made:
-        assert cell.config.request.exchange == dict([cell.pair]) and cell.config.request.classes == [cell.pair[0]]
-        assert (cell.config.method.penalty, cell.config.optim.lr) == ((10, 0.25) if cell.row == "strong" else (0.01, 0.5))
+        assert cell.config.request.exchange == dict([cell.pair]) and cell.config.request.classes == [
+            cell.pair[0]
+        ]
+        assert (cell.config.method.penalty, cell.config.optim.lr) == (
+            (10, 0.25) if cell.row == "strong" else (0.01, 0.5)
+        )
 
 
 def test_a_row_with_an_unknown_setting_is_refused() -> None:
@@ -62,17 +71,38 @@ def test_the_table_counts_runs_that_never_settled_and_names_the_worst() -> None:
 def test_a_run_leaves_what_it_draws_and_the_picture_shows_it(tmp_path: Path) -> None:
     root, uri = str(tmp_path), str(tmp_path / "comparisons" / "few.jsonl")
     untrained.fill(root)
-    few = {"every": 1, "samples": 20, "retain_samples": 1, "final_samples": 100, "final_retain_samples": 1, "final_sampler_steps": 2}
+    few = {
+        "every": 1,
+        "samples": 20,
+        "retain_samples": 1,
+        "final_samples": 100,
+        "final_retain_samples": 1,
+        "final_sampler_steps": 2,
+    }
     unlearn = {"optim": {"batch_size": 8, "max_steps": 1}, "evaluate": few | {"sampler_steps": 2}}
-    config = parse(CompareConfig, GRID | {"storage": root, "name": "few", "seeds": [0], "pairs": [[1, 7]], "unlearn": unlearn})
-    results: list[dict[str, Any]] = [run_cell(cell, str(tmp_path / "comparisons" / "few")) for cell in cells(config)]
+    config = parse(
+        CompareConfig,
+        GRID | {"storage": root, "name": "few", "seeds": [0], "pairs": [[1, 7]], "unlearn": unlearn},
+    )
+    results: list[dict[str, Any]] = [
+        run_cell(cell, str(tmp_path / "comparisons" / "few")) for cell in cells(config)
+    ]
     assert table(results, list(config.rows)).count("\n") == 3
     (written,) = draw_sheets(config, results, uri)
     picture = np.asarray(Image.open(io.BytesIO(Path(written).read_bytes())))
-    side, lines = 54, picture[-(3 * 54 - 6) :, -(18 * 54 - 6) :]  # 48 pixels and a gap of 6; 8 forgotten, a gap, one each of 9 labels
+    # 48 pixels and a gap of 6; 8 forgotten, a gap, one each of 9 labels
+    side, lines = 54, picture[-(3 * 54 - 6) :, -(18 * 54 - 6) :]
     folder = tmp_path / "comparisons" / "few" / results[0]["samples"]
     for line, name in enumerate(["base", *(result["key"] for result in results)]):
         drawn = from_bytes((folder / f"{name}.safetensors").read_bytes(), name)
-        for column, image in [(0, drawn["1"][0]), (7, drawn["1"][7]), (9, drawn["0"][0]), (17, drawn["9"][0])]:
-            assert (lines[line * side : line * side + 48 : 6, column * side : column * side + 48 : 6, 0] == image[:, :, 0].numpy()).all()
+        for column, image in [
+            (0, drawn["1"][0]),
+            (7, drawn["1"][7]),
+            (9, drawn["0"][0]),
+            (17, drawn["9"][0]),
+        ]:
+            assert (
+                lines[line * side : line * side + 48 : 6, column * side : column * side + 48 : 6, 0]
+                == image[:, :, 0].numpy()
+            ).all()
     assert draw_sheets(config, [results[0] | {"failed": "step 1"}], uri) == []

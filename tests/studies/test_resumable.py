@@ -1,4 +1,5 @@
-"""Runs in plain processes: what is there is not made again, and who leaves early leaves nothing behind that goes on."""
+"""Runs in plain processes: what is there is not made again, and who leaves early leaves nothing behind that
+goes on."""
 
 import threading
 import time

@@ -19,13 +19,22 @@ def sweep(*overrides: str) -> SweepConfig:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("space={method.penalti: {loguniform: [0.1, 1]}}", r"unknown key 'method\.penalti': did you mean .*penalty"),
+        (
+            "space={method.penalti: {loguniform: [0.1, 1]}}",
+            r"unknown key 'method\.penalti': did you mean .*penalty",
+        ),
         ("space={penalty: {loguniform: [0.1, 1]}}", r"unknown key 'penalty': did you mean method\.penalty\?"),
         ("space={method.surgery_every: {choice: [0, 1]}}", r"method\.surgery_every: got 0"),
         ("space={method.surgery_every: {uniform: [1, 5]}}", r"method\.surgery_every: got 2\.48"),
         ("space={method.name: {choice: [uno_s, magic]}}", r"method\.name: got 'magic'"),
-        ("space={request.retain: {choice: [all, neighbours]}}", r"got 'request\.retain', which has to be the same for all trials"),
-        ("space={optim.max_steps: {choice: [4, 8]}}", r"got 'optim\.max_steps', which has to be the same for all trials"),
+        (
+            "space={request.retain: {choice: [all, neighbours]}}",
+            r"got 'request\.retain', which has to be the same for all trials",
+        ),
+        (
+            "space={optim.max_steps: {choice: [4, 8]}}",
+            r"got 'optim\.max_steps', which has to be the same for all trials",
+        ),
         ("space={optim.batch_size: {choice: [12]}}", r"optim\.batch_size: got 12, expected a multiple"),
     ],
 )
@@ -64,13 +73,23 @@ def test_the_base_and_penalty_zero_come_first() -> None:
         {"method.penalty": 0.0, "method.surgery_every": 2},
     ]
     outside = sweep("set.method.penalty=5")
-    assert fixed_points(outside.space, base_config(outside)) == [{"method.penalty": 0.0, "method.surgery_every": 2}]
+    assert fixed_points(outside.space, base_config(outside)) == [
+        {"method.penalty": 0.0, "method.surgery_every": 2}
+    ]
 
 
 def test_the_base_is_the_main_jobs_configuration_under_the_sweeps_storage() -> None:
-    base = base_config(sweep("seed=5", "set.optim.lr=0.5", "set.evaluate={every: 4}", "tracking.model_name=other"))
+    base = base_config(
+        sweep("seed=5", "set.optim.lr=0.5", "set.evaluate={every: 4}", "tracking.model_name=other")
+    )
     quickstart = load(UnlearnConfig, "jobs/configs/quickstart.yaml")
-    assert (base.storage, base.seed, base.optim.lr, base.evaluate.every, base.tracking.model_name) == ("/nowhere", 5, 0.5, 4, "other")
+    assert (base.storage, base.seed, base.optim.lr, base.evaluate.every, base.tracking.model_name) == (
+        "/nowhere",
+        5,
+        0.5,
+        4,
+        "other",
+    )
     assert base.train.workers == 1 and base.request == quickstart.request and base.method == quickstart.method
     assert base.evaluate.samples == 100  # what the sweep itself sets stays, beside what the command line adds
     changed = configured(base, {"method.penalty": 0.0, "trainable": "all", "method.name": "esd"})
@@ -93,9 +112,9 @@ def test_the_budget_of_a_trial_bounds_its_seconds() -> None:
 def test_zero_is_an_eighth_of_its_axis() -> None:
     import math
 
-    distribution = parse(SweepConfig, {"storage": "/x", "space": {"method.penalty": {"loguniform": [1e-4, 1], "zero": True}}}).space[
-        "method.penalty"
-    ]
+    distribution = parse(
+        SweepConfig, {"storage": "/x", "space": {"method.penalty": {"loguniform": [1e-4, 1], "zero": True}}}
+    ).space["method.penalty"]
     low = below_zero(distribution)
     assert math.log(1e-4 / low) / math.log(1 / low) == pytest.approx(1 / 8)
     assert holds(distribution, 0) and holds(distribution, 1e-4) and not holds(distribution, 5e-5)
@@ -105,7 +124,12 @@ def test_zero_is_an_eighth_of_its_axis() -> None:
 def test_a_trials_share_of_a_gpu_is_what_its_configuration_says() -> None:
     train = base_config(sweep("trial={runner: inline, cpus: 0.5, gpus: 0.25}")).train
     assert (train.workers, train.cpus_per_worker, train.gpus_per_worker) == (1, 0.5, 0.25)
-    assert base_config(sweep("trial={runner: trainer}", "set.train={workers: 2, gpus_per_worker: 1}")).train.workers == 2
+    assert (
+        base_config(
+            sweep("trial={runner: trainer}", "set.train={workers: 2, gpus_per_worker: 1}")
+        ).train.workers
+        == 2
+    )
 
 
 def test_the_imagenet_sweep_fits_the_configuration_it_starts_from() -> None:

@@ -1,4 +1,5 @@
-"""Suggestions: a function of the seed and of results in order, whoever finishes first and whatever is interrupted."""
+"""Suggestions: a function of the seed and of results in order, whoever finishes first and whatever is
+interrupted."""
 
 import pickle
 import random
@@ -19,17 +20,29 @@ SPACE = {
 FIRST = {"method.penalty": 0.01, "method.surgery_every": 2, "trainable": "all", "optim.ema": 0.7}
 
 
-def suggestions(seed: int = 0, algorithm: str = "tpe", concurrency: int = 3, objectives: int = 2) -> Suggestions:
+def suggestions(
+    seed: int = 0, algorithm: str = "tpe", concurrency: int = 3, objectives: int = 2
+) -> Suggestions:
     directions: Sequence[Any] = ["minimize", "maximize"][:objectives]
     search = Search(algorithm=algorithm, concurrency=concurrency, startup_trials=4)  # type: ignore[arg-type]
-    return Suggestions(space=SPACE, search=search, seed=seed, directions=directions, points=[FIRST, {**FIRST, "method.penalty": 0.0}])
+    return Suggestions(
+        space=SPACE,
+        search=search,
+        seed=seed,
+        directions=directions,
+        points=[FIRST, {**FIRST, "method.penalty": 0.0}],
+    )
 
 
 def judged(settings: dict[str, Any], objectives: int) -> list[float]:
-    return [settings["method.surgery_every"] + settings["method.penalty"], -settings["optim.ema"]][:objectives]
+    return [settings["method.surgery_every"] + settings["method.penalty"], -settings["optim.ema"]][
+        :objectives
+    ]
 
 
-def played(these: Suggestions, *, machine: int, trials: int = 14, broken: int = 5, interrupt: bool = False) -> list[dict[str, Any]]:
+def played(
+    these: Suggestions, *, machine: int, trials: int = 14, broken: int = 5, interrupt: bool = False
+) -> list[dict[str, Any]]:
     """Trials side by side that finish in an order of the machine's own."""
     finishing, running = random.Random(machine), dict[int, dict[str, Any]]()
     while len(these.asked) < trials or running:
@@ -45,10 +58,15 @@ def played(these: Suggestions, *, machine: int, trials: int = 14, broken: int = 
     return these.asked
 
 
-@pytest.mark.parametrize(("algorithm", "concurrency", "objectives"), [("tpe", 1, 1), ("tpe", 3, 1), ("tpe", 3, 2), ("random", 2, 1)])
+@pytest.mark.parametrize(
+    ("algorithm", "concurrency", "objectives"),
+    [("tpe", 1, 1), ("tpe", 3, 1), ("tpe", 3, 2), ("random", 2, 1)],
+)
 def test_the_same_seed_gives_the_same_sequence(algorithm: str, concurrency: int, objectives: int) -> None:
     def sequence(machine: int, interrupt: bool = False, seed: int = 0) -> list[dict[str, Any]]:
-        return played(suggestions(seed, algorithm, concurrency, objectives), machine=machine, interrupt=interrupt)
+        return played(
+            suggestions(seed, algorithm, concurrency, objectives), machine=machine, interrupt=interrupt
+        )
 
     first = sequence(machine=1)
     assert sequence(machine=2) == first and sequence(machine=3, interrupt=True) == first
@@ -72,7 +90,13 @@ def test_every_point_lies_in_the_space_and_none_comes_twice() -> None:
     assert found[0] == FIRST and found[1] == {**FIRST, "method.penalty": 0.0}
     penalties = [point["method.penalty"] for point in found]
     assert all(value == 0 or 1e-4 <= value <= 1 for value in penalties)
-    assert 2 <= penalties.count(0.0) <= 20 and {point["method.surgery_every"] for point in found} == {1, 2, 3, 4, 5}
+    assert 2 <= penalties.count(0.0) <= 20 and {point["method.surgery_every"] for point in found} == {
+        1,
+        2,
+        3,
+        4,
+        5,
+    }
     assert all(0.1 <= point["optim.ema"] <= 0.9 for point in found)
     assert len({repr(point) for point in found}) == len(found)
 
@@ -88,7 +112,9 @@ def test_a_space_smaller_than_the_budget_repeats_itself_at_last() -> None:
     for _ in range(4):
         number, settings = small.ask()
         small.tell(number, [settings["method.surgery_every"]])
-    assert sorted(point["method.surgery_every"] for point in small.asked[:2]) == [1, 2] and len(small.asked) == 4
+    assert (
+        sorted(point["method.surgery_every"] for point in small.asked[:2]) == [1, 2] and len(small.asked) == 4
+    )
 
 
 def test_a_suggestion_waits_for_the_trials_it_is_made_of() -> None:
@@ -108,6 +134,9 @@ def test_importance_names_what_the_objective_depends_on() -> None:
         number, settings = these.ask()
         these.tell(number, [float(settings["method.surgery_every"]), settings["optim.ema"]])
     first, second = importance(these, 0), importance(these, 1)
-    assert max(first, key=lambda key: first[key]) == "method.surgery_every" and max(second, key=lambda key: second[key]) == "optim.ema"
+    assert (
+        max(first, key=lambda key: first[key]) == "method.surgery_every"
+        and max(second, key=lambda key: second[key]) == "optim.ema"
+    )
     assert sum(first.values()) == pytest.approx(1)
     assert importance(suggestions(), 0) == {}

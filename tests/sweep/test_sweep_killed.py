@@ -18,8 +18,19 @@ TRIALS = 4
 def test_finished_trials_are_not_run_again(root: str, tmp_path: Path) -> None:
     import json
 
-    overrides = [f"storage={root}", "run_id=killed", f"budget.trials={TRIALS}", *TINY, "set.optim.max_steps=6"]
-    command = [sys.executable, str(ROOT / "jobs/sweep_imagenet.py"), "--config", "jobs/configs/sweep_quickstart.yaml"]
+    overrides = [
+        f"storage={root}",
+        "run_id=killed",
+        f"budget.trials={TRIALS}",
+        *TINY,
+        "set.optim.max_steps=6",
+    ]
+    command = [
+        sys.executable,
+        str(ROOT / "jobs/sweep_imagenet.py"),
+        "--config",
+        "jobs/configs/sweep_quickstart.yaml",
+    ]
     for override in overrides:
         command += ["--set", override]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -28,7 +39,9 @@ def test_finished_trials_are_not_run_again(root: str, tmp_path: Path) -> None:
     def ended() -> dict[str, int]:
         return {path.parent.name: path.stat().st_mtime_ns for path in sorted(trials.glob("*/outcome.json"))}
 
-    first = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    first = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     waited, deadline = threading.Event(), time.monotonic() + 300
     while not (trials / "000" / "trial.json").exists():
         assert first.poll() is None, first.stderr.read() if first.stderr else ""
@@ -39,13 +52,20 @@ def test_finished_trials_are_not_run_again(root: str, tmp_path: Path) -> None:
     before = ended()
     assert 1 <= len(before) < TRIALS, "the kill came too late to show anything"
 
-    second = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    second = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400, check=False
+    )
     assert second.returncode == 0, second.stderr
     assert "trials have ended before; they are not run again" in second.stdout
     after = ended()
     assert len(after) == TRIALS and {name: after[name] for name in before} == before
     summary = json.loads((trials.parent / "sweep.json").read_text())
     assert [row["number"] for row in summary["trials"]] == list(range(TRIALS))
-    assert all(row["status"] == "finished" for row in summary["trials"]) and summary["winner"]["version"] is not None
+    assert (
+        all(row["status"] == "finished" for row in summary["trials"])
+        and summary["winner"]["version"] is not None
+    )
     folders = [path.name.split("-")[0] for path in (trials.parent / "tune").iterdir() if path.is_dir()]
-    assert sorted(folders) == sorted(set(folders)) == sorted(after), "Tune was restored: no number has a second trial"
+    assert sorted(folders) == sorted(set(folders)) == sorted(after), (
+        "Tune was restored: no number has a second trial"
+    )

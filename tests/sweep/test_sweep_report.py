@@ -7,9 +7,9 @@ import pytest
 
 from pipeline.config.sweep import Distribution, Search
 from pipeline.sweep import scores
+from pipeline.sweep.page import figures, render_page
 from pipeline.sweep.suggest import Suggestions, importance
-from pipeline.sweep.sweep_report import figures, render_page
-from pipeline.sweep.wording import ending
+from pipeline.sweep.text import ending
 
 OBJECTIVES = ["settled_step", "forget_fraction/high", "retain_accuracy/min"]
 
@@ -57,10 +57,17 @@ def summary() -> dict[str, Any]:
         "trainable": Distribution(choice=["labels", "all"]),
     }
     these = Suggestions(
-        space=space, search=Search(objectives=OBJECTIVES), seed=0, directions=["minimize", "minimize", "maximize"], points=[]
+        space=space,
+        search=Search(objectives=OBJECTIVES),
+        seed=0,
+        directions=["minimize", "minimize", "maximize"],
+        points=[],
     )
     assert importance(these, 0) == {}
-    again = {"forget_fraction": {"value": 0.02, "high": 0.045}, "retain_accuracy": {"mean": 0.98, "min": 0.96}}
+    again = {
+        "forget_fraction": {"value": 0.02, "high": 0.045},
+        "retain_accuracy": {"mean": 0.98, "min": 0.96},
+    }
     verified = {"number": 0, "seed": 77, "after": again, "gate": {"passed": True, "checks": []}}
     return {
         "sweep_id": "sweep-1",
@@ -72,9 +79,27 @@ def summary() -> dict[str, Any]:
         "trials": rows,
         "ranking": [row["number"] for row in scores.ranked(rows, OBJECTIVES)],
         "front": scores.front(rows, OBJECTIVES),
-        "importance": {OBJECTIVES[0]: {"method.penalty": 0.7, "method.surgery_every": 0.3}, OBJECTIVES[1]: {}, OBJECTIVES[2]: {}},
-        "seconds": {"searched": 80.0, "total": 100.0, "steps": 12.0, "evaluation": 40.0, "overhead_per_trial": 1.0, "overhead_first": 6.0},
-        "winner": {"number": 0, "version": 3, "model": "m", "run_id": "sweep-1-best", "report": "/r", "verified": [verified]},
+        "importance": {
+            OBJECTIVES[0]: {"method.penalty": 0.7, "method.surgery_every": 0.3},
+            OBJECTIVES[1]: {},
+            OBJECTIVES[2]: {},
+        },
+        "seconds": {
+            "searched": 80.0,
+            "total": 100.0,
+            "steps": 12.0,
+            "evaluation": 40.0,
+            "overhead_per_trial": 1.0,
+            "overhead_first": 6.0,
+        },
+        "winner": {
+            "number": 0,
+            "version": 3,
+            "model": "m",
+            "run_id": "sweep-1-best",
+            "report": "/r",
+            "verified": [verified],
+        },
         "seed": 0,
     }
 
@@ -94,16 +119,33 @@ def test_plots_stand_alone_and_are_well_formed(summary: dict[str, Any]) -> None:
             for name in ("x", "y", "cx", "cy"):
                 if element.get(name) is not None:
                     assert -20 <= float(element.get(name, "")) <= 460, ElementTree.tostring(element)
-    lines = [e for e in ElementTree.fromstring(drawn["parallel-coordinates"]).iter() if e.get("class") in ("trial", "best", "default")]
+    lines = [
+        e
+        for e in ElementTree.fromstring(drawn["parallel-coordinates"]).iter()
+        if e.get("class") in ("trial", "best", "default")
+    ]
     assert len(lines) == 4  # the finished ones; best and default are one here
 
 
 def test_the_page_shows_every_trial_and_why_the_winner_is_measured_again(summary: dict[str, Any]) -> None:
     page = render_page(summary, figures(summary, checks(), target=0.05, last=20), "space: {}")
     assert "Trial 4 failed after 3 attempts: ValueError: &lt;b&gt;bad" in page and "<b>bad" not in page
-    assert "4.5\u00a0%" in page and "in part the luckiest" in page and "m version 3, candidate; run sweep-1-best" in page
-    assert page.count("<tr>") >= 6 + 3 and ">stopped<" in page and ">default<" in page and 'data-value="0.0">0<' in page
-    assert "https://" not in page and "http://" not in page.replace("http://www.w3.org/2000/svg", "") and 'class="sp alone"' not in page
+    assert (
+        "4.5\u00a0%" in page
+        and "in part the luckiest" in page
+        and "m version 3, candidate; run sweep-1-best" in page
+    )
+    assert (
+        page.count("<tr>") >= 6 + 3
+        and ">stopped<" in page
+        and ">default<" in page
+        and 'data-value="0.0">0<' in page
+    )
+    assert (
+        "https://" not in page
+        and "http://" not in page.replace("http://www.w3.org/2000/svg", "")
+        and 'class="sp alone"' not in page
+    )
     none = summary | {"winner": {"number": None, "verified": summary["winner"]["verified"]}}
     assert "nothing was registered" in render_page(none, figures(none, checks(), target=0.05, last=20), "")
 
@@ -112,7 +154,7 @@ def test_the_terminal_says_what_counts(summary: dict[str, Any]) -> None:
     said = ending(summary, "/s/sweeps/sweep-1")
     assert "6 trials: 4 finished, 1 stopped, 1 failed; 1 retried" in said
     assert (
-        "on fresh seeds, which is what counts: forget_fraction 0.02 (chosen with 0.01), forget_fraction/high 0.045 (chosen with 0.03)"
-        in said
+        "on fresh seeds, which is what counts: forget_fraction 0.02 (chosen with 0.01), forget_fraction/high"
+        " 0.045 (chosen with 0.03)" in said
     )
     assert "registered m version 3 @candidate" in said and said.endswith("/s/sweeps/sweep-1/sweep.html")

@@ -1,4 +1,5 @@
-"""A page opened in headless Chromium, over the DevTools protocol: what it logs, what it asks the network for, what it shows."""
+"""A page opened in headless Chromium, over the DevTools protocol: what it logs, what it asks the network for,
+what it shows."""
 
 import asyncio
 import base64
@@ -10,7 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))),
+    None,
+)
 FLAGS = [
     "--headless=new",
     "--no-sandbox",
@@ -26,11 +30,18 @@ def chromium(profile: Path) -> Iterator[str]:
     """A browser of its own with an empty profile; its DevTools address."""
     assert CHROMIUM is not None
     process = subprocess.Popen(
-        [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
     )
     try:
         assert process.stderr is not None
-        address = next(found.group(1) for line in process.stderr if (found := re.search(r"listening on (ws://\S+)", line)))
+        address = next(
+            found.group(1)
+            for line in process.stderr
+            if (found := re.search(r"listening on (ws://\S+)", line))
+        )
         yield address
     finally:
         process.terminate()
@@ -38,7 +49,8 @@ def chromium(profile: Path) -> Iterator[str]:
 
 
 class Tab:
-    """One page. `said` are console messages, exceptions and log entries, `asked` the URLs that were requested."""
+    """One page. `said` are console messages, exceptions and log entries, `asked` the URLs that were
+    requested."""
 
     def __init__(self, socket: Any) -> None:
         self._socket, self._number, self._session = socket, 0, ""
@@ -49,7 +61,9 @@ class Tab:
     async def call(self, method: str, **params: Any) -> dict[str, Any]:
         self._number += 1
         number = self._number
-        message = {"id": number, "method": method, "params": params} | ({"sessionId": self._session} if self._session else {})
+        message = {"id": number, "method": method, "params": params} | (
+            {"sessionId": self._session} if self._session else {}
+        )
         await self._socket.send_json(message)
         while True:
             answer = await self._socket.receive_json(timeout=60)
@@ -77,7 +91,13 @@ class Tab:
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             await self.call(f"{domain}.enable")
-        await self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        await self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         await self.call("Emulation.setEmulatedMedia", features=scheme)
         await self.call("Page.navigate", url=url)

@@ -20,9 +20,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def register_run(root: str) -> Callable[..., int]:
-    """Registers run `run_id` of model `name` with weights of their own and leaves its result.json; the version's number."""
+    """Registers run `run_id` of model `name` with weights of their own and leaves its result.json; the
+    version's number."""
     from pipeline.tracking import registry
-    from pipeline.tracking.mlflow_tracking import Tracker
+    from pipeline.tracking.mlflow_runs import Tracker
 
     def register(name: str, run_id: str, *, passed: bool = True, value: float = 0.004) -> int:
         folder = storage.join(root, "weights", run_id)

@@ -1,6 +1,8 @@
-"""Registers and promotes a model again and again, killed (SIGKILL) at a random moment each time; prints what was found, as JSON lines.
+"""Registers and promotes a model again and again, killed (SIGKILL) at a random moment each time; prints what
+was found, as JSON lines.
 
-Run by test_tracking_kill.py in a process of its own: it forks after MLflow's slow import, and each child opens its own stores.
+Run by test_tracking_kill.py in a process of its own: it forks after MLflow's slow import, and each child
+opens its own stores.
 """
 
 import json
@@ -19,8 +21,9 @@ from tracking_samples import result_json, write_model
 
 from pipeline import storage
 from pipeline.config import RegistryConfig, Tracking, parse
-from pipeline.tracking import promotion, registry
-from pipeline.tracking.mlflow_tracking import Tracker, client
+from pipeline.governance import promotion
+from pipeline.tracking import registry
+from pipeline.tracking.mlflow_runs import Tracker, client
 
 NAME = "killed"
 
@@ -51,7 +54,10 @@ def found(root: str) -> dict[str, Any]:
 
 
 def configured(root: str, version: int | None = None) -> RegistryConfig:
-    return parse(RegistryConfig, {"storage": root, "tracking": {"model_name": NAME}, **({"version": version} if version else {})})
+    return parse(
+        RegistryConfig,
+        {"storage": root, "tracking": {"model_name": NAME}, **({"version": version} if version else {})},
+    )
 
 
 def forked(call: Callable[[], Any]) -> tuple[int, int]:
@@ -96,7 +102,12 @@ def main(root: str, rounds: int, seed: int) -> None:
         after = finished(forked(lambda: found(root)))
         finished(forked(lambda number=number: work(root, number)))  # type: ignore[misc]
         again = finished(forked(lambda: found(root)))
-        print(json.dumps({"number": number, "share": round(share, 3), "killed": killed, "after": after, "again": again}), flush=True)
+        print(
+            json.dumps(
+                {"number": number, "share": round(share, 3), "killed": killed, "after": after, "again": again}
+            ),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""The report in a real browser, at the width of a phone and of a desk: quiet, asking nobody, readable, working."""
+"""The report in a real browser, at the width of a phone and of a desk: quiet, asking nobody, readable,
+working."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from proof_samples import BATTERY, GOLD, MEASURES
 from test_tracking_report import grids, records
 from tracking_samples import result_json
 
-from pipeline.tracking.report import render_report
+from pipeline.reports.run_report import render_report
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
@@ -34,13 +35,17 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def test_quiet_asks_nobody_and_fits(page: Path, browser: str, width: int, dark: bool) -> None:
     async def look(tab: Tab) -> dict[str, Any]:
         await tab.open(page.as_uri(), width=width, dark=dark)
-        images = "[...document.querySelectorAll('.sides img')].map(i => [i.complete, i.naturalWidth, i.getBoundingClientRect().width])"
+        images = (
+            "[...document.querySelectorAll('.sides img')].map(i => [i.complete, i.naturalWidth,"
+            " i.getBoundingClientRect().width])"
+        )
         seen = {
             "images": await tab.run(images),
             "wide": await tab.run("document.documentElement.scrollWidth"),
             "cut": await tab.run(
-                "[...document.querySelectorAll('td, th, h2, h3, p, dd')].filter(e => e.getBoundingClientRect().right > innerWidth + 1"
-                " && !e.closest('pre')).map(e => e.textContent.trim().slice(0, 40))"
+                "[...document.querySelectorAll('td, th, h2, h3, p, dd')].filter(e =>"
+                " e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('pre')).map(e =>"
+                " e.textContent.trim().slice(0, 40))"
             ),
             "background": await tab.run("getComputedStyle(document.body).backgroundColor"),
             "sections": await tab.run("[...document.querySelectorAll('section')].map(s => s.id)"),
@@ -51,10 +56,14 @@ def test_quiet_asks_nobody_and_fits(page: Path, browser: str, width: int, dark: 
     seen = visit(browser, look)
     assert seen["said"] == []
     assert [url for url in seen["asked"] if not url.startswith("data:")] == [page.as_uri()]
-    assert len(seen["images"]) == 3 and all(done and natural == 17 and shown > 40 for done, natural, shown in seen["images"])
+    assert len(seen["images"]) == 3 and all(
+        done and natural == 17 and shown > 40 for done, natural, shown in seen["images"]
+    )
     assert seen["wide"] <= width and seen["cut"] == []
     assert {"battery", "further", "gold", "gate", "samples"} <= set(seen["sections"])
-    red, green, blue = (int(part) for part in seen["background"].removeprefix("rgb(").removesuffix(")").split(",")[:3])
+    red, green, blue = (
+        int(part) for part in seen["background"].removeprefix("rgb(").removesuffix(")").split(",")[:3]
+    )
     assert (red + green + blue < 200) == dark
     assert page.with_name(f"report-{width}{'-dark' if dark else ''}.png").stat().st_size > 20_000
 
@@ -63,15 +72,18 @@ def test_images_enlarge_tables_sort_and_charts_tell_values(page: Path, browser: 
     async def look(tab: Tab) -> dict[str, Any]:
         await tab.open(page.as_uri(), width=1400)
         await tab.run("document.querySelector('.sides button').click()")
-        opened = await tab.run("[document.querySelector('dialog').open, document.querySelector('dialog img').naturalWidth]")
+        opened = await tab.run(
+            "[document.querySelector('dialog').open, document.querySelector('dialog img').naturalWidth]"
+        )
         await tab.run("document.querySelector('dialog .close').click()")
         closed = await tab.run("document.querySelector('dialog').open")
         column = "[...document.querySelectorAll('#classes tbody tr')].map(r => r.cells[3].dataset.value)"
         after = "document.querySelectorAll('#classes th button')[3].click()"
         orders = [await tab.run(f"{after}; {column}") for _ in range(2)]
         await tab.run(
-            "(plot => { const b = plot.getBoundingClientRect(); plot.dispatchEvent(new PointerEvent('pointermove',"
-            " {clientX: b.left + b.width / 2, clientY: b.top + 20})); })(document.querySelector('#further .plot'))"
+            "(plot => { const b = plot.getBoundingClientRect(); plot.dispatchEvent(new"
+            " PointerEvent('pointermove', {clientX: b.left + b.width / 2, clientY: b.top + 20}));"
+            " })(document.querySelector('#further .plot'))"
         )
         tip = await tab.run("document.querySelector('#further .tip').textContent")
         return {"opened": opened, "closed": closed, "orders": orders, "tip": tip, "said": tab.said}

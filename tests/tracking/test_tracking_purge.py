@@ -1,4 +1,5 @@
-"""A finished request is purged: what it kept of the forgotten data goes, what it kept of the rest stays, and the ids are remembered."""
+"""A finished request is purged: what it kept of the forgotten data goes, what it kept of the rest stays, and
+the ids are remembered."""
 
 import importlib.util
 from collections.abc import Callable
@@ -14,14 +15,16 @@ from models.weights import from_bytes, to_bytes
 from pipeline import config as configuration
 from pipeline import storage
 from pipeline.config import PrepareConfig, RegistryConfig, Tracking, UnlearnConfig, parse
-from pipeline.data import prepare_ray, shard_tasks
+from pipeline.data import ingest, ingest_ray
 from pipeline.data.lake import Lake
 from pipeline.data.partition_ray import build_partition
 from pipeline.data.tombstones import buried, find
 from pipeline.errors import InputError
-from pipeline.runtime import cli
-from pipeline.tracking import alias_log, aliases, pages, promotion, purge, registry
-from pipeline.tracking.mlflow_tracking import Tracker, client
+from pipeline.governance import promotion, purge
+from pipeline.reports import pages
+from pipeline.runtime import command_line
+from pipeline.tracking import alias_log, aliases, registry
+from pipeline.tracking.mlflow_runs import Tracker, client
 
 LABELS = (0, 1, 7)
 Finish = Callable[..., None]
@@ -29,7 +32,7 @@ Finish = Callable[..., None]
 
 def prepare(root: Path, lake: str = "digits") -> Lake:
     config = parse(PrepareConfig, {"storage": str(root), "lake": lake, "prepare": {"size": 8, "channels": 1}})
-    return prepare_ray.prepare(config, run=lambda tasks: map(shard_tasks.make_shard, tasks)).lake
+    return ingest_ray.prepare(config, run=lambda tasks: map(ingest.make_shard, tasks)).lake
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +44,19 @@ def database(root: str) -> str:
 
 @pytest.fixture
 def finish(tmp_path: Path, database: str) -> Finish:
-    """Leaves under tmp_path what a finished run of a request leaves; `finished=False` stops before result.json."""
+    """Leaves under tmp_path what a finished run of a request leaves; `finished=False` stops before
+    result.json."""
     lake = prepare(tmp_path)
 
     def make(run_id: str, request: dict, *, finished: bool = True, seed: int = 0) -> None:
         tracking = {"uri": database, "experiment": tmp_path.name, "model_name": tmp_path.name}
-        values = {"storage": str(tmp_path), "run_id": run_id, "request": request, "tracking": tracking, "seed": seed}
+        values = {
+            "storage": str(tmp_path),
+            "run_id": run_id,
+            "request": request,
+            "tracking": tracking,
+            "seed": seed,
+        }
         config = parse(UnlearnConfig, {**values, "optim": {"batch_size": 16, "max_steps": 2}})
         uri = f"{tmp_path}/runs/{run_id}"
         storage.write_text(f"{uri}/config.yaml", configuration.dump(config))
@@ -54,14 +64,22 @@ def finish(tmp_path: Path, database: str) -> Finish:
         if not finished:
             return
         result = result_json(run_id, write_model(f"{uri}/model", seed=seed))
-        result |= {"request": config.request.model_dump(mode="json"), "lake_digest": lake.digest, "partition_digest": partition.digest}
+        result |= {
+            "request": config.request.model_dump(mode="json"),
+            "lake_digest": lake.digest,
+            "partition_digest": partition.digest,
+        }
         for moment in pages.GRIDS:
-            grids = {str(label): torch.full((4, 8, 8, 1), 20 * label + 9, dtype=torch.uint8) for label in LABELS}
+            grids = {
+                str(label): torch.full((4, 8, 8, 1), 20 * label + 9, dtype=torch.uint8) for label in LABELS
+            }
             storage.write_bytes(pages.grid_uri(uri, moment), to_bytes(grids))
         with Tracker(tracking=config.tracking, storage_root=str(tmp_path), run_id=run_id) as tracker:
             version = registry.register(tracker, folder=f"{uri}/model", image_shape=(8, 8, 1), result=result)
             result["model"] = {"name": tmp_path.name, "version": version, "alias": "candidate"}
-            files = pages.pages(result, [], pages.read_grids(uri), configuration.dump(config), class_names=None)
+            files = pages.pages(
+                result, [], pages.read_grids(uri), configuration.dump(config), class_names=None
+            )
             for name, data in files.items():
                 storage.write_bytes(f"{uri}/{name}", data)
             tracker.log_artifacts(files)
@@ -76,12 +94,14 @@ def registry_config(root: Path, database: str, request: str) -> RegistryConfig:
 
 
 def snapshot(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()
+    }
 
 
 def picture(label: int) -> bytes:
     """The pixels of `label`'s grid as the report would embed them."""
-    from pipeline.tracking.png import grid_address
+    from pipeline.reports.png import grid_address
 
     return grid_address(np.full((4, 8, 8, 1), 20 * label + 9, np.uint8)).encode()
 
@@ -95,16 +115,26 @@ def test_what_was_kept_of_the_forgotten_data_goes(finish: Finish, tmp_path: Path
     before = snapshot(tmp_path)
     planned = purge.find(config)
     assert len(planned.partitions) == 2 and snapshot(tmp_path) == before, "looking changes nothing"
-    assert len(planned.left) == 3 and "lakes/digits" in planned.left[0] and "another request's" in planned.left[1]
+    assert (
+        len(planned.left) == 3
+        and "lakes/digits" in planned.left[0]
+        and "another request's" in planned.left[1]
+    )
     assert planned.left[2].endswith("which show these labels: other")
 
     tombstone = purge.purge(config, planned)
     after = snapshot(tmp_path)
     assert set(tombstone.sample_ids) == ids == set(buried(str(tmp_path))) and tombstone.labels == [1]
     gone = before.keys() - after.keys()
-    assert {name for name in gone if name.startswith("runs/")} == {f"runs/{r}/samples/{m}-00001.png" for r in "ab" for m in pages.GRIDS}
-    assert len([name for name in gone if "mlartifacts" in name]) == 4 and all(name.endswith("-00001.png") for name in gone if "png" in name)
-    assert {name.split("/")[1] for name in gone if name.startswith("partitions/")} == {d[:32] for d in tombstone.partitions}
+    assert {name for name in gone if name.startswith("runs/")} == {
+        f"runs/{r}/samples/{m}-00001.png" for r in "ab" for m in pages.GRIDS
+    }
+    assert len([name for name in gone if "mlartifacts" in name]) == 4 and all(
+        name.endswith("-00001.png") for name in gone if "png" in name
+    )
+    assert {name.split("/")[1] for name in gone if name.startswith("partitions/")} == {
+        d[:32] for d in tombstone.partitions
+    }
     assert len(list((tmp_path / "partitions").iterdir())) == 1, "the other request keeps its own"
     for run in "ab":
         for moment in pages.GRIDS:
@@ -114,25 +144,39 @@ def test_what_was_kept_of_the_forgotten_data_goes(finish: Finish, tmp_path: Path
         assert picture(1) in before[f"runs/{run}/report.html"]
         assert picture(1) not in page and picture(7) in page and b"were purged" in page
     reports = [data for name, data in after.items() if "mlartifacts" in name and name.endswith("report.html")]
-    assert sorted(picture(1) in page for page in reports) == [False, False, True], "the other request's run is as it was"
-    assert {name: data for name, data in after.items() if "runs/other" in name} == {n: d for n, d in before.items() if "runs/other" in n}
+    assert sorted(picture(1) in page for page in reports) == [
+        False,
+        False,
+        True,
+    ], "the other request's run is as it was"
+    assert {name: data for name, data in after.items() if "runs/other" in name} == {
+        n: d for n, d in before.items() if "runs/other" in n
+    }
 
     last = alias_log.read(str(tmp_path), tmp_path.name)[-1]
-    assert (last.action, last.details["request"], last.details["tombstone"]) == ("purge", "case-1", tombstone.digest)
+    assert (last.action, last.details["request"], last.details["tombstone"]) == (
+        "purge",
+        "case-1",
+        tombstone.digest,
+    )
     history = promotion.history(config)
     assert not history.now and not history.before, "the chain goes on, and no alias has moved"
     finish("later", {"id": "case-3", "classes": [4], "exchange": {4: 7}})
     assert alias_log.read(str(tmp_path), tmp_path.name)[-1].action == "register"
     again = purge.find(config)
     assert again.lines == [] and purge.purge(config, again) == tombstone
-    assert len([entry for entry in alias_log.read(str(tmp_path), tmp_path.name) if entry.action == "purge"]) == 1
+    assert (
+        len([entry for entry in alias_log.read(str(tmp_path), tmp_path.name) if entry.action == "purge"]) == 1
+    )
     storage.remove(f"{tmp_path}/lakes/digits")
     with pytest.raises(InputError, match=rf"{len(ids)} images were purged .*request 'case-1'"):
         prepare(tmp_path)
 
 
 @pytest.mark.parametrize("point", ["the report", "MLflow's copies", "the pictures", "the tensors", "the log"])
-def test_an_interrupted_purge_is_completed(finish: Finish, tmp_path: Path, database: str, monkeypatch, point: str) -> None:
+def test_an_interrupted_purge_is_completed(
+    finish: Finish, tmp_path: Path, database: str, monkeypatch, point: str
+) -> None:
     finish("a", {"id": "case-1", "classes": [1], "exchange": {1: 7}})
     config = registry_config(tmp_path, database, "case-1")
     module, name, when = {
@@ -160,28 +204,46 @@ def test_an_interrupted_purge_is_completed(finish: Finish, tmp_path: Path, datab
     kept = snapshot(tmp_path)
     assert not [name for name in kept if name.endswith("-00001.png") or name.startswith("partitions/")]
     assert not [name for name, data in kept.items() if name.endswith("report.html") and picture(1) in data]
-    assert len([entry for entry in alias_log.read(str(tmp_path), tmp_path.name) if entry.action == "purge"]) == 1
+    assert (
+        len([entry for entry in alias_log.read(str(tmp_path), tmp_path.name) if entry.action == "purge"]) == 1
+    )
 
 
-def test_named_samples_take_their_classes_pictures_along(finish: Finish, tmp_path: Path, database: str) -> None:
+def test_named_samples_take_their_classes_pictures_along(
+    finish: Finish, tmp_path: Path, database: str
+) -> None:
     named = sorted(prepare(tmp_path).read([7]).sample_id)[:3]
     storage.write_text(f"{tmp_path}/ids.txt", "\n".join(named))
     finish("a", {"id": "case-1", "sample_ids": f"{tmp_path}/ids.txt"})
     storage.remove(f"{tmp_path}/ids.txt")
     config = registry_config(tmp_path, database, "case-1")
     found = purge.find(config)
-    assert found.labels == [7] and [sum(file.rows for file in part.manifest.forget) for part in found.partitions] == [3]
+    assert found.labels == [7] and [
+        sum(file.rows for file in part.manifest.forget) for part in found.partitions
+    ] == [3]
     assert purge.purge(config, found).sample_ids == named
-    assert sorted(from_bytes(storage.read_bytes(f"{tmp_path}/runs/a/samples/after.safetensors"), "")) == ["0", "1"]
+    assert sorted(from_bytes(storage.read_bytes(f"{tmp_path}/runs/a/samples/after.safetensors"), "")) == [
+        "0",
+        "1",
+    ]
 
 
-def test_sweeps_and_pictures_drawn_afterwards_are_purged_too(finish: Finish, tmp_path: Path, database: str) -> None:
+def test_sweeps_and_pictures_drawn_afterwards_are_purged_too(
+    finish: Finish, tmp_path: Path, database: str
+) -> None:
     finish("a", {"id": "case-1", "classes": [1], "exchange": {1: 7}})
     lake = prepare(tmp_path)
-    values = {"storage": str(tmp_path), "request": {"id": "case-1", "classes": [1], "exchange": {1: 7}}, "optim": {"batch_size": 32}}
+    values = {
+        "storage": str(tmp_path),
+        "request": {"id": "case-1", "classes": [1], "exchange": {1: 7}},
+        "optim": {"batch_size": 32},
+    }
     base = parse(UnlearnConfig, {**values, "optim": {"batch_size": 32, "max_steps": 2}})
     build_partition(base, lake)  # which no run used: the sweep chose no winner
-    sweep = {"base": base.model_dump(mode="json", exclude={"storage", "run_id", "tracking"}), "digests": {"lake": lake.digest}}
+    sweep = {
+        "base": base.model_dump(mode="json", exclude={"storage", "run_id", "tracking"}),
+        "digests": {"lake": lake.digest},
+    }
     storage.write_text(f"{tmp_path}/sweeps/s-1/config.yaml", yaml.safe_dump(sweep))
     for trial in ("000", "001"):
         grids = {str(label): torch.full((4, 8, 8, 1), 20 * label + 9, dtype=torch.uint8) for label in LABELS}
@@ -195,14 +257,21 @@ def test_sweeps_and_pictures_drawn_afterwards_are_purged_too(finish: Finish, tmp
     found = purge.find(config)
     assert len(found.partitions) == 2 and [len(sweep.files) for sweep in found.sweeps] == [2]
     tombstone = purge.purge(config, found)
-    assert tombstone.files["generated"] == [f"{tmp_path.name}-v1.png"] and len(tombstone.files["sweeps/s-1"]) == 2
-    assert [path.name for path in (tmp_path / "generated").iterdir()] == [f"{tmp_path.name}-v2.png"], "another run's version keeps its own"
+    assert (
+        tombstone.files["generated"] == [f"{tmp_path.name}-v1.png"]
+        and len(tombstone.files["sweeps/s-1"]) == 2
+    )
+    assert [path.name for path in (tmp_path / "generated").iterdir()] == [f"{tmp_path.name}-v2.png"], (
+        "another run's version keeps its own"
+    )
     for trial in ("000", "001"):
         assert sorted(pages.read_grids(f"{tmp_path}/sweeps/s-1/trials/{trial}")["after"]) == [0, 7]
     assert purge.find(config).lines == []
 
 
-def test_verifying_says_that_the_data_was_purged_and_sees_a_changed_tombstone(finish: Finish, tmp_path: Path, database: str) -> None:
+def test_verifying_says_that_the_data_was_purged_and_sees_a_changed_tombstone(
+    finish: Finish, tmp_path: Path, database: str
+) -> None:
     finish("a", {"id": "case-1", "classes": [1], "exchange": {1: 7}})
     config = registry_config(tmp_path, database, "case-1")
     promotion.promote(config)
@@ -226,11 +295,14 @@ def test_the_command_refuses_what_it_cannot_do(finish: Finish, tmp_path: Path, d
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     settings = tmp_path / "registry.yaml"
-    settings.write_text(f"storage: {tmp_path}\ntracking: {{uri: '{database}', experiment: {tmp_path.name}, model_name: {tmp_path.name}}}\n")
+    settings.write_text(
+        f"storage: {tmp_path}\ntracking: {{uri: '{database}', experiment: {tmp_path.name}, model_name:"
+        f" {tmp_path.name}}}\n"
+    )
 
     def call(*arguments: str) -> tuple[int, str, str]:
         argv = ["purge", "--config", str(settings), *arguments]
-        code = cli.main(RegistryConfig, module.VERBS, "", argv, shorthands=["request"])
+        code = command_line.main(RegistryConfig, module.VERBS, "", argv, shorthands=["request"])
         said = capsys.readouterr()
         return code, said.out, said.err
 

@@ -1,4 +1,5 @@
-"""Runs and versions in MLflow: continued runs, loading without the project, aliases that survive being killed, tampering."""
+"""Runs and versions in MLflow: continued runs, loading without the project, aliases that survive being
+killed, tampering."""
 
 import json
 import subprocess
@@ -15,9 +16,10 @@ from tracking_samples import result_json
 from pipeline import storage
 from pipeline.config import RegistryConfig, Tracking, parse
 from pipeline.errors import InputError
-from pipeline.evaluation.measures import MEASURES
-from pipeline.tracking import alias_log, aliases, certificate, mlflow_tracking, promotion, registry
-from pipeline.tracking.mlflow_tracking import Tracker, client, tracking_uri
+from pipeline.evaluation.metrics.table import MEASURES
+from pipeline.governance import certificate, promotion
+from pipeline.tracking import alias_log, aliases, mlflow_runs, registry
+from pipeline.tracking.mlflow_runs import Tracker, client, tracking_uri
 
 Register = Callable[..., int]
 
@@ -33,8 +35,17 @@ def at(root: str, name: str) -> dict[str, int]:
 
 
 def test_a_continued_run_is_the_same_mlflow_run(root: str) -> None:
-    records = [{"kind": "step", "step": step, "phase": "uno", "loss/retain": 1 / step, "seconds": 0.1} for step in (1, 2, 3)]
-    evaluation = {"kind": "evaluation", "step": 0, "forget_fraction": 0.5, "exchange_fraction": None, "seconds": 2.0}
+    records = [
+        {"kind": "step", "step": step, "phase": "uno", "loss/retain": 1 / step, "seconds": 0.1}
+        for step in (1, 2, 3)
+    ]
+    evaluation = {
+        "kind": "evaluation",
+        "step": 0,
+        "forget_fraction": 0.5,
+        "exchange_fraction": None,
+        "seconds": 2.0,
+    }
 
     def opened(lr: float) -> Tracker:
         return Tracker(tracking=Tracking(), storage_root=root, run_id="continued", params={"optim.lr": lr})
@@ -49,7 +60,10 @@ def test_a_continued_run_is_the_same_mlflow_run(root: str) -> None:
         second.log_artifacts({"samples/after.png": b"png", "result.json": b"{}"})
     run = second.client.get_run(second.mlflow_run_id)
     assert second.mlflow_run_id == first.mlflow_run_id and run.info.status == "FINISHED"
-    losses = [(metric.step, metric.value) for metric in second.client.get_metric_history(run.info.run_id, "loss/retain")]
+    losses = [
+        (metric.step, metric.value)
+        for metric in second.client.get_metric_history(run.info.run_id, "loss/retain")
+    ]
     assert losses == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
     assert run.data.metrics["evaluation/seconds"] == 2.0 and run.data.metrics["seconds"] == 0.1
     assert "exchange_fraction" not in run.data.metrics and run.data.params == {"optim.lr": "0.1"}
@@ -57,8 +71,10 @@ def test_a_continued_run_is_the_same_mlflow_run(root: str) -> None:
     assert Path(run.info.artifact_uri, "samples/after.png").read_bytes() == b"png"
 
 
-def test_the_load_of_the_machine_is_recorded_beside_the_run(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mlflow_tracking, "SYSTEM_S", 0.02)
+def test_the_load_of_the_machine_is_recorded_beside_the_run(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mlflow_runs, "SYSTEM_S", 0.02)
     for turn in (1, 2):  # the second continues the first: the steps go on
         with Tracker(tracking=Tracking(), storage_root=root, run_id="watched", system=True) as tracker:
             assert tracker._monitor is not None
@@ -66,8 +82,14 @@ def test_the_load_of_the_machine_is_recorded_beside_the_run(root: str, monkeypat
             while tracker._monitor._logging_step < first + 2 and time.monotonic() < deadline:
                 tracker.client.get_run(tracker.mlflow_run_id)
         run = tracker.client.get_run(tracker.mlflow_run_id)
-        assert run.info.status == "FINISHED" and 0 < run.data.metrics["system/system_memory_usage_percentage"] <= 100
-        steps = [m.step for m in tracker.client.get_metric_history(run.info.run_id, "system/cpu_utilization_percentage")]
+        assert (
+            run.info.status == "FINISHED"
+            and 0 < run.data.metrics["system/system_memory_usage_percentage"] <= 100
+        )
+        steps = [
+            m.step
+            for m in tracker.client.get_metric_history(run.info.run_id, "system/cpu_utilization_percentage")
+        ]
         assert sorted(steps) == list(range(len(steps))) and len(steps) >= 2 * turn
 
 
@@ -92,22 +114,37 @@ labels, seeds = [1, 7, 3] * 4, list(range(12))
 images = model.predict(pd.DataFrame({"label": labels, "seed": seeds}))
 assert images.shape == (12, 8, 8, 1) and images.dtype == np.uint8 and images.std() > 0, images.shape
 for k in (0, 5, 11):
-    assert (model.predict(pd.DataFrame({"label": labels[k:k + 1], "seed": seeds[k:k + 1]})) == images[k]).all(), k
-assert (images[0] != images[3]).any() and (model.predict(pd.DataFrame({"label": [1], "seed": [0]}), {"cfg_scale": 6.0}) != images[0]).any()
+    alone = pd.DataFrame({"label": labels[k:k + 1], "seed": seeds[k:k + 1]})
+    assert (model.predict(alone) == images[k]).all(), k
+assert (images[0] != images[3]).any()
+assert (model.predict(pd.DataFrame({"label": [1], "seed": [0]}), {"cfg_scale": 6.0}) != images[0]).any()
 """
     checkout = str(Path(registry.__file__).resolve().parents[2])
     done = subprocess.run(
-        [sys.executable, "-c", code, tracking_uri(Tracking(), root), checkout], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, tracking_uri(Tracking(), root), checkout],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 
 
 def test_registering_twice_makes_one_version(root: str, register_run: Register) -> None:
-    assert [register_run("twice", "run-a"), register_run("twice", "run-a"), register_run("twice", "run-bb")] == [1, 1, 2]
+    assert [
+        register_run("twice", "run-a"),
+        register_run("twice", "run-a"),
+        register_run("twice", "run-bb"),
+    ] == [1, 1, 2]
     assert register_run("twice", "run-a") == 1
-    assert at(root, "twice") == {"candidate": 2}  # an older run that is completed does not take the alias back
+    # an older run that is completed does not take the alias back
+    assert at(root, "twice") == {"candidate": 2}
     version = registry.resolve(Tracking(model_name="twice"), root, "candidate")
-    assert version.tags["gate"] == "passed" and version.tags["request_id"] == "r-1" and version.tags["run_id"] == "run-bb"
+    assert (
+        version.tags["gate"] == "passed"
+        and version.tags["request_id"] == "r-1"
+        and version.tags["run_id"] == "run-bb"
+    )
     assert len(registry.rows(Tracking(model_name="twice"), root)) == 2
 
 
@@ -154,8 +191,11 @@ def test_promotion_and_the_way_back(root: str, register_run: Register) -> None:
     assert [entry.action for entry in found.entries] == ["register"] * 3 + ["promote"] * 3 + ["rollback"] * 2
     assert not found.now and not found.before
     client(Tracking(), root).set_registered_model_alias("way", "champion", "2")
-    assert promotion.history(config(root, "way")).now == ["champion is at version 2 in MLflow, the log says 1"]
-    assert promotion.promote(config(root, "way", version=2))[1] is not None  # MLflow and the log are brought together
+    assert promotion.history(config(root, "way")).now == [
+        "champion is at version 2 in MLflow, the log says 1"
+    ]
+    # MLflow and the log are brought together
+    assert promotion.promote(config(root, "way", version=2))[1] is not None
     found = promotion.history(config(root, "way"))
     assert promotion.champions(found.entries) == [1, 2] and not found.now and list(found.before) == [9]
 
@@ -165,23 +205,39 @@ def test_the_gate_is_held_to(root: str, register_run: Register) -> None:
     with pytest.raises(InputError, match=r"forget_fraction is 0.31, bound 0.05"):
         promotion.promote(config(root, "gate"))
     assert at(root, "gate") == {"candidate": 1}
-    _, entry = promotion.promote(config(root, "gate", override="the judge is known to be wrong on this class"))
+    _, entry = promotion.promote(
+        config(root, "gate", override="the judge is known to be wrong on this class")
+    )
     assert entry is not None and entry.details["override"].startswith("the judge")
     assert entry.details["certificate"]["gate_override"] == entry.details["override"]
     assert at(root, "gate")["champion"] == 1
     said = entry.details["certificate"]
     of_every_run = ["after.retain_accuracy.neighbours", "before.retain_accuracy.neighbours"]
-    assert said["not_measured"] == sorted([*of_every_run, "battery", "gold", *(f"measures.{name}" for name in MEASURES)])
-    assert said["digests"]["weights"] and said["measures"]["after"]["forget_fraction"]["n"] == 500 and said["not_claimed"]
+    assert said["not_measured"] == sorted(
+        [*of_every_run, "battery", "gold", *(f"measures.{name}" for name in MEASURES)]
+    )
+    assert (
+        said["digests"]["weights"]
+        and said["measures"]["after"]["forget_fraction"]["n"] == 500
+        and said["not_claimed"]
+    )
 
 
 def test_the_certificate_holds_all_that_was_measured_and_says_what_was_not() -> None:
-    result = result_json("run", "d" * 64) | {"battery": battery(finetune=-1), "measures": FURTHER, "gold": GOLD}
+    result = result_json("run", "d" * 64) | {
+        "battery": battery(finetune=-1),
+        "measures": FURTHER,
+        "gold": GOLD,
+    }
     result["after"]["retain_accuracy"]["neighbours"] = result["before"]["retain_accuracy"]["neighbours"] = 0.9
     settings = b"evaluate: {cfg_scale: 2.0}\ngate: {max_forget_fraction: 0.05}\nlake: digits\n"
     said = certificate.issue(result, model_name="m", version=1, config=settings, override=None, key=None)
     assert said["further_measures"] == {"battery": result["battery"], "measures": FURTHER, "gold": GOLD}
-    assert said["settings"]["evaluate"] == {"cfg_scale": 2.0} and "lake" not in said["settings"] and said["digests"]["config"]
+    assert (
+        said["settings"]["evaluate"] == {"cfg_scale": 2.0}
+        and "lake" not in said["settings"]
+        and said["digests"]["config"]
+    )
     untaken = sorted(set(MEASURES) - FURTHER.keys())
     assert said["not_measured"] == ["battery.attacks.finetune", *(f"measures.{name}" for name in untaken)]
     certificate.check(said, public_key=None)
@@ -189,11 +245,17 @@ def test_the_certificate_holds_all_that_was_measured_and_says_what_was_not() -> 
 
 def test_what_was_not_measured_never_passes() -> None:
     check = {"name": "fid", "value": None, "bound": 1.0, "passed": None}
-    assert promotion.refusals({"gate": {"passed": True, "checks": [check]}}) == ["fid is not measured, bound 1"]
-    assert promotion.refusals({"gate": {"checks": [check | {"name": "settled", "bound": None}]}}) == ["settled is not reached"]
+    assert promotion.refusals({"gate": {"passed": True, "checks": [check]}}) == [
+        "fid is not measured, bound 1"
+    ]
+    assert promotion.refusals({"gate": {"checks": [check | {"name": "settled", "bound": None}]}}) == [
+        "settled is not reached"
+    ]
     assert promotion.refusals({"gate": {"passed": True, "checks": []}})
     assert promotion.refusals({"gate": {"passed": None, "checks": [check | {"passed": True}]}})
-    assert promotion.refusals({}) and not promotion.refusals({"gate": {"passed": True, "checks": [check | {"passed": True}]}})
+    assert promotion.refusals({}) and not promotion.refusals(
+        {"gate": {"passed": True, "checks": [check | {"passed": True}]}}
+    )
 
 
 def test_a_changed_result_or_none_is_refused(root: str, register_run: Register) -> None:
@@ -202,7 +264,8 @@ def test_a_changed_result_or_none_is_refused(root: str, register_run: Register) 
     result = storage.read_json(uri)
     for changed, said in (
         (
-            result | {"gate": {"passed": True, "checks": [{"name": "x", "value": 0, "bound": 1, "passed": True}]}},
+            result
+            | {"gate": {"passed": True, "checks": [{"name": "x", "value": 0, "bound": 1, "passed": True}]}},
             "registered with 'failed'",
         ),
         (result | {"weights_digest": "d" * 64}, "weights_digest"),
@@ -260,12 +323,16 @@ def test_a_killed_promotion_is_before_or_after(
     assert at(root, name)["champion"] in (1, 2)
     assert promotion.promote(config(root, name, version=2))[0] == 2
     assert at(root, name)["champion"] == 2
-    assert [entry.version for entry in promotion.history(config(root, name)).entries if entry.alias == "champion"] == [1, 2]
+    assert [
+        entry.version for entry in promotion.history(config(root, name)).entries if entry.alias == "champion"
+    ] == [1, 2]
     assert len(promotion.verify(config(root, name))) == 4
 
 
 @pytest.mark.parametrize("where", ["log_artifacts", "create_model_version", "set_registered_model_alias"])
-def test_a_killed_registration_is_completed(root: str, register_run: Register, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+def test_a_killed_registration_is_completed(
+    root: str, register_run: Register, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
     from mlflow import MlflowClient
 
     name = f"killed-{where}"
@@ -290,13 +357,20 @@ def edited(path: Path, change: Callable[[dict], None]) -> None:
 
 def test_every_edit_is_seen(root: str, register_run: Register, tmp_path: Path) -> None:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+    from cryptography.hazmat.primitives.serialization import (
+        Encoding,
+        NoEncryption,
+        PrivateFormat,
+        PublicFormat,
+    )
 
     keys = [Ed25519PrivateKey.generate() for _ in range(2)]
     pem = tmp_path / "key.pem"
     pem.write_bytes(keys[0].private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     for number, key in enumerate(keys):
-        (tmp_path / f"{number}.pub").write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+        (tmp_path / f"{number}.pub").write_bytes(
+            key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        )
     for run_id in ("edit", "edit-2"):
         register_run("edits", run_id)
     assert promotion.promote(config(root, "edits", version=1))[1] is not None
@@ -315,12 +389,24 @@ def test_every_edit_is_seen(root: str, register_run: Register, tmp_path: Path) -
     certificate, log = folder / "v1" / "certificate.json", folder / "log"
     weights = next(Path(root, "mlartifacts").rglob("model/model.safetensors"))
     damages: list[tuple[Path, Callable[[dict], None], str]] = [
-        (certificate, lambda value: value["measures"]["after"]["forget_fraction"].update(value=0.0), "it was edited"),
-        (certificate, lambda value: value["signature"].update(value=value["signature"]["value"][::-1]), "signature"),
+        (
+            certificate,
+            lambda value: value["measures"]["after"]["forget_fraction"].update(value=0.0),
+            "it was edited",
+        ),
+        (
+            certificate,
+            lambda value: value["signature"].update(value=value["signature"]["value"][::-1]),
+            "signature",
+        ),
         (certificate, lambda value: value.update(signature=None), "not signed"),
         (log / "000003.json", lambda value: value.update(by="someone@else"), "own digest"),
         (log / "000002.json", lambda value: value.update(version=1), "own digest"),
-        (Path(root, "runs", "edit", "result.json"), lambda value: value.update(seed=1), "not the result that was certified"),
+        (
+            Path(root, "runs", "edit", "result.json"),
+            lambda value: value.update(seed=1),
+            "not the result that was certified",
+        ),
     ]
     for path, change, said in damages:
         kept = path.read_bytes()
@@ -352,23 +438,36 @@ def test_changed_weights_are_seen(root: str, register_run: Register) -> None:
         promotion.verify(config(root, "weights"))
 
 
-def test_the_job_speaks_in_one_line(root: str, register_run: Register, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_job_speaks_in_one_line(
+    root: str, register_run: Register, capsys: pytest.CaptureFixture[str]
+) -> None:
     import runpy
 
-    from pipeline.runtime import cli
+    from pipeline.runtime import command_line
 
     job = runpy.run_path(str(Path(registry.__file__).resolve().parents[2] / "jobs" / "registry.py"))
     register_run("job", "run-job", passed=False)
 
     def call(verb: str, *overrides: str) -> tuple[int, str, str]:
-        sets = [part for text in (f"storage={root}", "tracking.model_name=job", *overrides) for part in ("--set", text)]
-        code = cli.main(RegistryConfig, job["VERBS"], "", [verb, "--config", "jobs/configs/registry_digits.yaml", *sets])
+        sets = [
+            part
+            for text in (f"storage={root}", "tracking.model_name=job", *overrides)
+            for part in ("--set", text)
+        ]
+        code = command_line.main(
+            RegistryConfig, job["VERBS"], "", [verb, "--config", "jobs/configs/registry_digits.yaml", *sets]
+        )
         return code, *capsys.readouterr()
 
     code, out, _ = call("list")
     assert code == 0 and "candidate" in out and "failed" in out and "run-job" in out
     code, out, error = call("promote")
-    assert code == 2 and not out and error.startswith("error: job version 1: the gate refuses it") and error.count("\n") == 1
+    assert (
+        code == 2
+        and not out
+        and error.startswith("error: job version 1: the gate refuses it")
+        and error.count("\n") == 1
+    )
     assert call("promote", "override=a reason that is long enough")[0] == 0
     for verb, said in (("show", "champion"), ("history", "chain is unbroken"), ("verify", "unbroken")):
         code, out, error = call(verb)

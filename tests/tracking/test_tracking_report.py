@@ -1,4 +1,5 @@
-"""The report: complete without a network, honest about what is missing, safe against what people wrote into the request."""
+"""The report: complete without a network, honest about what is missing, safe against what people wrote into
+the request."""
 
 import base64
 import html
@@ -14,10 +15,10 @@ from PIL import Image
 from proof_samples import GOLD, MEASURES, battery
 from tracking_samples import result_json
 
-from pipeline.tracking.charts import Chart, Series, layout, ticks
-from pipeline.tracking.png import grid_png
-from pipeline.tracking.report import render_report
-from pipeline.tracking.wording import seconds, share
+from pipeline.reports.charts import Chart, Series, layout, ticks
+from pipeline.reports.png import grid_png
+from pipeline.reports.run_report import render_report
+from pipeline.reports.text import seconds, share
 
 SECTIONS = {"request", "samples", "curves", "measures", "classes", "gate", "timing", "settings"}
 
@@ -39,7 +40,11 @@ class Page(HTMLParser):
         values = dict(attributes)
         self.tags.append(tag)
         self.ids.add(values.get("id") or "")
-        self.links += [value for name in ("src", "href", "srcset", "action", "data", "poster") if (value := values.get(name))]
+        self.links += [
+            value
+            for name in ("src", "href", "srcset", "action", "data", "poster")
+            if (value := values.get(name))
+        ]
         if tag == "img" and values.get("src"):
             self.images.append(values["src"] or "")
         self._hidden += tag in ("script", "style")
@@ -54,7 +59,15 @@ class Page(HTMLParser):
 
 def records() -> list[dict[str, Any]]:
     steps = [
-        {"kind": "step", "step": step, "phase": "uno", "loss/retain": 0.2, "loss/forget": 0.1 * step, "cos": -0.1} for step in range(1, 9)
+        {
+            "kind": "step",
+            "step": step,
+            "phase": "uno",
+            "loss/retain": 0.2,
+            "loss/forget": 0.1 * step,
+            "cos": -0.1,
+        }
+        for step in range(1, 9)
     ]
     checks = [
         {
@@ -79,7 +92,11 @@ def grids() -> dict[str, dict[int, np.ndarray]]:
 
 def test_page_is_complete_and_fetches_nothing() -> None:
     text = render_report(
-        result_json("run-1", "d" * 64), records(), grids(), "seed: 0\n", class_names=[f"name{label}" for label in range(10)]
+        result_json("run-1", "d" * 64),
+        records(),
+        grids(),
+        "seed: 0\n",
+        class_names=[f"name{label}" for label in range(10)],
     )
     page = Page(text)
     assert page.ids >= SECTIONS and "summary" in page.ids
@@ -90,19 +107,45 @@ def test_page_is_complete_and_fetches_nothing() -> None:
         Image.open(io.BytesIO(base64.b64decode(src.split(",")[1]))).size == (17, 17) for src in page.images
     )
     assert page.tags.count("svg") == 4
-    for said in ("1 (name1)", "7 (name7)", "Gate passed", "from step 22 on", "0.4\u00a0% of 500", "99\u00a0% before", "d" * 64, "seed: 0"):
+    for said in (
+        "1 (name1)",
+        "7 (name7)",
+        "Gate passed",
+        "from step 22 on",
+        "0.4\u00a0% of 500",
+        "99\u00a0% before",
+        "d" * 64,
+        "seed: 0",
+    ):
         assert said in page.text, said
     assert page.text.index("asked to forget class 1") < page.text.index("The request")
     data = [json.loads(html.unescape(found)) for found in re.findall(r"data-chart='([^']*)'", text)]
-    assert [len(chart["series"]) for chart in data] == [1, 2, 2, 1] and data[0]["series"][0]["points"][1] == [2, 0.75]
+    assert [len(chart["series"]) for chart in data] == [1, 2, 2, 1] and data[0]["series"][0]["points"][1] == [
+        2,
+        0.75,
+    ]
 
 
 def test_photographs_do_not_weigh_a_page_down() -> None:
     ramp = np.linspace(0, 255, 256, dtype=np.uint8)
-    photographs = np.stack([np.stack([ramp[None].repeat(256, 0), ramp[:, None].repeat(256, 1), np.full((256, 256), 90, np.uint8)], -1)] * 4)
-    text = render_report(result_json("run-1", "d"), records(), {"before": {1: photographs}, "after": {1: photographs}}, "")
+    photographs = np.stack(
+        [
+            np.stack(
+                [ramp[None].repeat(256, 0), ramp[:, None].repeat(256, 1), np.full((256, 256), 90, np.uint8)],
+                -1,
+            )
+        ]
+        * 4
+    )
+    text = render_report(
+        result_json("run-1", "d"), records(), {"before": {1: photographs}, "after": {1: photographs}}, ""
+    )
     sources = Page(text).images
-    assert len(sources) == 2 and all(source.startswith("data:image/webp") for source in sources) and len(text) < 200_000
+    assert (
+        len(sources) == 2
+        and all(source.startswith("data:image/webp") for source in sources)
+        and len(text) < 200_000
+    )
     assert Image.open(io.BytesIO(base64.b64decode(sources[0].split(",")[1]))).size == (528, 528)
 
 
@@ -110,7 +153,11 @@ def test_nulls_are_said_to_be_unmeasured() -> None:
     empty = dict.fromkeys(result_json("run-1", "d")) | {"run_id": "run-1", "request": {"classes": [1]}}
     page = Page(render_report(empty, [], {}, ""))
     assert page.ids >= SECTIONS and "None" not in page.text and "nan" not in page.text
-    assert page.text.count("not measured") > 15 and "Gate not decided" in page.text and "nothing is registered" in page.text
+    assert (
+        page.text.count("not measured") > 15
+        and "Gate not decided" in page.text
+        and "nothing is registered" in page.text
+    )
 
 
 def test_a_rebound_is_not_called_settled() -> None:
@@ -125,7 +172,9 @@ def test_texts_from_outside_are_escaped() -> None:
     result = result_json("run-1", "d")
     result["request"] |= {"reason": attack, "id": attack}
     result["method_config"] = {attack: attack}
-    result["gate"]["checks"].append({"name": attack, "value": 1, "bound": 1, "passed": True, "reason": attack})
+    result["gate"]["checks"].append(
+        {"name": attack, "value": 1, "bound": 1, "passed": True, "reason": attack}
+    )
     text = render_report(result, records(), grids(), attack, class_names=[attack] * 10)
     assert "<script>alert" not in text and "onload='x" not in text and Page(text).tags.count("script") == 1
     assert attack in Page(text).text
@@ -148,20 +197,36 @@ def test_share(value: float | None, said: str) -> None:
 
 
 def test_seconds() -> None:
-    assert [seconds(value) for value in (None, 0.183, 59.96, 83.4, 7260)] == ["not measured", "0.18 s", "60.0 s", "1 min 23 s", "2 h 1 min"]
+    assert [seconds(value) for value in (None, 0.183, 59.96, 83.4, 7260)] == [
+        "not measured",
+        "0.18 s",
+        "60.0 s",
+        "1 min 23 s",
+        "2 h 1 min",
+    ]
 
 
 def test_ticks_are_round_and_inside() -> None:
     assert ticks(0, 1, 4) == [0, 0.5, 1] or ticks(0, 1, 4) == [0, 0.2, 0.4, 0.6, 0.8, 1]
-    assert ticks(0, 43, 6) == [0, 10, 20, 30, 40] and ticks(-0.21, 0.4, 4) == [-0.2, 0, 0.2, 0.4] and ticks(2, 2, 4) == [2]
+    assert (
+        ticks(0, 43, 6) == [0, 10, 20, 30, 40]
+        and ticks(-0.21, 0.4, 4) == [-0.2, 0, 0.2, 0.4]
+        and ticks(2, 2, 4) == [2]
+    )
 
 
 def test_long_lines_are_averaged() -> None:
     points = [(float(step), float(step % 2)) for step in range(1, 6001)]
-    drawn = layout(Chart(title="t", note="n.", series=[Series(name="a", color=1, points=points)]), last_step=6000)
+    drawn = layout(
+        Chart(title="t", note="n.", series=[Series(name="a", color=1, points=points)]), last_step=6000
+    )
     assert drawn is not None and len(drawn["data"]["series"][0]["points"]) == 600
-    assert {value for _, value in drawn["data"]["series"][0]["points"]} == {0.5} and "every 10 steps" in drawn["note"]
-    assert layout(Chart(title="t", note="n", series=[Series(name="a", color=1, points=[])]), last_step=5) is None
+    assert {value for _, value in drawn["data"]["series"][0]["points"]} == {
+        0.5
+    } and "every 10 steps" in drawn["note"]
+    assert (
+        layout(Chart(title="t", note="n", series=[Series(name="a", color=1, points=[])]), last_step=5) is None
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -192,7 +257,9 @@ def test_the_battery_says_what_each_verdict_means() -> None:
     ):
         assert said in text, said
     assert text.count("The network can still draw the class") == 1, "said once for the three starts"
-    assert "registered as candidate. It stayed forgotten through 6 of 12" in text, "the first sentences say so too"
+    assert "registered as candidate. It stayed forgotten through 6 of 12" in text, (
+        "the first sentences say so too"
+    )
     held = proven(battery=battery()).text
     assert "all held" in held and "through all 12 attacks" in held and "comes back" not in held
 
@@ -226,17 +293,44 @@ def test_a_gold_reference_of_named_samples_is_asked_about_no_class() -> None:
 
 
 def test_named_samples_are_shown_by_the_attack_on_them() -> None:
-    attack = {"auc": 0.452, "low": 0.35, "high": 0.54, "n": 40, "heldout_n": 144, "tpr_at_1_fpr": 0.0, "memorised": False}
+    attack = {
+        "auc": 0.452,
+        "low": 0.35,
+        "high": 0.54,
+        "n": 40,
+        "heldout_n": 144,
+        "tpr_at_1_fpr": 0.0,
+        "memorised": False,
+    }
     result = result_json("run-1", "d" * 64)
     for side, auc in (("before", 0.91), ("after", 0.452)):
-        result[side] = {**result[side], "forget_fraction": None, "membership": attack | {"auc": auc, "memorised": auc > 0.5}}
+        result[side] = {
+            **result[side],
+            "forget_fraction": None,
+            "membership": attack | {"auc": auc, "memorised": auc > 0.5},
+        }
     result |= {"request": {**result["request"], "classes": [], "exchange": {}, "sample_ids": "ids.txt"}}
-    result["gate"] = {"passed": False, "checks": [{"name": "membership_auc", "value": 0.452, "bound": 0.6, "passed": True}]}
+    result["gate"] = {
+        "passed": False,
+        "checks": [{"name": "membership_auc", "value": 0.452, "bound": 0.6, "passed": True}],
+    }
     checks = [
-        {"kind": "evaluation", "step": s, "membership_auc": v, "membership_auc/low": v - 0.1, "membership_auc/high": v}
+        {
+            "kind": "evaluation",
+            "step": s,
+            "membership_auc": v,
+            "membership_auc/low": v - 0.1,
+            "membership_auc/high": v,
+        }
         for s, v in ((0, 0.9), (4, 0.5))
     ]
     text = Page(render_report(result, checks, grids(), "")).text
-    for said in ("Loss attack on them, AUC", "0.91 before; chance is 0.5", "Loss attack on the named samples", "target 0.6", "chance"):
+    for said in (
+        "Loss attack on them, AUC",
+        "0.91 before; chance is 0.5",
+        "Loss attack on the named samples",
+        "target 0.6",
+        "chance",
+    ):
         assert said in text, said
     assert "Forgotten class drawn" not in text and "Other classes" not in text

@@ -11,8 +11,9 @@ pytest.importorskip("moto")
 from pipeline import storage
 from pipeline.config import RegistryConfig, Tracking, parse
 from pipeline.errors import InputError
-from pipeline.tracking import alias_log, aliases, promotion, registry
-from pipeline.tracking.mlflow_tracking import Tracker, client
+from pipeline.governance import promotion
+from pipeline.tracking import alias_log, aliases, registry
+from pipeline.tracking.mlflow_runs import Tracker, client
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,9 @@ def test_register_promote_verify_load(bucket: str, tmp_path: Path) -> None:
     assert promotion.promote(config)[0] == 2 and len(promotion.verify(config)) == 4
     version = registry.resolve(tracking, bucket, "champion")
     assert version.source.startswith("s3://registry/")
-    images = registry.load_version(tracking, bucket, version).predict(pd.DataFrame({"label": [1], "seed": [0]}))
+    images = registry.load_version(tracking, bucket, version).predict(
+        pd.DataFrame({"label": [1], "seed": [0]})
+    )
     assert images.shape == (1, 8, 8, 1) and images.dtype == np.uint8
 
     made = client(tracking, bucket)
@@ -65,7 +68,8 @@ def test_register_promote_verify_load(bucket: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="came first"):
         aliases.change(made, bucket, "remote", seen, action="promote", alias="champion", version=2)
     where = storage.join(alias_log.folder(bucket, "remote"), "log", alias_log.file_name(len(seen) + 1))
-    with pytest.MonkeyPatch.context() as patch:  # the other's entry is not listed yet when we look: the store itself refuses
+    # the other's entry is not listed yet when we look: the store itself refuses
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(storage, "exists", lambda uri: False)
         assert not alias_log._create(where, b"another")
     assert len(promotion.history(config).entries) == len(seen) + 1

@@ -3,7 +3,7 @@
 import pytest
 from tracking_samples import result_json
 
-from pipeline.tracking.terminal import summary
+from pipeline.reports.terminal import summary
 
 
 @pytest.mark.parametrize(

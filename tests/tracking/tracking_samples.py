@@ -9,12 +9,24 @@ def result_json(run_id: str, digest: str, *, passed: bool = True, value: float =
     measured = {
         "forget_fraction": share,
         "exchange_fraction": share,
-        "retain_accuracy": {"mean": 0.984, "min": 0.95, "neighbours": None, "per_class": {"0": 0.99, "7": 0.95}},
+        "retain_accuracy": {
+            "mean": 0.984,
+            "min": 0.95,
+            "neighbours": None,
+            "per_class": {"0": 0.99, "7": 0.95},
+        },
         "fid": {"judge": 3.2},
     }
     return {
         "run_id": run_id,
-        "request": {"id": "r-1", "classes": [1], "exchange": {"1": 7}, "sample_ids": None, "retain": "all", "reason": "consent withdrawn"},
+        "request": {
+            "id": "r-1",
+            "classes": [1],
+            "exchange": {"1": 7},
+            "sample_ids": None,
+            "retain": "all",
+            "reason": "consent withdrawn",
+        },
         "method": "uno_s",
         "method_config": {"penalty": 0.01},
         "model": {"name": "m", "version": 1, "alias": "candidate"},
@@ -30,7 +42,10 @@ def result_json(run_id: str, digest: str, *, passed: bool = True, value: float =
         "settled_step": 22,
         "before": measured | {"forget_fraction": share | {"value": 0.99}},
         "after": measured,
-        "gate": {"passed": passed, "checks": [{"name": "forget_fraction", "value": value, "bound": 0.05, "passed": passed}]},
+        "gate": {
+            "passed": passed,
+            "checks": [{"name": "forget_fraction", "value": value, "bound": 0.05, "passed": passed}],
+        },
         "timing": {
             "seconds_to_first_batch": 4.2,
             "seconds_per_step": 0.18,
@@ -42,15 +57,18 @@ def result_json(run_id: str, digest: str, *, passed: bool = True, value: float =
 
 
 def write_model(folder: str, *, seed: int) -> str:
-    """A DiT-tiny with random weights that draws something, written to the URI `folder`; the digest of its weights."""
+    """A DiT-tiny with random weights that draws something, written to the URI `folder`; the digest of its
+    weights."""
     import torch
 
     from models import generative
-    from pipeline.weights import model_store
+    from pipeline.weights import model_folder
 
-    config = generative.dit_description("DiT-tiny", shape=(1, 8, 8), num_classes=10, class_names=[str(label) for label in range(10)])
+    config = generative.dit_description(
+        "DiT-tiny", shape=(1, 8, 8), num_classes=10, class_names=[str(label) for label in range(10)]
+    )
     torch.manual_seed(seed)
     net = generative.build(config).net
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    return model_store.write(folder, config, net.state_dict(), {})
+    return model_folder.write(folder, config, net.state_dict(), {})

@@ -9,17 +9,17 @@ from tiny import tiny_batch, tiny_dit, tiny_judge
 from torch import nn
 
 from pipeline.config import UnlearnConfig, parse
+from pipeline.data.batch import Batch
 from pipeline.data.cycle import Cycle
-from pipeline.data.rows import Batch
 from pipeline.evaluation.measure import Subject, feature_moments
 from pipeline.training.checkpoint import Checkpoint
-from pipeline.training.draws import exchange_rows
 from pipeline.training.loop import Inputs, Outcome, train_step, unlearn
-from pipeline.training.optimiser import adamw
 from pipeline.unlearning.collectives import Collectives
-from pipeline.unlearning.methods import METHODS
-from pipeline.unlearning.objectives import Teacher
-from pipeline.unlearning.trainable import select
+from pipeline.unlearning.losses import Teacher
+from pipeline.unlearning.methods.table import METHODS
+from pipeline.unlearning.noising import exchange_rows
+from pipeline.unlearning.optimizer import adamw
+from pipeline.unlearning.parameters import select
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 GOLDEN_STEPS = 20
@@ -46,7 +46,8 @@ GOLDEN_RUNS: dict[str, dict[str, Any]] = {
 
 
 def run_config(**changes: Any) -> UnlearnConfig:
-    """A run of 6 steps on batches of 8, checked every second step, that never settles; dotted keys of `changes` replace settings.
+    """A run of 6 steps on batches of 8, checked every second step, that never settles; dotted keys of
+    `changes` replace settings.
 
     What the numbers depend on is spelled out: a new default changes no test.
     """
@@ -62,7 +63,15 @@ def run_config(**changes: Any) -> UnlearnConfig:
         },
         "trainable": "labels_and_adaln:1",
         "partition": {"lanes": 4},
-        "optim": {"batch_size": 8, "max_steps": 6, "lr": 1e-2, "prime_steps": 0, "warmup_steps": 0, "clip": 1.0, "ema": 0.0},
+        "optim": {
+            "batch_size": 8,
+            "max_steps": 6,
+            "lr": 1e-2,
+            "prime_steps": 0,
+            "warmup_steps": 0,
+            "clip": 1.0,
+            "ema": 0.0,
+        },
         "evaluate": {
             "every": 2,
             "samples": 20,
@@ -84,8 +93,11 @@ def run_config(**changes: Any) -> UnlearnConfig:
     return parse(UnlearnConfig, values)
 
 
-def run_inputs(config: UnlearnConfig, *, dtype: torch.dtype = torch.float32, **channels: Callable[..., None]) -> Inputs:
-    """The inputs of one rank; `channels` may give record and save. All streams are functions of the configuration."""
+def run_inputs(
+    config: UnlearnConfig, *, dtype: torch.dtype = torch.float32, **channels: Callable[..., None]
+) -> Inputs:
+    """The inputs of one rank; `channels` may give record and save. All streams are functions of the
+    configuration."""
     collectives = Collectives(ordered=config.train.fewest < config.train.most)
     model, judge = tiny_dit(dtype=dtype), tiny_judge()
     retained = tiny_batch([0, 2, 3], each=7, seed=1, dtype=dtype)
@@ -118,18 +130,26 @@ def run_inputs(config: UnlearnConfig, *, dtype: torch.dtype = torch.float32, **c
         subject=subject,
         retain=retain,
         forget=Cycle(forget, config.seed, "forget"),
-        exchange=Cycle(shown, config.seed, "exchange") if config.method.targets == "data" and config.request.exchange else None,
+        exchange=(
+            Cycle(shown, config.seed, "exchange")
+            if config.method.targets == "data" and config.request.exchange
+            else None
+        ),
         collectives=collectives,
         device=torch.device("cpu"),
         **channels,  # type: ignore[arg-type]
     )
 
 
-def run(config: UnlearnConfig, start: Checkpoint | None = None) -> tuple[Outcome, list[dict[str, Any]], list[dict[str, bytes]]]:
+def run(
+    config: UnlearnConfig, start: Checkpoint | None = None
+) -> tuple[Outcome, list[dict[str, Any]], list[dict[str, bytes]]]:
     """What came of it, the records, and the checkpoints as files."""
     records: list[dict[str, Any]] = []
     saved: list[dict[str, bytes]] = []
-    inputs = run_inputs(config, record=records.append, save=lambda checkpoint: saved.append(checkpoint.to_files()))
+    inputs = run_inputs(
+        config, record=records.append, save=lambda checkpoint: saved.append(checkpoint.to_files())
+    )
     return unlearn(inputs, start), records, saved
 
 
@@ -138,7 +158,9 @@ def trained_on_this_rank(changes: dict[str, Any]) -> dict[str, torch.Tensor]:
     return dict(run(run_config(**changes))[0].trained)
 
 
-def steps_of(changes: dict[str, Any], steps: int) -> tuple[list[dict[str, float | str]], dict[str, nn.Parameter], torch.optim.Optimizer]:
+def steps_of(
+    changes: dict[str, Any], steps: int
+) -> tuple[list[dict[str, float | str]], dict[str, nn.Parameter], torch.optim.Optimizer]:
     """`steps` bare steps in float64, priming first: what they log, the parameters and the optimiser."""
     config = run_config(**changes)
     inputs = run_inputs(config, dtype=torch.float64)

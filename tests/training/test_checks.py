@@ -18,12 +18,17 @@ from pipeline import storage
 from pipeline.evaluation.measure import Measures
 from pipeline.training import checkpoint as checkpoints
 from pipeline.training.checkpoint import STATE, TENSORS, Checkpoint
-from pipeline.training.checks import MOST_PENDING, Elsewhere, check, standing_in
 from pipeline.training.loop import Inputs, Interrupted, Outcome, unlearn
+from pipeline.training.periodic_eval import MOST_PENDING, Elsewhere, check, standing_in
 from pipeline.unlearning.collectives import Collectives
-from pipeline.unlearning.trainable import select
+from pipeline.unlearning.parameters import select
 
-SETTLES = {"gate.max_forget_fraction": 1.0, "evaluate.hold_steps": 4, "optim.max_steps": 30, "evaluate.guard": None}
+SETTLES = {
+    "gate.max_forget_fraction": 1.0,
+    "evaluate.hold_steps": 4,
+    "optim.max_steps": 30,
+    "evaluate.guard": None,
+}
 
 
 class Late:
@@ -56,7 +61,13 @@ class Late:
 def decided(outcome: Outcome) -> tuple[Any, ...]:
     """All that a run decides, without its timings."""
     return (
-        *(outcome.steps, outcome.kept_step, outcome.stopped, outcome.first_crossing_step, outcome.settled_step),
+        *(
+            outcome.steps,
+            outcome.kept_step,
+            outcome.stopped,
+            outcome.first_crossing_step,
+            outcome.settled_step,
+        ),
         *(weights_digest(outcome.trained), outcome.before, outcome.after),
     )
 
@@ -71,11 +82,14 @@ def in_place() -> Outcome:
 
 
 @pytest.mark.parametrize("polls", [1, 2, 5, 1000])
-def test_checks_beside_the_training_decide_the_same_however_late_they_come(polls: int, in_place: Outcome) -> None:
+def test_checks_beside_the_training_decide_the_same_however_late_they_come(
+    polls: int, in_place: Outcome
+) -> None:
     evaluator = Late(polls)
     outcome = unlearn(inputs_of(evaluator=evaluator))
     assert in_place.stopped == "settled" and decided(outcome) == decided(in_place)
-    assert evaluator.most <= MOST_PENDING + 1 and (polls < 5 or evaluator.steps[-1] > outcome.steps)  # it did run ahead
+    # it did run ahead
+    assert evaluator.most <= MOST_PENDING + 1 and (polls < 5 or evaluator.steps[-1] > outcome.steps)
 
 
 def test_a_check_that_fails_never_settles_anything(in_place: Outcome) -> None:
@@ -108,7 +122,8 @@ def test_a_run_stopped_with_checks_under_way_goes_on_to_the_same_end(in_place: O
 
 
 def stopped_while_waiting_and_continued() -> list[str]:
-    """On each of two ranks: a run stopped after its last step with every check under way, and what comes of going on from there."""
+    """On each of two ranks: a run stopped after its last step with every check under way, and what comes of
+    going on from there."""
     changes = {**SETTLES, "optim.max_steps": 6}
     saved: list[dict[str, bytes]] = []
     taken: list[int] = []
@@ -130,11 +145,20 @@ def stopped_while_waiting_and_continued() -> list[str]:
         return "it waits for ever" if len(asked) > 100 else None
 
     # every rank reads the same checkpoint: the first one's, which names the checks under way
-    pending = Checkpoint.from_files(saved[-1]).pending if first else {step: saved_by(stopped) for step in (2, 4, 6)}
+    pending = (
+        Checkpoint.from_files(saved[-1]).pending if first else {step: saved_by(stopped) for step in (2, 4, 6)}
+    )
     start = replace(Checkpoint.from_files(saved[-1]), pending=pending)
     assert start.iteration == 6 and sorted(start.pending) == [2, 4, 6]
-    again = inputs_of(changes, evaluator=Late(2, collectives=Collectives(alone)) if first else Elsewhere(), interrupted=asked_too_often)
-    return [weights_digest(unlearn(one, begun).trained) for one, begun in ((again, start), (inputs_of(changes), None))]
+    again = inputs_of(
+        changes,
+        evaluator=Late(2, collectives=Collectives(alone)) if first else Elsewhere(),
+        interrupted=asked_too_often,
+    )
+    return [
+        weights_digest(unlearn(one, begun).trained)
+        for one, begun in ((again, start), (inputs_of(changes), None))
+    ]
 
 
 def saved_by(inputs: Inputs) -> dict[str, Tensor]:
@@ -151,29 +175,37 @@ def test_a_stop_at_any_step_is_bit_exact_in_place(in_place: Outcome) -> None:
     saved: list[dict[str, bytes]] = []
     with pytest.raises(Interrupted):
         unlearn(
-            inputs_of(interrupted=lambda: "now" if len(saved) >= 1 else None, save=lambda checkpoint: saved.append(checkpoint.to_files()))
+            inputs_of(
+                interrupted=lambda: "now" if len(saved) >= 1 else None,
+                save=lambda checkpoint: saved.append(checkpoint.to_files()),
+            )
         )
     start = Checkpoint.from_files(saved[-1])
     assert decided(unlearn(inputs_of(), start)) == decided(in_place)
 
 
 def test_the_guard_ends_a_run_and_gives_back_what_it_was_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retention that breaks down after step 4: three checks later it is over, and the weights are those of step 4."""
-    from pipeline.training import checks
+    """Retention that breaks down after step 4: three checks later it is over, and the weights are those of
+    step 4."""
+    from pipeline.training import periodic_eval
 
     weights: dict[int, str] = {}
-    measure = checks.measure
+    measure = periodic_eval.measure
 
     def damaged(model: Any, subject: Any, collectives: Any, **settings: Any) -> Measures:
         found = measure(model, subject, collectives, **settings)
         step = int(settings["purpose"].removeprefix("check at ")) if settings["purpose"] != "final" else 0
         if step:
-            weights[step] = weights_digest({name: p.detach().clone() for name, p in select(model, "labels_and_adaln:1").items()})
+            weights[step] = weights_digest(
+                {name: p.detach().clone() for name, p in select(model, "labels_and_adaln:1").items()}
+            )
         mean = 0.0 if step > 4 else 1.0
         return replace(found, retention=replace(found.retention, mean=mean, min=mean))
 
-    monkeypatch.setattr(checks, "measure", damaged)
-    outcome = unlearn(inputs_of({"optim.max_steps": 40, "evaluate.guard": 0.7, "evaluate.retain_samples": 30}))
+    monkeypatch.setattr(periodic_eval, "measure", damaged)
+    outcome = unlearn(
+        inputs_of({"optim.max_steps": 40, "evaluate.guard": 0.7, "evaluate.retain_samples": 30})
+    )
     assert (outcome.stopped, outcome.steps, outcome.kept_step, outcome.settled_step) == ("guard", 10, 4, None)
     assert weights_digest(outcome.trained) == weights[4] != weights[10]
 
@@ -183,7 +215,13 @@ def test_only_whole_checkpoints_count(tmp_path: Path, caplog: pytest.LogCaptureF
     uri = str(tmp_path / "checkpoints")
     assert checkpoints.latest(uri) is None
     made = [
-        Checkpoint(iteration=i, trained={"w": torch.full((3,), float(i))}, average={}, moments={}, progress={"step": i})
+        Checkpoint(
+            iteration=i,
+            trained={"w": torch.full((3,), float(i))},
+            average={},
+            moments={},
+            progress={"step": i},
+        )
         for i in (2, 4, 6, 8)
     ]
     folders = [checkpoints.commit(uri, one) for one in made]
@@ -191,7 +229,9 @@ def test_only_whole_checkpoints_count(tmp_path: Path, caplog: pytest.LogCaptureF
     assert checkpoints.latest(uri).iteration == 8  # type: ignore[union-attr]
     (Path(folders[3]) / STATE).unlink()
     found = checkpoints.latest(uri)
-    assert found is not None and found.iteration == 6 and torch.equal(found.trained["w"], made[2].trained["w"])
+    assert (
+        found is not None and found.iteration == 6 and torch.equal(found.trained["w"], made[2].trained["w"])
+    )
     checkpoints.commit(uri, made[3])
     tensors = Path(folders[3]) / TENSORS
     tensors.write_bytes(tensors.read_bytes()[:-1] + b"\x01")
@@ -202,13 +242,21 @@ def test_only_whole_checkpoints_count(tmp_path: Path, caplog: pytest.LogCaptureF
 
 def test_every_second_of_a_step_is_counted_once() -> None:
     laps: list[dict[str, Any]] = []
-    unlearn(inputs_of({"method.name": "uno", "method.penalty": 0.1}, timing=laps.append, save=lambda checkpoint: None))
+    unlearn(
+        inputs_of(
+            {"method.name": "uno", "method.penalty": 0.1}, timing=laps.append, save=lambda checkpoint: None
+        )
+    )
     assert [lap["step"] for lap in laps] == [1, 2, 3, 4, 5, 6]
     for lap in laps:
-        phases = {name: lap.get(name, 0.0) for name in ("data", "forward", "gradients", "second_order", "optimiser")}
+        phases = {
+            name: lap.get(name, 0.0) for name in ("data", "forward", "gradients", "second_order", "optimiser")
+        }
         assert all(phases.values()) and sum(phases.values()) <= lap["step_seconds"] + 1e-3
         assert ("evaluation" in lap) == ("checkpoint" in lap) == (lap["step"] % 2 == 0)
-    steps = sorted(laps, key=lambda lap: lap["step_seconds"])[: len(laps) // 2]  # what a busy machine took in between is nobody's
-    assert sum(sum(lap.get(n, 0.0) for n in ("data", "forward", "gradients", "second_order", "optimiser")) for lap in steps) > 0.5 * sum(
-        lap["step_seconds"] for lap in steps
-    )
+    # what a busy machine took in between is nobody's
+    steps = sorted(laps, key=lambda lap: lap["step_seconds"])[: len(laps) // 2]
+    assert sum(
+        sum(lap.get(n, 0.0) for n in ("data", "forward", "gradients", "second_order", "optimiser"))
+        for lap in steps
+    ) > 0.5 * sum(lap["step_seconds"] for lap in steps)

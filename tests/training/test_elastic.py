@@ -10,11 +10,17 @@ from runs import run_config, run_inputs
 
 from models.weights import weights_digest
 from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.elastic import micro_batches, share_order, shares, usable_world
 from pipeline.training.loop import Interrupted, unlearn
-from pipeline.training.world import micro_batches, share_order, shares, usable_world
 from pipeline.unlearning.collectives import Collectives, paired_sum
 
-ELASTIC = {"train.workers": [1, 4], "partition.lanes": 8, "optim.batch_size": 16, "optim.max_steps": 3, "optim.ema": 0.5}
+ELASTIC = {
+    "train.workers": [1, 4],
+    "partition.lanes": 8,
+    "optim.batch_size": 16,
+    "optim.max_steps": 3,
+    "optim.ema": 0.5,
+}
 RUNS: dict[str, dict[str, Any]] = {
     "uno_s": {"method.name": "uno_s"},
     "uno, data, in micro-batches": {"method.name": "uno", "method.targets": "data", "optim.micro_batch": 2},
@@ -26,14 +32,18 @@ RUNS: dict[str, dict[str, Any]] = {
 
 
 def summed() -> torch.Tensor:
-    """Numbers whose sum over four ranks depends on the order, as the ranks of this process's world add them up."""
+    """Numbers whose sum over four ranks depends on the order, as the ranks of this process's world add them
+    up."""
     rank, world = Collectives().rank, Collectives().world
     return Collectives(ordered=True).mean(10.0 ** torch.arange(-8, 8) * (rank + 1) / 3) * world
 
 
 def trained() -> list[Any]:
     """The digests of the weights that each of `RUNS` trains in this process's world, and a sum over it."""
-    found = {name: weights_digest(unlearn(run_inputs(run_config(**ELASTIC, **changes))).trained) for name, changes in RUNS.items()}
+    found = {
+        name: weights_digest(unlearn(run_inputs(run_config(**ELASTIC, **changes))).trained)
+        for name, changes in RUNS.items()
+    }
     return [found, summed()]
 
 
@@ -48,11 +58,15 @@ def test_the_number_of_workers_changes_no_bit() -> None:
 
 
 def stopped_among_two_and_continued() -> list[Any]:
-    """On each of two ranks: the whole run's digest, and the checkpoint of one that only the other rank is told to stop after step 3."""
+    """On each of two ranks: the whole run's digest, and the checkpoint of one that only the other rank is
+    told to stop after step 3."""
     changes = {**ELASTIC, "optim.max_steps": 6}  # two of four: each has two shares
     saved: list[dict[str, bytes]] = []
     taken: list[int] = []
-    channels: dict[str, Any] = {"save": lambda checkpoint: saved.append(checkpoint.to_files()), "timing": lambda seconds: taken.append(1)}
+    channels: dict[str, Any] = {
+        "save": lambda checkpoint: saved.append(checkpoint.to_files()),
+        "timing": lambda seconds: taken.append(1),
+    }
     inputs = replace(run_inputs(run_config(**changes)), **channels)
     rank = inputs.collectives.rank
     with pytest.raises(Interrupted):
@@ -78,7 +92,9 @@ def test_a_share_is_what_the_worker_it_stands_for_would_have() -> None:
             count = full // world
             taken = [rows[i] for i in share_order(count, lanes // world, 3)]
             each = len(taken) // count
-            expected = [[lane for lane in range(rank + j * world, lanes, full) for _ in range(3)] for j in order]
+            expected = [
+                [lane for lane in range(rank + j * world, lanes, full) for _ in range(3)] for j in order
+            ]
             assert [taken[i * each : (i + 1) * each] for i in range(count)] == expected
 
 
@@ -89,6 +105,13 @@ def test_fewer_workers_cut_their_share_so_that_none_holds_more() -> None:
     fixed = run_config(**{"train.workers": 4, "optim.batch_size": 16, "partition.lanes": 4})
     assert [micro_batches(fixed, 16 // world) for world in (1, 2, 4)] == [1, 1, 1]
     assert micro_batches(run_config(**{"optim.micro_batch": 2}), 8) == 4
-    assert [shares(elastic, world) for world in (1, 2, 4)] == [4, 2, 1] and [shares(fixed, world) for world in (1, 2, 4)] == [1, 1, 1]
+    assert [shares(elastic, world) for world in (1, 2, 4)] == [4, 2, 1] and [
+        shares(fixed, world) for world in (1, 2, 4)
+    ] == [1, 1, 1]
     six = run_config(**{"train.workers": [1, 6], "optim.batch_size": 12, "partition.lanes": 12})
-    assert [shares(six, world) for world in (1, 2, 3, 6)] == [1, 1, 1, 1], "no order of six that fewer can follow"
+    assert [shares(six, world) for world in (1, 2, 3, 6)] == [
+        1,
+        1,
+        1,
+        1,
+    ], "no order of six that fewer can follow"

@@ -1,4 +1,5 @@
-"""A run with a further feature space: read and checked, kept where workers find it, measured before and after, named in the result."""
+"""A run with a further feature space: read and checked, kept where workers find it, measured before and
+after, named in the result."""
 
 import hashlib
 from pathlib import Path
@@ -8,15 +9,20 @@ from untrained import fill
 
 from pipeline.config import UnlearnConfig, load
 from pipeline.data.partition_ray import build_partition
-from pipeline.data.stream_local import retain_stream
-from pipeline.flow import checking
-from pipeline.training.assemble import assemble
-from pipeline.training.checks import check
+from pipeline.data.retain_stream_local import retain_stream
+from pipeline.runs import preflight
+from pipeline.training.periodic_eval import check
+from pipeline.training.worker_inputs import assemble
 from pipeline.unlearning.collectives import Collectives
-from pipeline.weights import spaces
+from pipeline.weights import feature_extractors
 
 ROOT = Path(__file__).resolve().parents[2]
-FEW = ["evaluate.final_samples=100", "evaluate.final_retain_samples=2", "evaluate.final_sampler_steps=1", "evaluate.retain_samples=1"]
+FEW = [
+    "evaluate.final_samples=100",
+    "evaluate.final_retain_samples=2",
+    "evaluate.final_sampler_steps=1",
+    "evaluate.retain_samples=1",
+]
 
 
 class Means(torch.nn.Module):
@@ -32,9 +38,13 @@ def test_a_run_measures_in_the_space_it_was_given(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.script(Means()), str(file))
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     given = [f"features.inception.weights={file}", f"features.inception.sha256={digest}"]
-    config = load(UnlearnConfig, str(ROOT / "jobs/configs/quickstart.yaml"), [f"storage={root}", "train.workers=1", *FEW, *given])
-    prepared = checking.check(config)
-    kept = spaces.kept(prepared.features, root)
+    config = load(
+        UnlearnConfig,
+        str(ROOT / "jobs/configs/quickstart.yaml"),
+        [f"storage={root}", "train.workers=1", *FEW, *given],
+    )
+    prepared = preflight.check(config)
+    kept = feature_extractors.kept(prepared.features, root)
     file.unlink()  # from here on the kept copy serves
     partition = build_partition(prepared.config, prepared.lake, prepared.subject["neighbours"])
     inputs = assemble(
@@ -49,6 +59,10 @@ def test_a_run_measures_in_the_space_it_was_given(tmp_path: Path) -> None:
         device=torch.device("cpu"),
     )
     final, on_the_way = (check(inputs, 0, final=last) for last in (True, False))
-    assert final.fid.keys() == {"judge", "inception"} and final.fid["inception"] > 0 and on_the_way.fid.keys() == {"judge"}
-    facts = spaces.facts(prepared.features, prepared.judge)
+    assert (
+        final.fid.keys() == {"judge", "inception"}
+        and final.fid["inception"] > 0
+        and on_the_way.fid.keys() == {"judge"}
+    )
+    facts = feature_extractors.facts(prepared.features, prepared.judge)
     assert facts["inception"]["weights"] == str(file) and facts["judge"]["digest"] == prepared.judge.digest

@@ -25,14 +25,23 @@ def failed(**failures: Any) -> Exception:
 
 def test_the_failure_that_the_others_followed_from_is_named() -> None:
     said = _final(
-        failed(r0=RuntimeError("[gloo/transport/tcp/pair.cc:538] Connection closed by peer"), r1=MemoryError("no room\nat all")), Train()
+        failed(
+            r0=RuntimeError("[gloo/transport/tcp/pair.cc:538] Connection closed by peer"),
+            r1=MemoryError("no room\nat all"),
+        ),
+        Train(),
     )
-    assert str(said).startswith("the workers failed 4 times (train.max_failures 3), at last rank 1 by MemoryError: no room at all. ")
+    assert str(said).startswith(
+        "the workers failed 4 times (train.max_failures 3), at last rank 1 by MemoryError: no room at all. "
+    )
     assert "submitted again" in str(said) and "\n" not in str(said)
 
 
 def test_bad_input_met_by_a_worker_stays_bad_input() -> None:
-    assert isinstance(_final(failed(r0=RuntimeError("gloo"), r1=InputError("storage s3://b: no credentials")), Train()), InputError)
+    assert isinstance(
+        _final(failed(r0=RuntimeError("gloo"), r1=InputError("storage s3://b: no credentials")), Train()),
+        InputError,
+    )
 
 
 def test_a_controller_that_gave_up_says_why() -> None:
@@ -49,10 +58,15 @@ def test_workers_are_a_number_or_a_range(workers: Any, range_: tuple[int, int]) 
 
 @pytest.mark.parametrize("workers", [0, [3, 1], [1, 2, 3], [0, 2], "two", 1.5, None])
 def test_anything_else_is_no_number_of_workers(workers: Any) -> None:
-    with pytest.raises(InputError, match=r"^train\.workers: got .*, expected a positive number or \[fewest, most\]$"):
+    with pytest.raises(
+        InputError, match=r"^train\.workers: got .*, expected a positive number or \[fewest, most\]$"
+    ):
         parse(UnlearnConfig, {"train": {"workers": workers}})
 
 
 def test_a_range_needs_a_number_that_deals_out_the_lanes() -> None:
-    with pytest.raises(InputError, match=r"^train\.workers: got \[5, 7\], expected a divisor of partition.lanes \(8\) among them$"):
+    with pytest.raises(
+        InputError,
+        match=r"^train\.workers: got \[5, 7\], expected a divisor of partition.lanes \(8\) among them$",
+    ):
         parse(UnlearnConfig, {"train": {"workers": [5, 7]}})

@@ -1,4 +1,5 @@
-"""The run as a whole: repeatable to the bit, continued as if never stopped, the same on two ranks, guarded."""
+"""The run as a whole: repeatable to the bit, continued as if never stopped, the same on
+two ranks, guarded."""
 
 import json
 from dataclasses import replace
@@ -7,17 +8,27 @@ from typing import Any
 import pytest
 import torch
 from distributed import run_world
-from runs import GOLDEN, GOLDEN_RUNS, GOLDEN_STEPS, golden_losses, run, run_config, run_inputs, steps_of, trained_on_this_rank
+from runs import (
+    GOLDEN,
+    GOLDEN_RUNS,
+    GOLDEN_STEPS,
+    golden_losses,
+    run,
+    run_config,
+    run_inputs,
+    steps_of,
+    trained_on_this_rank,
+)
 from tiny import relative
 
 from models.weights import weights_digest
-from pipeline.evaluation.manifold import Manifold
-from pipeline.evaluation.proportion import proportion
-from pipeline.training.beginning import PUSHES, begin, best
+from pipeline.evaluation.confidence import proportion
+from pipeline.evaluation.metrics.manifold import Manifold
 from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.initialise import PUSHES, begin, best
 from pipeline.training.loop import Outcome, unlearn
 from pipeline.unlearning.collectives import NonFiniteError
-from pipeline.unlearning.methods import METHODS
+from pipeline.unlearning.methods.table import METHODS
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "uno_s": {"method.name": "uno_s"},
@@ -53,7 +64,10 @@ def test_a_continued_run_equals_an_uninterrupted_one_to_the_bit(name: str) -> No
         rest, later, _ = run(config, start)
         assert weights_digest(rest.trained) == weights_digest(whole.trained)
         assert (rest.steps, rest.before, rest.after) == (whole.steps, whole.before, whole.after)
-        assert (rest.first_crossing_step, rest.settled_step) == (whole.first_crossing_step, whole.settled_step)
+        assert (rest.first_crossing_step, rest.settled_step) == (
+            whole.first_crossing_step,
+            whole.settled_step,
+        )
         assert steps(later) == [r for r in steps(records) if r["step"] > start.progress["step"]]
 
 
@@ -76,7 +90,12 @@ def several_on_this_rank(changes: dict[str, dict[str, Any]]) -> dict[str, dict[s
 
 def test_two_ranks_train_the_same_weights() -> None:
     """Up to the order in which float32 sums are taken."""
-    same = {"optim.max_steps": 3, "evaluate.every": 3, "optim.micro_batch": None, "trainable": "labels_and_adaln:2"}
+    same = {
+        "optim.max_steps": 3,
+        "evaluate.every": 3,
+        "optim.micro_batch": None,
+        "trainable": "labels_and_adaln:2",
+    }
     changes = {name: {**SETTINGS[name], **same} for name in ("uno_s", "everything on")}
     base = dict(run_inputs(run_config()).model.net.named_parameters())
     alone, (first, second) = several_on_this_rank(changes), run_world(2, several_on_this_rank, changes)
@@ -92,40 +111,67 @@ def test_only_the_trained_subset_moves() -> None:
     inputs = run_inputs(config)
     before = {name: tensor.clone() for name, tensor in inputs.model.net.state_dict().items()}
     outcome = unlearn(inputs)
-    moved = {name for name, tensor in inputs.model.net.state_dict().items() if not torch.equal(tensor, before[name])}
+    moved = {
+        name
+        for name, tensor in inputs.model.net.state_dict().items()
+        if not torch.equal(tensor, before[name])
+    }
     assert moved == set(outcome.trained) == {"y_embedder.embedding_table.weight"}
 
 
 def test_the_label_table_has_a_rate_of_its_own() -> None:
     """Adam's first step is as long as the rate in every parameter that has a gradient."""
-    config = run_config(**{"method.name": "exchange", "optim.max_steps": 1, "optim.lr": 1e-4, "optim.label_lr": 1e-2, "optim.clip": None})
+    config = run_config(
+        **{
+            "method.name": "exchange",
+            "optim.max_steps": 1,
+            "optim.lr": 1e-4,
+            "optim.label_lr": 1e-2,
+            "optim.clip": None,
+        }
+    )
     trained = run(config)[0].trained
     base = run_inputs(config).model.net.state_dict()
     moved = {name: (value - base[name]).abs().max().item() for name, value in trained.items()}
     table = "y_embedder.embedding_table.weight"
-    assert moved.pop(table) == pytest.approx(1e-2, rel=1e-2) and max(moved.values()) == pytest.approx(1e-4, rel=1e-2)
+    assert moved.pop(table) == pytest.approx(1e-2, rel=1e-2) and max(moved.values()) == pytest.approx(
+        1e-4, rel=1e-2
+    )
 
 
 def test_a_run_may_begin_at_the_exchange_class_and_measures_the_base_before() -> None:
-    config = run_config(**{"method.name": "exchange", "method.start": "exchange", "trainable": "labels", "optim.max_steps": 2})
+    config = run_config(
+        **{"method.name": "exchange", "method.start": "exchange", "trainable": "labels", "optim.max_steps": 2}
+    )
     outcome, _, _ = run(config)
-    plain, _, _ = run(config.model_copy(update={"method": config.method.model_copy(update={"start": "base"})}))
+    plain, _, _ = run(
+        config.model_copy(update={"method": config.method.model_copy(update={"start": "base"})})
+    )
     table = outcome.trained["y_embedder.embedding_table.weight"]
-    torch.testing.assert_close(table[1], table[2], rtol=0, atol=1e-4)  # it is the minimum: nothing moves it away
+    # it is the minimum: nothing moves it away
+    torch.testing.assert_close(table[1], table[2], rtol=0, atol=1e-4)
     assert outcome.before == plain.before
 
 
 @pytest.mark.parametrize(
     ("tried", "wanted"),
     [
-        ({0.0: (3, 0.84), 0.1: (0, 0.89), 0.25: (0, 0.91), 0.5: (0, 0.74), 1.0: (0, 0.05)}, 0.25),  # too far beyond there are no images
+        # too far beyond there are no images
+        ({0.0: (3, 0.84), 0.1: (0, 0.89), 0.25: (0, 0.91), 0.5: (0, 0.74), 1.0: (0, 0.05)}, 0.25),
         ({0.0: (1, 0.9), 0.5: (0, 0.9), 1.0: (0, 0.9)}, 0.0),
-        ({0.0: (52, 0.71), 0.1: (16, 0.85), 0.25: (8, 0.6), 0.5: (0, 0.32)}, 0.5),  # the only one that is enough
-        ({0.0: (52, 0.71), 0.1: (16, 0.85), 0.25: (16, 0.86), 0.5: (30, 0.9)}, 0.25),  # none is: the least forgotten
+        # the only one that is enough
+        ({0.0: (52, 0.71), 0.1: (16, 0.85), 0.25: (8, 0.6), 0.5: (0, 0.32)}, 0.5),
+        # none is: the least forgotten
+        ({0.0: (52, 0.71), 0.1: (16, 0.85), 0.25: (16, 0.86), 0.5: (30, 0.9)}, 0.25),
     ],
 )
-def test_the_push_is_the_one_drawn_best_of_those_that_are_enough(tried: dict[float, tuple[int, float]], wanted: float) -> None:
-    assert best({push: (proportion(hits, 200), exchange) for push, (hits, exchange) in tried.items()}, 0.05) == wanted
+def test_the_push_is_the_one_drawn_best_of_those_that_are_enough(
+    tried: dict[float, tuple[int, float]], wanted: float
+) -> None:
+    assert (
+        best({push: (proportion(hits, 200), exchange) for push, (hits, exchange) in tried.items()}, 0.05)
+        == wanted
+    )
 
 
 def test_the_start_is_at_the_push_that_was_tried_and_found_best() -> None:
@@ -136,7 +182,10 @@ def test_the_start_is_at_the_push_that_was_tried_and_found_best() -> None:
     chosen = begin(replace(inputs, record=tried.append))
     assert [(line["class"], line["push"]) for line in tried] == [(1, push) for push in PUSHES]
     n = config.evaluate.samples
-    found = {line["push"]: (proportion(round(line["forget_fraction"] * n), n), line["exchange_fraction"]) for line in tried}
+    found = {
+        line["push"]: (proportion(round(line["forget_fraction"] * n), n), line["exchange_fraction"])
+        for line in tried
+    }
     push = best(found, config.gate.max_forget_fraction)
     assert chosen == {1: push}
     wanted = base.clone()
@@ -157,7 +206,10 @@ def test_priming_fills_the_moments_and_moves_nothing() -> None:
     assert len(logs) == 5 and all(log["lr"] == 0 for log in logs)
     for name, parameter in named.items():
         assert torch.equal(parameter, base[name])
-        assert optimiser.state[parameter]["step"] == 5 and optimiser.state[parameter]["exp_avg_sq"].abs().max() > 0
+        assert (
+            optimiser.state[parameter]["step"] == 5
+            and optimiser.state[parameter]["exp_avg_sq"].abs().max() > 0
+        )
     moved = steps_of({"optim.prime_steps": 5}, steps=1)[1]
     assert all(not torch.equal(parameter, base[name]) for name, parameter in moved.items())
 
@@ -185,12 +237,19 @@ def test_a_settled_run_ends_before_its_steps_are_spent() -> None:
 
 
 def test_a_settled_run_goes_on_until_its_label_draws_what_it_was_asked_to() -> None:
-    settings = {"gate.max_forget_fraction": 1.0, "evaluate.hold_steps": 2, "optim.max_steps": 8, "optim.lr": 1e-6}
+    settings = {
+        "gate.max_forget_fraction": 1.0,
+        "evaluate.hold_steps": 2,
+        "optim.max_steps": 8,
+        "optim.lr": 1e-6,
+    }
 
     def ended(least: float | None) -> Outcome:
         inputs = run_inputs(run_config(**settings, **{"gate.min_likeness": least}))
         with torch.no_grad():
-            drawn = inputs.model.sample(labels=torch.tensor([2] * 40), seeds=list(range(40)), cfg_scale=2.0, steps=2)
+            drawn = inputs.model.sample(
+                labels=torch.tensor([2] * 40), seeds=list(range(40)), cfg_scale=2.0, steps=2
+            )
             alike = Manifold.of(inputs.subject.judge.features(drawn))
         return unlearn(replace(inputs, subject=replace(inputs.subject, manifolds={1: alike})))
 
@@ -205,23 +264,40 @@ def test_a_record_a_step_with_losses_and_phase() -> None:
     taken = [r for r in records if r["kind"] == "step"]
     assert [r["step"] for r in taken] == [1, 2, 3, 4, 5, 6]
     assert [r["phase"] for r in taken] == ["uno", "surgery"] * 3
-    assert all(set(r) >= {"loss/forget", "loss/keep", "cos", "grad_norm/update", "lr", "seconds"} for r in taken)
+    assert all(
+        set(r) >= {"loss/forget", "loss/keep", "cos", "grad_norm/update", "lr", "seconds"} for r in taken
+    )
     assert all(abs(r["cos"]) <= 1 for r in taken)
     json.dumps(records, allow_nan=False)
 
 
 def test_named_samples_are_watched_by_the_attack() -> None:
     """The rule follows the AUC; the class goes on being drawn, so it counts among the retained ones."""
-    settings = {"request": {"sample_ids": "ids.txt"}, "method.targets": "data", "method.name": "surgery_ascent"}
+    settings = {
+        "request": {"sample_ids": "ids.txt"},
+        "method.targets": "data",
+        "method.name": "surgery_ascent",
+    }
     outcome, records, _ = run(run_config(**settings))
     checks = [r for r in records if r["kind"] == "evaluation"]
     assert [r["step"] for r in checks] == [0, 2, 4, 6] and all(r["forget_fraction"] is None for r in checks)
     for block in (outcome.before, outcome.after):
         attack = block["membership"]
-        assert (attack["n"], attack["heldout_n"]) == (5, 9) and 0 <= attack["low"] <= attack["auc"] <= attack["high"] <= 1
-        assert block["forget_fraction"] is None and sorted(block["retain_accuracy"]["per_class"]) == ["0", "1", "2", "3"]
+        assert (attack["n"], attack["heldout_n"]) == (5, 9) and 0 <= attack["low"] <= attack["auc"] <= attack[
+            "high"
+        ] <= 1
+        assert block["forget_fraction"] is None and sorted(block["retain_accuracy"]["per_class"]) == [
+            "0",
+            "1",
+            "2",
+            "3",
+        ]
     assert outcome.after["membership"]["loss_forget"] > outcome.before["membership"]["loss_forget"]
-    always = run(run_config(**settings, **{"gate.max_membership_auc": 1.0, "evaluate.hold_steps": 2, "optim.max_steps": 20}))[0]
+    always = run(
+        run_config(
+            **settings, **{"gate.max_membership_auc": 1.0, "evaluate.hold_steps": 2, "optim.max_steps": 20}
+        )
+    )[0]
     never = run(run_config(**settings, **{"gate.max_membership_auc": 0.0}))[0]
     assert (always.settled_step, always.steps) == (2, 4) and (never.settled_step, never.steps) == (None, 6)
 
@@ -230,7 +306,9 @@ def test_a_non_finite_loss_stops_before_the_optimiser_moves() -> None:
     inputs = run_inputs(run_config())
     inputs.forget.batch.mean[:] = float("nan")
     before = {name: p.detach().clone() for name, p in inputs.model.net.named_parameters()}
-    with pytest.raises(NonFiniteError, match=r"step 1: loss of forget is not finite on rank 0; the optimiser was not moved"):
+    with pytest.raises(
+        NonFiniteError, match=r"step 1: loss of forget is not finite on rank 0; the optimiser was not moved"
+    ):
         unlearn(inputs)
     assert all(torch.equal(p, before[name]) for name, p in inputs.model.net.named_parameters())
 
@@ -242,7 +320,8 @@ def test_every_method_has_recorded_losses() -> None:
 
 @pytest.mark.parametrize("name", GOLDEN_RUNS)
 def test_losses_are_those_recorded(name: str) -> None:
-    """A change of the numbers is meant or it is a fault: `python tests/training/regenerate_golden.py` records them anew."""
+    """A change of the numbers is meant or it is a fault: `python tests/training/regenerate_golden.py` records
+    them anew."""
     wanted = json.loads(GOLDEN.read_text())[name]
     got = golden_losses(GOLDEN_RUNS[name])
     assert got.keys() == wanted.keys()

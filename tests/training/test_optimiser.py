@@ -1,4 +1,5 @@
-"""The optimiser driven by one flat gradient, schedules, averages, checkpoints, keyed noise, small-scale training."""
+"""The optimiser driven by one flat gradient, schedules, averages, checkpoints, keyed noise, small-scale
+training."""
 
 import math
 
@@ -7,13 +8,13 @@ import torch
 from tiny import SIDE, tiny_batch, tiny_dit, tiny_judge
 from torch import nn
 
-from pipeline.data.rows import Batch
+from pipeline.data.batch import Batch
 from pipeline.training.checkpoint import Checkpoint, optimiser_moments, restore_moments
-from pipeline.training.draws import ask_for, draw_rows, drop_labels, exchange_rows, step_rows
-from pipeline.training.optimiser import Average, adamw, apply_gradient, warmup, warmup_cosine
 from pipeline.training.pretrain import judge_accuracy, train_dit, train_judge
 from pipeline.unlearning.collectives import Collectives
-from pipeline.unlearning.objectives import Rows, StepRows
+from pipeline.unlearning.losses import Rows, StepRows
+from pipeline.unlearning.noising import ask_for, draw_rows, drop_labels, exchange_rows, step_rows
+from pipeline.unlearning.optimizer import Average, adamw, apply_gradient, warmup, warmup_cosine
 
 CPU = torch.device("cpu")
 
@@ -31,10 +32,16 @@ def test_steps_are_adamw_by_its_definition() -> None:
     m, v = torch.zeros(10, dtype=torch.float64), torch.zeros(10, dtype=torch.float64)
     for step in range(1, 6):
         gradient = torch.randn(10, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
-        assert apply_gradient(optimiser, params, gradient, lr=lr, clip=None) == pytest.approx(gradient.norm().item())
+        assert apply_gradient(optimiser, params, gradient, lr=lr, clip=None) == pytest.approx(
+            gradient.norm().item()
+        )
         m, v = 0.9 * m + 0.1 * gradient, 0.99 * v + 0.01 * gradient**2
-        wanted = wanted - lr * decay * wanted - lr * (m / (1 - 0.9**step)) / ((v / (1 - 0.99**step)).sqrt() + 1e-8)
-        torch.testing.assert_close(torch.cat([p.detach().reshape(-1) for p in params]), wanted, rtol=1e-10, atol=1e-12)
+        wanted = (
+            wanted - lr * decay * wanted - lr * (m / (1 - 0.9**step)) / ((v / (1 - 0.99**step)).sqrt() + 1e-8)
+        )
+        torch.testing.assert_close(
+            torch.cat([p.detach().reshape(-1) for p in params]), wanted, rtol=1e-10, atol=1e-12
+        )
     assert all(p.grad is None for p in params)
 
 
@@ -52,11 +59,18 @@ def test_clipping_bounds_the_gradient_and_reports_the_norm_before(clip: float | 
 
 
 def test_warmups() -> None:
-    assert [warmup(step, lr=2.0, warmup_steps=4) for step in (-3, 0, 1, 2, 4, 9)] == [0, 0, 0.5, 1.0, 2.0, 2.0]
+    assert [warmup(step, lr=2.0, warmup_steps=4) for step in (-3, 0, 1, 2, 4, 9)] == [
+        0,
+        0,
+        0.5,
+        1.0,
+        2.0,
+        2.0,
+    ]
     assert [warmup(step, lr=2.0, warmup_steps=0) for step in (0, 1, 9)] == [0, 2.0, 2.0]
-    assert [warmup_cosine(step, lr=1.0, warmup_steps=10, total=110) for step in (5, 10, 60, 110, 200)] == pytest.approx(
-        [0.5, 1.0, 0.525, 0.05, 0.05]
-    )
+    assert [
+        warmup_cosine(step, lr=1.0, warmup_steps=10, total=110) for step in (5, 10, 60, 110, 200)
+    ] == pytest.approx([0.5, 1.0, 0.525, 0.05, 0.05])
 
 
 def test_average_is_exponential_and_decay_zero_follows_exactly() -> None:
@@ -89,7 +103,9 @@ def test_a_checkpoint_comes_back_to_the_bit() -> None:
     for group in ("trained", "average", "moments"):
         first, second = getattr(kept, group), getattr(back, group)
         assert first.keys() == second.keys() and len(first) > 0
-        assert all(torch.equal(first[key], second[key]) and first[key].dtype == second[key].dtype for key in first)
+        assert all(
+            torch.equal(first[key], second[key]) and first[key].dtype == second[key].dtype for key in first
+        )
 
     twins = [nn.Parameter(back.trained[name].clone()) for name in names]
     other = adamw(twins, lr=0.1, weight_decay=0.0)
@@ -101,17 +117,24 @@ def test_a_checkpoint_comes_back_to_the_bit() -> None:
 
 
 def drawn(batch: Batch, *, seed: int = 0, step: int = 1, term: str = "retain", model_seed: int = 0) -> Rows:
-    return draw_rows(tiny_dit(dtype=torch.float32, seed=model_seed), batch, seed=seed, step=step, term=term, device=CPU)
+    return draw_rows(
+        tiny_dit(dtype=torch.float32, seed=model_seed), batch, seed=seed, step=step, term=term, device=CPU
+    )
 
 
 def test_noise_is_keyed_by_seed_step_term_and_sample_alone() -> None:
     """Neither the place in the batch nor the company nor the model matters; all the keys do."""
     batch = tiny_batch([0, 2, 3], each=3)
     rows = drawn(batch)
-    assert len({tuple(eps.reshape(-1).tolist()) for eps in rows.noise.eps}) == len(batch) and len(set(rows.noise.t.tolist())) > 1
+    assert (
+        len({tuple(eps.reshape(-1).tolist()) for eps in rows.noise.eps}) == len(batch)
+        and len(set(rows.noise.t.tolist())) > 1
+    )
     order = [8, 0, 3]
     some = drawn(batch.take(order), model_seed=7)
-    assert torch.equal(some.noise.t, rows.noise.t[order]) and torch.equal(some.noise.eps, rows.noise.eps[order])
+    assert torch.equal(some.noise.t, rows.noise.t[order]) and torch.equal(
+        some.noise.eps, rows.noise.eps[order]
+    )
     again = Batch(sample_id=batch.sample_id, draw=(1,) * len(batch), y=batch.y, mean=batch.mean)
     for other in (drawn(batch, seed=1), drawn(batch, step=2), drawn(batch, term="forget"), drawn(again)):
         assert (other.noise.eps - rows.noise.eps).abs().amax(dim=(1, 2, 3)).min() > 0.1
@@ -120,7 +143,13 @@ def test_noise_is_keyed_by_seed_step_term_and_sample_alone() -> None:
 
 def test_latents_are_drawn_from_their_posterior() -> None:
     batch = tiny_batch([0, 2], each=300)
-    latent = Batch(sample_id=batch.sample_id, draw=batch.draw, y=batch.y, mean=batch.mean, std=torch.full_like(batch.mean, 0.5))
+    latent = Batch(
+        sample_id=batch.sample_id,
+        draw=batch.draw,
+        y=batch.y,
+        mean=batch.mean,
+        std=torch.full_like(batch.mean, 0.5),
+    )
     first, again, later = drawn(latent), drawn(latent), drawn(latent, step=2)
     assert torch.equal(first.x0, again.x0) and not torch.equal(first.x0, later.x0)
     z = (first.x0 - batch.mean) / 0.5
@@ -130,7 +159,10 @@ def test_latents_are_drawn_from_their_posterior() -> None:
 
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 1.0])
 def test_a_share_of_the_labels_is_dropped(fraction: float) -> None:
-    y, uniform = torch.zeros(4000, dtype=torch.long), torch.rand(4000, generator=torch.Generator().manual_seed(0))
+    y, uniform = (
+        torch.zeros(4000, dtype=torch.long),
+        torch.rand(4000, generator=torch.Generator().manual_seed(0)),
+    )
     for labels in drop_labels(fraction, 9)(y, uniform):
         assert abs((labels == 9).float().mean() - fraction) < 0.03 and set(labels.tolist()) <= {0, 9}
 
@@ -167,7 +199,9 @@ def test_rows_of_the_exchange_classes_carry_the_forgotten_labels() -> None:
 def test_against_a_teacher_the_retain_rows_ask_for_a_forgotten_label_and_its_exchange() -> None:
     rows = rows_of_a_step(None)
     assert rows.exchange is not None
-    assert torch.equal(rows.exchange.x0, rows.retain.x0) and not torch.equal(rows.exchange.noise.eps, rows.retain.noise.eps)
+    assert torch.equal(rows.exchange.x0, rows.retain.x0) and not torch.equal(
+        rows.exchange.noise.eps, rows.retain.noise.eps
+    )
     asked = list(zip(rows.exchange.y.tolist(), rows.exchange.target_y.tolist(), strict=True))
     assert set(asked) == {(1, 2), (0, 3)}
     assert torch.equal(rows_of_a_step(None).exchange.y, rows.exchange.y)  # type: ignore[union-attr]
@@ -218,7 +252,11 @@ def test_pretraining_learns_and_is_repeatable() -> None:
 
 
 def test_the_judge_learns_to_tell_classes_apart() -> None:
-    judge, rows, heldout = tiny_judge(), tiny_batch([0, 1, 2, 3], each=16), tiny_batch([0, 1, 2, 3], each=16, seed=9)
+    judge, rows, heldout = (
+        tiny_judge(),
+        tiny_batch([0, 1, 2, 3], each=16),
+        tiny_batch([0, 1, 2, 3], each=16, seed=9),
+    )
     before = judge_accuracy(judge, heldout, device=CPU)
     train_judge(
         judge,

@@ -10,14 +10,22 @@ from torch import Tensor, nn
 
 from models.judge import build_judge, initialise
 from models.resnet_judge import resnet_description
-from pipeline.data.rows import Batch
+from pipeline.data.batch import Batch
 from pipeline.seeding import generator
 from pipeline.training.checkpoint import commit, latest
 from pipeline.training.pretrain import Keeping, train_dit, train_judge
 from pipeline.unlearning.collectives import Collectives
 from tests.tiny import tiny_batch, tiny_dit, tiny_vae
 
-COMMON: dict[str, Any] = {"seed": 0, "batch_size": 16, "lr": 1e-2, "warmup_steps": 3, "weight_decay": 0.01, "ema": 0.9, "steps": 12}
+COMMON: dict[str, Any] = {
+    "seed": 0,
+    "batch_size": 16,
+    "lr": 1e-2,
+    "warmup_steps": 3,
+    "weight_decay": 0.01,
+    "ema": 0.9,
+    "steps": 12,
+}
 COMMON |= {"device": torch.device("cpu"), "collectives": Collectives()}
 
 
@@ -70,13 +78,18 @@ def test_a_killed_training_ends_with_the_same_bits(train: Callable[..., nn.Modul
         with pytest.raises(Killed):
             train(progress=killed_at(last), keeping=keeping())
     again: dict[str, Tensor] = train(progress=killed_at(99), keeping=keeping()).state_dict()
-    assert seen == [1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 9, 10, 11, 12]  # a step whose checkpoint was not written is made again, no other
+    # a step whose checkpoint was not written is made again, no other
+    assert seen == [1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 9, 10, 11, 12]
     assert whole.keys() == again.keys() and all(torch.equal(whole[name], again[name]) for name in whole)
-    finished = train(progress=killed_at(0), keeping=keeping()).state_dict()  # killed while another model was trained after it
+    # killed while another model was trained after it
+    finished = train(progress=killed_at(0), keeping=keeping()).state_dict()
     assert len(seen) == 14 and all(torch.equal(whole[name], finished[name]) for name in whole)
 
 
 def test_without_a_due_checkpoint_only_the_end_is_kept(tmp_path: Path) -> None:
     saved: list[int] = []
-    dit(progress=lambda step, loss: None, keeping=Keeping(start=None, save=lambda kept: saved.append(kept.iteration), every_s=3600.0))
+    dit(
+        progress=lambda step, loss: None,
+        keeping=Keeping(start=None, save=lambda kept: saved.append(kept.iteration), every_s=3600.0),
+    )
     assert saved == [12]

@@ -1,4 +1,5 @@
-"""Runs that must not be called settled: one that crosses the target and comes back, one that was watched too briefly."""
+"""Runs that must not be called settled: one that crosses the target and comes back, one that was watched too
+briefly."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,21 +8,24 @@ import pytest
 from runs import run, run_config
 
 from pipeline.config import Gate
+from pipeline.evaluation.confidence import proportion
 from pipeline.evaluation.gate import judge_gate
 from pipeline.evaluation.measure import Measures
-from pipeline.evaluation.proportion import proportion
-from pipeline.evaluation.retention import Retention
-from pipeline.tracking.wording import namer, summary, verdict
+from pipeline.evaluation.metrics.retain_accuracy import Retention
+from pipeline.reports.text import namer, summary, verdict
 from pipeline.training.loop import Outcome
 
 KEPT = Retention(mean=1.0, min=1.0, neighbours=1.0, per_class={0: 1.0, 2: 1.0, 3: 1.0})
 
 
-def watched(monkeypatch: pytest.MonkeyPatch, shares: dict[int, float], final: float, **settings: Any) -> Outcome:
-    """A run whose checks find the forgotten class in `shares[step]` of 200 images, everything else whole, and `final` of 500 at the end."""
-    from pipeline.training import checks
+def watched(
+    monkeypatch: pytest.MonkeyPatch, shares: dict[int, float], final: float, **settings: Any
+) -> Outcome:
+    """A run whose checks find the forgotten class in `shares[step]` of 200 images, everything else whole, and
+    `final` of 500 at the end."""
+    from pipeline.training import periodic_eval
 
-    measure = checks.measure
+    measure = periodic_eval.measure
 
     def told(model: Any, subject: Any, collectives: Any, **how: Any) -> Measures:
         found = measure(model, subject, collectives, **how)
@@ -29,12 +33,19 @@ def watched(monkeypatch: pytest.MonkeyPatch, shares: dict[int, float], final: fl
         share, n = (final, 500) if step is None else (shares[step], 200)
         return replace(found, forget=proportion(round(share * n), n), retention=KEPT)
 
-    monkeypatch.setattr(checks, "measure", told)
-    return run(run_config(**{"gate.max_forget_fraction": 0.05, "optim.max_steps": max(shares), **settings}))[0]
+    monkeypatch.setattr(periodic_eval, "measure", told)
+    return run(run_config(**{"gate.max_forget_fraction": 0.05, "optim.max_steps": max(shares), **settings}))[
+        0
+    ]
 
 
 def gated(outcome: Outcome) -> dict[str, Any]:
-    plain = {"before": outcome.before, "after": outcome.after, "settled_step": outcome.settled_step, "steps": outcome.steps}
+    plain = {
+        "before": outcome.before,
+        "after": outcome.after,
+        "settled_step": outcome.settled_step,
+        "steps": outcome.steps,
+    }
     return judge_gate(Gate(), plain, 0.98)
 
 
@@ -44,7 +55,8 @@ def refused(gate: dict[str, Any]) -> list[str]:
 
 def test_a_run_that_crosses_and_comes_back_has_not_settled(monkeypatch: pytest.MonkeyPatch) -> None:
     shares = {2: 0.9, 4: 0.0, 6: 0.01, 8: 0.44, 10: 0.56, 12: 0.5}
-    outcome = watched(monkeypatch, shares, 0.0, **{"evaluate.hold_steps": 8})  # even where the weights that are kept draw none of it
+    # even where the weights that are kept draw none of it
+    outcome = watched(monkeypatch, shares, 0.0, **{"evaluate.hold_steps": 8})
     assert (outcome.first_crossing_step, outcome.settled_step) == (4, None)
     gate = gated(outcome)
     assert refused(gate) == ["settled", "held_steps"]

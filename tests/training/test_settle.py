@@ -1,9 +1,10 @@
 """Which weights are kept and when it is no use going on; tests/evaluation has what settled means."""
 
-from pipeline.evaluation.proportion import proportion
-from pipeline.evaluation.settle import SettleRule
+from pipeline.evaluation.confidence import proportion
+from pipeline.evaluation.stopping_rule import SettleRule
 
-Check = tuple[int, int | None, int]  # step, samples still drawn of 200 (None: the check failed), retained right of 200
+# step, samples still drawn of 200 (None: the check failed), retained right of 200
+Check = tuple[int, int | None, int]
 
 
 def watch(checks: list[Check], **settings: float | int | None) -> SettleRule:
@@ -17,7 +18,8 @@ def watch(checks: list[Check], **settings: float | int | None) -> SettleRule:
 
 
 def test_the_best_settled_check_is_kept_not_the_last() -> None:
-    """Retention falls away inside the hold window: what was best there stays; noise alone lets later checks in."""
+    """Retention falls away inside the hold window: what was best there stays; noise alone lets later checks
+    in."""
     rule = watch([(2, 150, 200), (4, 0, 199), (6, 0, 198), (8, 0, 170), (10, 0, 160), (12, 0, 150)])
     assert (rule.stopped, rule.settled_step, rule.kept_step) == ("settled", 4, 6)
     rule = watch([(2, 150, 200), (4, 0, 199), (6, 0, 200), (8, 0, 198), (10, 0, 199), (12, 0, 198)])
@@ -33,7 +35,9 @@ def test_slow_decline_is_held_against_the_best_of_the_stretch() -> None:
 def test_after_a_rebound_the_new_stretch_decides() -> None:
     rule = watch([(2, 0, 200), (4, 60, 200)])
     assert (rule.kept_step, rule.settled_step) == (2, None)
-    rule = watch([(2, 0, 200), (4, 60, 200), (6, 0, 180), (8, 0, 181), (10, 0, 182), (12, 0, 183), (14, 0, 184)])
+    rule = watch(
+        [(2, 0, 200), (4, 60, 200), (6, 0, 180), (8, 0, 181), (10, 0, 182), (12, 0, 183), (14, 0, 184)]
+    )
     assert (rule.settled_step, rule.kept_step) == (6, 14)
 
 
@@ -66,8 +70,12 @@ def test_the_guard_stops_a_run_that_breaks_what_is_to_be_kept() -> None:
     """Three checks in a row below the bound, beyond noise; a passing dip stops nothing."""
     rule = watch([(2, 190, 198), (4, 150, 100), (6, 100, 90), (8, 60, 80)], guard=0.7)
     assert (rule.stopped, rule.kept_step, rule.settled_step) == ("guard", 2, None)
-    assert watch([(2, 190, 198), (4, 150, 100), (6, 100, 190), (8, 60, 80), (10, 50, 80)], guard=0.7).stopped is None
-    assert watch([(2, 190, 198), (4, 150, 133), (6, 100, 133), (8, 60, 133)], guard=0.7).stopped is None  # within noise of 0.7
+    assert (
+        watch([(2, 190, 198), (4, 150, 100), (6, 100, 190), (8, 60, 80), (10, 50, 80)], guard=0.7).stopped
+        is None
+    )
+    # within noise of 0.7
+    assert watch([(2, 190, 198), (4, 150, 133), (6, 100, 133), (8, 60, 133)], guard=0.7).stopped is None
     assert watch([(2, 190, 198), (4, 150, 100), (6, 100, 90), (8, 60, 80)]).stopped is None
 
 

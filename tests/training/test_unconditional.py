@@ -1,4 +1,5 @@
-"""The same loop on a model without labels: shares instead of accuracies, the hat term, and what requests and settings are refused."""
+"""The same loop on a model without labels: shares instead of accuracies, the hat term, and what requests and
+settings are refused."""
 
 from dataclasses import replace
 from typing import Any
@@ -13,12 +14,12 @@ from models.judge import Judge
 from pipeline.data.cycle import Cycle
 from pipeline.errors import InputError
 from pipeline.evaluation.measure import measure
-from pipeline.request import require_fit, resolve
+from pipeline.runs.request_checks import require_fit, resolve
 from pipeline.seeding import generator
-from pipeline.training.assemble import folds_between
 from pipeline.training.loop import Outcome, unlearn
+from pipeline.training.worker_inputs import folds_between
 from pipeline.unlearning.collectives import Collectives
-from pipeline.unlearning.fold import Fold, Folds
+from pipeline.unlearning.experimental.latent_reflection import Fold, Folds
 
 VAE: dict[str, Any] = {
     "model.size": "vae-mnist",
@@ -34,7 +35,9 @@ VAE: dict[str, Any] = {
 NAMES = {label: str(label) for label in range(4)}
 
 
-def unconditional(changes: dict[str, Any], records: list[dict[str, Any]] | None = None, hat_judge: Judge | None = None) -> Outcome:
+def unconditional(
+    changes: dict[str, Any], records: list[dict[str, Any]] | None = None, hat_judge: Judge | None = None
+) -> Outcome:
     """A whole run of the tiny VAE on this process's share."""
     config = run_config(**{**VAE, **changes})
     inputs = run_inputs(config)
@@ -43,7 +46,11 @@ def unconditional(changes: dict[str, Any], records: list[dict[str, Any]] | None 
         forget = inputs.forget.batch
         folds = Folds(by_class={1: Fold(normal=torch.tensor([0.6, 0.8], dtype=torch.float64), edge=-1.0)})
         inputs = replace(inputs, folds=folds, exchange=Cycle(forget, config.seed, "exchange"))
-    return unlearn(replace(inputs, model=model, hat_judge=hat_judge, record=(records if records is not None else []).append))
+    return unlearn(
+        replace(
+            inputs, model=model, hat_judge=hat_judge, record=(records if records is not None else []).append
+        )
+    )
 
 
 def trained(changes: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -56,9 +63,22 @@ def test_a_run_measures_shares_and_moves_the_decoder_alone() -> None:
     assert outcome.trained and all(name.startswith("decoder.") for name in outcome.trained)
     for side in (outcome.before, outcome.after):
         shares = side["class_shares"]
-        assert sum(shares["per_class"].values()) == pytest.approx(1) and shares["n"] == 100 and shares["chance"] == 0.25
-        assert side["forget_fraction"]["value"] == shares["per_class"]["1"] and side["forget_fraction"]["n"] == 100
-        assert side["retain_accuracy"] == {"mean": None, "min": None, "neighbours": None, "per_class": {}, "intervals": {}}
+        assert (
+            sum(shares["per_class"].values()) == pytest.approx(1)
+            and shares["n"] == 100
+            and shares["chance"] == 0.25
+        )
+        assert (
+            side["forget_fraction"]["value"] == shares["per_class"]["1"]
+            and side["forget_fraction"]["n"] == 100
+        )
+        assert side["retain_accuracy"] == {
+            "mean": None,
+            "min": None,
+            "neighbours": None,
+            "per_class": {},
+            "intervals": {},
+        }
         assert side["fid"]["judge"] >= 0
     checks = [record for record in records if record["kind"] == "evaluation" and record["step"] > 0]
     assert [check["step"] for check in checks] == [2, 4, 6]
@@ -83,7 +103,12 @@ def test_the_hat_term_may_have_another_judge_than_the_one_that_measures() -> Non
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_fold_drives_a_run_against_a_teacher(world: int) -> None:
-    folded = {"method.fold": True, "method.targets": "teacher", "method.hat_weight": 0.0, "optim.max_steps": 4}
+    folded = {
+        "method.fold": True,
+        "method.targets": "teacher",
+        "method.hat_weight": 0.0,
+        "optim.max_steps": 4,
+    }
     wanted = trained(folded)
     base = tiny_vae(dtype=torch.float32).net.state_dict()
     assert any(not torch.equal(base[name], value) for name, value in wanted.items())
@@ -118,7 +143,14 @@ def test_any_number_of_ranks_trains_the_same(world: int) -> None:
 
 def test_a_measurement_of_samples_does_not_read_the_retained_labels() -> None:
     inputs = run_inputs(run_config(**VAE))
-    options: dict[str, Any] = {"forget_samples": 64, "seed": 0, "purpose": "x", "cfg_scale": 1.0, "steps": 1, "batch": 16}
+    options: dict[str, Any] = {
+        "forget_samples": 64,
+        "seed": 0,
+        "purpose": "x",
+        "cfg_scale": 1.0,
+        "steps": 1,
+        "batch": 16,
+    }
     model = tiny_vae(dtype=torch.float32)
     found = [measure(model, inputs.subject, Collectives(), retain_samples=n, **options) for n in (1, 50)]
     assert found[0].shares == found[1].shares and found[0].shares is not None and found[0].shares.n == 64
@@ -131,11 +163,17 @@ def test_a_measurement_of_samples_does_not_read_the_retained_labels() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"request.exchange": {1: 2}}, r"request\.exchange: got \{1: 2\}, but vae-mnist draws without labels; expected none"),
+        (
+            {"request.exchange": {1: 2}},
+            r"request\.exchange: got \{1: 2\}, but vae-mnist draws without labels; expected none",
+        ),
         ({"request.retain": "neighbours"}, r"request\.retain: got neighbours, .* expected all"),
         ({"method.contrast": True}, r"method\.contrast: got True"),
         ({"method.name": "esd"}, r"method\.name: got esd"),
-        ({"method.targets": "teacher", "method.hat_weight": 0.0}, r"method\.targets: with uno_s, no exchange class and targets teacher"),
+        (
+            {"method.targets": "teacher", "method.hat_weight": 0.0},
+            r"method\.targets: with uno_s, no exchange class and targets teacher",
+        ),
     ],
 )
 def test_what_is_about_labels_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -145,27 +183,41 @@ def test_what_is_about_labels_is_refused(changes: dict[str, Any], message: str) 
 
 def test_without_labels_no_exchange_class_is_asked_for() -> None:
     assert resolve(run_config(**VAE), NAMES, conditional=False).request.id == "forget-1"
-    driven = resolve(run_config(**{**VAE, "method.targets": "teacher"}), NAMES, conditional=False)  # the hat term drives it
+    # the hat term drives it
+    driven = resolve(run_config(**{**VAE, "method.targets": "teacher"}), NAMES, conditional=False)
     assert driven.method.targets == "teacher"
 
 
 def test_settings_that_the_model_cannot_be_trained_with_are_refused() -> None:
     config = run_config(**VAE)
     require_fit(config, tiny_vae())
-    with pytest.raises(InputError, match=r"method\.hat_weight: got 2 for vae-mnist, whose samples take many passes"):
+    with pytest.raises(
+        InputError, match=r"method\.hat_weight: got 2 for vae-mnist, whose samples take many passes"
+    ):
         require_fit(config, tiny_dit())
     folded = {**VAE, "method.fold": True, "method.hat_weight": 0.0}
     for changes, model, said in (
-        ({"method.targets": "teacher"}, tiny_dit(), r"method\.fold: got true for vae-mnist, which has no encoder"),
+        (
+            {"method.targets": "teacher"},
+            tiny_dit(),
+            r"method\.fold: got true for vae-mnist, which has no encoder",
+        ),
         ({}, tiny_vae(), r"method\.fold: got targets data"),
-        ({"method.targets": "teacher", "request.sample_ids": "ids.txt"}, tiny_vae(), r"method\.fold: named samples"),
+        (
+            {"method.targets": "teacher", "request.sample_ids": "ids.txt"},
+            tiny_vae(),
+            r"method\.fold: named samples",
+        ),
     ):
         with pytest.raises(InputError, match=said):
             require_fit(run_config(**{**folded, **changes}), model)
     batch = tiny_vae()
     batch.vae.normalise_by("batch")
     require_fit(config, batch)
-    for cut, said in (({"train.workers": 2}, "train.workers 2"), ({"optim.micro_batch": 4}, "optim.micro_batch 4")):
+    for cut, said in (
+        ({"train.workers": 2}, "train.workers 2"),
+        ({"optim.micro_batch": 4}, "optim.micro_batch 4"),
+    ):
         with pytest.raises(InputError, match=rf"model\.batch_norm: got batch with {said}"):
             require_fit(run_config(**{**VAE, **cut}), batch)
     assert tiny_judge().num_classes == 4

@@ -1,4 +1,5 @@
-"""A step of one method on tiny rows, alone or as one rank of many, and the same gradient by plain double backward."""
+"""A step of one method on tiny rows, alone or as one rank of many, and the same gradient by plain double
+backward."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,11 +10,11 @@ from torch import Tensor, nn
 
 from models.generative import DiTModel
 from pipeline.unlearning.collectives import Collectives
-from pipeline.unlearning.methods import METHODS
-from pipeline.unlearning.objectives import StepRows, Teacher, Weights, build_terms
-from pipeline.unlearning.settings import MethodSettings
-from pipeline.unlearning.step import Step
-from pipeline.unlearning.trainable import flat, select
+from pipeline.unlearning.gradients import Step
+from pipeline.unlearning.losses import StepRows, Teacher, Weights, build_terms
+from pipeline.unlearning.methods.settings import MethodSettings
+from pipeline.unlearning.methods.table import METHODS
+from pipeline.unlearning.parameters import flat, select
 
 SUBSET = "labels_and_adaln:1"
 PENALTY = 0.7  # large: a wrong sign or factor cannot hide
@@ -28,7 +29,11 @@ def student(
     teacher = Teacher(model, named)
     with torch.no_grad():
         for index, parameter in enumerate(named.values()):
-            shift = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1000 * seed + index), dtype=torch.float64)
+            shift = torch.randn(
+                parameter.shape,
+                generator=torch.Generator().manual_seed(1000 * seed + index),
+                dtype=torch.float64,
+            )
             parameter.add_(0.05 * shift.to(dtype))
     return model, named, teacher
 
@@ -53,8 +58,17 @@ def take_step(
     collectives = collectives or Collectives()
     model, named, teacher = student(seed, dtype=dtype, learn_sigma=learn_sigma)
     mine = share(rows, collectives.rank, collectives.world)
-    terms = build_terms(model, mine, weights or Weights(), teacher=teacher, micro_batches=micro_batches, joint=joint)
-    step = Step(index=index, params=list(named.values()), terms=terms, collectives=collectives, hvp=hvp, fd_radius=fd_radius)
+    terms = build_terms(
+        model, mine, weights or Weights(), teacher=teacher, micro_batches=micro_batches, joint=joint
+    )
+    step = Step(
+        index=index,
+        params=list(named.values()),
+        terms=terms,
+        collectives=collectives,
+        hvp=hvp,
+        fd_radius=fd_radius,
+    )
     return METHODS[method](step, settings or MethodSettings(penalty=PENALTY))
 
 
@@ -84,7 +98,8 @@ def naive_uno(seed: int, rows: StepRows, penalty: float = PENALTY, **options: An
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         losses = naive_losses(model, rows)
         g_f, g_r = (
-            torch.cat([g.reshape(-1) for g in torch.autograd.grad(losses[name], params, create_graph=True)]) for name in ("forget", "keep")
+            torch.cat([g.reshape(-1) for g in torch.autograd.grad(losses[name], params, create_graph=True)])
+            for name in ("forget", "keep")
         )
         cos2 = (g_f @ g_r) ** 2 / ((g_f @ g_f) * (g_r @ g_r))
         return flat(torch.autograd.grad(losses["keep"] + penalty * cos2, params), params)
@@ -101,7 +116,10 @@ def cosine(a: Tensor, b: Tensor) -> float:
 def on_every_rank(work: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:
     """`take_step` on this rank's share for every entry of `work` (its arguments by name)."""
     collectives = Collectives()
-    return {name: take_step(**arguments, rows=tiny_step_rows(), collectives=collectives) for name, arguments in work.items()}
+    return {
+        name: take_step(**arguments, rows=tiny_step_rows(), collectives=collectives)
+        for name, arguments in work.items()
+    }
 
 
 def run_all(functions: Mapping[str, tuple[Callable[..., Any], tuple[Any, ...]]]) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""The fold: normal latents beyond an edge become normal latents before it, and the teacher answers from there."""
+"""The fold: normal latents beyond an edge become normal latents before it, and the teacher answers from
+there."""
 
 import pytest
 import torch
@@ -6,9 +7,9 @@ from tiny import tiny_vae, tiny_vae_rows
 from torch import Tensor
 
 from pipeline.seeding import generator
-from pipeline.unlearning.fold import Fold, Folds, fit
-from pipeline.unlearning.objectives import StepRows, Teacher, Weights, build_terms
-from pipeline.unlearning.trainable import select
+from pipeline.unlearning.experimental.latent_reflection import Fold, Folds, fit
+from pipeline.unlearning.losses import StepRows, Teacher, Weights, build_terms
+from pipeline.unlearning.parameters import select
 
 NORMAL = torch.tensor([0.6, -0.8, 0.0], dtype=torch.float64)
 
@@ -24,7 +25,8 @@ def test_what_is_folded_has_the_proportions_of_what_is_kept(edge: float) -> None
     beyond = z[z @ NORMAL > edge]
     along = fold(beyond) @ NORMAL
     assert along.max() <= edge + 1e-9
-    share = torch.special.ndtr(along) / torch.special.ndtr(torch.tensor(edge, dtype=torch.float64))  # uniform, if it is that normal
+    # uniform, if it is that normal
+    share = torch.special.ndtr(along) / torch.special.ndtr(torch.tensor(edge, dtype=torch.float64))
     wanted = (torch.arange(1, 20) / 20).double()
     assert torch.allclose(share.quantile(wanted), wanted, atol=3 / len(beyond) ** 0.5)
 
@@ -56,14 +58,21 @@ def test_no_latent_is_left_beyond_the_edge_of_any_forgotten_class() -> None:
 
 
 def test_the_fit_tells_two_clouds_apart_where_their_means_alone_do_not() -> None:
-    stretch = torch.tensor([[3.0, 2.9], [0.0, 0.3]], dtype=torch.float64)  # both clouds lie along one diagonal
+    # both clouds lie along one diagonal
+    stretch = torch.tensor([[3.0, 2.9], [0.0, 0.3]], dtype=torch.float64)
     kept = latents(2000, 2, name="kept") @ stretch
     forgotten = latents(300, 2, name="forgotten") @ stretch + torch.tensor([0.0, 3.0], dtype=torch.float64)
     fold = fit((kept, torch.full_like(kept, 0.05)), (forgotten, torch.full_like(forgotten, 0.05)))
     assert fold.normal.norm().item() == pytest.approx(1)
-    wrong = ((kept @ fold.normal > fold.edge).double().mean() + (forgotten @ fold.normal <= fold.edge).double().mean()) / 2
+    wrong = (
+        (kept @ fold.normal > fold.edge).double().mean()
+        + (forgotten @ fold.normal <= fold.edge).double().mean()
+    ) / 2
     by_means = forgotten.mean(0) - kept.mean(0)
-    simple = [((kept @ by_means > e).double().mean() + (forgotten @ by_means <= e).double().mean()) / 2 for e in (kept @ by_means)[:200]]
+    simple = [
+        ((kept @ by_means > e).double().mean() + (forgotten @ by_means <= e).double().mean()) / 2
+        for e in (kept @ by_means)[:200]
+    ]
     assert wrong < 0.01 < 0.1 < min(simple)
     with pytest.raises(ValueError, match="lie in one place"):
         fit((kept, kept), (kept, kept))
@@ -72,7 +81,10 @@ def test_the_fit_tells_two_clouds_apart_where_their_means_alone_do_not() -> None
 def test_the_teacher_answers_for_forgotten_rows_from_the_kept_side() -> None:
     model = tiny_vae()
     named = select(model, "decoder")
-    teacher, folds = Teacher(model, named), Folds(by_class={1: Fold(normal=torch.tensor([1.0, 0.0], dtype=torch.float64), edge=-0.2)})
+    teacher, folds = (
+        Teacher(model, named),
+        Folds(by_class={1: Fold(normal=torch.tensor([1.0, 0.0], dtype=torch.float64), edge=-0.2)}),
+    )
     teacher.fold(folds)
     rows = tiny_vae_rows("folded")
     rows.y[::2] = 1
@@ -81,7 +93,12 @@ def test_the_teacher_answers_for_forgotten_rows_from_the_kept_side() -> None:
     wanted = model.decode(torch.where((rows.y == 1)[:, None], folds(z), z)).detach()
     found = teacher.targets(rows).eps
     assert torch.allclose(found, wanted, atol=1e-12) and not torch.allclose(found, model.decode(z))
-    terms = build_terms(model, StepRows(retain=rows, forget=rows, exchange=rows), Weights(targets="teacher", exchange=1.0), teacher=teacher)
+    terms = build_terms(
+        model,
+        StepRows(retain=rows, forget=rows, exchange=rows),
+        Weights(targets="teacher", exchange=1.0),
+        teacher=teacher,
+    )
     (loss,) = [closure() for closure in terms["keep"]]
     alone = model.losses(model.net, rows.x0, rows.y, rows.noise, target=teacher.targets(rows)).mean()
     assert loss.item() == pytest.approx(2 * alone.item())

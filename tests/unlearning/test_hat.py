@@ -11,12 +11,12 @@ from tiny import relative, tiny_hat_judge, tiny_latents, tiny_vae, tiny_vae_rows
 from torch import Tensor
 
 from pipeline.unlearning.collectives import Collectives
-from pipeline.unlearning.hat import hat_loss, uniformity
-from pipeline.unlearning.methods import METHODS
-from pipeline.unlearning.objectives import StepRows, Weights, build_terms
-from pipeline.unlearning.settings import MethodSettings
-from pipeline.unlearning.step import Step
-from pipeline.unlearning.trainable import flat, select
+from pipeline.unlearning.gradients import Step
+from pipeline.unlearning.losses import StepRows, Weights, build_terms
+from pipeline.unlearning.methods.settings import MethodSettings
+from pipeline.unlearning.methods.table import METHODS
+from pipeline.unlearning.parameters import flat, select
+from pipeline.unlearning.uniformity import hat_loss, uniformity
 
 RETAINED = [0, 2, 3]
 WEIGHT, PENALTY = 50.0, 1e4  # large: what is wrong cannot hide
@@ -63,12 +63,18 @@ def naive(method: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
 
     def loss(name: str) -> Tensor:
         rows = tiny_vae_rows(name)
-        return model.losses(model.net, rows.x0, rows.y, rows.noise).mean() + WEIGHT * uniformity(verdicts, RETAINED)
+        return model.losses(model.net, rows.x0, rows.y, rows.noise).mean() + WEIGHT * uniformity(
+            verdicts, RETAINED
+        )
 
     kept, lost = loss("retain"), loss("forget")
     g_f, g_r = (
-        torch.cat([torch.zeros_like(p).reshape(-1) if g is None else g.reshape(-1) for g, p in zip(grads, params)])
-        for grads in (torch.autograd.grad(one, params, create_graph=True, allow_unused=True) for one in (lost, kept))
+        torch.cat(
+            [torch.zeros_like(p).reshape(-1) if g is None else g.reshape(-1) for g, p in zip(grads, params)]
+        )
+        for grads in (
+            torch.autograd.grad(one, params, create_graph=True, allow_unused=True) for one in (lost, kept)
+        )
     )
     return flat(torch.autograd.grad(method(kept, g_f, g_r), params), params)
 
@@ -79,7 +85,8 @@ def test_it_is_the_divergence_from_uniform_over_the_kept_classes() -> None:
     assert uniformity(p, RETAINED).item() == pytest.approx(wanted, rel=1e-12)
     even = torch.tensor([1 / 3, 0, 1 / 3, 1 / 3], dtype=torch.float64)
     assert abs(uniformity(even, RETAINED).item()) < 1e-12
-    assert uniformity(torch.tensor([0.0, 1.0, 0.0, 0.0], dtype=torch.float64), RETAINED) > 18  # what is forgotten costs most
+    # what is forgotten costs most
+    assert uniformity(torch.tensor([0.0, 1.0, 0.0, 0.0], dtype=torch.float64), RETAINED) > 18
 
 
 def test_it_pulls_the_samples_and_leaves_the_encoder_alone() -> None:
@@ -97,7 +104,8 @@ def test_it_pulls_the_samples_and_leaves_the_encoder_alone() -> None:
 def test_it_is_part_of_both_losses_at_any_weight() -> None:
     plain, hat = take("finetune", "exact", 1, 0.0), take("finetune", "exact", 1, 1.0)
     ascent, with_hat = take("ascent", "exact", 1, 0.0), take("ascent", "exact", 1, 1.0)
-    assert relative(with_hat - ascent, plain - hat) < 1e-10  # the same gradient, added to L_r and to the ascended L_f
+    # the same gradient, added to L_r and to the ascended L_f
+    assert relative(with_hat - ascent, plain - hat) < 1e-10
     assert relative(take("finetune", "exact", 1, 3.0) - plain, 3 * (hat - plain)) < 1e-10
 
 

@@ -7,12 +7,12 @@ from tiny import relative, tiny_dit, tiny_step_rows
 
 from models.diffusion import Prediction
 from pipeline.unlearning.collectives import Collectives
-from pipeline.unlearning.methods import METHODS
-from pipeline.unlearning.objectives import StepRows, Teacher, Weights, build_terms
-from pipeline.unlearning.settings import MethodSettings
-from pipeline.unlearning.start import start_at_exchange
-from pipeline.unlearning.step import Step
-from pipeline.unlearning.trainable import flat, select
+from pipeline.unlearning.gradients import Step
+from pipeline.unlearning.label_init import start_at_exchange
+from pipeline.unlearning.losses import StepRows, Teacher, Weights, build_terms
+from pipeline.unlearning.methods.settings import MethodSettings
+from pipeline.unlearning.methods.table import METHODS
+from pipeline.unlearning.parameters import flat, select
 
 ALL = sorted(METHODS)
 TARGETS = ["data", "teacher"]
@@ -21,7 +21,9 @@ TARGETS = ["data", "teacher"]
 @pytest.mark.parametrize("targets", TARGETS)
 @pytest.mark.parametrize("method", ALL)
 @pytest.mark.parametrize("index", [1, 2])
-def test_gradient_is_finite_deterministic_and_of_the_parameters_size(method: str, targets: str, index: int) -> None:
+def test_gradient_is_finite_deterministic_and_of_the_parameters_size(
+    method: str, targets: str, index: int
+) -> None:
     _, named, _ = student()
     rows, weights = tiny_step_rows(), Weights(targets=targets)
     first, second = (take_step(method, rows, index=index, weights=weights) for _ in range(2))
@@ -37,7 +39,15 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(method: str, targets
     rows, weights = tiny_step_rows(), Weights(targets=targets)
     whole = take_step(method, rows, index=index, weights=weights)
     for micro_batches, joint in ((1, False), (2, True), (4, False)):
-        got = take_step(method, rows, index=index, weights=weights, micro_batches=micro_batches, hvp="recompute", joint=joint)
+        got = take_step(
+            method,
+            rows,
+            index=index,
+            weights=weights,
+            micro_batches=micro_batches,
+            hvp="recompute",
+            joint=joint,
+        )
         assert relative(got, whole) < 1e-12
 
 
@@ -47,7 +57,10 @@ def test_a_step_leaves_parameters_and_gradients_alone(method: str, hvp: str) -> 
     model, named, teacher = student()
     before = {name: tensor.clone() for name, tensor in model.net.state_dict().items()}
     terms = build_terms(model, tiny_step_rows(), Weights(), teacher=teacher)
-    METHODS[method](Step(index=2, params=list(named.values()), terms=terms, collectives=Collectives(), hvp=hvp), MethodSettings())
+    METHODS[method](
+        Step(index=2, params=list(named.values()), terms=terms, collectives=Collectives(), hvp=hvp),
+        MethodSettings(),
+    )
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.net.state_dict().items())
     assert all(parameter.grad is None for parameter in model.net.parameters())
 
@@ -90,7 +103,9 @@ def test_first_order_methods_are_what_they_say(naive: dict[str, torch.Tensor]) -
 
 
 @pytest.mark.parametrize("saliency", [0.1, 0.5])
-def test_salun_moves_only_the_most_salient_parameters(saliency: float, naive: dict[str, torch.Tensor]) -> None:
+def test_salun_moves_only_the_most_salient_parameters(
+    saliency: float, naive: dict[str, torch.Tensor]
+) -> None:
     got = take_step("salun", tiny_step_rows(), settings=MethodSettings(saliency=saliency))
     count = round(saliency * got.numel())
     order = naive["forget"].abs().argsort(descending=True)
@@ -140,13 +155,21 @@ def test_teacher_targets_ask_the_teacher_for_the_exchange_class() -> None:
     total = torch.zeros((), dtype=torch.float64)
     for part in (rows.retain, rows.exchange):
         target = teacher.targets(part)
-        total = total + (model.predict(model.net, part.x0, part.y, part.noise).eps - target.eps).square().mean((1, 2, 3)).mean()
+        total = (
+            total
+            + (model.predict(model.net, part.x0, part.y, part.noise).eps - target.eps)
+            .square()
+            .mean((1, 2, 3))
+            .mean()
+        )
     wanted = flat(torch.autograd.grad(total, params), params)
     assert relative(take_step("exchange", rows, weights=Weights(targets="teacher")), wanted) < 1e-12
     assert set(rows.exchange.y.tolist()) == {1} and set(rows.exchange.target_y.tolist()) == {2}
 
 
-def test_a_pushed_target_is_what_the_base_draws_beyond_the_exchange_class_and_leaves_retain_rows_alone() -> None:
+def test_a_pushed_target_is_what_the_base_draws_beyond_the_exchange_class_and_leaves_retain_rows_alone() -> (
+    None
+):
     rows = tiny_step_rows()
     model = tiny_dit()
     teacher = Teacher(model, select(model, "labels"))
@@ -198,7 +221,10 @@ def test_contrast_subtracts_the_loss_under_the_null_label() -> None:
     rows = tiny_step_rows()
     model, named, _ = student()
     params, f = list(named.values()), rows.forget
-    own, null = (model.losses(model.net, f.x0, y, f.noise).mean() for y in (f.y, torch.full_like(f.y, model.null_label)))
+    own, null = (
+        model.losses(model.net, f.x0, y, f.noise).mean()
+        for y in (f.y, torch.full_like(f.y, model.null_label))
+    )
     wanted = -flat(torch.autograd.grad(own - null, params), params)
     assert relative(take_step("ascent", rows, weights=Weights(contrast=True)), wanted) < 1e-12
 

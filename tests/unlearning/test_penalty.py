@@ -1,4 +1,5 @@
-"""The penalty's directions and the projection, on plain vectors and on a network, against autograd and numpy."""
+"""The penalty's directions and the projection, on plain vectors and on a network, against
+autograd and numpy."""
 
 import numpy as np
 import pytest
@@ -6,9 +7,9 @@ import torch
 from steps import PENALTY, cosine, naive_gradients, naive_uno, take_step
 from tiny import relative, share, tiny_step_rows
 
-from pipeline.unlearning.objectives import Weights
+from pipeline.unlearning.losses import Weights
+from pipeline.unlearning.methods.settings import MethodSettings
 from pipeline.unlearning.penalty import penalty_directions, project_out
-from pipeline.unlearning.settings import MethodSettings
 
 SEEDS = [0, 1, 2]
 
@@ -71,12 +72,16 @@ def test_two_phases_equal_plain_double_backward(micro_batches: int, hvp: str, le
 @pytest.mark.parametrize("learn_sigma", [False, True])
 @pytest.mark.parametrize(("hvp", "order"), [("fd_central", 2), ("fd_forward", 1)])
 def test_finite_differences_converge_to_the_exact_penalty(hvp: str, order: int, learn_sigma: bool) -> None:
-    """Halving the distance divides the error by 2^order; the learned variance's detached eps must not spoil it."""
+    """Halving the distance divides the error by 2^order; the learned variance's detached eps must not spoil
+    it."""
     rows = tiny_step_rows()
     g_r = naive_gradients(0, rows, learn_sigma=learn_sigma)[1]
     wanted = naive_uno(0, rows, learn_sigma=learn_sigma) - g_r
     radii = (2e-3, 1e-3)
-    found = [take_step("uno", rows, hvp=hvp, fd_radius=radius, micro_batches=2, learn_sigma=learn_sigma) - g_r for radius in radii]
+    found = [
+        take_step("uno", rows, hvp=hvp, fd_radius=radius, micro_batches=2, learn_sigma=learn_sigma) - g_r
+        for radius in radii
+    ]
     errors = [relative(h, wanted) for h in found]
     assert errors[1] < (1e-2 if order == 1 else 1e-4)
     assert abs(errors[0] / errors[1] - 2**order) < 0.2 * 2**order
@@ -86,7 +91,9 @@ def test_finite_differences_converge_to_the_exact_penalty(hvp: str, order: int, 
 @pytest.mark.parametrize("hvp", ["exact", "recompute"])
 def test_two_phases_in_float32(seed: int, hvp: str) -> None:
     wanted = naive_uno(seed, tiny_step_rows(seed=seed))
-    got = take_step("uno", tiny_step_rows(seed=seed, dtype=torch.float32), seed=seed, hvp=hvp, dtype=torch.float32)
+    got = take_step(
+        "uno", tiny_step_rows(seed=seed, dtype=torch.float32), seed=seed, hvp=hvp, dtype=torch.float32
+    )
     wanted_32 = naive_uno(seed, tiny_step_rows(seed=seed, dtype=torch.float32), dtype=torch.float32)
     assert got.dtype == torch.float32
     assert relative(got, wanted_32) < 1e-5
@@ -110,7 +117,8 @@ def test_exchange_weight_scales_the_exchange_term() -> None:
 
 
 def test_averaging_local_penalties_is_another_algorithm() -> None:
-    """cos^2 is not linear: ranks or micro-batches that penalise their own gradients and average give something else."""
+    """cos^2 is not linear: ranks or micro-batches that penalise their own gradients and average give
+    something else."""
     rows = tiny_step_rows()
     wanted = naive_uno(0, rows)
     g_r = naive_gradients(0, rows)[1]
@@ -122,7 +130,9 @@ def test_averaging_local_penalties_is_another_algorithm() -> None:
 def test_averaging_local_projections_leaves_a_residue_along_the_global_gradient() -> None:
     rows = tiny_step_rows()
     g_f, g_r = naive_gradients(0, rows)
-    averaged = torch.stack([project_out(r, f) for f, r in (naive_gradients(0, share(rows, rank, 4)) for rank in range(4))]).mean(0)
+    averaged = torch.stack(
+        [project_out(r, f) for f, r in (naive_gradients(0, share(rows, rank, 4)) for rank in range(4))]
+    ).mean(0)
     assert abs(cosine(g_f, averaged)) > 0.05
     assert abs(cosine(g_f, take_step("surgery", rows))) < 1e-12
     assert relative(averaged, project_out(g_r, g_f)) > 0.05
@@ -141,7 +151,9 @@ def test_surgery_is_orthogonal_to_the_global_forget_gradient(dtype: torch.dtype,
 
     ascent = take_step("surgery_ascent", rows, dtype=dtype, micro_batches=micro_batches)
     assert abs(cosine(g_r, ascent)) < 1e-6
-    np.testing.assert_allclose(ascent.numpy(), -(f - (f @ r) / (r @ r) * r), rtol=1e-4, atol=1e-5 * np.abs(f).max())
+    np.testing.assert_allclose(
+        ascent.numpy(), -(f - (f @ r) / (r @ r) * r), rtol=1e-4, atol=1e-5 * np.abs(f).max()
+    )
 
 
 def test_uno_s_takes_every_kth_step_for_surgery() -> None:

@@ -5,7 +5,7 @@ import torch
 from tiny import tiny_dit
 
 from models.generative import build, dit_description
-from pipeline.unlearning.trainable import flat, select, unflat
+from pipeline.unlearning.parameters import flat, select, unflat
 
 LABELS = {"y_embedder.embedding_table.weight"}
 
@@ -46,7 +46,9 @@ def test_a_new_choice_replaces_the_one_before() -> None:
     assert {key for key, p in model.net.named_parameters() if p.requires_grad} == LABELS
 
 
-@pytest.mark.parametrize("name", ["label", "labels:x", "adaln", "adaln:", "labels_and_adaln", "", "adaln:-1", "pos_embed"])
+@pytest.mark.parametrize(
+    "name", ["label", "labels:x", "adaln", "adaln:", "labels_and_adaln", "", "adaln:-1", "pos_embed"]
+)
 def test_unknown_subsets_list_the_valid_ones(name: str) -> None:
     with pytest.raises(ValueError, match=r"expected one of labels_and_adaln:K, adaln:K, labels, all"):
         select(tiny_dit(), name)
@@ -68,7 +70,8 @@ def test_flat_and_unflat_are_inverse() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "wanted"), [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)]
+    ("dtype", "wanted"),
+    [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)],
 )
 def test_flat_vectors_are_float32_or_better(dtype: torch.dtype, wanted: torch.dtype) -> None:
     params = [torch.ones(2, dtype=dtype)]

@@ -10,15 +10,16 @@ from steps import naive_gradients, naive_uno, on_every_rank, run_all, take_step
 from tiny import relative, tiny_step_rows
 
 from pipeline.unlearning.collectives import Collectives, NonFiniteError
-from pipeline.unlearning.methods import METHODS
-from pipeline.unlearning.objectives import Weights
+from pipeline.unlearning.losses import Weights
+from pipeline.unlearning.methods.table import METHODS
 from pipeline.unlearning.penalty import project_out
 
 WORLDS = [1, 2, 4]
 
 
 def work() -> dict[str, dict[str, Any]]:
-    """Every method with both targets, those that alternate on either kind of step, the penalty in every exact form."""
+    """Every method with both targets, those that alternate on either kind of step, the penalty in every exact
+    form."""
     found: dict[str, dict[str, Any]] = {
         f"{method} {targets} 1": {"method": method, "weights": Weights(targets=targets)}
         for method in METHODS
@@ -112,7 +113,9 @@ def test_a_non_finite_value_stops_every_rank_and_is_named(ranks: list[dict[str, 
     last = ", ".join(str(rank) for rank in (0, 1, 3) if rank < world)
     for found in ranks:
         assert found["all finite"] == ""
-        assert found["nan on the last"].startswith(f"step 17: gradient of forget is not finite on rank {last};")
+        assert found["nan on the last"].startswith(
+            f"step 17: gradient of forget is not finite on rank {last};"
+        )
         assert found["inf on the first"].startswith("step 17: loss of keep is not finite on rank 0;")
 
 
@@ -120,4 +123,6 @@ def test_without_a_process_group_there_is_one_rank() -> None:
     said = sums_and_means()
     assert (said["rank"], said["world"]) == (0, 1)
     assert said["sum"].tolist() == said["mean"].tolist() == said["mean_async"].tolist() == [1.0, 10.0]
-    assert non_finite([0], "gradient of forget", float("inf")).startswith("step 17: gradient of forget is not finite on rank 0;")
+    assert non_finite([0], "gradient of forget", float("inf")).startswith(
+        "step 17: gradient of forget is not finite on rank 0;"
+    )

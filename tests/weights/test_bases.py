@@ -1,4 +1,5 @@
-"""What the main job starts from is held against the lake and the device, in one line where it does not fit."""
+"""What the main job starts from is held against the lake and the device, in one line where
+it does not fit."""
 
 from dataclasses import replace
 from typing import Any
@@ -8,7 +9,8 @@ import pytest
 from pipeline.config import UnlearnConfig, parse
 from pipeline.data.lake import Class, Encoding, Lake, Manifest
 from pipeline.errors import InputError
-from pipeline.weights import bases, model_store
+from pipeline.runs import run_weights
+from pipeline.weights import decoder, model_folder
 
 NAMES = ["golden_retriever", "Labrador_retriever", "tench", "goldfish"]
 
@@ -21,7 +23,10 @@ def latent_lake(shape: tuple[int, ...] = (4, 4, 4), scale: float = 0.18215) -> L
             schema_version=1,
             kind="latent",
             shape=list(shape),
-            classes=[Class(label=label, name=name, train_rows=1, heldout_rows=0) for label, name in enumerate(NAMES)],
+            classes=[
+                Class(label=label, name=name, train_rows=1, heldout_rows=0)
+                for label, name in enumerate(NAMES)
+            ],
             shards=[],
             source={},
             preprocessing={"size": 32},
@@ -35,18 +40,22 @@ def described(blocks: int = 4, scale: float = 0.18215) -> dict[str, Any]:
     return {"autoencoder": {"config": config, "scale": scale}}
 
 
-def stored(config: dict[str, Any], autoencoder: Any = None) -> model_store.Stored:
-    return model_store.Stored(uri="u", config=config, state={}, digest="d", manifest={}, autoencoder=autoencoder)
+def stored(config: dict[str, Any], autoencoder: Any = None) -> model_folder.Stored:
+    return model_folder.Stored(
+        uri="u", config=config, state={}, digest="d", manifest={}, autoencoder=autoencoder
+    )
 
 
 def test_a_decoder_has_to_fit_the_lake() -> None:
-    bases.require_decoder(described(), latent_lake())
-    with pytest.raises(InputError, match=r"its latents of 32 pixels are \(4, 8, 8\), but lake 'latents' holds \(4, 4, 4\)"):
-        bases.require_decoder(described(blocks=3), latent_lake())
+    run_weights.require_decoder(described(), latent_lake())
+    with pytest.raises(
+        InputError, match=r"its latents of 32 pixels are \(4, 8, 8\), but lake 'latents' holds \(4, 4, 4\)"
+    ):
+        run_weights.require_decoder(described(blocks=3), latent_lake())
     with pytest.raises(InputError, match=r"its scale is 0\.13025, the lake was made with 0\.18215"):
-        bases.require_decoder(described(scale=0.13025), latent_lake())
-    assert bases.image_shape(stored(described(), autoencoder={}), (4, 4, 4)) == (32, 32, 3)
-    assert bases.image_shape(stored({}), (1, 8, 8)) == (8, 8, 1)
+        run_weights.require_decoder(described(scale=0.13025), latent_lake())
+    assert decoder.image_shape(stored(described(), autoencoder={}), (4, 4, 4)) == (32, 32, 3)
+    assert decoder.image_shape(stored({}), (1, 8, 8)) == (8, 8, 1)
 
 
 @pytest.mark.parametrize(
@@ -60,10 +69,13 @@ def test_a_decoder_has_to_fit_the_lake() -> None:
 def test_a_judge_with_its_classes_in_another_order_is_refused(names: list[str], fits: bool) -> None:
     judge = stored({"family": "transformers", "class_names": names})
     if fits:
-        bases.require_same_names(latent_lake(), judge)
+        run_weights.require_same_names(latent_lake(), judge)
     else:
-        with pytest.raises(InputError, match=r"its class 0 is 'tench, Tinca tinca', the lake's is 'golden_retriever', and 3 more differ"):
-            bases.require_same_names(latent_lake(), judge)
+        with pytest.raises(
+            InputError,
+            match=r"its class 0 is 'tench, Tinca tinca', the lake's is 'golden_retriever', and 3 more differ",
+        ):
+            run_weights.require_same_names(latent_lake(), judge)
 
 
 def test_what_will_run_is_what_fits() -> None:
@@ -71,17 +83,27 @@ def test_what_will_run_is_what_fits() -> None:
 
     values = {"model": {"size": "DiT-nano"}, "trainable": "labels_and_adaln:1", "optim": {"batch_size": 8}}
     config = parse(UnlearnConfig, {**values, "train": {"workers": 1, "memory_gib": 80.0}})
-    base = stored(dit_description("DiT-nano", shape=(4, 4, 4), num_classes=1000, class_names=NAMES * 250, latent=True))
-    choice = bases.choose(config, base)
-    assert choice is not None and bases.fitted(config, choice) == config
-    small = parse(UnlearnConfig, {**values, "method": {"hvp": "fd_central"}, "train": {"workers": 1, "memory_gib": 1e-6}})
+    base = stored(
+        dit_description("DiT-nano", shape=(4, 4, 4), num_classes=1000, class_names=NAMES * 250, latent=True)
+    )
+    choice = run_weights.choose(config, base)
+    assert choice is not None and run_weights.fitted(config, choice) == config
+    small = parse(
+        UnlearnConfig,
+        {**values, "method": {"hvp": "fd_central"}, "train": {"workers": 1, "memory_gib": 1e-6}},
+    )
     with pytest.raises(InputError, match=r"train\.memory_gib: fd_central needs .*lower optim\.micro_batch"):
-        bases.choose(small, base)
+        run_weights.choose(small, base)
     given = replace(choice, hvp="recompute", micro_batch=4)
-    assert bases.fitted(config, given).method.hvp == "recompute" and bases.fitted(config, given).optim.micro_batch == 4
-    assert bases.choose(parse(UnlearnConfig, values), base) is None
+    assert (
+        run_weights.fitted(config, given).method.hvp == "recompute"
+        and run_weights.fitted(config, given).optim.micro_batch == 4
+    )
+    assert run_weights.choose(parse(UnlearnConfig, values), base) is None
 
 
 def test_differences_are_not_taken_in_tf32() -> None:
-    with pytest.raises(InputError, match=r"train\.tf32: its rounding drowns the differences of method\.hvp fd_central"):
+    with pytest.raises(
+        InputError, match=r"train\.tf32: its rounding drowns the differences of method\.hvp fd_central"
+    ):
         parse(UnlearnConfig, {"train": {"tf32": True}, "method": {"hvp": "fd_central"}})

@@ -1,4 +1,4 @@
-"""Raw layouts by name: one file each, one line here."""
+"""Where raw images come from: one file a kind, and the table that names them."""
 
 from collections.abc import Callable
 

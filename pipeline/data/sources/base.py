@@ -7,11 +7,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
 
+from models.imagenet import class_lines
 from pipeline import storage
 from pipeline.errors import InputError
 
@@ -41,21 +41,25 @@ class RawImages(Protocol):
         ...
 
     def items(self) -> list[Item]:
-        """Every image, in any order. Raises `InputError` when the source is missing, empty or contradicts itself."""
+        """Every image, in any order. Raises `InputError` when the source is missing, empty or contradicts
+        itself."""
         ...
 
     @property
     def scattered(self) -> bool:
-        """Whether one image can only be had by reading a Parquet row group, so that a class may be spread over the whole source."""
+        """Whether one image can only be had by reading a Parquet row group, so that a class may be spread
+        over the whole source."""
         ...
 
     def read(self, items: Sequence[Item]) -> Iterator[Raw]:
-        """The content of `items`, in their order. Raises when storage fails; a damaged image is the reader's to find."""
+        """The content of `items`, in their order. Raises when storage fails; a damaged image is the reader's
+        to find."""
         ...
 
 
 class ImageFiles:
-    """What the sources that read files of any names have in common: where they are, the class index that was given, the share held out."""
+    """What the sources that read files of any names have in common: where they are, the class index that was
+    given, the share held out."""
 
     def __init__(self, uri: str, classes: list[str] | str | None, held_out: float) -> None:
         self.uri, self.held_out, self.given = storage.absolute(uri), held_out, classes
@@ -72,7 +76,9 @@ def hold_out(items: Iterable[Item], share: float) -> list[Item]:
     for label in sorted(by_label):
         ordered = sorted(by_label[label], key=lambda item: hashlib.sha256(item.sample_id.encode()).digest())
         kept_out = round(share * len(ordered))
-        result += [replace(item, split="heldout" if i < kept_out else "train") for i, item in enumerate(ordered)]
+        result += [
+            replace(item, split="heldout" if i < kept_out else "train") for i, item in enumerate(ordered)
+        ]
     return result
 
 
@@ -82,14 +88,15 @@ def require_unique(items: Sequence[Item]) -> None:
     for item in items:
         if item.sample_id in seen:
             raise InputError(
-                f"source: got two images with the sample id {item.sample_id!r} ({seen[item.sample_id]} and {item.ref}), "
-                "expected every sample id once: rename one of them"
+                f"source: got two images with the sample id {item.sample_id!r} ({seen[item.sample_id]} and"
+                f" {item.ref}), expected every sample id once: rename one of them"
             )
         seen[item.sample_id] = item.ref
 
 
 def fetch(calls: Sequence[Callable[[], bytes]], *, remote: bool) -> Iterator[bytes]:
-    """The results of `calls` in order. Small objects in a far store are fetched several at a time, a window ahead at most."""
+    """The results of `calls` in order. Small objects in a far store are fetched several at a time, a window
+    ahead at most."""
     if not remote:
         for call in calls:
             yield call()
@@ -100,7 +107,8 @@ def fetch(calls: Sequence[Callable[[], bytes]], *, remote: bool) -> Iterator[byt
 
 
 def split_of(name: str) -> Split | None:
-    """The split that a folder's or file's name announces (train, val, test and the like), None when it announces none."""
+    """The split that a folder's or file's name announces (train, val, test and the like), None when it
+    announces none."""
     words = re.split(r"[^a-z0-9]+", name.lower())
     if "train" in words:
         return "train"
@@ -108,11 +116,14 @@ def split_of(name: str) -> Split | None:
 
 
 def find_files(uri: str, suffixes: Sequence[str]) -> list[str]:
-    """The URIs of the files that `uri` (a file, a folder or a glob) names, sorted. Raises `InputError` when there are none."""
+    """The URIs of the files that `uri` (a file, a folder or a glob) names, sorted. Raises `InputError` when
+    there are none."""
     uri = storage.absolute(uri)
     if "*" in uri:
         fs, pattern = storage.filesystem(uri)
-        found = [fs.unstrip_protocol(str(path)) for path in storage.retrying(uri, "list", lambda: fs.glob(pattern))]
+        found = [
+            fs.unstrip_protocol(str(path)) for path in storage.retrying(uri, "list", lambda: fs.glob(pattern))
+        ]
         files = sorted(path.removeprefix("file://") for path in found)
     elif uri.endswith(tuple(suffixes)):
         files = [uri] if storage.exists(uri) else []
@@ -120,34 +131,46 @@ def find_files(uri: str, suffixes: Sequence[str]) -> list[str]:
         files = [storage.join(uri, name) for name in storage.walk(uri)]
     files = [file for file in files if file.endswith(tuple(suffixes))]
     if not files:
-        raise InputError(f"source.uri: {uri!r} holds no {' or '.join(suffixes)} file; expected a file, a folder or a glob with some")
+        raise InputError(
+            f"source.uri: {uri!r} holds no {' or '.join(suffixes)} file; expected a file, a folder or a glob"
+            " with some"
+        )
     return files
 
 
 def class_names(given: list[str] | str | None, labels: Iterable[int]) -> list[str]:
     """Class names by label. Raises `InputError` for a label outside the index `given`."""
     found = sorted(set(labels))
-    names = read_index(given) if given is not None else [str(label) for label in range(max(found, default=-1) + 1)]
+    names = (
+        read_index(given)
+        if given is not None
+        else [str(label) for label in range(max(found, default=-1) + 1)]
+    )
     outside = [label for label in found if not 0 <= label < len(names)]
     if outside:
         raise InputError(
-            f"source: got label {outside[0]}, expected 0..{len(names) - 1}, the classes of its index; mend the label or source.classes"
+            f"source: got label {outside[0]}, expected 0..{len(names) - 1}, the classes of its index; mend"
+            " the label or source.classes"
         )
     return [name.partition(" ")[2] or name for name in names]
 
 
 def read_index(given: list[str] | str) -> list[str]:
-    """Classes by label, each `<folder>` or `<folder> <name>`: a list, 'imagenet' (the standard 1,000), or the URI of a JSON or text file.
+    """Classes by label, each `<folder>` or `<folder> <name>`: a list, 'imagenet' (the standard 1,000), or the
+    URI of a JSON or text file.
 
     JSON is `{"0": ["n01440764", "tench"], ...}` or a list; a text file has one class a line.
     """
     if not isinstance(given, str):
         return given
     if given == "imagenet":
-        return (Path(__file__).parent / "imagenet_classes.txt").read_text().splitlines()
+        return class_lines()
     uri = storage.absolute(given)
     if not storage.exists(uri):
-        raise InputError(f"source.classes: got {given!r}, which is missing; expected a list of names, 'imagenet' or an index file")
+        raise InputError(
+            f"source.classes: got {given!r}, which is missing; expected a list of names, 'imagenet' or an"
+            " index file"
+        )
     text = storage.read_bytes(uri).decode()
     try:
         value = json.loads(text) if uri.endswith(".json") else text.split("\n")
@@ -155,4 +178,6 @@ def read_index(given: list[str] | str) -> list[str]:
             value = [value[str(label)] for label in range(len(value))]
         return [" ".join(item) if isinstance(item, list) else str(item).strip() for item in value if item]
     except (ValueError, KeyError) as error:
-        raise InputError(f"source.classes: {given!r} is no class index ({error}); expected labels 0..n-1 as in ImageNet's") from error
+        raise InputError(
+            f"source.classes: {given!r} is no class index ({error}); expected labels 0..n-1 as in ImageNet's"
+        ) from error

@@ -1,4 +1,5 @@
-"""CelebA: a folder or zip of images and `list_attr_celeba.txt` or `.csv`. One attribute makes the two classes: 0 without, 1 with it."""
+"""CelebA: a folder or zip of images and `list_attr_celeba.txt` or `.csv`. One attribute makes the two
+classes: 0 without, 1 with it."""
 
 import csv
 import io
@@ -18,7 +19,8 @@ PARTITIONS = ("list_eval_partition.txt", "list_eval_partition.csv")
 
 
 class CelebA:
-    """`list_eval_partition`, where it lies beside the attributes, decides what is held out (its parts 1 and 2)."""
+    """`list_eval_partition`, where it lies beside the attributes, decides what is held out (its parts 1 and
+    2)."""
 
     scattered = False
 
@@ -31,21 +33,34 @@ class CelebA:
         by_name = {PurePosixPath(path).name: path for path in files}
         table = next((by_name[name] for name in TABLES if name in by_name), None)
         if table is None:
-            raise InputError(f"source.uri: {self.uri!r} has no list_attr_celeba.txt or .csv, expected it beside the images")
+            raise InputError(
+                f"source.uri: {self.uri!r} has no list_attr_celeba.txt or .csv, expected it beside the images"
+            )
         attributes = self._attributes(table)
         images = {PurePosixPath(path).name: path for path in files if path.lower().endswith((".jpg", ".png"))}
         for archive in (path for path in files if path.lower().endswith(".zip")):
-            images.update({PurePosixPath(name).name: f"{archive}#{name}" for name in _names(storage.join(self.uri, archive))})
+            images.update(
+                {
+                    PurePosixPath(name).name: f"{archive}#{name}"
+                    for name in _names(storage.join(self.uri, archive))
+                }
+            )
         missing = attributes.keys() - images.keys()
         if missing or not attributes:
             raise InputError(
-                f"source.uri: {len(missing)} of {len(attributes)} images of {table} are not under {self.uri!r}, the first is "
-                f"{min(missing, default='none')}; expected a folder or zip with all of them"
+                f"source.uri: {len(missing)} of {len(attributes)} images of {table} are not under"
+                f" {self.uri!r}, the first is {min(missing, default='none')}; expected a folder or zip with"
+                " all of them"
             )
         partition = next((by_name[name] for name in PARTITIONS if name in by_name), None)
         part_of = self._partition(partition) if partition else {}
         items = [
-            Item(sample_id=PurePosixPath(name).stem, label=int(value > 0), split=part_of.get(name, "train"), ref=images[name])
+            Item(
+                sample_id=PurePosixPath(name).stem,
+                label=int(value > 0),
+                split=part_of.get(name, "train"),
+                ref=images[name],
+            )
             for name, value in attributes.items()
         ]
         return items if part_of else hold_out(items, self.held_out)
@@ -62,7 +77,10 @@ class CelebA:
             found = storage.retrying(uri, "read", partial(_zipped, uri, names))
             content |= {f"{archive}#{name}": data for name, data in zip(names, found)}
         files = [item.ref for item in items if item.ref not in content]
-        loose = fetch([partial(storage.read_bytes, storage.join(self.uri, ref)) for ref in files], remote=not storage.is_local(self.uri))
+        loose = fetch(
+            [partial(storage.read_bytes, storage.join(self.uri, ref)) for ref in files],
+            remote=not storage.is_local(self.uri),
+        )
         for item in items:
             yield content.pop(item.ref) if item.ref in content else next(loose)
 
@@ -80,7 +98,8 @@ class CelebA:
         return {name: "train" if values[0] == "0" else "heldout" for name, *values in rows}
 
     def _table(self, path: str, *, header: bool = True) -> tuple[list[str], list[list[str]]]:
-        """Column names without the image's, and the rows with it. The text form has a count line first and no name for that column."""
+        """Column names without the image's, and the rows with it. The text form has a count line first and no
+        name for that column."""
         text = storage.read_bytes(storage.join(self.uri, path)).decode()
         if path.endswith(".csv"):
             first, *rows = [row for row in csv.reader(io.StringIO(text)) if row]

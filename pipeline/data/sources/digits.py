@@ -18,7 +18,10 @@ class Digits:
         from sklearn.datasets import load_digits
 
         target = load_digits().target
-        items = [Item(sample_id=f"digits-{i:05d}", label=int(label), split="train", ref=str(i)) for i, label in enumerate(target)]
+        items = [
+            Item(sample_id=f"digits-{i:05d}", label=int(label), split="train", ref=str(i))
+            for i, label in enumerate(target)
+        ]
         return hold_out(items, self.held_out)
 
     def read(self, items: Sequence[Item]) -> Iterator[np.ndarray]:

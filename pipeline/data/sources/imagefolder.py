@@ -13,8 +13,8 @@ IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".gif", ".webp", ".tif", ".ti
 
 
 class ImageFolder(ImageFiles):
-    """Labels follow the index file that is given or lies in the root, the standard order where every folder is an
-    ImageNet WNID, and otherwise the folders' alphabetical order."""
+    """Labels follow the index file that is given or lies in the root, the standard order where every folder
+    is an ImageNet WNID, and otherwise the folders' alphabetical order."""
 
     scattered = False
 
@@ -26,9 +26,14 @@ class ImageFolder(ImageFiles):
             if folders and not path.rsplit("/", 1)[-1].startswith("."):
                 found.append((folders[1] if split else folders[0], path, split))
         if not found:
-            raise InputError(f"source.uri: no images under {self.uri!r}, expected one folder per class with images in it")
+            raise InputError(
+                f"source.uri: no images under {self.uri!r}, expected one folder per class with images in it"
+            )
         label_of = self._labels({folder for folder, _, _ in found})
-        items = [Item(sample_id=_stem(path), label=label_of[folder], split=split or "train", ref=path) for folder, path, split in found]
+        items = [
+            Item(sample_id=_stem(path), label=label_of[folder], split=split or "train", ref=path)
+            for folder, path, split in found
+        ]
         return items if any(split for _, _, split in found) else hold_out(items, self.held_out)
 
     def read(self, items: Sequence[Item]) -> Iterator[bytes]:
@@ -46,13 +51,15 @@ class ImageFolder(ImageFiles):
         outside = folders - set(keys)
         if outside:
             raise InputError(
-                f"source: the folder {min(outside)!r} is no class of the index, expected one of {len(keys)} such as {keys[0]!r}"
+                f"source: the folder {min(outside)!r} is no class of the index, expected one of {len(keys)}"
+                f" such as {keys[0]!r}"
             )
         self.classes = [line.partition(" ")[2] or line for line in index] if given is not None else index
         return {key: label for label, key in enumerate(keys)}
 
 
 def _stem(path: str) -> str:
-    """The file name without its image suffix; any other suffix stays, so that a stray file beside an image has its own id."""
+    """The file name without its image suffix; any other suffix stays, so that a stray file beside an image
+    has its own id."""
     name = PurePosixPath(path)
     return name.stem if name.suffix.lower() in IMAGE_SUFFIXES else name.name

@@ -1,4 +1,5 @@
-"""MNIST's idx files, gzipped or not: `train-images-idx3-ubyte[.gz]` and so on. The t10k files are held out."""
+"""MNIST's idx files, gzipped or not: `train-images-idx3-ubyte[.gz]` and so on. The t10k
+files are held out."""
 
 import gzip
 from collections.abc import Iterator, Sequence
@@ -27,10 +28,18 @@ class Mnist:
         for part, split in PARTS:
             labels, images = _idx(self._file(part, "labels", 1), 1), _idx(self._file(part, "images", 3), 3)
             if len(labels) != len(images):
-                raise InputError(f"source: {self.uri} has {len(images)} {part} images and {len(labels)} labels, expected as many")
+                raise InputError(
+                    f"source: {self.uri} has {len(images)} {part} images and {len(labels)} labels, expected"
+                    " as many"
+                )
             if labels.size and labels.max() > 9:
-                raise InputError(f"source: got label {labels.max()} among the {part} labels of {self.uri}, expected 0..9")
-            items += [Item(sample_id=f"mnist-{part}-{i:05d}", label=int(y), split=split, ref=f"{part}#{i}") for i, y in enumerate(labels)]
+                raise InputError(
+                    f"source: got label {labels.max()} among the {part} labels of {self.uri}, expected 0..9"
+                )
+            items += [
+                Item(sample_id=f"mnist-{part}-{i:05d}", label=int(y), split=split, ref=f"{part}#{i}")
+                for i, y in enumerate(labels)
+            ]
         return items
 
     def read(self, items: Sequence[Item]) -> Iterator[np.ndarray]:
@@ -49,12 +58,15 @@ def _found(uri: str, part: str, what: str, dimensions: int) -> str:
     for name in names:
         if storage.exists(storage.join(uri, name)):
             return storage.join(uri, name)
-    raise InputError(f"source.uri: {uri!r} has no {names[0]}, with or without .gz; expected the four MNIST files")
+    raise InputError(
+        f"source.uri: {uri!r} has no {names[0]}, with or without .gz; expected the four MNIST files"
+    )
 
 
 @lru_cache(maxsize=4)
 def _idx(file: str, dimensions: int) -> np.ndarray:
-    """An idx file's array: two zero bytes, type 8 (unsigned byte), the number of dimensions, their big-endian sizes, the data."""
+    """An idx file's array: two zero bytes, type 8 (unsigned byte), the number of dimensions, their big-endian
+    sizes, the data."""
     data = storage.read_bytes(file)
     try:
         if file.endswith(".gz"):
@@ -65,4 +77,6 @@ def _idx(file: str, dimensions: int) -> np.ndarray:
         shape = np.frombuffer(data, ">u4", dimensions, 4)
         return np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
     except (ValueError, IndexError, EOFError, OSError) as error:
-        raise InputError(f"source: {file} is damaged ({error}), expected MNIST's idx format: fetch it again") from error
+        raise InputError(
+            f"source: {file} is damaged ({error}), expected MNIST's idx format: fetch it again"
+        ) from error

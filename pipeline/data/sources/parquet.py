@@ -1,4 +1,5 @@
-"""Parquet with `image: struct<bytes, path>` and `label`: the layout of the public ImageNet-1K and CIFAR-10 image releases."""
+"""Parquet with `image: struct<bytes, path>` and `label`: the layout of the public ImageNet-1K and CIFAR-10
+image releases."""
 
 import json
 from collections import defaultdict
@@ -15,8 +16,9 @@ from pipeline.errors import InputError
 
 
 class ParquetImages(ImageFiles):
-    """Sample ids are the first of these that is unique over the whole source: the stem of `image.path`, `<split>/<image.path>`
-    without its suffix, `<split>-<running row number>`. Files named test or validation are held out."""
+    """Sample ids are the first of these that is unique over the whole source: the stem of `image.path`,
+    `<split>/<image.path>` without its suffix, `<split>-<running row number>`. Files named test or validation
+    are held out."""
 
     scattered = True
 
@@ -44,14 +46,18 @@ class ParquetImages(ImageFiles):
         for item in items:
             file, _, row = item.ref.rpartition("#")
             wanted[file].append(int(row))
-        content = {file: dict(zip(sorted(rows), _images(file, np.array(sorted(rows))))) for file, rows in wanted.items()}
+        content = {
+            file: dict(zip(sorted(rows), _images(file, np.array(sorted(rows)))))
+            for file, rows in wanted.items()
+        }
         for item in items:
             file, _, row = item.ref.rpartition("#")
             yield content[file].pop(int(row))
 
 
 def _listing(file: str) -> tuple[list[str | None], list[int], list[str] | None]:
-    """The paths and labels of one file, and the class names that its metadata may hold. The images are not read."""
+    """The paths and labels of one file, and the class names that its metadata may hold. The images are not
+    read."""
 
     def call() -> tuple[pa.Table, pa.Schema]:
         with _opened(file) as parquet:
@@ -64,16 +70,22 @@ def _listing(file: str) -> tuple[list[str | None], list[int], list[str] | None]:
         paths = table["image"].combine_chunks().field("path").to_pylist()
     except (KeyError, pa.ArrowInvalid) as error:
         raise InputError(
-            f"source: {file} does not have the columns image.bytes, image.path and label ({error}); expected that layout"
+            f"source: {file} does not have the columns image.bytes, image.path and label ({error}); expected"
+            " that layout"
         ) from error
     if None in labels:
-        raise InputError(f"source: {file} has a row without label (row {labels.index(None)}), expected an integer in each")
-    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+        raise InputError(
+            f"source: {file} has a row without label (row {labels.index(None)}), expected an integer in each"
+        )
+    features = (
+        json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    )
     return paths, labels, features.get("label", {}).get("names")
 
 
 def _images(file: str, rows: np.ndarray) -> list[bytes]:
-    """The encoded images of the increasing `rows`; only the row groups that hold some are read, one at a time."""
+    """The encoded images of the increasing `rows`; only the row groups that hold some are read, one at a
+    time."""
 
     def call() -> list[bytes]:
         result: list[bytes] = []
@@ -83,14 +95,21 @@ def _images(file: str, rows: np.ndarray) -> list[bytes]:
                 end = start + parquet.metadata.row_group(group).num_rows
                 here = rows[(rows >= start) & (rows < end)] - start
                 if len(here):
-                    images = parquet.read_row_group(group, columns=["image.bytes"])["image"].combine_chunks().field("bytes")
+                    images = (
+                        parquet.read_row_group(group, columns=["image.bytes"])["image"]
+                        .combine_chunks()
+                        .field("bytes")
+                    )
                     result += [value or b"" for value in images.take(pa.array(here)).to_pylist()]
                 start = end
         return result
 
     found = storage.retrying(file, "read", call)
     if len(found) != len(rows):
-        raise RuntimeError(f"{file}: found {len(found)} of the {len(rows)} images listed there; the file was changed meanwhile, run again")
+        raise RuntimeError(
+            f"{file}: found {len(found)} of the {len(rows)} images listed there; the file was changed"
+            " meanwhile, run again"
+        )
     return found
 
 
@@ -102,7 +121,10 @@ def _opened(file: str) -> pq.ParquetFile:
 def _sample_ids(rows: Sequence[tuple[Split, str | None]]) -> list[str]:
     if all(path for _, path in rows):
         named = [(split, PurePosixPath(path or "")) for split, path in rows]
-        for ids in ([path.stem for _, path in named], [f"{split}/{path.with_suffix('')}" for split, path in named]):
+        for ids in (
+            [path.stem for _, path in named],
+            [f"{split}/{path.with_suffix('')}" for split, path in named],
+        ):
             if len(set(ids)) == len(ids):
                 return ids
     count: dict[str, int] = defaultdict(int)

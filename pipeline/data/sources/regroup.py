@@ -1,4 +1,5 @@
-"""Parquet files regrouped by class, for sources whose classes are scattered over files too large to read once per shard."""
+"""Parquet files regrouped by class, for sources whose classes are scattered over files too large to read once
+per shard."""
 
 import hashlib
 import io
@@ -27,7 +28,8 @@ class Regrouping:
 
 
 def reread_bytes(items_by_shard: Sequence[Sequence[Item]]) -> int:
-    """About how much is read when each shard reads the row groups that hold its images: every group once per shard that needs it."""
+    """About how much is read when each shard reads the row groups that hold its images: every group once per
+    shard that needs it."""
     groups: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     total = 0
     for items in items_by_shard:
@@ -44,7 +46,8 @@ def reread_bytes(items_by_shard: Sequence[Sequence[Item]]) -> int:
 
 
 def plan_regrouping(items: Sequence[Item], folder: str) -> tuple[list[Regrouping], list[Item]]:
-    """The copies to make under `folder`, each file's rows by class and a row group per class, and `items` as they are found there."""
+    """The copies to make under `folder`, each file's rows by class and a row group per class, and `items` as
+    they are found there."""
     by_file: dict[str, list[int]] = defaultdict(list)
     for index, item in enumerate(items):
         by_file[item.ref.rpartition("#")[0]].append(index)
@@ -61,12 +64,15 @@ def plan_regrouping(items: Sequence[Item], folder: str) -> tuple[list[Regrouping
 
 
 def regroup(plan: Regrouping) -> int:
-    """Make one copy, unless an earlier run made it. Returns its rows; one source file is in memory at a time."""
+    """Make one copy, unless an earlier run made it. Returns its rows; one source file is
+    in memory at a time."""
     if not storage.exists(plan.target):
         data = storage.read_bytes(plan.source)
         image = pq.ParquetFile(pa.BufferReader(data)).read(columns=["image.bytes"])
         sink = io.BytesIO()
-        with pq.ParquetWriter(sink, image.schema, compression="none", use_dictionary=False, write_statistics=False) as writer:
+        with pq.ParquetWriter(
+            sink, image.schema, compression="none", use_dictionary=False, write_statistics=False
+        ) as writer:
             first = 0
             for size in plan.sizes:
                 writer.write_table(image.take(pa.array(plan.rows[first : first + size])))
@@ -85,4 +91,6 @@ def _groups(file: str) -> tuple[np.ndarray, np.ndarray]:
 
     metadata = storage.retrying(file, "read", call)
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    return np.cumsum([group.num_rows for group in groups]), np.array([group.total_byte_size for group in groups])
+    return np.cumsum([group.num_rows for group in groups]), np.array(
+        [group.total_byte_size for group in groups]
+    )

@@ -8,7 +8,16 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline import storage
-from pipeline.data.sources.base import FETCH_THREADS, ImageFiles, Item, class_names, fetch, find_files, hold_out, split_of
+from pipeline.data.sources.base import (
+    FETCH_THREADS,
+    ImageFiles,
+    Item,
+    class_names,
+    fetch,
+    find_files,
+    hold_out,
+    split_of,
+)
 from pipeline.errors import InputError
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
@@ -16,7 +25,8 @@ BLOCK = 512
 
 
 class WebDataset(ImageFiles):
-    """An image is found again by its place in the tar, so reading one costs one range request. Tars named val or test are held out."""
+    """An image is found again by its place in the tar, so reading one costs one range request. Tars named val
+    or test are held out."""
 
     scattered = False
 
@@ -25,7 +35,10 @@ class WebDataset(ImageFiles):
         with ThreadPoolExecutor(FETCH_THREADS) as pool:
             items = [item for found in pool.map(_members, files) for item in found]
         if not items:
-            raise InputError(f"source.uri: the tar files of {self.uri!r} hold no image, expected members <key>.jpg and <key>.cls")
+            raise InputError(
+                f"source.uri: the tar files of {self.uri!r} hold no image, expected members <key>.jpg and"
+                " <key>.cls"
+            )
         self.classes = class_names(self.given, (item.label for item in items))
         return items if any(item.split == "heldout" for item in items) else hold_out(items, self.held_out)
 
@@ -54,23 +67,34 @@ def _members(file: str) -> list[Item]:
                     continue
                 if suffix.lower() in IMAGE_SUFFIXES:
                     if key in images:
-                        raise InputError(f"source: {file} holds the image {key!r} twice, expected every key once")
+                        raise InputError(
+                            f"source: {file} holds the image {key!r} twice, expected every key once"
+                        )
                     images[key] = (member.offset_data, member.size)
                 elif suffix == "cls":
                     labels[key] = _label(file, member.name, tar.extractfile(member))
-            raw.seek(tar.offset)  # where the end mark should be; tarfile itself takes a cut between two members for the end
+            # where the end mark should be; tarfile itself takes a cut between two members for the end
+            raw.seek(tar.offset)
             if raw.read(BLOCK) != bytes(BLOCK):
                 raise tarfile.ReadError("no end mark")
 
     try:
         storage.retrying(file, "read", call)
     except tarfile.TarError as error:
-        raise InputError(f"source: the tar {file} ends early or is damaged ({error}), expected a complete one: fetch it again") from error
+        raise InputError(
+            f"source: the tar {file} ends early or is damaged ({error}), expected a complete one: fetch it"
+            " again"
+        ) from error
     missing = images.keys() ^ labels.keys()
     if missing:
-        raise InputError(f"source: {file} has only one of image and label for {min(missing)!r}, expected <key>.jpg and <key>.cls")
+        raise InputError(
+            f"source: {file} has only one of image and label for {min(missing)!r}, expected <key>.jpg and"
+            " <key>.cls"
+        )
     return [
-        Item(sample_id=PurePosixPath(key).name, label=labels[key], split=split, ref=f"{file}#{start}+{length}")
+        Item(
+            sample_id=PurePosixPath(key).name, label=labels[key], split=split, ref=f"{file}#{start}+{length}"
+        )
         for key, (start, length) in images.items()
     ]
 

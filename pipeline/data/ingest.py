@@ -1,0 +1,238 @@
+"""The shards of a lake as tasks: what goes into each, making one, and remembering those that are done."""
+
+import hashlib
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import storage
+from pipeline.config import PrepareConfig
+from pipeline.data import parquet_shards
+from pipeline.data.image_transforms import Unreadable, to_pixels
+from pipeline.data.lake import SCHEMA_VERSION
+from pipeline.data.parquet_shards import FLIP_MARK, Shard, Stored
+from pipeline.data.sources.base import Item, RawImages, Split
+from pipeline.data.vae_encoder import Plan
+
+SHARD_BYTES = 128 << 20  # pixels a task holds at once
+PROGRESS = "progress"
+Block = tuple[list[str], np.ndarray]  # sample ids and pixels, uint8 (n, H, W, C)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One shard to make: its place, what goes into it and how."""
+
+    root: str
+    path: str
+    label: int
+    split: Split
+    items: tuple[Item, ...]
+    source: RawImages
+    shape: tuple[int, int, int]  # of the pixels
+    flip: bool
+    rows: Plan  # what they become
+
+
+class Rejected(Stored):
+    sample_id: str
+    label: int
+    ref: str
+    reason: str
+
+
+class Made(Stored):
+    """What became of a task. `shard` is None when none of its images could be used."""
+
+    task: str  # its digest
+    items: int
+    shard: Shard | None
+    rejected: list[Rejected]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pixels:
+    """The decoded images of a task: N rows, flips included."""
+
+    sample_ids: list[str]
+    images: np.ndarray  # (N, H, W, C) uint8
+    rejected: list[Rejected]
+
+
+def plan(
+    items: Sequence[Item], source: RawImages, uri: str, config: PrepareConfig, rows_as: Plan
+) -> list[Task]:
+    """The shards to make: per class and split, by sample id."""
+    shape, flip = config.prepare.shape, config.prepare.flip
+    fitting = max(1, SHARD_BYTES // parquet_shards.row_bytes("image", shape) // (2 if flip else 1))
+    rows = min(config.prepare.shard_rows, fitting)
+    groups: dict[tuple[int, Split], list[Item]] = defaultdict(list)
+    for item in items:
+        groups[item.label, item.split].append(item)
+    tasks = []
+    for (label, split), members in sorted(groups.items()):
+        members.sort(key=lambda item: item.sample_id)
+        for part, first in enumerate(range(0, len(members), rows)):
+            path = f"data/label={label:05d}/{'part' if split == 'train' else split}-{part:05d}.parquet"
+            tasks.append(
+                Task(
+                    root=uri,
+                    path=path,
+                    label=label,
+                    split=split,
+                    items=tuple(members[first : first + rows]),
+                    source=source,
+                    shape=shape,
+                    flip=flip and split == "train",
+                    rows=rows_as,
+                )
+            )
+    return tasks
+
+
+def pixel_rows(task: Task, rejected: list[Rejected]) -> Iterator[tuple[str, np.ndarray]]:
+    """The task's images read, decoded and transformed, mirrored ones after their originals: sample id and
+    pixels.
+
+    One that cannot be used is added to `rejected` with its reason; failing storage raises.
+    """
+    for item, raw in zip(task.items, task.source.read(task.items), strict=True):
+        try:
+            pixels = to_pixels(raw, task.shape)
+        except Unreadable as error:
+            rejected.append(
+                Rejected(sample_id=item.sample_id, label=item.label, ref=item.ref, reason=str(error))
+            )
+            continue
+        yield item.sample_id, pixels
+        if task.flip:
+            yield item.sample_id + FLIP_MARK, pixels[:, ::-1]
+
+
+def blocks(rows: Iterable[tuple[str, np.ndarray]], shape: Sequence[int], size: int) -> Iterator[Block]:
+    """`rows` gathered `size` at a time. The memory is used again: a block is good until the next is asked
+    for."""
+    ids: list[str] = []
+    images = np.empty((size, *shape), np.uint8)
+    for sample_id, pixels in rows:
+        images[len(ids)] = pixels
+        ids.append(sample_id)
+        if len(ids) == size:
+            yield ids, images
+            ids = []
+    if ids:
+        yield ids, images[: len(ids)]
+
+
+def read_pixels(task: Task) -> Pixels:
+    """All images of the task at once."""
+    rejected: list[Rejected] = []
+    found = list(blocks(pixel_rows(task, rejected), task.shape, len(task.items) * (2 if task.flip else 1)))
+    ids, images = found[0] if found else ([], np.empty((0, *task.shape), np.uint8))
+    return Pixels(sample_ids=ids, images=images, rejected=rejected)
+
+
+def image_columns(images: np.ndarray) -> dict[str, pa.Array]:
+    return {"image": parquet_shards.tensor_array(images, "image")}
+
+
+def write_shard(
+    task: Task,
+    read: Iterable[Block],
+    rejected: list[Rejected],
+    columns: Callable[[np.ndarray], dict[str, pa.Array]] = image_columns,
+) -> Made:
+    """Write the rows of `read`, their tensors by `columns`, then note that the task is done: a killed run
+    need not do it again.
+
+    `rejected` is looked at when everything was read.
+    """
+    count = 0
+
+    def tables(first: Block, rest: Iterator[Block]) -> Iterator[pa.Table]:
+        nonlocal count
+        for ids, images in itertools.chain([first], rest):
+            count += len(ids)
+            yield pa.table(
+                {"sample_id": ids, "label": pa.array([task.label] * len(ids), pa.int32()), **columns(images)}
+            )
+
+    shard, rest = None, iter(read)
+    first = next(rest, None)
+    if first is not None:
+        shard = parquet_shards.write(
+            task.root,
+            task.path,
+            tables(first, rest),
+            task.rows.kind,
+            task.rows.shape,
+            label=task.label,
+            split=task.split,
+        )
+        parquet_shards.require_rows(storage.join(task.root, task.path), shard.rows, count)
+    rows_each = 2 if task.flip else 1
+    parquet_shards.require_rows(
+        f"the images of {task.path}", count + rows_each * len(rejected), rows_each * len(task.items)
+    )
+    made = Made(task=task_digest(task), items=len(task.items), shard=shard, rejected=rejected)
+    storage.write_json(_note(task), made.model_dump(mode="json"))
+    return made
+
+
+def make_shard(task: Task) -> Made:
+    """One shard of pixels, from the raw images to the file. A row group is in memory at a time, and still in
+    cache when it is written."""
+    rejected: list[Rejected] = []
+    size = min(parquet_shards.group_rows("image", task.shape), len(task.items) * (2 if task.flip else 1))
+    return write_shard(task, blocks(pixel_rows(task, rejected), task.shape, size), rejected)
+
+
+def finished(tasks: Sequence[Task], uri: str) -> Iterator[tuple[Task, Made | None]]:
+    """Each task with what an earlier run noted of it, None when it is still to be made, or was made of other
+    images."""
+    noted = set(storage.walk(storage.join(uri, PROGRESS)))
+    for task in tasks:
+        name = _note(task).removeprefix(storage.join(uri, PROGRESS) + "/")
+        made = Made.model_validate(storage.read_json(_note(task))) if name in noted else None
+        yield task, made if made is not None and made.task == task_digest(task) else None
+
+
+def task_digest(task: Task) -> str:
+    """What the shard is made of: images (by place), shape, flips, encoder."""
+    text = hashlib.sha256(
+        f"{SCHEMA_VERSION} {task.path} {task.shape} {task.flip} {task.rows.encoding}".encode()
+    )
+    for item in task.items:
+        text.update(f"\x1e{item.sample_id}\x1f{item.label}\x1f{item.ref}".encode())
+    return text.hexdigest()
+
+
+def remove_leftovers(uri: str, kept: Sequence[Shard]) -> None:
+    """Remove the notes, and what a killed run left beside the shards that the manifest names."""
+    storage.remove(storage.join(uri, PROGRESS))
+    named: set[str] = {shard.path for shard in kept}
+    for name in storage.walk(storage.join(uri, "data")):
+        if f"data/{name}" not in named:
+            storage.remove(storage.join(uri, "data", name))
+
+
+def rejected_table(rejected: Sequence[Rejected]) -> pa.Table:
+    rows: list[dict[str, Any]] = [
+        item.model_dump() for item in sorted(rejected, key=lambda item: item.sample_id)
+    ]
+    columns = [
+        ("sample_id", pa.string()),
+        ("label", pa.int32()),
+        ("ref", pa.string()),
+        ("reason", pa.string()),
+    ]
+    return pa.Table.from_pylist(rows, schema=pa.schema(columns))
+
+
+def _note(task: Task) -> str:
+    return storage.join(task.root, PROGRESS, task.path.removeprefix("data/").replace("/", "-") + ".json")

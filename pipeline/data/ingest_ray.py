@@ -1,0 +1,294 @@
+"""Raw images -> lake, on Ray Data: a row of the input dataset is a shard to make, or several small ones; one
+task makes them."""
+
+import pickle
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from pipeline import storage
+from pipeline.config import Encoder as EncoderConfig
+from pipeline.config import PrepareConfig
+from pipeline.data import parquet_shards
+from pipeline.data.ingest import (
+    PROGRESS,
+    Made,
+    Pixels,
+    Rejected,
+    Task,
+    finished,
+    make_shard,
+    plan,
+    read_pixels,
+    rejected_table,
+    remove_leftovers,
+    write_shard,
+)
+from pipeline.data.lake import MANIFEST, SCHEMA_VERSION, Class, Lake, Manifest, find_lake, lake_uri
+from pipeline.data.parquet_shards import Shard
+from pipeline.data.sources import open_source, regroup
+from pipeline.data.sources.base import Item, RawImages, Split, require_unique
+from pipeline.data.tombstones import require_not_buried
+from pipeline.data.vae_encoder import Encoder, Plan, plan_encoding
+from pipeline.errors import InputError
+from pipeline.runtime.progress import Progress
+
+REJECTED = "rejected.parquet"
+# pixels of the small shards that one Ray task makes: its end is noticed up to 0.1 s late
+GROUP_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """`continued`: shards that an earlier, unfinished run had made."""
+
+    lake: Lake
+    reused: bool
+    continued: int
+    seconds: float
+
+
+def prepare(config: PrepareConfig, run: Callable[[Sequence[Task]], Iterable[Made]] | None = None) -> Prepared:
+    """Make the lake that `config` describes. A complete one made with the same settings is used as it is,
+    without starting Ray; an unfinished one is continued.
+
+    `run` makes the shards, on Ray Data when None; `lambda tasks: map(make_shard, tasks)` makes them in this
+    process.
+    """
+    start = time.monotonic()
+    uri = lake_uri(config.storage, config.lake)
+    lake = find_lake(uri)
+    if lake is not None:
+        require_same_settings(lake, config)
+        return Prepared(lake=lake, reused=True, continued=0, seconds=time.monotonic() - start)
+    rows_as = plan_encoding(config)
+    source, items = listed(config)
+    storage.require_writable(uri)
+    tasks = plan(items, source, uri, config, rows_as)
+    if source.scattered and regroup.reread_bytes([task.items for task in tasks]) > regroup.REREAD_BYTES:
+        copies, items = regroup.plan_regrouping(items, storage.join(uri, PROGRESS, "regrouped"))
+        copied = list(map(regroup.regroup, copies) if run else _regroup_on_ray(copies))
+        parquet_shards.require_rows("the regrouped source", sum(copied), len(items))
+        tasks = plan(items, source, uri, config, rows_as)
+    noted = list(finished(tasks, uri))
+    made = [done for _, done in noted if done is not None]
+    continued = len(made)
+    made += (run or partial(run_on_ray, config.encoder))([task for task, done in noted if done is None])
+    rejected = [item for done in made for item in done.rejected]
+    require_all(items, made, rejected, config)
+    manifest = manifest_of(
+        config, source, rows_as, [done.shard for done in made if done.shard is not None], len(rejected)
+    )
+    if rejected:
+        table = rejected_table(rejected)
+        storage.write_bytes(
+            storage.join(uri, REJECTED),
+            parquet_shards.encode([table], table.schema, parquet_shards.ROW_GROUP_BYTES),
+        )
+    storage.write_json(storage.join(uri, MANIFEST), manifest.model_dump(mode="json"))
+    remove_leftovers(uri, manifest.shards)
+    return Prepared(
+        lake=Lake(uri=uri, manifest=manifest),
+        reused=False,
+        continued=continued,
+        seconds=time.monotonic() - start,
+    )
+
+
+def describe(config: PrepareConfig) -> str:
+    """What `prepare` would do, in one line; reads the source's listing and writes nothing."""
+    uri = lake_uri(config.storage, config.lake)
+    lake = find_lake(uri)
+    if lake is not None:
+        require_same_settings(lake, config)
+        return f"would use the complete lake {uri}"
+    source, items = listed(config)
+    tasks = plan(items, source, uri, config, plan_encoding(config))
+    return f"would make {uri} of {len(items)} images of {len(source.classes)} classes in {len(tasks)} shards"
+
+
+def listed(config: PrepareConfig) -> tuple[RawImages, list[Item]]:
+    """The source and its images: every sample id once, and none that was purged."""
+    source = open_source(config.source)
+    items = source.items()
+    require_unique(items)
+    require_not_buried(config.storage, items)
+    return source, items
+
+
+def settings_of(config: PrepareConfig) -> dict[str, dict[str, Any]]:
+    """Every setting that changes what the lake holds, by the section of the manifest that records it."""
+    return {
+        "source": config.source.model_dump(mode="json"),
+        "preprocessing": config.prepare.model_dump(mode="json", exclude={"max_rejected"}),
+    }
+
+
+def require_same_settings(lake: Lake, config: PrepareConfig) -> None:
+    """Raise `InputError` naming the first setting in which the complete `lake` differs from `config`."""
+    encoding = (
+        lake.manifest.encoder
+        if config.encoder.kind == "identity" == lake.manifest.encoder.kind
+        else plan_encoding(config).encoding
+    )
+    for section, wanted in {**settings_of(config), "encoder": encoding.model_dump()}.items():
+        found = lake.manifest.model_dump(mode="json")[section]
+        for key in [*wanted, *sorted(found.keys() - wanted.keys())]:
+            if wanted.get(key) != found.get(key):
+                raise InputError(
+                    f"the lake {lake.uri} was made with {section}.{key} = {found.get(key)!r}, got"
+                    f" {wanted.get(key)!r}: pass another name with --set lake=<name>, or remove that folder"
+                    " first"
+                )
+
+
+def require_all(
+    items: Sequence[Item], made: Sequence[Made], rejected: Sequence[Rejected], config: PrepareConfig
+) -> None:
+    """Every listed image is in a shard or named as rejected, and no more are rejected than the configuration
+    puts up with."""
+    parquet_shards.require_rows("the shards just made", sum(done.items for done in made), len(items))
+    limit = config.prepare.max_rejected
+    if rejected and (len(rejected) == len(items) or (limit is not None and len(rejected) > limit)):
+        worst = min(rejected, key=lambda item: item.sample_id)
+        raise InputError(
+            f"source: {len(rejected)} of {len(items)} images cannot be used, expected at most"
+            f" {limit if limit is not None else 'some'}; the first is {worst.ref} ({worst.reason}): mend or"
+            " remove them, or raise prepare.max_rejected"
+        )
+
+
+def manifest_of(
+    config: PrepareConfig, source: RawImages, rows_as: Plan, made: Sequence[Shard], rejected: int
+) -> Manifest:
+    def rows(label: int, split: Split) -> int:
+        return sum(shard.rows for shard in made if shard.label == label and shard.split == split)
+
+    settings = settings_of(config)
+    return Manifest(
+        name=config.lake,
+        schema_version=SCHEMA_VERSION,
+        kind=rows_as.kind,
+        shape=list(rows_as.shape),
+        classes=[
+            Class(
+                label=label, name=name, train_rows=rows(label, "train"), heldout_rows=rows(label, "heldout")
+            )
+            for label, name in enumerate(source.classes)
+        ],
+        shards=sorted(made, key=lambda shard: shard.path),
+        rejected=rejected,
+        source=settings["source"],
+        preprocessing=settings["preprocessing"],
+        encoder=rows_as.encoding,
+    )
+
+
+def run_on_ray(encoder: EncoderConfig, tasks: Sequence[Task]) -> Iterator[Made]:
+    """Make the shards on Ray Data; they come as they are finished, in any order.
+
+    Pixels are one stage, whose results are the shards' descriptions: no pixel passes through Ray. Latents are
+    two: tasks decode images while a pool of actors, each with the autoencoder, encodes and writes.
+    """
+    if not tasks:
+        return
+    import ray
+
+    from pipeline.runtime import cluster_ray
+
+    cluster_ray.connect()
+    if tasks[0].rows.weights is None:
+        pixels = [len(task.items) * parquet_shards.row_bytes("image", task.shape) for task in tasks]
+        groups = parquet_shards.chunked(tasks, pixels, GROUP_BYTES)
+        waiting = ray.data.from_items(
+            [{"tasks": pickle.dumps(group)} for group in groups], override_num_blocks=len(groups)
+        )
+        # Memory is rationed for blocks that pass through the store; here none do, and the ration begins at
+        # nothing for seconds.
+        waiting.context.op_resource_reservation_enabled = False
+        results = waiting.flat_map(_make)
+    else:
+        waiting = ray.data.from_items(
+            [{"task": pickle.dumps(task)} for task in tasks], override_num_blocks=len(tasks)
+        )
+        # Unequal resources keep Ray Data from fusing the two stages into one; small ones leave room for both
+        # on any machine.
+        pool: dict[str, Any] = (
+            {"num_gpus": encoder.gpus_per_worker} if encoder.gpus_per_worker else {"num_cpus": 0.25}
+        )
+        actor: Any = _EncodingActor
+        results = waiting.map(_decode, num_cpus=0.5).map(actor, concurrency=encoder.workers, **pool)
+    with Progress("preparing images", sum(len(task.items) for task in tasks)) as progress:
+        for row in results.iter_rows():
+            if row["error"]:
+                raise pickle.loads(row["error"])
+            made = Made.model_validate_json(row["made"])
+            progress.add(made.items)
+            yield made
+
+
+def _regroup_on_ray(copies: Sequence[regroup.Regrouping]) -> Iterator[int]:
+    import ray
+
+    from pipeline.runtime import cluster_ray
+
+    cluster_ray.connect()
+    remote: Any = ray.remote(num_cpus=1)(regroup.regroup)
+    pending = [remote.remote(copy) for copy in copies]
+    with Progress("regrouping files", len(pending)) as progress:
+        while pending:
+            done, pending = ray.wait(pending)
+            progress.add(len(done))
+            with cluster_ray.plain_errors():
+                yield from ray.get(done)
+
+
+def _reported(make: Callable[[], Made]) -> dict[str, Any]:
+    """A task's result as a row. Ray Data drops the cause of what a function raises, so errors to be told in
+    one line go as data."""
+    try:
+        return {"made": make().model_dump_json(), "error": b""}
+    except (InputError, storage.StorageError) as error:
+        return {"made": "", "error": pickle.dumps(type(error)(str(error)))}
+
+
+def _make(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The shards of a group, up to the first that fails: what comes after it would only wait for the same
+    store again."""
+    rows = []
+    for task in pickle.loads(row["tasks"]):
+        rows.append(_reported(partial(make_shard, task)))
+        if rows[-1]["error"]:
+            break
+    return rows
+
+
+def _decode(row: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return {"task": row["task"], "pixels": pickle.dumps(read_pixels(pickle.loads(row["task"])))}
+    except (InputError, storage.StorageError) as error:
+        return {"task": row["task"], "pixels": pickle.dumps(type(error)(str(error)))}
+
+
+class _EncodingActor:
+    """Holds the autoencoder; loaded with the first shard, whose task says which."""
+
+    def __init__(self) -> None:
+        self.encoder: Encoder | None = None
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return _reported(lambda: self._encode(pickle.loads(row["task"]), pickle.loads(row["pixels"])))
+
+    def _encode(self, task: Task, pixels: Pixels | Exception) -> Made:
+        if isinstance(pixels, Exception):
+            raise pixels
+        if self.encoder is None:
+            self.encoder = Encoder(task.rows)
+        return write_shard(
+            task,
+            [(pixels.sample_ids, pixels.images)] if pixels.sample_ids else [],
+            pixels.rejected,
+            self.encoder.columns,
+        )

@@ -1,0 +1,44 @@
+"""The retain stream read by Ray Data inside each worker: the rank's own files, in an explicit order."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from pipeline.data import parquet_shards
+from pipeline.data.batch import Batch
+from pipeline.data.partition import Partition
+from pipeline.data.retain_stream import ahead, assemble, files_to_read
+
+PREFETCH = 4
+HELD = 16  # blocks in the object store for one rank, read ahead or not yet let go
+SMALLEST = 1 << 20  # bytes of a block; files are blocks, smaller ones go together
+
+
+def retain_stream(partition: Partition, rank: int, world: int, start_step: int = 0) -> Iterator[Batch]:
+    """The rank's part of each global batch from `start_step` on: the same rows as `stream_local` gives.
+
+    One task reads all the rank's files in order and yields them as it goes: the project's own reader waits
+    out a busy store and counts the rows, and the task waits when few blocks are taken, so what is held ahead
+    stays the same however much there is to read.
+    """
+    import ray
+
+    from pipeline.runtime import cluster_ray
+
+    files = files_to_read(partition, rank, world, start_step)
+    if not files:
+        return iter(())
+    cluster_ray.quiet()
+    described = [file.model_dump_json(include=set(parquet_shards.File.model_fields)) for file in files]
+    listed = ray.data.from_items([{"files": described}])
+    block = max(SMALLEST, *(file.bytes for file in files))
+    listed.context.target_max_block_size = block
+    listed.context.execution_options.preserve_order = True
+    listed.context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(
+        object_store_memory=HELD * block
+    )
+    # No CPU is asked for: training may hold them all, and a stream that waits for one would wait for ever.
+    read: Any = partial(parquet_shards.read_listed, partition.uri)
+    rows = listed.map_batches(read, batch_size=1, batch_format="numpy", num_cpus=0, concurrency=1)
+    tables = rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=PREFETCH)
+    return ahead(assemble(partition, files, iter(tables), start_step))

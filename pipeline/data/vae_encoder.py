@@ -1,0 +1,98 @@
+"""The encoder of a latent lake: found, described and digested without loading it; used inside the workers."""
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline import config, fetching, storage
+from pipeline.data import parquet_shards
+from pipeline.data.lake import Encoding
+from pipeline.data.parquet_shards import Kind
+from pipeline.errors import InputError
+from pipeline.runtime.precision import use_tf32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a lake's rows will be. `weights` is None for pixels."""
+
+    kind: Kind
+    shape: tuple[int, ...]
+    encoding: Encoding
+    weights: str | None = None
+    batch: int = 1
+
+
+def plan_encoding(settings: config.PrepareConfig) -> Plan:
+    """Pixels, or the latents of the autoencoder that the configuration names. Raises `InputError` when it is
+    no such folder."""
+    if settings.encoder.kind == "identity":
+        return Plan(kind="image", shape=settings.prepare.shape, encoding=Encoding())
+    from models import latents
+
+    named = fetching.locate(settings.encoder.weights or "")
+    uri = _folder(named)
+    files = [storage.join(uri, name) for name in (latents.CONFIG_FILE, latents.WEIGHTS_FILE)]
+    missing = [file for file in files if not storage.exists(file)]
+    if missing:
+        raise InputError(
+            f"encoder.weights: {missing[0]} is missing, expected a diffusers AutoencoderKL folder with"
+            f" {latents.CONFIG_FILE} and {latents.WEIGHTS_FILE}, such as a copy of stabilityai/sd-vae-ft-mse"
+        )
+    if settings.prepare.channels != 3:
+        raise InputError(
+            f"prepare.channels: got {settings.prepare.channels}, expected 3: the autoencoder takes colour"
+            " images"
+        )
+    try:
+        description = json.loads(storage.read_bytes(files[0]))
+        shape = latents.latent_shape(description, settings.prepare.size)
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            f"encoder: {uri} does not fit ({error}); mend prepare.size or encoder.weights"
+        ) from error
+    digest = storage.digest_of([storage.sha256(storage.read_bytes(file)) for file in files])
+    encoding = Encoding(kind=settings.encoder.kind, digest=digest, scale=description["scaling_factor"])
+    return Plan(kind="latent", shape=shape, encoding=encoding, weights=named, batch=settings.encoder.batch)
+
+
+def _folder(uri: str) -> str:
+    """Where the autoencoder's files lie: the folder, the `vae` of a pipeline folder, or this machine's copy
+    of a Hugging Face one."""
+    if uri.startswith(fetching.HUB):
+        with fetching.fetched(uri, "encoder.weights") as path:
+            uri = str(path)
+    inner = storage.join(uri, "vae")
+    return inner if storage.exists(storage.join(inner, "config.json")) else uri
+
+
+class Encoder:
+    """The loaded autoencoder of one worker: on its GPU when it was given one."""
+
+    def __init__(self, plan: Plan) -> None:
+        import torch
+
+        from models import latents
+
+        assert plan.weights is not None
+        self.plan = plan
+        use_tf32(False)  # the lake's latents are those of float32
+        where = _folder(plan.weights)
+        with tempfile.TemporaryDirectory() as folder:
+            for name in (latents.CONFIG_FILE, latents.WEIGHTS_FILE):
+                storage.download(storage.join(where, name), Path(folder) / name)
+            self.model = latents.load_autoencoder(folder, "cuda" if torch.cuda.is_available() else "cpu")
+
+    def columns(self, images: Any) -> dict[str, pa.Array]:
+        """Pixels uint8 (N, H, W, 3) -> the latent columns of their rows."""
+        from models.latents import encode_pixels
+
+        mean, std = encode_pixels(self.model, images, self.plan.batch)
+        return {
+            "latent_mean": parquet_shards.tensor_array(mean, "latent"),
+            "latent_std": parquet_shards.tensor_array(std, "latent"),
+        }

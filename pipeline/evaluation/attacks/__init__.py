@@ -1,0 +1,1 @@
+"""One file an attack, and the suite that names them."""

@@ -1,0 +1,72 @@
+"""Training a measured model a little further: what relearning and the attacks have in common."""
+
+import copy
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from models.generative import GenerativeModel
+from pipeline.data.batch import Batch
+from pipeline.data.cycle import Cycle
+from pipeline.unlearning.noising import Relabel, draw_rows
+from pipeline.unlearning.optimizer import adamw, apply_gradient
+from pipeline.unlearning.parameters import flat
+
+CLIP = 1.0
+
+
+def copied(model: GenerativeModel) -> GenerativeModel:
+    """The model with weights of its own."""
+    twin = copy.copy(model)
+    twin.net = copy.deepcopy(model.net)
+    return twin
+
+
+def label_weights(model: GenerativeModel) -> nn.Parameter:
+    """The table of label embeddings, (classes + 1, D), of a model that takes labels."""
+    return model.net.get_parameter("y_embedder.embedding_table.weight")
+
+
+def tune(
+    model: GenerativeModel,
+    named: Mapping[str, nn.Parameter],
+    rows: Batch,
+    *,
+    steps: int,
+    lr: float,
+    batch: int,
+    seed: int,
+    purpose: str,
+    relabel: Relabel | None = None,
+    mask: Tensor | None = None,
+    stop: Callable[[int], bool] = lambda step: False,
+) -> int:
+    """Minimise the model's own loss on `rows` over `named` in place; the number of steps taken.
+
+    Row and noise of every step come from (seed, purpose). `mask` (P,) holds still what it is 0 at.
+    `stop(step)` is asked after every step, with the model in eval mode.
+    """
+    cycle, device = Cycle(rows, seed, purpose), next(model.net.parameters()).device
+    params = list(named.values())
+    optimiser = adamw(params, lr=lr, weight_decay=0.0)
+    for step in range(1, steps + 1):
+        model.net.train()
+        drawn = draw_rows(
+            model,
+            cycle.take(step - 1, batch, 1, 0, 1),
+            seed=seed,
+            step=step,
+            term=purpose,
+            device=device,
+            relabel=relabel,
+        )
+        loss = model.losses(model.net, drawn.x0, drawn.y, drawn.noise).mean()
+        gradient = flat(torch.autograd.grad(loss, params, allow_unused=True), params)
+        if not torch.isfinite(gradient).all():
+            raise ValueError(f"{purpose}: the loss is not finite at step {step}; lower its learning rate")
+        apply_gradient(optimiser, params, gradient if mask is None else gradient * mask, lr=lr, clip=CLIP)
+        model.net.eval()
+        if stop(step):
+            return step
+    return steps

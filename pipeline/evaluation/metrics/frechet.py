@@ -1,0 +1,57 @@
+"""Frechet distance between two sets of features from exactly mergeable float64 sums (Heusel et al. 2017)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moments:
+    """Count, sum (F,) and sum of outer products (F, F) of feature rows, float64: merging is addition."""
+
+    n: int
+    total: Tensor
+    outer: Tensor
+
+    @staticmethod
+    def empty(features: int) -> "Moments":
+        return Moments(
+            n=0,
+            total=torch.zeros(features, dtype=torch.float64),
+            outer=torch.zeros(features, features, dtype=torch.float64),
+        )
+
+    @staticmethod
+    def of(features: Tensor) -> "Moments":
+        """The moments of rows (N, F)."""
+        rows = features.detach().cpu().to(torch.float64)
+        return Moments(n=len(rows), total=rows.sum(0), outer=rows.T @ rows)
+
+    def merge(self, other: "Moments") -> "Moments":
+        return Moments(n=self.n + other.n, total=self.total + other.total, outer=self.outer + other.outer)
+
+    def gaussian(self) -> tuple[Tensor, Tensor]:
+        """Mean (F,) and unbiased covariance (F, F); needs n >= 2."""
+        if self.n < 2:
+            raise ValueError(f"frechet: got {self.n} feature rows, expected at least 2")
+        mean = self.total / self.n
+        return mean, (self.outer - self.n * torch.outer(mean, mean)) / (self.n - 1)
+
+
+def merged(parts: "list[Moments]") -> Moments:
+    whole = parts[0]
+    for part in parts[1:]:
+        whole = whole.merge(part)
+    return whole
+
+
+def frechet_distance(first: Moments, second: Moments) -> float:
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), the trace of the root by eigenvalues of C1^(1/2) C2
+    C1^(1/2)."""
+    m1, c1 = first.gaussian()
+    m2, c2 = second.gaussian()
+    values, vectors = torch.linalg.eigh(c1)
+    root = vectors @ torch.diag(values.clamp(min=0).sqrt()) @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ c2 @ root).clamp(min=0).sqrt().sum()
+    return max(0.0, ((m1 - m2).square().sum() + c1.trace() + c2.trace() - 2 * cross).item())

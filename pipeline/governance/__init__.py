@@ -1,0 +1,1 @@
+"""Who may serve: promotion, rollback, certificates, purging what a request was about."""

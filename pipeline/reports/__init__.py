@@ -1,0 +1,1 @@
+"""Pages, charts and terminal tables, made from plain dicts."""

@@ -1,0 +1,1 @@
+"""One run of the main job: checked, trained, evaluated, written down, and run again."""

@@ -1,0 +1,261 @@
+"""A main job checked before anything is written: what it reads is there and fits together."""
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from models import weights
+from models.generative import GenerativeModel, build, is_conditional
+from models.judge import Judge, build_judge
+from pipeline import config as configuration
+from pipeline import storage
+from pipeline.config import UnlearnConfig
+from pipeline.config.renamed import with_new_keys
+from pipeline.data.lake import Lake, lake_uri, read_lake
+from pipeline.data.partition import read_sample_ids, selections
+from pipeline.errors import InputError
+from pipeline.evaluation.gate import judge_warning
+from pipeline.evaluation.neighbours import confused_classes, nearest_classes
+from pipeline.runs import final_evaluation, run_weights
+from pipeline.runs.request_checks import require_fit, resolve
+from pipeline.runtime import precision
+from pipeline.seeding import seed_of
+from pipeline.tracking.mlflow_runs import tracking_uri
+from pipeline.training.judge_accuracy import tried
+from pipeline.unlearning.methods.table import METHODS
+from pipeline.unlearning.parameters import label_parameter, select
+from pipeline.weights import feature_extractors, model_folder
+
+if TYPE_CHECKING:
+    from pipeline.runs.memory_plan import Choice
+
+REQUEST, SETTINGS = "request.yaml", "config.yaml"
+# How a run is placed on a cluster and how patiently; nothing of what comes out depends on it, so a run may be
+# continued with others.
+HOW = (
+    *("train.cpus_per_worker", "train.max_failures", "train.wait_s", "train.resize_s", "train.grace_s"),
+    *("evaluate.cpus", "evaluate.timeout_s"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A main job that was checked: everything it reads is there and fits together, nothing is written yet."""
+
+    config: UnlearnConfig
+    run_id: str
+    run_uri: str
+    lake: Lake
+    base: model_folder.Stored
+    judge: model_folder.Stored
+    model: GenerativeModel
+    trainable: int
+    subject: dict[str, Any]
+    choice: "Choice | None" = None  # how the step will be made on the GPUs that train.memory_gib speaks of
+    hat_judge: model_folder.Stored | None = None  # None: the judge that measures
+    # feature spaces beside the judge's
+    features: Mapping[str, model_folder.Stored] = field(default_factory=dict)
+
+    @property
+    def one_judge(self) -> bool:
+        """Whether a hat term has its gradient from the judge that measures."""
+        return self.hat_judge is None or self.hat_judge.digest == self.judge.digest
+
+    @property
+    def sources(self) -> dict[str, Any]:
+        """What `train_ray.train` reads beside the partition."""
+        subject = self.subject | ({"hat_judge": self.hat_judge.uri} if self.hat_judge else {})
+        return {
+            "lake_uri": self.lake.uri,
+            "model_uri": self.base.uri,
+            "judge_uri": self.judge.uri,
+            "subject": subject,
+        }
+
+
+def check(config: UnlearnConfig) -> Prepared:
+    """Raise `InputError` for anything that would stop the job later."""
+    if config.method.name not in METHODS:
+        raise InputError(f"method.name: got {config.method.name!r}, expected one of {', '.join(METHODS)}")
+    lake = read_lake(lake_uri(config.storage, config.lake))
+    config = resolve(
+        config,
+        {item.label: item.name for item in lake.manifest.classes},
+        conditional=is_conditional(config.model.size),
+    )
+    base, judge, features = (
+        run_weights.read_base(config, lake),
+        run_weights.read_judge(config),
+        feature_extractors.read_spaces(config.features),
+    )
+    model, verdict = build(base.config, batch_norm=config.model.batch_norm), build_judge(judge.config)
+    try:
+        weights.load_into(model.net, base.state, f"model.weights: {base.uri}")
+        weights.load_into(verdict.net, judge.state, f"judge.weights: {judge.uri}")
+    except weights.WeightsError as error:
+        raise InputError(str(error)) from error
+    hat_judge = _fitting_hat_judge(config, judge)
+    precision.require(config, base.config)
+    _require_same_classes(lake, model, judge)
+    run_weights.require_same_names(lake, judge)
+    require_fit(config, model)
+    judge = tried(judge, verdict, lake)
+    try:
+        named = select(model, config.trainable)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    moves = (
+        "method.start: exchange"
+        if config.method.start == "exchange"
+        else "method.push"
+        if config.method.push
+        else None
+    )
+    if moves and label_parameter(model, named) is None:
+        raise InputError(
+            f"{moves} moves rows of the label table, which trainable {config.trainable} leaves out"
+        )
+    tracking_uri(config.tracking, config.storage)
+    final_evaluation.check(config)
+    classes = config.request.forgotten_classes
+    retained = [item.label for item in lake.manifest.classes if item.label not in classes]
+    near = _nearest(config, lake, model, verdict, retained) if classes else []
+    run_id = config.run_id or f"{config.request.id}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
+    prepared = Prepared(
+        config=config,
+        run_id=run_id,
+        run_uri=storage.join(config.storage, "runs", run_id),
+        lake=lake,
+        base=base,
+        judge=judge,
+        model=model,
+        trainable=sum(p.numel() for p in named.values()),
+        subject={"retained": drawn_classes(config, retained, near), "neighbours": near},
+        choice=run_weights.choose(config, base),
+        hat_judge=hat_judge,
+        features=features,
+    )
+    _require_same_settings(prepared)
+    if not storage.exists(storage.join(prepared.run_uri, SETTINGS)):  # a run that was begun was served
+        selections(config, lake, read_sample_ids(config.request), near)
+    return prepared
+
+
+def _fitting_hat_judge(config: UnlearnConfig, judge: model_folder.Stored) -> model_folder.Stored | None:
+    found = run_weights.read_hat_judge(config)
+    if found is None:
+        return None
+    verdict = build_judge(found.config)
+    try:
+        weights.load_into(verdict.net, found.state, f"hat_judge.weights: {found.uri}")
+    except weights.WeightsError as error:
+        raise InputError(str(error)) from error
+    if verdict.num_classes != judge.config["num_classes"]:
+        raise InputError(
+            f"hat_judge.weights: knows {verdict.num_classes} classes, the judge that measures"
+            f" {judge.config['num_classes']}"
+        )
+    return found
+
+
+def warning_of(prepared: Prepared) -> str | None:
+    """What to say before the work begins of a judge whose verdicts are worth little."""
+    return judge_warning(prepared.judge.manifest.get("heldout_accuracy"))
+
+
+def drawn_classes(config: UnlearnConfig, retained: list[int], near: list[int]) -> list[int]:
+    """The retained classes that evaluations draw: as many as `evaluate.retain_classes` says.
+
+    The exchange classes first, which the training moves most, then the nearest, then others by seed.
+    """
+    count = config.evaluate.retain_classes
+    if count is None or count >= len(retained):
+        return retained
+    exchange = {label for targets in config.request.exchange_classes.values() for label in targets}
+    first = dict.fromkeys([label for label in retained if label in exchange] + near)
+    others = sorted(
+        (label for label in retained if label not in first),
+        key=lambda label: seed_of(config.seed, "drawn", label),
+    )
+    return sorted([*first, *others][:count])
+
+
+def _nearest(
+    config: UnlearnConfig, lake: Lake, model: GenerativeModel, judge: Judge, retained: list[int]
+) -> list[int]:
+    """The neighbours of the forgotten classes, by the model's label table or by the judge's confusion on
+    their own images."""
+    request = config.request
+    if request.nearest_by == "embedding":
+        return nearest_classes(model, request.forgotten_classes, retained, request.neighbours)
+    if lake.manifest.kind != "image":
+        raise InputError(
+            f"request.nearest_by: got judge, but lake {lake.manifest.name!r} holds latents, which a judge"
+            " cannot read; expected embedding"
+        )
+    shown = lake.read(request.forgotten_classes, "heldout")
+    return confused_classes(
+        judge, shown if len(shown) else lake.read(request.forgotten_classes), retained, request.neighbours
+    )
+
+
+def settings_text(prepared: Prepared) -> str:
+    return configuration.dump(prepared.config.model_copy(update={"run_id": prepared.run_id}))
+
+
+def _require_same_settings(prepared: Prepared) -> None:
+    """A run id that exists may only be continued with the settings it was started with,
+    those of `HOW` aside."""
+    uri = storage.join(prepared.run_uri, SETTINGS)
+    if not storage.exists(uri):
+        return
+    before, now = (
+        _leaves(with_new_keys(yaml.safe_load(storage.read_bytes(uri)))),
+        _leaves(yaml.safe_load(settings_text(prepared))),
+    )
+    keys = sorted(before.keys() | now.keys())
+    different = [
+        f"{key} {before.get(key)!r} -> {now.get(key)!r}"
+        for key in keys
+        if before.get(key) != now.get(key) and key not in HOW
+    ]
+    if different:
+        raise InputError(
+            f"run_id {prepared.run_id} was started with other settings ({'; '.join(different)}); use them or"
+            " another run_id"
+        )
+
+
+def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        return {
+            key: leaf
+            for name, child in value.items()
+            for key, leaf in _leaves(child, f"{prefix}{name}.").items()
+        }
+    return {prefix.rstrip("."): value}
+
+
+def _require_same_classes(lake: Lake, model: GenerativeModel, judge: model_folder.Stored) -> None:
+    labels = len(lake.manifest.classes)
+    own = [("model.weights", model.num_classes)] if model.conditional else []
+    for what, count in (*own, ("judge.weights", judge.config["num_classes"])):
+        if count != labels:
+            raise InputError(
+                f"{what}: knows {count} classes, but lake {lake.manifest.name!r} has {labels}; use weights"
+                " made for this lake"
+            )
+    # (C, H, W)
+    rows = (
+        tuple(lake.manifest.shape)
+        if lake.manifest.kind == "latent"
+        else (lake.manifest.shape[2], *lake.manifest.shape[:2])
+    )
+    if rows != tuple(model.shape):
+        raise InputError(
+            f"model.weights: for rows of shape {model.shape}, but lake {lake.manifest.name!r} holds {rows}"
+        )

@@ -1,0 +1,149 @@
+"""An unlearning request checked against the lake and the model it is about, before anything is written."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from pipeline.config import Request, UnlearnConfig
+from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from models.generative import GenerativeModel
+
+# their gradient is that of what is kept
+WITHOUT_DRIVE = ("exchange", "finetune", "surgery", "uno", "uno_s", "salun")
+
+
+def resolve(
+    config: UnlearnConfig, class_names: Mapping[int, str], *, conditional: bool = True
+) -> UnlearnConfig:
+    """`config` with its request completed (an id made of what it asks); raises `InputError` for one that
+    cannot be served."""
+    request = config.request
+    if not request.classes and not request.sample_ids:
+        raise InputError(
+            "request: got neither classes nor sample_ids, expected what to forget, such as --set"
+            " request.classes=[1]"
+        )
+    if len(set(request.classes)) != len(request.classes):
+        raise InputError(f"request.classes: got {request.classes}, expected each class once")
+    for name, label in [
+        *(("classes", c) for c in request.classes),
+        *(("exchange", e) for es in request.exchange_classes.values() for e in es),
+    ]:
+        if label not in class_names:
+            known = sorted(class_names)
+            raise InputError(
+                f"request.{name}: class {label} is not in lake {config.lake!r}, expected one of {known[0]} to"
+                f" {known[-1]}"
+            )
+    if len(request.classes) >= len(class_names):
+        raise InputError("request.classes: got every class of the lake, expected at least one to be kept")
+    for forgotten, exchange in request.exchange_classes.items():
+        if forgotten not in request.classes:
+            raise InputError(
+                f"request.exchange: {forgotten} is not among request.classes {request.classes}; name it there"
+                " or drop it here"
+            )
+        if lost := [e for e in exchange if e in request.classes]:
+            raise InputError(
+                f"request.exchange: class {forgotten} would draw class {lost[0]}, which is itself to be"
+                " forgotten; choose a retained class"
+            )
+    if request.sample_ids and request.exchange:
+        raise InputError(
+            "request.exchange: named samples have none, their class goes on being drawn; drop"
+            " request.exchange or request.sample_ids"
+        )
+    if not conditional:
+        _require_unlabelled(config)
+    missing = [c for c in request.classes if c not in request.exchange]
+    if missing and conditional and not request.sample_ids and not request.without_exchange:
+        raise InputError(
+            f"request.exchange: class {missing[0]} has none. A label without an exchange class gets no"
+            " gradient that says what to draw instead, and what it draws is left to chance; give one (--set"
+            f" 'request.exchange={{{missing[0]}: <class>}}') or insist with --set"
+            " request.without_exchange=true"
+        )
+    if config.method.push == "auto" and config.method.start != "exchange":
+        raise InputError(
+            "method.push: got auto, which is tried out at the start; expected a number, or"
+            " method.start=exchange with it"
+        )
+    moves = config.method.start == "exchange" or config.method.push
+    if moves and any(len(request.exchange_classes.get(c, ())) != 1 for c in request.forgotten_classes):
+        raise InputError(
+            f"{'method.start' if config.method.start == 'exchange' else 'method.push'}: aims a forgotten"
+            " label at the one exchange class it has, but a forgotten class has none or several; expected"
+            " start base and push 0"
+        )
+    still = config.method.name in WITHOUT_DRIVE and not config.method.hat_weight and not config.method.fold
+    if not request.exchange and config.method.targets == "teacher" and still:
+        raise InputError(
+            f"method.targets: with {config.method.name}, no exchange class and targets teacher nothing would"
+            " move, the base model being its own teacher; expected --set method.targets=data"
+        )
+    if request.id:
+        return config
+    return config.model_copy(update={"request": request.model_copy(update={"id": request_id(request)})})
+
+
+def require_fit(config: UnlearnConfig, model: "GenerativeModel") -> None:
+    """Raise `InputError` for settings that the model cannot be trained with."""
+    if config.method.hat_weight and model.latent is None:
+        raise InputError(
+            f"method.hat_weight: got {config.method.hat_weight:g} for {config.model.size}, whose samples take"
+            " many passes and cannot be differentiated; expected 0"
+        )
+    if config.method.hat_weight and not config.request.forgotten_classes:
+        raise InputError("method.hat_weight: a judge of classes cannot tell named samples apart; expected 0")
+    if config.method.fold:
+        _require_fold(config, model)
+    if model.whole_batch and (config.train.most > 1 or config.optim.micro_batch):
+        cut = (
+            f"train.workers {config.train.most}"
+            if config.train.most > 1
+            else f"optim.micro_batch {config.optim.micro_batch}"
+        )
+        raise InputError(
+            f"model.batch_norm: got batch with {cut}; statistics of a batch that is cut are those of another"
+            " batch: use one worker and no micro-batches, or model.batch_norm=running"
+        )
+
+
+def _require_fold(config: UnlearnConfig, model: "GenerativeModel") -> None:
+    """The fold exchanges what is drawn in a part of the latent space, against a teacher."""
+    if model.latent is None:
+        raise InputError(
+            f"method.fold: got true for {config.model.size}, which has no encoder; expected request.exchange"
+            " to say what to draw"
+        )
+    if config.method.targets != "teacher":
+        raise InputError(
+            "method.fold: got targets data, but no image is at hand of what is drawn there; expected"
+            " method.targets=teacher"
+        )
+    if not config.request.forgotten_classes:
+        raise InputError(
+            "method.fold: named samples have no place of their own among the latents; expected false"
+        )
+
+
+def _require_unlabelled(config: UnlearnConfig) -> None:
+    """An unconditional model is asked for nothing, so what is about labels has no meaning."""
+    request, method = config.request, config.method
+    wrong = [
+        (bool(request.exchange), "request.exchange", request.exchange, "none"),
+        (request.retain != "all", "request.retain", request.retain, "all"),
+        (method.contrast, "method.contrast", method.contrast, "false"),
+        (method.name == "esd", "method.name", method.name, "a method without labels, such as surgery"),
+    ]
+    for is_wrong, key, got, expected in wrong:
+        if is_wrong:
+            raise InputError(
+                f"{key}: got {got}, but {config.model.size} draws without labels; expected {expected}"
+            )
+
+
+def request_id(request: Request) -> str:
+    """A readable name for a request that came without one: forget-1, forget-3-8, forget-samples."""
+    return "-".join(["forget", *map(str, request.classes)] if request.classes else ["forget", "samples"])

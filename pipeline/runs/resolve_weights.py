@@ -1,0 +1,204 @@
+"""Which weights are meant: an alias, a version's number, a run's id, a checkpoint of a run, or any folder of
+weights."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from pipeline import fetching, storage
+from pipeline.config import UnlearnConfig, parse_stored
+from pipeline.config.evaluate import EvaluateConfig
+from pipeline.data.lake import lake_uri, read_lake
+from pipeline.errors import InputError
+from pipeline.runs import run_weights
+from pipeline.weights import model_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SETTINGS, MODEL, CHECKPOINTS = "config.yaml", "model", "checkpoints"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Weights to measure. `run` is the configuration of the run they came from, None for a folder that no run
+    made."""
+
+    what: str  # in words
+    description: dict[str, Any]  # config.json
+    state: Mapping[str, "Tensor"] = field(repr=False)
+    digest: str
+    autoencoder: Mapping[str, "Tensor"] | None = field(default=None, repr=False)  # of a model of latents
+    run_id: str | None = None
+    run: UnlearnConfig | None = None
+
+    @property
+    def stored(self) -> model_folder.Stored:
+        return model_folder.Stored(
+            uri=self.what,
+            config=self.description,
+            state=self.state,
+            digest=self.digest,
+            manifest={},
+            autoencoder=self.autoencoder,
+        )
+
+
+def find(config: EvaluateConfig) -> Target:
+    """What `version` (and `checkpoint`) mean. Raises `InputError` that says what was looked for and where."""
+    which = config.version
+    if "/" in which:
+        if config.checkpoint:
+            raise InputError(
+                f"checkpoint: got {config.checkpoint!r} with the folder {which}; give a run id as version, or"
+                " the checkpoint's own folder"
+            )
+        return _folder(fetching.locate(which))
+    run_uri = storage.join(config.storage, "runs", which)
+    if not which.isdigit() and storage.exists(storage.join(run_uri, SETTINGS)):
+        return _of_run(run_uri, config.checkpoint, f"run {which}")
+    return _registered(config)
+
+
+def of_run(run_uri: str) -> UnlearnConfig | None:
+    """The configuration of the run in folder `run_uri`, None when that is no run's folder."""
+    uri = storage.join(run_uri, SETTINGS)
+    return (
+        parse_stored(UnlearnConfig, yaml.safe_load(storage.read_bytes(uri))) if storage.exists(uri) else None
+    )
+
+
+def base_of(run: UnlearnConfig) -> model_folder.Stored:
+    """The base model of a run, with its decoder where the run's lake holds latents."""
+    return run_weights.read_base(run, read_lake(lake_uri(run.storage, run.lake)))
+
+
+def named_model(storage_root: str, name_or_uri: str) -> str:
+    """`name` under the storage root's models; anything with a slash is a path, a URI or a Hugging Face id."""
+    return (
+        fetching.locate(name_or_uri)
+        if "/" in name_or_uri
+        else storage.join(storage_root, "models", name_or_uri)
+    )
+
+
+def _registered(config: EvaluateConfig) -> Target:
+    from pipeline.tracking.registry import RUN_ID_TAG, local_copy, resolve
+
+    try:
+        version = resolve(config.tracking, config.storage, config.version)
+    except InputError as error:
+        raise InputError(f"{error}; a run's id or a folder of weights will do as well") from error
+    what, run_id = f"{version.name} version {version.version}", version.tags.get(RUN_ID_TAG, "")
+    run_uri = storage.join(config.storage, "runs", run_id)
+    run = of_run(run_uri) if run_id else None
+    if config.checkpoint:
+        return _of_run(run_uri, config.checkpoint, what)
+    stored = model_folder.read(str(local_copy(config.tracking, config.storage, version)), "version")
+    if stored.digest != version.tags.get("weights_digest", stored.digest):
+        raise InputError(
+            f"{what}: its weights have digest {stored.digest[:12]}, it was registered with"
+            f" {version.tags['weights_digest'][:12]}"
+        )
+    return _whole(stored, what, run_id or None, run)
+
+
+def _whole(stored: model_folder.Stored, what: str, run_id: str | None, run: UnlearnConfig | None) -> Target:
+    """Weights that lie in a folder as a whole."""
+    return Target(
+        what=what,
+        description=stored.config,
+        state=stored.state,
+        digest=stored.digest,
+        autoencoder=stored.autoencoder,
+        run_id=run_id,
+        run=run,
+    )
+
+
+def _of_run(run_uri: str, checkpoint: str | None, what: str) -> Target:
+    run = of_run(run_uri)
+    if run is None:
+        raise InputError(
+            f"checkpoint: no run at {run_uri}, expected its {SETTINGS}; give a checkpoint's folder as version"
+        )
+    if checkpoint:
+        return _checkpoint(_chosen(run_uri, checkpoint), run_uri, run)
+    if not storage.exists(storage.join(run_uri, MODEL, model_folder.MANIFEST)):
+        raise InputError(
+            f"version: {what} is not finished; measure a checkpoint of it with --set checkpoint=last"
+        )
+    stored = model_folder.read(storage.join(run_uri, MODEL), "version")
+    return _whole(stored, what, run.run_id, run)
+
+
+def _folder(uri: str) -> Target:
+    from pipeline.training.checkpoint import STATE
+
+    parent = uri.rsplit("/", 1)[0]
+    if storage.exists(storage.join(uri, STATE)):
+        for run_uri in (parent.rsplit("/", 1)[0], parent, parent.rsplit("/", 2)[0]):
+            run = of_run(run_uri)
+            if run is not None:
+                return _checkpoint(uri, run_uri, run)
+        raise InputError(
+            f"version: {uri} is a checkpoint, but no run's {SETTINGS} lies above it; expected"
+            f" <run>/{CHECKPOINTS}/<checkpoint>"
+        )
+    stored = model_folder.read(uri, "version")
+    run = of_run(parent)
+    return _whole(stored, uri, run.run_id if run else None, run)
+
+
+def _chosen(run_uri: str, checkpoint: str) -> str:
+    """The checkpoint's folder: by name, or the one of the most steps."""
+    from pipeline.training.checkpoint import STATE
+
+    if "/" in checkpoint:
+        return storage.absolute(checkpoint)
+    found = {}
+    for path in storage.walk(storage.join(run_uri, CHECKPOINTS)):
+        folder, _, name = path.rpartition("/")
+        if name == STATE:
+            found[folder] = storage.join(run_uri, CHECKPOINTS, folder)
+    for folder, uri in found.items():
+        if folder.rsplit("/", 1)[-1] == checkpoint:
+            return uri
+    if checkpoint == "last" and found:
+        return max(found.values(), key=lambda uri: storage.read_json(storage.join(uri, STATE))["iteration"])
+    names = ", ".join(sorted(folder.rsplit("/", 1)[-1] for folder in found)) or "none"
+    raise InputError(
+        f"checkpoint: got {checkpoint!r}, expected last or one of those under {run_uri}: {names}"
+    )
+
+
+def _checkpoint(uri: str, run_uri: str, run: UnlearnConfig) -> Target:
+    """The averaged trained subset of a checkpoint on the run's base."""
+    from models.weights import weights_digest
+    from pipeline.training.checkpoint import STATE, TENSORS, Checkpoint
+
+    files = {}
+    for name in (TENSORS, STATE):
+        if not storage.exists(storage.join(uri, name)):
+            raise InputError(f"checkpoint: {uri} lacks {name}; expected a whole checkpoint of a run")
+        files[name] = storage.read_bytes(storage.join(uri, name))
+    try:
+        checkpoint = Checkpoint.from_files(files)
+    except ValueError as error:
+        raise InputError(f"checkpoint: {uri}: {error}") from error
+    base = base_of(run)
+    state = {**base.state, **checkpoint.average}
+    return Target(
+        what=(
+            f"checkpoint {uri.rsplit('/', 1)[-1]} of run {run.run_id}, step"
+            f" {checkpoint.iteration - run.optim.prime_steps}"
+        ),
+        description=base.config,
+        state=state,
+        digest=weights_digest(state),
+        autoencoder=base.autoencoder,
+        run_id=run.run_id,
+        run=run,
+    )

@@ -1,0 +1,115 @@
+"""What a run leaves behind: its result, report and grids, and the measures of its base for
+the runs after it."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from pipeline import config as configuration
+from pipeline import storage
+from pipeline.evaluation.gate import judge_gate
+from pipeline.redaction import redacted
+from pipeline.runs import run_weights
+from pipeline.runs.preflight import REQUEST, SETTINGS, Prepared
+from pipeline.runtime import metrics_log, precision
+from pipeline.runtime.code_version import code_version
+from pipeline.weights import feature_extractors
+
+if TYPE_CHECKING:
+    from pipeline.tracking.mlflow_runs import Tracker
+
+RESULT, REPORT = "result.json", "report.html"
+
+
+def measured_before(prepared: Prepared, partition_digest: str) -> tuple[str, dict[str, Any] | None]:
+    """Where the base model's measures lie that this run would take, and those measures when an earlier run
+    took them.
+
+    They depend on the two sets of weights, the partition, the seed, the evaluation's settings and the code.
+    """
+    config = prepared.config
+    key = [
+        prepared.base.digest,
+        prepared.judge.digest,
+        partition_digest,
+        config.seed,
+        config.evaluate.model_dump(mode="json", exclude={"battery", "measures", "gold"}),
+        {name: stored.digest for name, stored in prepared.features.items()},
+        code_version(),
+    ]
+    request = config.request.model_dump(
+        mode="json", include={"classes", "exchange", "sample_ids", "neighbours"}
+    )
+    uri = storage.join(config.storage, "evaluations", f"{storage.digest_of([key, request])[:32]}.json")
+    return uri, storage.read_json(uri) if storage.exists(uri) else None
+
+
+def result_of(
+    prepared: Prepared, outcome: dict[str, Any], digest: str, partition_digest: str, seconds: float
+) -> dict[str, Any]:
+    """result.json but for what is known later: the proof, the version registered. `digest` is of the weights
+    that the run made."""
+    config, timing = prepared.config, outcome["timing"]
+    return {
+        "run_id": prepared.run_id,
+        "request": redacted(config.request.model_dump(mode="json")),
+        "method": config.method.name,
+        "method_config": (
+            config.method.model_dump(mode="json")
+            | {
+                "trainable": config.trainable,
+                "trainable_parameters": prepared.trainable,
+                "hvp": run_weights.fitted(config, prepared.choice).method.hvp,
+            }
+        ),
+        "model": {"name": config.tracking.model_name, "version": None, "alias": None},
+        "base_digest": prepared.base.digest,
+        "features": feature_extractors.facts(prepared.features, prepared.judge),
+        "precision": precision.facts(config),
+        "weights_digest": digest,
+        "lake_digest": prepared.lake.digest,
+        "partition_digest": partition_digest,
+        "code_version": code_version(),
+        "seed": config.seed,
+        "world_size": outcome["world_size"],
+        "steps": outcome["steps"],
+        "kept_step": outcome["kept_step"],
+        "stopped": outcome["stopped"],
+        "missing_checks": outcome["missing_checks"],
+        "first_crossing_step": outcome["first_crossing_step"],
+        "settled_step": outcome["settled_step"],
+        "before": outcome["before"],
+        "after": outcome["after"],
+        "gate": judge_gate(
+            config.gate,
+            outcome,
+            prepared.judge.manifest.get("heldout_accuracy"),
+            config.request.forgotten_classes,
+            trained_against=config.method.hat_weight > 0 and prepared.one_judge,
+        ),
+        "timing": {
+            "seconds_to_first_batch": timing["seconds_to_first_batch"],
+            "seconds_per_step": timing["seconds_per_step"],
+            "seconds_to_forget": timing["seconds_to_forget"],
+            "gpu_seconds": (
+                timing["step_seconds"] * outcome["world_size"] if config.train.gpus_per_worker else None
+            ),
+            "total_seconds": seconds,
+        },
+    }
+
+
+def publish(
+    prepared: Prepared, result: dict[str, Any], recorded: list[metrics_log.Record], tracker: "Tracker"
+) -> None:
+    """Sample grids, report and, last, result.json: under the run and as MLflow artifacts."""
+    from pipeline.reports.pages import pages, read_grids
+
+    names = [item.name for item in prepared.lake.manifest.classes]
+    files = pages(
+        result, recorded, read_grids(prepared.run_uri), configuration.dump(prepared.config), class_names=names
+    )
+    files[RESULT] = (json.dumps(result, indent=2, allow_nan=False) + "\n").encode()
+    for name, data in files.items():
+        storage.write_bytes(storage.join(prepared.run_uri, name), data)
+    asked = {name: storage.read_bytes(storage.join(prepared.run_uri, name)) for name in (REQUEST, SETTINGS)}
+    tracker.log_artifacts(files | asked)

@@ -1,0 +1,200 @@
+"""What a main job starts from: the base model with its decoder, the judge, and how its
+step fits the device."""
+
+from typing import TYPE_CHECKING, Any
+
+from pipeline import fetching, storage
+from pipeline.config import Judge, UnlearnConfig
+from pipeline.config.unlearn import Decoder
+from pipeline.data.lake import Lake
+from pipeline.errors import InputError
+from pipeline.weights import decoder, import_published, model_folder
+
+if TYPE_CHECKING:
+    from pipeline.runs.memory_plan import Choice, MemoryPlan
+
+
+def read_base(config: UnlearnConfig, lake: Lake) -> model_folder.Stored:
+    """The base model that `config` names, with its decoder where the lake holds latents."""
+    from models.judge import JUDGES
+
+    if config.model.weights:
+        uri = fetching.locate(config.model.weights)
+    else:
+        uri = model_folder.model_uri(config.storage, config.model.size, config.lake)
+    base = model_folder.read(uri, "model.weights", size=config.model.size, sha256=config.model.sha256)
+    if base.config.get("family") in JUDGES:
+        raise InputError(
+            f"model.weights: {uri} holds a judge ({base.config['family']}), expected a {config.model.size}"
+        )
+    if base.config.get("size") != config.model.size:
+        raise InputError(
+            f"model.size: got {config.model.size}, but {uri} holds a {base.config.get('size')}; set"
+            " model.size to that"
+        )
+    names = [item.name for item in lake.manifest.classes]
+    if base.foreign and len(names) == len(base.config["class_names"]):
+        base.config["class_names"] = names
+    return with_decoder(base, lake, config.encoder)
+
+
+def with_decoder(model: model_folder.Stored, lake: Lake, encoder: Decoder) -> model_folder.Stored:
+    """`model` with the decoder that turns its samples into the images of `lake`: `encoder`, or what it came
+    with; nothing for pixels."""
+    if lake.manifest.kind != "latent":
+        return model
+    if encoder.weights:
+        described, state = import_published.read_autoencoder(
+            fetching.locate(encoder.weights), "encoder.weights", encoder.sha256
+        )
+        model = model_folder.with_autoencoder(model, described, state)
+    if model.autoencoder is None:
+        raise InputError(
+            f"encoder.weights: lake {lake.manifest.name!r} holds latents and {model.uri} came without a"
+            " decoder; expected the AutoencoderKL that the lake was made with, such as"
+            " stabilityai/sd-vae-ft-mse"
+        )
+    require_decoder(model.config, lake)
+    return model
+
+
+def require_decoder(config: dict[str, Any], lake: Lake) -> None:
+    """Raise `InputError` when the autoencoder of a model's config.json does not turn the lake's latents into
+    the lake's images."""
+    from models.latents import latent_shape
+
+    described, manifest = config["autoencoder"], lake.manifest
+    size = int(manifest.preprocessing.get("size") or manifest.shape[1] * decoder.factor(described))
+    try:
+        shape = latent_shape(described["config"], size)
+    except ValueError as error:
+        raise InputError(f"encoder.weights: {error}") from error
+    if list(shape) != manifest.shape:
+        raise InputError(
+            f"encoder.weights: its latents of {size} pixels are {shape}, but lake {manifest.name!r} holds"
+            f" {tuple(manifest.shape)}; expected the autoencoder that the lake was made with"
+        )
+    if abs(described["scale"] - manifest.encoder.scale) > 1e-6:
+        raise InputError(
+            f"encoder.weights: its scale is {described['scale']}, the lake was made with"
+            f" {manifest.encoder.scale}"
+        )
+
+
+def read_judge(config: UnlearnConfig) -> model_folder.Stored:
+    """The judge that `config` names."""
+    return judge_at(config.judge, config.storage, config.lake)
+
+
+def read_hat_judge(config: UnlearnConfig) -> model_folder.Stored | None:
+    """The judge that the hat term trains against; None where it is off, or where there is none but the judge
+    that measures."""
+    if not config.method.hat_weight:
+        return None
+    section = config.hat_judge
+    uri = (
+        fetching.locate(section.weights)
+        if section.weights
+        else model_folder.hat_judge_uri(config.storage, config.lake)
+    )
+    if not section.weights and model_folder.manifest_of(uri) is None:
+        return None
+    return model_folder.read(uri, "hat_judge.weights", sha256=section.sha256)
+
+
+def judge_at(judge: Judge, storage_root: str, lake: str) -> model_folder.Stored:
+    """The judge that a configuration's section names, or the one that was trained on `lake`."""
+    uri = fetching.locate(judge.weights) if judge.weights else model_folder.judge_uri(storage_root, lake)
+    return model_folder.read(uri, "judge.weights", sha256=judge.sha256)
+
+
+def require_same_names(lake: Lake, judge: model_folder.Stored) -> None:
+    """Raise `InputError` when a judge made elsewhere gives its classes other names than the lake: another
+    order would judge nonsense."""
+    if judge.config.get("family") != "transformers":
+        return
+    theirs, ours = judge.config["class_names"], [item.name for item in lake.manifest.classes]
+    different = [label for label, (a, b) in enumerate(zip(theirs, ours)) if not _same_name(a, b)]
+    if len(different) > len(ours) / 2 and not all(name.startswith("LABEL_") for name in theirs):
+        label = different[0]
+        raise InputError(
+            f"judge.weights: its class {label} is {theirs[label]!r}, the lake's is {ours[label]!r}, and"
+            f" {len(different) - 1} more differ; expected a classifier of the same classes in the same order"
+        )
+
+
+def plan_of(config: UnlearnConfig, base: model_folder.Stored | None = None) -> "MemoryPlan | None":
+    """The memory plan of `config`, for `base` or, without one, for the published model of its size; None
+    where it has no plan."""
+    from models.dit import SIZES
+    from models.generative import dit_description
+    from pipeline.runs.memory_plan import MemoryPlan
+    from pipeline.unlearning.methods.table import METHODS
+
+    if config.method.name not in METHODS:
+        raise InputError(f"method.name: got {config.method.name!r}, expected one of {', '.join(METHODS)}")
+    if base is not None:
+        return MemoryPlan(config, base.config) if base.config["family"] == "dit" else None
+    size = SIZES.get(config.model.size)
+    if size is None:
+        return None
+    shape = (size.channels, size.input_size, size.input_size)
+    names = [""] * size.num_classes
+    return MemoryPlan(
+        config,
+        dit_description(
+            config.model.size, shape=shape, num_classes=len(names), class_names=names, latent=shape[0] == 4
+        ),
+    )
+
+
+def choose(config: UnlearnConfig, base: model_folder.Stored) -> "Choice | None":
+    """How the step will be made on GPUs of `train.memory_gib`; None where that is not given. Raises
+    `InputError` when nothing fits."""
+    plan = plan_of(config, base) if config.train.memory_gib else None
+    if plan is None:
+        return None
+    choice = plan.choose(config.train.memory_gib)
+    if not choice.fits:
+        raise InputError(f"train.memory_gib: {choice.why}")
+    return choice
+
+
+def fitted(config: UnlearnConfig, choice: "Choice | None") -> UnlearnConfig:
+    """`config` as it will run: with the chosen mode and micro-batch."""
+    if choice is None:
+        return config
+    method = config.method.model_copy(update={"hvp": choice.hvp})
+    return config.model_copy(
+        update={
+            "method": method,
+            "optim": config.optim.model_copy(update={"micro_batch": choice.micro_batch}),
+        }
+    )
+
+
+def missing(config: UnlearnConfig) -> list[str]:
+    """What a run of `config` reads and is not there yet, each with the key that names it."""
+    from pipeline.data.lake import find_lake, lake_uri
+
+    found = []
+    lake = lake_uri(config.storage, config.lake)
+    if find_lake(lake) is None:
+        found.append(f"lake: {lake}")
+    own_model = model_folder.model_uri(config.storage, config.model.size, config.lake)
+    for key, text, default in (
+        ("model.weights", config.model.weights, own_model),
+        ("judge.weights", config.judge.weights, model_folder.judge_uri(config.storage, config.lake)),
+        ("encoder.weights", config.encoder.weights, None),
+    ):
+        uri = fetching.locate(text) if text else default
+        if uri is not None and not uri.startswith(fetching.HUB) and not storage.exists(uri):
+            found.append(f"{key}: {uri}")
+    return found
+
+
+def _same_name(a: str, b: str) -> bool:
+    def synonyms(name: str) -> set[str]:
+        return {part.strip().lower().replace("_", " ") for part in name.split(",")}
+
+    return bool(synonyms(a) & synonyms(b))

@@ -1,0 +1,100 @@
+"""What every job's command line does: --config, --set, --dry-run, exit codes, one clear
+line for bad input."""
+
+import argparse
+import gc
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+from pipeline import config as configuration
+from pipeline.errors import InputError
+from pipeline.redaction import redact
+from pipeline.runtime.stop_request import raise_terminated
+
+ConfigT = TypeVar("ConfigT", bound=configuration.JobConfig)
+
+
+Run = Callable[[ConfigT, bool], None]
+
+
+def main(
+    kind: type[ConfigT],
+    run: Run[ConfigT] | Mapping[str, Run[ConfigT]],
+    description: str,
+    argv: list[str] | None = None,
+    *,
+    shorthands: Sequence[str] = (),
+    flags: Sequence[str] = (),
+) -> int:
+    """Parse, check, run. Returns 0 done, 1 failed, 2 bad input (one line on stderr, no traceback, nothing
+    written); 143 by SIGTERM.
+
+    A job with verbs gives `run` as a mapping from verb to function; the verb is then the first argument.
+    `shorthands` are keys that may also be given as `--key value`, `flags` those that `--key` alone makes
+    true.
+    """
+    if argv is not None:
+        return _main(kind, run, description, argv, shorthands, flags)
+    signal.signal(signal.SIGTERM, raise_terminated)
+    # a third of what importing torch and MLflow takes is collecting garbage that is none
+    gc.set_threshold(50_000, 20, 100)
+    try:
+        return _main(kind, run, description, sys.argv[1:], shorthands, flags)
+    finally:
+        gc.freeze()  # the process ends: nothing of what it imported need be collected one by one
+
+
+def _main(
+    kind: type[ConfigT],
+    run: Run[ConfigT] | Mapping[str, Run[ConfigT]],
+    description: str,
+    argv: list[str],
+    shorthands: Sequence[str],
+    flags: Sequence[str],
+) -> int:
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    if isinstance(run, Mapping):
+        parser.add_argument("verb", choices=list(run))
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="YAML",
+        help="the job's configuration, such as those in jobs/configs/",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="a.b=c",
+        dest="overrides",
+        help="override one key; may be repeated",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, print what would be done, write nothing"
+    )
+    for key in shorthands:
+        parser.add_argument(f"--{key}", metavar="VALUE", help=f"the same as --set {key}=VALUE")
+    for key in flags:
+        parser.add_argument(f"--{key}", action="store_true", help=f"the same as --set {key}=true")
+    arguments = parser.parse_args(argv)
+    given = [f"{key}={value}" for key in shorthands if (value := getattr(arguments, key)) is not None]
+    given += [f"{key}=true" for key in flags if getattr(arguments, key)]
+    chosen = run[arguments.verb] if isinstance(run, Mapping) else run
+    try:
+        chosen(configuration.load(kind, arguments.config, [*arguments.overrides, *given]), arguments.dry_run)
+    except InputError as error:
+        print(redact(f"error: {' '.join(str(error).split())}"), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        print(redact(traceback.format_exc()), end="", file=sys.stderr)
+        print(redact(f"failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}"), file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,388 @@
+"""One MLflow run per job, owned by the driver: parameters, metrics in batches, artifacts, an honest status at
+the end."""
+
+import logging
+import math
+import numbers
+import os
+import platform
+import re
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from pipeline import storage
+from pipeline.config import Tracking
+from pipeline.errors import InputError
+from pipeline.redaction import redact
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+RUN_ID_TAG = "run_id"  # our run's name among MLflow's own ids: what makes a continued run find its MLflow run
+BATCH = 1000  # metrics of one log_batch request: MLflow's own limit
+PARAMS = 100  # parameters of one request: MLflow's own limit
+SYSTEM_S = 5  # seconds between two looks at processor, memory, disk, network and GPUs
+
+
+def tracking_uri(tracking: Tracking, storage_root: str) -> str:
+    """Where runs and versions are recorded: `tracking.uri`, else a SQLite file under a
+    local `storage_root`."""
+    if tracking.uri:
+        return tracking.uri
+    if not storage.is_local(storage_root):
+        raise InputError(
+            f"tracking.uri: got none with storage {storage_root!r}, expected an MLflow server or database,"
+            " since no database file lives in a bucket; pass --set tracking.uri=http://host:5000 or --set"
+            " tracking.uri=sqlite:////absolute/path/mlflow.db"
+        )
+    return f"sqlite:///{storage.join(storage_root, 'mlflow.db')}"
+
+
+def artifact_location(tracking: Tracking, storage_root: str) -> str | None:
+    """Where a new experiment keeps its artifacts: under the storage root, or (None, for a server beside local
+    storage) where it likes."""
+    if (
+        tracking.uri
+        and tracking.uri.startswith(("http://", "https://", "databricks"))
+        and storage.is_local(storage_root)
+    ):
+        return None
+    return storage.join(storage_root, "mlartifacts")
+
+
+def client(tracking: Tracking, storage_root: str, *, create: bool = True) -> "MlflowClient":
+    """A client bound to the store of `tracking`; raises `InputError` when the store does not answer.
+
+    `create=False`: a database file that does not exist yet is an `InputError` too, and none is made.
+
+    Nothing global is set, apart from keeping MLflow off the terminal and off the network (no usage reports).
+    """
+    uri = tracking_uri(tracking, storage_root)
+    database = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+    if database is not None and not database.is_file():
+        if not create:
+            raise InputError(
+                f"nothing is registered yet: {database} does not exist; run jobs/unlearn_imagenet.py first,"
+                " or check storage and tracking.uri"
+            )
+        quiet()
+        _make_database(
+            database,
+            (
+                storage.join(storage_root, "mlartifacts")
+                if storage.is_local(storage_root)
+                else str(database.parent)
+            ),
+        )
+    quiet()
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        made = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        made.search_experiments(max_results=1)
+    except (MlflowException, OSError) as error:
+        raise InputError(
+            f"tracking.uri: {redact(uri)!r} does not answer as an MLflow store ({type(error).__name__}:"
+            f" {redact(str(error))[:200]}); expected sqlite:////path/mlflow.db or http://host:5000"
+        ) from error
+    return made
+
+
+def _make_database(database: Path, artifacts: str) -> None:
+    """Make MLflow's tables beside `database` and link the file into place: killed half-way, the migrations
+    could never be finished."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    database.parent.mkdir(parents=True, exist_ok=True)
+    temporary = database.with_name(f".{database.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        store = SqlAlchemyStore(f"sqlite:///{temporary}", artifacts)
+        store.engine.dispose()
+        os.link(temporary, database)
+    except FileExistsError:  # another driver was first
+        pass
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def quiet() -> None:
+    """Keep MLflow, its migrations and its usage reports quiet; errors still reach the terminal."""
+    for name, value in {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        # the address of a run, with the password that is in the tracking URI
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "GIT_PYTHON_REFRESH": "quiet",
+    }.items():
+        os.environ.setdefault(name, value)
+    import mlflow  # its import sets the levels of its loggers, so ours come after
+
+    assert mlflow.__version__
+    for name in ("mlflow", "alembic", "alembic.runtime.migration"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def preload() -> None:
+    """Begin MLflow's imports in a thread: they take seconds, and whoever starts a cluster meanwhile is mostly
+    waiting."""
+
+    def imports() -> None:
+        import mlflow.pyfunc
+        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+
+    threading.Thread(target=imports, daemon=True, name="mlflow-imports").start()
+
+
+def find_experiment(made: "MlflowClient", tracking: Tracking, storage_root: str) -> str:
+    """The id of the experiment `tracking.experiment`, created if need be."""
+    from mlflow.exceptions import MlflowException
+
+    found = made.get_experiment_by_name(tracking.experiment)
+    if found is None:
+        location = artifact_location(tracking, storage_root)
+        _require_client_of(location)
+        try:
+            return str(made.create_experiment(tracking.experiment, artifact_location=location))
+        except MlflowException:  # another driver made it in between
+            found = made.get_experiment_by_name(tracking.experiment)
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise InputError(
+            f"tracking.experiment: {tracking.experiment!r} was deleted; restore it or pass --set"
+            " tracking.experiment=<name>"
+        )
+    return str(found.experiment_id)
+
+
+def _require_client_of(location: str | None) -> None:
+    """Raise `InputError` when MLflow cannot reach artifacts at `location` from here."""
+    from importlib.util import find_spec
+
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    if location is None:
+        return
+    if location.startswith("s3://") and find_spec("boto3") is None:
+        raise InputError(
+            f"storage: MLflow keeps artifacts at {location} through boto3, which is not installed; pip"
+            " install boto3"
+        )
+    try:
+        get_artifact_repository(location)
+    except MlflowException as error:
+        raise InputError(
+            f"storage: MLflow cannot keep artifacts at {location} ({error}); expected a folder, s3:// or"
+            " gs://"
+        ) from error
+
+
+def find_run(made: "MlflowClient", experiment_id: str, run_id: str) -> str | None:
+    """MLflow's id of the run tagged with our `run_id`, or None."""
+    found = made.search_runs(
+        [experiment_id],
+        filter_string=f"tags.{RUN_ID_TAG} = '{run_id}'",
+        max_results=1,
+        order_by=["start_time ASC"],
+    )
+    return str(found[0].info.run_id) if found else None
+
+
+class Tracker:
+    """The driver's hold on one MLflow run. Entering with a known `run_id` continues that run.
+
+    `system`: while it is entered, the machine's load is recorded beside the run's own metrics, as
+    `system/...`.
+
+    The status on leaving is FINISHED, KILLED (interrupted) or FAILED (any other exception, which goes on).
+    """
+
+    def __init__(
+        self,
+        *,
+        tracking: Tracking,
+        storage_root: str,
+        run_id: str,
+        name: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        params: Mapping[str, Any] | None = None,
+        system: bool = False,
+    ) -> None:
+        self.tracking, self.storage_root, self.run_id = tracking, storage_root, run_id
+        self.name, self.tags, self.params = name or run_id, dict(tags or {}), dict(params or {})
+        self.mlflow_run_id = ""
+        self._system = system
+        self._continued = False
+        self._steps: dict[str, set[int]] = {}  # the steps of each metric that MLflow has
+
+    def __enter__(self) -> "Tracker":
+        self.client = client(self.tracking, self.storage_root)
+        experiment = find_experiment(self.client, self.tracking, self.storage_root)
+        known = find_run(self.client, experiment, self.run_id)
+        if known is None:
+            run = self.client.create_run(
+                experiment,
+                run_name=self.name,
+                tags={RUN_ID_TAG: self.run_id, **environment(), **_texts(self.tags)},
+            )
+            self.mlflow_run_id = str(run.info.run_id)
+        else:
+            self.mlflow_run_id, self._continued = known, True
+            self.client.update_run(known, status="RUNNING")
+            self.set_tags({**environment(), **self.tags})
+        self._log_params()
+        self._monitor = (
+            _watch_system(self.mlflow_run_id, tracking_uri(self.tracking, self.storage_root))
+            if self._system
+            else None
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._monitor is not None:
+            self._monitor.finish()
+        if kind is None:
+            status = "FINISHED"
+        elif issubclass(kind, KeyboardInterrupt | SystemExit):
+            status = "KILLED"
+        else:
+            status = "FAILED"
+        self.client.set_terminated(self.mlflow_run_id, status=status)
+
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        from mlflow.entities import RunTag
+
+        self.client.log_batch(
+            self.mlflow_run_id, tags=[RunTag(key, value) for key, value in _texts(tags).items()]
+        )
+
+    def log_records(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Log records of metrics.jsonl, both kinds: every number under its own name at the record's step;
+        texts and nulls are left out.
+
+        An evaluation's `seconds` becomes `evaluation/seconds`, since a step has `seconds` too. A run that was
+        taken back to a checkpoint, or continued, may hand in the same steps again: the first value stays,
+        none is logged twice.
+        """
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        metrics = [
+            Metric(name, value, now, step)
+            for name, value, step in _numbers(records)
+            if self._is_new(name, step)
+        ]
+        for start in range(0, len(metrics), BATCH):
+            self.client.log_batch(self.mlflow_run_id, metrics=metrics[start : start + BATCH])
+
+    def log_artifacts(self, files: Mapping[str, bytes]) -> None:
+        """Keep `files` (name to content) as the run's artifacts, such as `report.html` or
+        `samples/after.png`."""
+        with tempfile.TemporaryDirectory() as folder:
+            for name, data in files.items():
+                target = Path(folder) / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(data)
+            self.client.log_artifacts(self.mlflow_run_id, folder)
+
+    def _is_new(self, name: str, step: int) -> bool:
+        if name not in self._steps:
+            there = self.client.get_metric_history(self.mlflow_run_id, name) if self._continued else []
+            self._steps[name] = {metric.step for metric in there}
+        is_new = step not in self._steps[name]
+        self._steps[name].add(step)
+        return is_new
+
+    def _log_params(self) -> None:
+        """MLflow's parameters never change, so a continued run keeps its first ones and a tag says which
+        differ now."""
+        from mlflow.entities import Param
+
+        wanted = {_legal(key): redact(str(value)) for key, value in self.params.items()}
+        there = self.client.get_run(self.mlflow_run_id).data.params if self._continued else {}
+        missing = [Param(key, value) for key, value in wanted.items() if key not in there]
+        for start in range(0, len(missing), PARAMS):
+            self.client.log_batch(self.mlflow_run_id, params=missing[start : start + PARAMS])
+        changed = {key: value for key, value in wanted.items() if key in there and there[key] != value}
+        if changed:
+            self.set_tags(
+                {
+                    "params_on_continuing": "; ".join(
+                        f"{key}={value}" for key, value in sorted(changed.items())
+                    )
+                }
+            )
+
+
+def _watch_system(mlflow_run_id: str, uri: str) -> "SystemMetricsMonitor":
+    """Record the load of this machine for the run, from a thread of MLflow's own; a continued run's steps go
+    on."""
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    monitor = SystemMetricsMonitor(
+        mlflow_run_id, sampling_interval=SYSTEM_S, resume_logging=True, tracking_uri=uri
+    )
+    monitor.start()
+    return monitor
+
+
+def environment() -> dict[str, str]:
+    """What the job runs on, as tags of its run: interpreter, machine, the versions that decide what comes
+    out."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {
+        "env.python": platform.python_version(),
+        "env.machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+    }
+    for package in ("torch", "ray", "mlflow", "numpy", "pyarrow"):
+        try:
+            found[f"env.{package}"] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as `a.b: value`, the shape MLflow's parameters have."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _numbers(records: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, float, int]]:
+    for record in records:
+        step = int(record["step"])
+        for key, value in record.items():
+            if key in ("kind", "step") or isinstance(value, bool) or not isinstance(value, numbers.Real):
+                continue
+            name = (
+                "evaluation/seconds"
+                if key == "seconds" and record.get("kind") == "evaluation"
+                else _legal(key)
+            )
+            if not math.isnan(float(value)):
+                yield name, float(value), step
+
+
+def _legal(name: str) -> str:
+    return re.sub(r"[^\w\-./ :]", "_", name)
+
+
+def _texts(tags: Mapping[str, Any]) -> dict[str, str]:
+    return {key: "" if value is None else redact(str(value)) for key, value in tags.items()}

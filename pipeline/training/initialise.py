@@ -1,0 +1,81 @@
+"""The weights a run begins with: the base model's, or the forgotten labels moved to where their exchange
+classes are drawn."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from pipeline.evaluation.confidence import Proportion, proportion
+from pipeline.evaluation.sampling import judge_samples, plan
+from pipeline.unlearning.label_init import start_at_exchange
+
+if TYPE_CHECKING:
+    from pipeline.training.loop import Inputs
+
+PUSHES = (0.0, 0.1, 0.25, 0.5, 1.0)  # what `push: auto` tries
+
+
+def begin(inputs: "Inputs") -> dict[int, float]:
+    """Move the forgotten rows if the configuration says so; returns how far each goes beyond its exchange
+    class.
+
+    With `push: auto` each class takes the one that `best` finds in samples on noise that no check uses. Which
+    that is depends on what the base model mixes up: going beyond helps where the exchange class is sometimes
+    drawn as the forgotten one, and too far beyond there are no images. Collective: every rank takes part and
+    gets the same answer.
+    """
+    method, exchange, table = (
+        inputs.config.method,
+        inputs.config.request.exchange_classes,
+        inputs.model.label_table(),
+    )
+    fixed = 0.0 if isinstance(method.push, str) else method.push
+    if method.start == "base" or table is None:
+        return dict.fromkeys(exchange, fixed)
+    chosen = {}
+    for c, targets in exchange.items():
+        row, tried = table[c].detach().clone(), {}
+        for push in PUSHES if method.push == "auto" else ():
+            start_at_exchange(table, {c: targets}, push)
+            forgotten, drawn = _called(inputs, c, targets)
+            tried[push] = (forgotten, drawn)
+            fractions = {"forget_fraction": forgotten.value, "exchange_fraction": drawn}
+            inputs.record({"kind": "start", "step": 0, "class": c, "push": push, **fractions})
+            table.data[c] = row
+        chosen[c] = best(tried, inputs.config.gate.max_forget_fraction) if tried else fixed
+        start_at_exchange(table, {c: targets}, chosen[c])
+    return chosen
+
+
+def best(tried: Mapping[float, tuple[Proportion, float]], target: float) -> float:
+    """The push to take, of those tried with the share called forgotten and the share called exchange.
+
+    Of those whose forgotten share is below `target` with its interval, which is what a check asks for, the
+    one drawn most as the exchange class; where there is none, the least forgotten. The smaller of equals.
+    """
+    enough = [push for push, (forgotten, _) in tried.items() if forgotten.high < target]
+    if enough:
+        return min(enough, key=lambda push: (-tried[push][1], push))
+    return min(tried, key=lambda push: (tried[push][0].value, -tried[push][1], push))
+
+
+def _called(inputs: "Inputs", c: int, targets: tuple[int, ...]) -> tuple[Proportion, float]:
+    """Shares of the samples under label c that the judge calls c, and one of its exchange classes."""
+    config, subject = inputs.config, inputs.subject
+    evaluate = config.evaluate
+    what = plan(
+        {c: evaluate.samples},
+        seed=config.seed,
+        purpose="start",
+        cfg_scale=evaluate.cfg_scale,
+        steps=evaluate.sampler_steps,
+        batch=evaluate.batch,
+    )
+    training = inputs.model.net.training
+    inputs.model.net.eval()
+    called = judge_samples(
+        inputs.model, subject.judge, what, inputs.collectives, to_pixels=subject.to_pixels
+    ).called
+    inputs.model.net.train(training)
+    return proportion(sum(one == c for one in called), len(called)), sum(
+        one in targets for one in called
+    ) / len(called)

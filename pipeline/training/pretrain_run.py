@@ -1,0 +1,418 @@
+"""jobs/pretrain.py's work: a small DiT and its judge from a lake, on Ray Train workers."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline import config as configuration
+from pipeline import storage
+from pipeline.config import PretrainConfig
+from pipeline.data.lake import Lake, lake_uri, read_lake
+from pipeline.data.parquet_shards import FLIP_MARK
+from pipeline.data.partition import find_ids, read_ids
+from pipeline.errors import InputError
+from pipeline.runtime import metrics_log
+from pipeline.runtime.progress import Progress
+from pipeline.weights import model_folder
+
+if TYPE_CHECKING:
+    from pipeline.data.batch import Batch
+
+METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
+MODEL = "model"  # what it is called beside the judges
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """`manifest` and `judge_manifest` hold the measured quality. `reused`: both were there already, made with
+    the same settings."""
+
+    model_uri: str
+    judge_uri: str
+    manifest: dict[str, Any]
+    judge_manifest: dict[str, Any]
+    reused: bool
+    seconds: float
+
+
+def descriptions(config: PretrainConfig, lake: Lake) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The config.json of the model, and of each judge, for the rows of `lake`."""
+    from models.generative import describe, is_conditional
+    from models.judge import mlp_description, small_cnn_description
+    from models.resnet_judge import resnet_description
+
+    nets: dict[str, Callable[..., dict[str, Any]]] = {
+        "small_cnn": small_cnn_description,
+        "mlp": lambda *, width, **rows: mlp_description(**rows),
+        "resnet": resnet_description,
+    }
+    manifest = lake.manifest
+    if manifest.kind != "image":
+        raise InputError(
+            f"lake {manifest.name!r} holds latents, expected images: pretrain.py trains small models on"
+            " pixels"
+        )
+    height, width, channels = manifest.shape
+    names = [item.name for item in manifest.classes]
+    if [item.label for item in manifest.classes] != list(range(len(names))):
+        raise InputError(f"lake {manifest.name!r} has labels with gaps, expected 0 to {len(names) - 1}")
+    shape = (channels, height, width)
+    try:
+        sampler = {"cfg_scale": config.evaluate.cfg_scale, "steps": config.evaluate.final_sampler_steps}
+        own = {"sampler": sampler} if is_conditional(config.model.size) else {}
+        model = describe(config.model.size, shape=shape, class_names=names, **own)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    try:
+        return model, {
+            name: nets[one.net](
+                shape=shape,
+                num_classes=len(names),
+                class_names=names,
+                width=one.width,
+                **({"mirror": True} if one.mirror else {}),
+            )
+            for name, one in config.judges.items()
+        }
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def model_uri_of(config: PretrainConfig) -> str:
+    """Where the model goes: a gold reference beside the one that saw everything, named samples by the digest
+    of their ids."""
+    uri = model_folder.model_uri(config.storage, config.model.size, config.lake)
+    samples = ["samples", _samples_digest(config)[:8]] if config.without_samples else []
+    return "-".join([uri, "without", *map(str, sorted(config.without)), *samples]) if config.is_gold else uri
+
+
+def _judge_uri(config: PretrainConfig, name: str) -> str:
+    of = {"judge": model_folder.judge_uri, "hat-judge": model_folder.hat_judge_uri}[name]
+    return of(config.storage, config.lake)
+
+
+def _samples_digest(config: PretrainConfig) -> str:
+    assert config.without_samples is not None
+    return storage.digest_of(sorted(set(read_ids(config.without_samples, "without_samples"))))
+
+
+def seen_rows(config: PretrainConfig, lake: Lake) -> "Batch":
+    """The rows to learn from: all but those of `without` and `without_samples`, mirrored copies included."""
+    rows = lake.read([item.label for item in lake.manifest.classes if item.label not in config.without])
+    if not config.without_samples:
+        return rows
+    gone = set(read_ids(config.without_samples, "without_samples"))
+    return rows.take(
+        [index for index, name in enumerate(rows.sample_id) if name.removesuffix(FLIP_MARK) not in gone]
+    )
+
+
+def check(config: PretrainConfig, lake: Lake) -> None:
+    """Raise `InputError` for classes that cannot be left out, and for workers that would each learn other
+    batch statistics."""
+    from models.generative import is_conditional
+
+    if not is_conditional(config.model.size) and config.train.most > 1:
+        raise InputError(
+            f"train.workers: got {config.train.most}, expected 1: {config.model.size} learns the statistics"
+            " of whole batches (batch norm)"
+        )
+    if config.train.most > 1 and any(one.net == "resnet" for one in config.judges.values()):
+        raise InputError(
+            f"train.workers: got {config.train.most}, expected 1: the resnet judge learns the statistics of"
+            " whole batches"
+        )
+    labels = [item.label for item in lake.manifest.classes]
+    for label in config.without:
+        if label not in labels:
+            raise InputError(
+                f"without: class {label} is not in lake {config.lake!r}, expected some of {labels[0]} to"
+                f" {labels[-1]}"
+            )
+    if set(config.without) >= set(labels):
+        raise InputError("without: got every class of the lake, expected at least one to learn from")
+    if config.without_samples:
+        ids = set(read_ids(config.without_samples, "without_samples"))
+        found = {name for _, names in find_ids(lake, lake.shards(), sorted(ids)).values() for name in names}
+        if missing := sorted(ids - found):
+            raise InputError(
+                f"without_samples: {len(missing)} of {len(ids)} ids are not in lake {config.lake!r}, the"
+                f" first is {missing[0]!r}; expected ids of its training rows"
+            )
+        if not len(seen_rows(config, lake)):
+            raise InputError(
+                "without_samples: got every row of the lake, expected at least one to learn from"
+            )
+    if (
+        config.is_gold
+        and model_folder.manifest_of(model_folder.judge_uri(config.storage, config.lake)) is None
+    ):
+        raise InputError(
+            "without: no judge is there yet, and one that never saw a class cannot judge it; run this job"
+            " without `without` first"
+        )
+
+
+def pretrain(config: PretrainConfig) -> Pretrained:
+    """Train both, or what is not there yet with the same settings, lake and seed. A judge does not depend on
+    the model's settings."""
+    started = time.perf_counter()
+    lake = read_lake(lake_uri(config.storage, config.lake))
+    check(config, lake)
+    made_with = {  # decided without building anything, so that finding both there already takes no time
+        "lake_digest": lake.digest,
+        "size": config.model.size,
+        "seed": config.seed,
+        "label_dropout": config.label_dropout,
+        "optim": config.optim.model_dump(),
+        "judge": config.judge.model_dump(),
+        "evaluate": config.evaluate.model_dump(
+            include={"retain_samples", "cfg_scale", "final_sampler_steps", "batch"}
+        ),
+        **_precision(config),
+        **({"hat_judge": config.hat_judge.model_dump()} if config.hat_judge else {}),
+        **({"without": sorted(config.without)} if config.without else {}),
+        **({"without_samples": _samples_digest(config)} if config.without_samples else {}),
+    }
+    model_uri = model_uri_of(config)
+    judge_uri = model_folder.judge_uri(config.storage, config.lake)
+    judges_made_with = {name: _judge_made_with(config, lake, name) for name in config.judges}
+    fresh = [name for name, made in judges_made_with.items() if not _is_there(_judge_uri(config, name), made)]
+    reused = not fresh and _is_there(model_uri, made_with)
+    if not reused:
+        described = descriptions(config, lake)
+        storage.require_writable(config.storage)
+        _train(
+            config, lake, made_with, {name: judges_made_with[name] for name in fresh}, described, model_uri
+        )
+    manifest, judge_manifest = model_folder.manifest_of(model_uri), model_folder.manifest_of(judge_uri)
+    assert manifest is not None and judge_manifest is not None
+    return Pretrained(
+        model_uri=model_uri,
+        judge_uri=judge_uri,
+        manifest=manifest,
+        judge_manifest=judge_manifest,
+        reused=reused,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _judge_made_with(config: PretrainConfig, lake: Lake, name: str) -> dict[str, Any]:
+    """All that this judge depends on."""
+    return {
+        "lake_digest": lake.digest,
+        "seed": config.seed,
+        "optim": config.judges[name].model_dump(),
+        **_precision(config),
+    }
+
+
+def _precision(config: PretrainConfig) -> dict[str, str]:
+    return {} if config.train.precision == "fp32" else {"precision": config.train.precision}
+
+
+def _is_there(uri: str, made_with: dict[str, Any]) -> bool:
+    manifest = model_folder.manifest_of(uri)
+    return manifest is not None and manifest.get("made_with") == made_with
+
+
+def _train(
+    config: PretrainConfig,
+    lake: Lake,
+    made_with: dict[str, Any],
+    fresh: dict[str, dict[str, Any]],
+    described: tuple[dict[str, Any], dict[str, dict[str, Any]]],
+    model_uri: str,
+) -> None:
+    from pipeline.runtime import cluster_ray
+    from pipeline.training.launch_ray import launch
+
+    cluster_ray.connect()
+    cluster_ray.require_shared(config.storage)
+    judge_too = ("", " and its judge", " and two judges")[len(fresh)]
+    starts, first = {}, 0
+    for name in fresh:
+        starts[name], first = first, first + config.judges[name].max_steps
+    progress = Progress(f"training {config.model.size}{judge_too}", config.optim.max_steps + first)
+
+    def show(fresh: list[metrics_log.Record]) -> None:
+        last = fresh[-1]
+        done = last["step"] + starts.get(last["of"], first)
+        progress.at(done, f"{last['of']} loss {last['loss']:.3f}")
+
+    metrics_uri = storage.join(model_uri, METRICS)
+    scratch, name = storage.join(config.storage, "models", ".train"), storage.digest_of(made_with)[:16]
+    arguments = {
+        "config": config.model_dump(mode="json"),
+        "lake_uri": lake.uri,
+        "made_with": made_with,
+        "described": described,
+        "model_uri": model_uri,
+        "judge_uris": {name: _judge_uri(config, name) for name in ("judge", *config.judges)},
+        "fresh": fresh,
+        "metrics_uri": metrics_uri,
+        "checkpoints_uri": storage.join(scratch, name, CHECKPOINTS),
+    }
+    with metrics_log.Follower(metrics_uri, show):
+        launch(
+            _worker,
+            arguments,
+            config.train,
+            storage_uri=scratch,
+            name=name,
+        )
+    progress.close()
+    # Ray Train's own notes and the checkpoints; the weights lie in their folders
+    storage.remove(storage.join(scratch, name))
+
+
+def _worker(arguments: dict[str, Any]) -> None:
+    from models import weights
+    from models.generative import build
+    from models.judge import Judge, build_judge, initialise
+    from pipeline.evaluation.metrics.class_shares import shares_of
+    from pipeline.evaluation.metrics.retain_accuracy import retain_accuracy
+    from pipeline.evaluation.sampling import judge_samples, plan
+    from pipeline.runtime.precision import require_precision, use_tf32
+    from pipeline.seeding import generator, seed_of
+    from pipeline.training import checkpoint as checkpoints
+    from pipeline.training.launch_ray import worker_setup
+    from pipeline.training.pretrain import LANES, Keeping, judge_accuracy, train_dit, train_judge
+
+    config = configuration.parse(PretrainConfig, arguments["config"])
+    place = worker_setup(config.train, LANES, config.model.size)
+    if place is None:
+        return
+    device, collectives = place
+    require_precision(device, config)
+    use_tf32(config.train.tf32)
+    first = collectives.rank == 0
+    lake = read_lake(arguments["lake_uri"])
+    seen = [item.label for item in lake.manifest.classes if item.label not in config.without]
+    rows, seed, made_with = seen_rows(config, lake), config.seed, arguments["made_with"]
+    (description, judge_descriptions), fresh = arguments["described"], arguments["fresh"]
+    of_stage = {
+        stage: checkpoints.same_start(
+            checkpoints.latest(storage.join(arguments["checkpoints_uri"], stage)), collectives
+        )
+        for stage in (*fresh, MODEL)
+    }
+    done = {stage: 0 if start is None else start.iteration for stage, start in of_stage.items()}
+    told = metrics_log.read(arguments["metrics_uri"]) if first else []
+    writer = metrics_log.Writer(
+        arguments["metrics_uri"], [line for line in told if line["step"] <= done.get(line["of"], 0)]
+    )
+
+    def progress(of: str) -> Any:
+        return (
+            (lambda step, loss: writer.write({"of": of, "step": step, "loss": loss}))
+            if first
+            else (lambda step, loss: None)
+        )
+
+    def keeping(stage: str) -> Keeping:
+        uri = storage.join(arguments["checkpoints_uri"], stage)
+        return Keeping(
+            start=of_stage[stage],
+            save=(lambda checkpoint: checkpoints.commit(uri, checkpoint)) if first else None,
+            every_s=config.checkpoint_s,
+        )
+
+    def own_seed(name: str) -> int:
+        return seed if name == "judge" else seed_of(seed, name)
+
+    common = {"seed": seed, "device": device, "collectives": collectives, "precision": config.train.precision}
+    judges: dict[str, Judge] = {}
+    for name, uri in arguments["judge_uris"].items():
+        if name in fresh:
+            judges[name] = build_judge(judge_descriptions[name])
+            initialise(judges[name].net, generator(own_seed(name), "judge"))
+        else:
+            stored = model_folder.read(uri, "judge.weights")
+            judges[name] = build_judge(stored.config)
+            weights.load_into(judges[name].net, stored.state, stored.uri)
+        judges[name].net.to(device).eval()
+    for name in fresh:
+        optim = config.judges[name]
+        train_judge(
+            judges[name],
+            rows,
+            noise=optim.noise,
+            shift=optim.shift,
+            label_smoothing=optim.label_smoothing,
+            batch_size=optim.batch_size,
+            steps=optim.max_steps,
+            lr=optim.lr,
+            ema=optim.ema,
+            warmup_steps=optim.warmup_steps,
+            clip=None,
+            weight_decay=optim.weight_decay,
+            progress=progress(name),
+            keeping=keeping(name),
+            **(common | {"seed": own_seed(name)}),
+        )
+    judge = judges["judge"]
+    heldout = lake.read(split="heldout")
+    accuracy = {
+        name: judge_accuracy(judges[name], heldout, device=device) if len(heldout) else None for name in fresh
+    }
+
+    model = build(description, batch_norm="tracked")
+    model.net.initialise(generator(seed, "model"))  # type: ignore[operator]
+    model.net.to(device).train()
+    train_dit(
+        model,
+        rows,
+        label_dropout=config.label_dropout,
+        batch_size=config.optim.batch_size,
+        steps=config.optim.max_steps,
+        lr=config.optim.lr,
+        warmup_steps=config.optim.warmup_steps,
+        clip=config.optim.clip,
+        weight_decay=config.optim.weight_decay,
+        ema=config.optim.ema,
+        progress=progress(MODEL),
+        keeping=keeping(MODEL),
+        **common,
+    )
+    model.net.eval()
+    evaluate = config.evaluate
+    what = plan(
+        dict.fromkeys(seen, evaluate.retain_samples),  # a model without labels draws as many
+        seed=seed,
+        purpose="pretrained",
+        cfg_scale=evaluate.cfg_scale,
+        steps=evaluate.final_sampler_steps,
+        batch=evaluate.batch,
+    )
+    verdicts = judge_samples(model, judge, what, collectives)
+    quality: dict[str, Any] = {"class_shares": shares_of(verdicts.called, judge.num_classes).to_dict()}
+    if model.conditional:
+        drawn = retain_accuracy(verdicts, ())
+        right = {
+            "mean": drawn.mean,
+            "min": drawn.min,
+            "samples": len(what.labels),
+            "cfg_scale": evaluate.cfg_scale,
+        }
+        quality = {"judged_right": right}
+    if first:
+        writer.flush()
+        for name, judge_made_with in fresh.items():
+            model_folder.write(
+                arguments["judge_uris"][name],
+                judges[name].config,
+                judges[name].net.state_dict(),
+                {
+                    "made_with": judge_made_with,
+                    "heldout_accuracy": accuracy[name],
+                    "heldout_rows": len(heldout),
+                },
+            )
+        model_folder.write(
+            arguments["model_uri"],
+            description,
+            model.net.state_dict(),
+            {"made_with": made_with, "parameters": sum(p.numel() for p in model.net.parameters()), **quality},
+        )

@@ -1,0 +1,22 @@
+"""Gradient surgery: what is kept is learned only in directions that leave the forget loss alone to first
+order."""
+
+from torch import Tensor
+
+from pipeline.unlearning.gradients import Step
+from pipeline.unlearning.methods.settings import MethodSettings
+from pipeline.unlearning.penalty import dots, project_out
+
+
+def surgery(step: Step, settings: MethodSettings) -> Tensor:
+    """g_r - proj_{g_f} g_r (arXiv 2506.04712, section 3), with global gradients."""
+    g_f, g_r = step.gradients("forget", "keep")
+    step.log["cos"] = dots(g_f, g_r).cos
+    return project_out(g_r, g_f)
+
+
+def surgery_ascent(step: Step, settings: MethodSettings) -> Tensor:
+    """-(g_f - proj_{g_r} g_f): ascent on the forget loss that leaves the kept loss alone to first order."""
+    g_f, g_r = step.gradients("forget", "keep")
+    step.log["cos"] = dots(g_f, g_r).cos
+    return -project_out(g_f, g_r)

@@ -1,0 +1,135 @@
+"""From streamed rows to what the loss takes: every draw is keyed by (seed, step, term, sample id), never by
+rank."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from models.diffusion import Noise
+from models.generative import GenerativeModel
+from pipeline.data.batch import Batch
+from pipeline.seeding import generator
+from pipeline.unlearning.losses import Rows, StepRows
+
+# (y (N,), uniform draws (N,)) -> labels for student and teacher
+Relabel = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def draw_rows(
+    model: GenerativeModel,
+    batch: Batch,
+    *,
+    seed: int,
+    step: int,
+    term: str,
+    device: torch.device,
+    relabel: Relabel | None = None,
+) -> Rows:
+    """`batch` with its noise, its labels as `relabel` says (as they are without it)."""
+    latent = batch.std is not None
+    draws, uniform = [], []
+    for sample_id, draw in zip(batch.sample_id, batch.draw, strict=True):
+        g = generator(seed, step, term, sample_id, draw)
+        draws.append(model.draw(g, latent=latent))
+        uniform.append(torch.rand((), generator=g))
+    x0 = batch.mean
+    if batch.std is not None:
+        x0 = x0 + batch.std * torch.stack([n.posterior for n in draws if n.posterior is not None])
+    y, target_y = relabel(batch.y, torch.stack(uniform)) if relabel else (batch.y, batch.y)
+    t, eps = torch.stack([n.t for n in draws]), torch.stack([n.eps for n in draws])
+    x0, y, target_y, t, eps = (_moved(tensor, device) for tensor in (x0, y, target_y, t, eps))
+    return Rows(x0=x0, y=y, target_y=target_y, noise=Noise(t=t, eps=eps))
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """On a GPU from pinned memory, so that the copy goes on while the next rows' noise is drawn."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def sample_latents(model: GenerativeModel, numbers: Sequence[int], *, seed: int, step: int) -> Tensor:
+    """Normal latents (n, *latent) of the samples with these numbers in the global batch of step `step`, one
+    per number."""
+    assert model.latent is not None
+    return torch.stack(
+        [torch.randn(model.latent, generator=generator(seed, step, "sample", number)) for number in numbers]
+    )
+
+
+def drop_labels(fraction: float, null_label: int) -> Relabel:
+    """A relabelling that gives a share of the rows the null label, for student and teacher alike."""
+
+    def relabel(y: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        dropped = torch.where(uniform < fraction, torch.full_like(y, null_label), y)
+        return dropped, dropped
+
+    return relabel
+
+
+def exchange_rows(batch: Batch, exchange: Mapping[int, Sequence[int]]) -> Batch:
+    """The exchange side: for every forgotten class c the rows of its exchange classes, labelled c; sample ids
+    stay."""
+    parts = [
+        (c, torch.isin(batch.y, torch.tensor(es)).nonzero().flatten().tolist())
+        for c, es in sorted(exchange.items())
+    ]
+    order = [index for _, indices in parts for index in indices]
+    labels = torch.tensor([c for c, indices in parts for _ in indices], dtype=torch.long)
+    rows = batch.take(order)
+    return Batch(sample_id=rows.sample_id, draw=rows.draw, y=labels, mean=rows.mean, std=rows.std)
+
+
+def ask_for(exchange: Mapping[int, Sequence[int]]) -> Relabel:
+    """A relabelling for exchange rows against a teacher: the student is asked for a forgotten class c, the
+    teacher for e(c).
+
+    Rows of any class serve; with several forgotten classes each row takes one by its own draw. Where c has
+    several exchange classes, a row of one of them asks the teacher for that one, which makes their mixture
+    the optimum; any other row draws one.
+    """
+    forgotten = sorted(exchange)
+
+    def ask(y: int, place: float) -> tuple[int, int]:
+        index, rest = divmod(place * len(forgotten), 1.0)
+        c = forgotten[int(index)]
+        return c, y if y in exchange[c] else exchange[c][int(rest * len(exchange[c]))]
+
+    def relabel(y: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        asked = [ask(label, place) for label, place in zip(y.tolist(), uniform.tolist(), strict=True)]
+        student, teacher = torch.tensor(asked, dtype=torch.long).reshape(-1, 2).unbind(1)
+        return student, teacher
+
+    return relabel
+
+
+def step_rows(
+    model: GenerativeModel,
+    retain: Batch,
+    forget: Batch,
+    exchange: Batch | None,
+    *,
+    seed: int,
+    step: int,
+    device: torch.device,
+    null_fraction: float,
+    exchange_classes: Mapping[int, Sequence[int]],
+    share_noise: bool,
+) -> StepRows:
+    """A worker's share of one step.
+
+    `exchange` are rows of the exchange classes, labelled with the forgotten ones (data targets). Without
+    them, and with exchange classes to ask a teacher for, the retain rows serve a second time, on noise of
+    their own.
+    """
+    draw = partial(draw_rows, model, seed=seed, step=step, device=device)
+    r = draw(retain, term="retain", relabel=drop_labels(null_fraction, model.null_label))
+    f = draw(forget, term="forget")
+    x = None
+    if exchange is not None:
+        x = draw(exchange, term="exchange")  # labelled with the forgotten classes; no teacher is asked
+    elif exchange_classes:
+        x = draw(retain, term="exchange", relabel=ask_for(exchange_classes))
+    if share_noise and x is not None:
+        f = Rows(x0=f.x0, y=f.y, target_y=f.target_y, noise=x.noise)
+    return StepRows(retain=r, forget=f, exchange=x)

@@ -1,0 +1,39 @@
+"""The paper's `hat` term: a judge pulls the mean verdict on the model's own samples towards the classes that
+are kept.
+
+KL(p || u), p the judge's mean softmax over the global batch of samples, u uniform over the retained classes.
+KL is not linear in the ranks' parts: p is averaged over ranks inside the graph, which keeps first and second
+derivatives exact.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from models.generative import GenerativeModel
+from models.judge import Judge
+from pipeline.unlearning.collectives import Collectives
+
+# the published constant: a class without probability, wanted or found, keeps the logarithm finite
+TINY = 1e-8
+
+
+def uniformity(probabilities: Tensor, retained: Sequence[int]) -> Tensor:
+    """KL(p || uniform over `retained`) of mean probabilities (classes,), ()."""
+    wanted = torch.zeros_like(probabilities)
+    wanted[list(retained)] = 1 / len(retained)
+    return (probabilities * ((probabilities + TINY) / (wanted + TINY)).log()).sum()
+
+
+def hat_loss(
+    model: GenerativeModel, judge: Judge, latents: Tensor, retained: Sequence[int], collectives: Collectives
+) -> Callable[[], Tensor]:
+    """The term as a closure over this rank's `latents` (n, *latent), as many on every rank. Collective: all
+    ranks call it together."""
+
+    def loss() -> Tensor:
+        mean = judge.logits(model.decode(latents)).softmax(dim=1).mean(0)
+        return uniformity(collectives.mean_in_graph(mean), retained)
+
+    return loss

@@ -1,0 +1,258 @@
+"""Weights made elsewhere, in the formats they are published in, read as this project's own: a description and
+tensors.
+
+A DiT as the published state dict (.pt, .safetensors) or a diffusers DiTPipeline folder; a judge as a
+transformers folder; both from a local path, any fsspec URI, or a Hugging Face repository (`owner/name` or
+`hf://owner/name`).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import storage
+from pipeline.errors import InputError
+from pipeline.fetching import FILES, HUB, fetched, require_sha256
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+INDEX, CONFIG = "model_index.json", "config.json"
+NET_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+JUDGE_FILES = ("model.safetensors", "pytorch_model.bin")
+PREPROCESSOR = "preprocessor_config.json"
+SCHEDULES = {"linear": "linear", "squaredcos_cap_v2": "cosine"}
+SAMPLER = {"cfg_scale": 4.0, "steps": 50}  # the published guidance
+
+
+def is_published(uri: str) -> bool:
+    """Whether `uri` is in one of the published formats, and no folder of this project's own."""
+    if uri.startswith(HUB) or uri.endswith(FILES):
+        return True
+    if storage.exists(storage.join(uri, INDEX)):
+        return True
+    config = storage.join(uri, CONFIG)
+    return storage.exists(config) and not {"model_type", "_class_name"}.isdisjoint(storage.read_json(config))
+
+
+def read_model(
+    uri: str, what: str, size: str | None, sha256: str | None
+) -> tuple[dict[str, Any], dict[str, "Tensor"], dict[str, "Tensor"] | None]:
+    """Description, weights and, where it comes with one, the autoencoder's weights of the DiT at `uri`.
+
+    `size` is the model.size of a bare state dict; `sha256` that of the file with the DiT's weights. `what`
+    names the key in errors.
+    """
+    from models.weights import WeightsError
+
+    with fetched(uri, what) as path:
+        try:
+            if path.is_dir():
+                return _pipeline(path, uri, what, sha256)
+            description, state = _state_dict(path, uri, what, size, sha256)
+            return description, state, None
+        except (WeightsError, ImportError) as error:
+            raise InputError(f"{what}: {error}") from error
+
+
+def read_autoencoder(
+    uri: str, what: str, sha256: str | None = None
+) -> tuple[dict[str, Any], dict[str, "Tensor"]]:
+    """Description and weights of the AutoencoderKL folder at `uri`, or of the `vae` in the pipeline folder at
+    `uri`."""
+    from models.latents import describe_autoencoder, load_autoencoder
+
+    with fetched(uri, what) as path:
+        folder = path / "vae" if (path / "vae").is_dir() else path
+        if not (folder / CONFIG).is_file() or not any((folder / name).is_file() for name in NET_FILES):
+            raise InputError(
+                f"{what}: {uri} is no diffusers AutoencoderKL folder; expected {CONFIG} and {NET_FILES[0]}"
+            )
+        require_sha256(_weights_file(folder, NET_FILES, uri, what), sha256, what)
+        try:
+            made = load_autoencoder(str(folder))
+        except (ImportError, OSError, ValueError, RuntimeError) as error:
+            raise InputError(f"{what}: {uri} cannot be read as an AutoencoderKL ({_line(error)})") from error
+        return describe_autoencoder(made), dict(made.state_dict())
+
+
+def read_judge(uri: str, what: str, sha256: str | None) -> tuple[dict[str, Any], dict[str, "Tensor"]]:
+    """Description and weights of the transformers image classifier at `uri`, or of the file of an MLP's
+    weights there."""
+    from models.judge import describe_mlp
+    from models.transformers_judge import describe, load_folder
+    from models.weights import WeightsError, read_file
+
+    with fetched(uri, what) as path:
+        if path.is_file():
+            require_sha256(path, sha256, what)
+            try:
+                mlp = read_file(path, uri)
+                return describe_mlp(mlp), mlp
+            except (WeightsError, ValueError) as error:
+                raise InputError(f"{what}: {uri}: {_line(error)}") from error
+        if not path.is_dir() or not (path / CONFIG).is_file():
+            raise InputError(
+                f"{what}: {uri} is no image classifier; expected a transformers folder with {CONFIG} and"
+                f" {JUDGE_FILES[0]}"
+            )
+        preprocessor = storage.read_json(str(path / PREPROCESSOR)) if (path / PREPROCESSOR).is_file() else {}
+        file = _weights_file(path, JUDGE_FILES, uri, what)
+        require_sha256(file, sha256, what)
+        try:
+            config, state = load_folder(str(path))
+            return describe(config, preprocessor), state
+        except (ImportError, OSError, ValueError, RuntimeError) as error:
+            raise InputError(f"{what}: {uri}: {_line(error)}") from error
+
+
+def _state_dict(
+    path: Path, uri: str, what: str, size: str | None, sha256: str | None
+) -> tuple[dict[str, Any], dict[str, "Tensor"]]:
+    from models.vae import describe_state
+    from models.weights import WeightsError, read_file
+
+    require_sha256(path, sha256, what)
+    state = read_file(path, uri)
+    beside = storage.join(uri.rsplit("/", 1)[0], f"{path.stem}.json")  # what our own export writes
+    if storage.exists(beside):
+        return storage.read_json(beside), state
+    vae = describe_state(state)
+    if vae is not None:
+        return vae, state
+    try:
+        patches, table = state["x_embedder.proj.weight"], state["y_embedder.embedding_table.weight"]
+        positions, last = state["pos_embed"], state["final_layer.linear.bias"]
+    except KeyError as error:
+        raise WeightsError(
+            f"{uri}: lacks {error}; expected the names of the published DiT or VAE checkpoints"
+        ) from error
+    channels, patch = patches.shape[1:3]
+    side = round(positions.shape[1] ** 0.5) * patch
+    return (
+        _description(
+            size or size_of(state) or "DiT-XL/2",
+            (channels, side, side),
+            len(table) - 1,
+            learn_sigma=len(last) == 2 * channels * patch * patch,
+            what=what,
+        ),
+        state,
+    )
+
+
+def size_of(state: Mapping[str, "Tensor"]) -> str | None:
+    """The model.size whose patch, width and depth the state dict of a DiT has; None when there is none in the
+    table."""
+    from models.dit import SIZES
+
+    width, _, patch, _ = state["x_embedder.proj.weight"].shape
+    depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
+    return next(
+        (name for name, one in SIZES.items() if (one.patch, one.width, one.depth) == (patch, width, depth)),
+        None,
+    )
+
+
+def _pipeline(
+    path: Path, uri: str, what: str, sha256: str | None
+) -> tuple[dict[str, Any], dict[str, "Tensor"], dict[str, "Tensor"] | None]:
+    from models.diffusers_names import architecture_of, from_diffusers
+    from models.dit import dit_config
+    from models.export import DESCRIPTION, POSITIONS
+    from models.weights import read_file
+
+    index = storage.read_json(str(path / INDEX)) if (path / INDEX).is_file() else {}
+    transformer = path / "transformer" if (path / "transformer").is_dir() else path
+    file = _weights_file(transformer, NET_FILES, uri, what)
+    require_sha256(file, sha256, what)
+    own = storage.read_json(str(path / DESCRIPTION)) if index and (path / DESCRIPTION).is_file() else None
+    if own is not None:  # our own export: nothing has to be guessed
+        description = own
+    else:
+        size, more = architecture_of(storage.read_json(str(transformer / CONFIG)), uri)
+        names = [index["id2label"][key] for key in sorted(index.get("id2label") or {}, key=int)]
+        shape = (more["channels"], more["input_size"], more["input_size"])
+        description = _description(
+            size,
+            shape,
+            len(names) or more["num_classes"],
+            learn_sigma=more["learn_sigma"],
+            what=what,
+            names=names,
+        )
+        description |= _schedule(path, uri)
+    config = dit_config(description["size"], **description["architecture"])
+    state = from_diffusers(read_file(file, uri), config, uri)
+    if (path / POSITIONS).is_file():
+        state |= read_file(path / POSITIONS, uri)
+    latent = "autoencoder" in description if own is not None else (path / "vae").is_dir()
+    if not latent:
+        return description, state, None
+    described, autoencoder = read_autoencoder(str(path), what)
+    return description | {"autoencoder": described}, state, autoencoder
+
+
+def _schedule(path: Path, uri: str) -> dict[str, Any]:
+    from models.weights import WeightsError
+
+    file = path / "scheduler" / "scheduler_config.json"
+    described: Mapping[str, Any] = storage.read_json(str(file)) if file.is_file() else {}
+    name, start, end = (
+        described.get(key, value)
+        for key, value in (("beta_schedule", "linear"), ("beta_start", 1e-4), ("beta_end", 0.02))
+    )
+    if (
+        name not in SCHEDULES
+        or (name == "linear" and (start, end) != (1e-4, 0.02))
+        or described.get("prediction_type", "epsilon") != "epsilon"
+    ):
+        raise WeightsError(
+            f"{uri}: its scheduler ({name}, {start} to {end}) is none of DiT's; expected linear 0.0001 to"
+            " 0.02, predicting epsilon"
+        )
+    return {"schedule": SCHEDULES[name], "timesteps": int(described.get("num_train_timesteps", 1000))}
+
+
+def _description(
+    size: str,
+    shape: tuple[int, int, int],
+    classes: int,
+    *,
+    learn_sigma: bool,
+    what: str,
+    names: list[str] | None = None,
+) -> dict[str, Any]:
+    from models.generative import dit_description
+    from models.imagenet import class_lines
+
+    if not names:
+        names = (
+            [line.partition(" ")[2] for line in class_lines()]
+            if classes == 1000
+            else [str(label) for label in range(classes)]
+        )
+    try:
+        return dit_description(
+            size,
+            shape=shape,
+            num_classes=classes,
+            class_names=names,
+            latent=shape[0] == 4,
+            schedule="linear",
+            learn_sigma=learn_sigma,
+            sampler=dict(SAMPLER),
+        )
+    except ValueError as error:
+        raise InputError(f"{what}: {error}") from error
+
+
+def _weights_file(folder: Path, names: tuple[str, ...], uri: str, what: str) -> Path:
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise InputError(f"{what}: {uri} has no weights; expected {' or '.join(names)} in {folder.name}/")
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,210 @@
+"""Folders of weights: config.json, model.safetensors and, last, manifest.json with digests. Written by
+pretrain, read by all.
+
+A model of latents has its autoencoder beside it. Weights in published formats are read too (`published.py`),
+and kept in this form.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from pipeline import fetching, storage
+from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CONFIG, WEIGHTS, MANIFEST = "config.json", "model.safetensors", "manifest.json"
+AUTOENCODER = "autoencoder.safetensors"
+BASE_VARIABLE = "UNLEARN_BASE_WEIGHTS"  # in the environment: where the base of a delta lies now
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """Weights that were read: `digest` is that of the values, `manifest` what their maker recorded.
+
+    `autoencoder` holds the weights of the autoencoder that `config` describes. `foreign`: in a published
+    format, not one of our folders.
+    """
+
+    uri: str
+    config: dict[str, Any]
+    state: Mapping[str, "Tensor"]
+    digest: str
+    manifest: dict[str, Any]
+    autoencoder: Mapping[str, "Tensor"] | None = None
+    foreign: bool = False
+
+
+def model_uri(storage_root: str, size: str, lake: str) -> str:
+    """Where pretrain.py leaves the model of `size` trained on `lake`."""
+    return storage.join(
+        storage_root, "models", f"{size.lower().replace('/', '-')}-{lake.rstrip('/').rsplit('/', 1)[-1]}"
+    )
+
+
+def judge_uri(storage_root: str, lake: str) -> str:
+    return storage.join(storage_root, "models", f"judge-{lake.rstrip('/').rsplit('/', 1)[-1]}")
+
+
+def hat_judge_uri(storage_root: str, lake: str) -> str:
+    """Where pretrain.py leaves a second judge, for the hat term to be trained against."""
+    return judge_uri(storage_root, lake).replace("/judge-", "/hat-judge-")
+
+
+def write(
+    uri: str,
+    config: Mapping[str, Any],
+    state: Mapping[str, "Tensor"],
+    manifest: Mapping[str, Any],
+    autoencoder: Mapping[str, "Tensor"] | None = None,
+) -> str:
+    """Write a folder of weights, its manifest last; returns the digest of the values."""
+    from models import weights
+
+    digest = weights.weights_digest(state)
+    storage.write_bytes(storage.join(uri, WEIGHTS), weights.to_bytes(state))
+    if autoencoder is not None:
+        storage.write_bytes(storage.join(uri, AUTOENCODER), weights.to_bytes(autoencoder))
+        manifest = {"autoencoder_digest": weights.weights_digest(autoencoder), **manifest}
+    storage.write_json(storage.join(uri, CONFIG), dict(config))
+    storage.write_json(storage.join(uri, MANIFEST), {"weights_digest": digest, **manifest})
+    return digest
+
+
+def write_delta(
+    uri: str, base: Stored, trained: Mapping[str, "Tensor"], full_digest: str, manifest: Mapping[str, Any]
+) -> None:
+    """Write a folder that holds the trained subset alone, and names the base it belongs to by digest. Only
+    `read` puts them together."""
+    delta = {"base": base.uri, "base_digest": base.digest, "weights_digest": full_digest}
+    write(uri, {**base.config, "delta": delta}, trained, manifest)
+
+
+def manifest_of(uri: str) -> dict[str, Any] | None:
+    """What the maker of the folder recorded; None where there is no complete folder."""
+    path = storage.join(uri, MANIFEST)
+    return storage.read_json(path) if storage.exists(path) else None
+
+
+def read(uri: str, what: str, *, size: str | None = None, sha256: str | None = None) -> Stored:
+    """The weights at `uri`, checked against their manifest; `what` ("model.weights", "judge.weights") names
+    the key in errors.
+
+    Published formats are read as well: `size` is what a bare state dict of a DiT is taken for, `sha256` that
+    of its file.
+    """
+    from models import weights
+    from pipeline.weights import import_published
+
+    manifest = None if uri.startswith(fetching.HUB) or uri.endswith(fetching.FILES) else manifest_of(uri)
+    if manifest is None:
+        if import_published.is_published(uri):
+            return _read_published(uri, what, size, sha256)
+        raise InputError(
+            f"{what}: no weights at {uri}; make them with "
+            "`python jobs/pretrain.py --config jobs/configs/pretrain_<lake>.yaml` or name a folder"
+        )
+    if sha256 is not None:
+        with fetching.fetched(storage.join(uri, WEIGHTS), what) as path:
+            fetching.require_sha256(path, sha256, what)
+    try:
+        state = weights.from_bytes(storage.read_bytes(storage.join(uri, WEIGHTS)), uri)
+        has_autoencoder = "autoencoder_digest" in manifest
+        autoencoder = (
+            weights.from_bytes(storage.read_bytes(storage.join(uri, AUTOENCODER)), uri)
+            if has_autoencoder
+            else None
+        )
+    except weights.WeightsError as error:
+        raise InputError(f"{what}: {error}") from error
+    digest = weights.weights_digest(state)
+    if digest != manifest["weights_digest"]:
+        raise InputError(
+            f"{what}: {uri} holds weights {digest[:12]}, its manifest says {manifest['weights_digest'][:12]};"
+            " the folder is damaged, make it again"
+        )
+    config = storage.read_json(storage.join(uri, CONFIG))
+    if "delta" in config:
+        return _assembled(uri, what, config, state, manifest)
+    return Stored(
+        uri=uri, config=config, state=state, digest=digest, manifest=manifest, autoencoder=autoencoder
+    )
+
+
+def kept(stored: Stored, storage_root: str) -> Stored:
+    """`stored` as one of our own folders: itself, or what was published, written once under
+    `<storage_root>/models/`."""
+    if not stored.foreign:
+        return stored
+    what = {
+        "config": stored.config,
+        "weights": stored.digest,
+        "autoencoder": stored.manifest.get("autoencoder_digest"),
+    }
+    uri = storage.join(storage_root, "models", f"imported-{storage.digest_of(what)[:16]}")
+    manifest = {**stored.manifest, "imported_from": stored.uri}
+    if manifest_of(uri) is None:
+        write(uri, stored.config, stored.state, manifest, stored.autoencoder)
+    return replace(stored, uri=uri, foreign=False, manifest=manifest)
+
+
+def with_autoencoder(
+    stored: Stored, description: Mapping[str, Any], autoencoder: Mapping[str, "Tensor"]
+) -> Stored:
+    """`stored` with another autoencoder beside it; to be `kept`."""
+    from models import weights
+
+    manifest = {**stored.manifest, "autoencoder_digest": weights.weights_digest(autoencoder)}
+    config = {**stored.config, "autoencoder": dict(description)}
+    return replace(stored, config=config, autoencoder=autoencoder, manifest=manifest, foreign=True)
+
+
+def _assembled(
+    uri: str, what: str, config: dict[str, Any], trained: Mapping[str, "Tensor"], manifest: dict[str, Any]
+) -> Stored:
+    """A delta on its base. Raises `InputError` when the base is another than the one it was trained from."""
+    from models import weights
+
+    delta = config["delta"]
+    base_uri = os.environ.get(BASE_VARIABLE, delta["base"])
+    base = read(base_uri, f"{what}: the base of the delta {uri}")
+    if base.digest != delta["base_digest"]:
+        raise InputError(
+            f"{what}: {uri} is a delta on a base of digest {delta['base_digest'][:12]}, but {base_uri} has"
+            f" {base.digest[:12]}; expected that base: name its folder in {BASE_VARIABLE}"
+        )
+    state = {**base.state, **trained}
+    digest = weights.weights_digest(state)
+    if digest != delta["weights_digest"]:
+        raise InputError(
+            f"{what}: {uri} on its base has digest {digest[:12]}, expected {delta['weights_digest'][:12]};"
+            " the folder is damaged"
+        )
+    plain = {key: value for key, value in config.items() if key != "delta"}
+    return Stored(
+        uri=uri, config=plain, state=state, digest=digest, manifest=manifest, autoencoder=base.autoencoder
+    )
+
+
+def _read_published(uri: str, what: str, size: str | None, sha256: str | None) -> Stored:
+    from models import weights
+    from pipeline.weights import import_published
+
+    autoencoder = None
+    if "judge" in what:
+        config, state = import_published.read_judge(uri, what, sha256)
+    else:
+        config, state, autoencoder = import_published.read_model(uri, what, size, sha256)
+    manifest = {} if autoencoder is None else {"autoencoder_digest": weights.weights_digest(autoencoder)}
+    return Stored(
+        uri=uri,
+        config=config,
+        state=state,
+        digest=weights.weights_digest(state),
+        manifest=manifest,
+        autoencoder=autoencoder,
+        foreign=True,
+    )
