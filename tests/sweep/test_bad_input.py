@@ -65,9 +65,3 @@ def test_a_dry_run_writes_nothing(root: str, capsys: pytest.CaptureFixture[str])
         and "nothing was written" in out
     ), err
     assert sorted(str(path) for path in Path(root).rglob("*")) == before
-
-
-def test_auto_without_a_choice_is_refused(root: str, capsys: pytest.CaptureFixture[str]) -> None:
-    overrides = ["method.name=auto", "request.exchange={}", "request.without_exchange=true"]
-    code, _, err = called(root, capsys, *overrides, job="unlearn_imagenet", config="quickstart")
-    assert code == 2 and "auto has only esd to choose from" in err
