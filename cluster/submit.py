@@ -82,21 +82,27 @@ class Submission:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument(
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument(
         "--config", required=True, metavar="YAML", help="the job's configuration, inside this checkout"
     )
-    made.add_argument("--job", default="unlearn_imagenet", help="a script of jobs/ (default: %(default)s)")
-    made.add_argument(
+    arguments.add_argument(
+        "--job", default="unlearn_imagenet", help="a script of jobs/ (default: %(default)s)"
+    )
+    arguments.add_argument(
         "--storage",
         metavar="URI",
         help="storage root that every node reaches; absent: that of the configuration",
     )
-    made.add_argument("--tracking", metavar="URI", help="MLflow server; absent: that of the configuration")
-    made.add_argument(
+    arguments.add_argument(
+        "--tracking", metavar="URI", help="MLflow server; absent: that of the configuration"
+    )
+    arguments.add_argument(
         "--run-id", metavar="NAME", help="name of the run; a known one is continued; absent: a new one"
     )
-    made.add_argument(
+    arguments.add_argument(
         "--set",
         action="append",
         default=[],
@@ -104,30 +110,32 @@ def parser() -> argparse.ArgumentParser:
         dest="overrides",
         help="override one key; may be repeated",
     )
-    made.add_argument(
+    arguments.add_argument(
         "--address", metavar="URL", help="the cluster's dashboard, such as http://127.0.0.1:8265"
     )
-    made.add_argument("--runtime-env", default=str(CHECKOUT / "cluster" / "runtime_env.yaml"), metavar="YAML")
-    made.add_argument("--follow", action="store_true", help="print the job's log and wait for its end")
-    made.add_argument(
+    arguments.add_argument(
+        "--runtime-env", default=str(CHECKOUT / "cluster" / "runtime_env.yaml"), metavar="YAML"
+    )
+    arguments.add_argument("--follow", action="store_true", help="print the job's log and wait for its end")
+    arguments.add_argument(
         "--dry-run",
         action="store_true",
         help="check, print the equivalent `ray job submit` command, send nothing",
     )
-    return made
+    return arguments
 
 
-def prepare(given: argparse.Namespace) -> Submission:
+def prepare(arguments: argparse.Namespace) -> Submission:
     """Check what was given and decide what is sent. Raises `InputError`."""
-    kind = configuration_of(given.job)
-    config_path = inside_checkout(given.config)
-    sets = list(given.overrides)
+    kind = configuration_of(arguments.job)
+    config_path = inside_checkout(arguments.config)
+    sets = list(arguments.overrides)
     sets += [
         f"{key}={value}"
         for key, value in (
-            ("storage", given.storage),
-            ("tracking.uri", given.tracking),
-            ("run_id", given.run_id),
+            ("storage", arguments.storage),
+            ("tracking.uri", arguments.tracking),
+            ("run_id", arguments.run_id),
         )
         if value
     ]
@@ -137,8 +145,8 @@ def prepare(given: argparse.Namespace) -> Submission:
     require_reachable_storage(values.get("storage"))
     config = configuration.parse(kind, values)
 
-    metadata = {"job": given.job, "config": config_path}
-    name = given.job.replace("_", "-")
+    metadata = {"job": arguments.job, "config": config_path}
+    name = arguments.job.replace("_", "-")
     if isinstance(config, configuration.UnlearnConfig):
         metadata["request_id"] = config.request.id or request_id(config.request)
         name = (
@@ -150,16 +158,16 @@ def prepare(given: argparse.Namespace) -> Submission:
         if not config.run_id:
             sets.append(f"run_id={name}")
     return Submission(
-        address=given.address or os.environ.get("RAY_API_SERVER_ADDRESS") or ADDRESS,
+        address=arguments.address or os.environ.get("RAY_API_SERVER_ADDRESS") or ADDRESS,
         job_id=f"{name}-{uuid.uuid4().hex[:6]}",
         entrypoint=[
             "python",
-            f"jobs/{given.job}.py",
+            f"jobs/{arguments.job}.py",
             "--config",
             config_path,
             *(part for item in sets for part in ("--set", item)),
         ],
-        runtime_env=runtime_env(given.runtime_env),
+        runtime_env=runtime_env(arguments.runtime_env),
         metadata=metadata,
     )
 
@@ -167,13 +175,13 @@ def prepare(given: argparse.Namespace) -> Submission:
 def configuration_of(job: str) -> type[configuration.JobConfig]:
     """The class of a job's configuration: what the `run` function of its script takes."""
     path = CHECKOUT / "jobs" / f"{job}.py"
-    found = sorted(script.stem for script in path.parent.glob("*.py"))
-    if job not in found:
-        raise InputError(f"--job: got {job!r}, expected one of {', '.join(found)}")
-    described = spec_from_file_location(f"job_{job}", path)
-    assert described is not None and described.loader is not None
-    module = module_from_spec(described)
-    described.loader.exec_module(module)
+    scripts = sorted(script.stem for script in path.parent.glob("*.py"))
+    if job not in scripts:
+        raise InputError(f"--job: got {job!r}, expected one of {', '.join(scripts)}")
+    spec = spec_from_file_location(f"job_{job}", path)
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
     functions = [
         value
         for _, value in inspect.getmembers(module, inspect.isfunction)
@@ -223,8 +231,8 @@ def require_no_secret(where: str, text: str) -> None:
 
 
 def runtime_env(path: str) -> dict[str, Any]:
-    described = configuration.read_yaml(path)
-    variables = {**(described.get("env_vars") or {})}
+    settings = configuration.read_yaml(path)
+    variables = {**(settings.get("env_vars") or {})}
     for name, value in variables.items():
         if is_secret_name(name):
             raise InputError(
@@ -233,7 +241,7 @@ def runtime_env(path: str) -> dict[str, Any]:
         require_no_secret(f"{path}: env_vars.{name}", str(value))
     version = code_version()
     return {
-        **described,
+        **settings,
         "working_dir": str(CHECKOUT),
         "env_vars": variables | ({VARIABLE: version} if version else {}),
     }
@@ -334,10 +342,10 @@ async def _print_from(client: "JobSubmissionClient", job_id: str, printed: int) 
 
 
 def main(argv: list[str] | None = None) -> int:
-    given = parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     try:
-        submission = prepare(given)
-        if given.dry_run:
+        submission = prepare(arguments)
+        if arguments.dry_run:
             print(submission.command)
             return 0
         require_token()
@@ -357,7 +365,7 @@ def main(argv: list[str] | None = None) -> int:
         print(redact(f"failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}"), file=sys.stderr)
         return 1
     print(submission.job_id, flush=True)
-    return follow(client, submission.job_id) if given.follow else 0
+    return follow(client, submission.job_id) if arguments.follow else 0
 
 
 if __name__ == "__main__":

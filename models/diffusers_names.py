@@ -67,21 +67,21 @@ def transformer_config(config: DiTConfig) -> dict[str, Any]:
     }
 
 
-def architecture_of(described: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
+def architecture_of(config: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
     """The size and the overrides of `dit_config` that a transformer's config.json comes to."""
     try:
-        heads, channels = int(described["num_attention_heads"]), int(described["in_channels"])
+        heads, channels = int(config["num_attention_heads"]), int(config["in_channels"])
         own = {
-            "patch": int(described["patch_size"]),
-            "width": heads * int(described["attention_head_dim"]),
-            "depth": int(described["num_layers"]),
+            "patch": int(config["patch_size"]),
+            "width": heads * int(config["attention_head_dim"]),
+            "depth": int(config["num_layers"]),
             "heads": heads,
         }
         more = {
-            "input_size": int(described["sample_size"]),
+            "input_size": int(config["sample_size"]),
             "channels": channels,
-            "num_classes": int(described["num_embeds_ada_norm"]),
-            "learn_sigma": int(described.get("out_channels") or channels) == 2 * channels,
+            "num_classes": int(config["num_embeds_ada_norm"]),
+            "learn_sigma": int(config.get("out_channels") or channels) == 2 * channels,
         }
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(
@@ -94,19 +94,17 @@ def architecture_of(described: Mapping[str, Any], where: str) -> tuple[str, dict
         "attention_bias": True,
         "norm_elementwise_affine": False,
     }
-    wrong = [
-        f"{key} {described[key]!r}" for key, value in fixed.items() if described.get(key, value) != value
-    ]
+    wrong = [f"{key} {config[key]!r}" for key, value in fixed.items() if config.get(key, value) != value]
     if wrong:
         raise WeightsError(
             f"{where}: another architecture ({', '.join(wrong)}); expected a DiT with adaLN-Zero"
         )
-    named = [
+    sizes = [
         name for name, size in SIZES.items() if own.items() <= asdict(size).items() and size.pos_std is None
     ]
-    if not named:
+    if not sizes:
         raise WeightsError(f"{where}: no known size has {own}; expected one of {', '.join(SIZES)}")
-    best = next((name for name in named if more.items() <= asdict(SIZES[name]).items()), named[0])
+    best = next((name for name in sizes if more.items() <= asdict(SIZES[name]).items()), sizes[0])
     return best, more
 
 
@@ -164,7 +162,7 @@ def from_diffusers(theirs: Mapping[str, Tensor], config: DiTConfig, where: str) 
 
 
 def _same_in_every_block(
-    theirs: Mapping[str, Tensor], name: str, depth: int, what: str, where: str
+    theirs: Mapping[str, Tensor], name: str, depth: int, content: str, where: str
 ) -> Tensor:
     first = theirs[f"transformer_blocks.0.{name}"]
     for index in range(1, depth):
@@ -176,7 +174,7 @@ def _same_in_every_block(
                 else ""
             )
             raise WeightsError(
-                f"{where}: the {what} of blocks 0 and {index} differ{rows}; expected one that all blocks"
+                f"{where}: the {content} of blocks 0 and {index} differ{rows}; expected one that all blocks"
                 " share, as in the published model: a fine-tuned copy in each block cannot be mapped back"
             )
     return first

@@ -141,11 +141,11 @@ def mlp_description(
 def describe_mlp(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """The config.json of the MLP judge whose bare state dict this is, for square grey images. Raises
     `ValueError` for other weights."""
-    wanted = {"fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"}
-    if state.keys() != wanted:
+    expected = {"fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"}
+    if state.keys() != expected:
         raise ValueError(
             f"got weights named {', '.join(sorted(state)[:4])}, expected those of an MLP judge:"
-            f" {', '.join(sorted(wanted))}"
+            f" {', '.join(sorted(expected))}"
         )
     (features, pixels), classes = state["fc1.weight"].shape, len(state["fc2.bias"])
     side = round(pixels**0.5)

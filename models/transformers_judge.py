@@ -123,14 +123,14 @@ def load_folder(folder: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def head(net: nn.Module, classes: int) -> nn.Linear:
     """The last linear layer with one output a class: what it is given are the features."""
-    found = [
+    heads = [
         module for module in net.modules() if isinstance(module, nn.Linear) and module.out_features == classes
     ]
-    if not found:
+    if not heads:
         raise ValueError(
             f"the classifier has no linear layer with {classes} outputs; expected one as its head"
         )
-    return found[-1]
+    return heads[-1]
 
 
 def _side(size: int | Sequence[int] | Mapping[str, int]) -> int:
@@ -139,14 +139,14 @@ def _side(size: int | Sequence[int] | Mapping[str, int]) -> int:
     return int(size) if isinstance(size, int) else int(size[0])
 
 
-def auto(kind: str, what: str) -> tuple[Any, Any]:
-    """AutoConfig and the Auto class `kind` of transformers, which `what` needs."""
+def auto(kind: str, content: str) -> tuple[Any, Any]:
+    """AutoConfig and the Auto class `kind` of transformers, which `content` needs."""
     try:
         import transformers
         from transformers.utils import logging
     except ImportError as error:
         raise ImportError(
-            f"transformers is missing, {what} needs it: pip install -e '.[diffusers]' in the checkout"
+            f"transformers is missing, {content} needs it: pip install -e '.[diffusers]' in the checkout"
         ) from error
     logging.disable_progress_bar()
     return transformers.AutoConfig, getattr(transformers, kind)

@@ -271,10 +271,10 @@ def vae_description(
     """The config.json of a VAE of `size` for rows of `shape` (C, H, W). Raises `ValueError` when the rows do
     not fit it."""
     config = vae_config(size, **(architecture or {}))
-    wanted = (config.channels, config.input_size, config.input_size)
-    if tuple(shape) != wanted:
+    expected = (config.channels, config.input_size, config.input_size)
+    if tuple(shape) != expected:
         raise ValueError(
-            f"model.size: {size} is for images of shape {wanted}, got {tuple(shape)}; prepare the lake with"
+            f"model.size: {size} is for images of shape {expected}, got {tuple(shape)}; prepare the lake with"
             " that size"
         )
     return {

@@ -81,7 +81,7 @@ def read_file(path: Path, where: str) -> dict[str, Tensor]:
     if is_script(path):
         raise WeightsError(f"{where}: refused, it is a TorchScript program; expected a state dict of tensors")
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         holds = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f": it names {holds[1]}" if holds else ""
@@ -89,9 +89,9 @@ def read_file(path: Path, where: str) -> dict[str, Tensor]:
             f"{where}: refused, this pickle is damaged or holds more than plain tensors{reason}; expected a"
             " state dict of tensors"
         ) from error
-    if isinstance(found, dict) and isinstance(found.get("ema"), dict):
-        found = found["ema"]
-    return plain_tensors(found, where)
+    if isinstance(content, dict) and isinstance(content.get("ema"), dict):
+        content = content["ema"]
+    return plain_tensors(content, where)
 
 
 def is_script(path: Path) -> bool:
@@ -103,17 +103,17 @@ def is_script(path: Path) -> bool:
         return any("/code/" in name for name in archive.namelist())
 
 
-def plain_tensors(found: Any, where: str) -> dict[str, Tensor]:
-    """`found` as a state dict, half precision widened to float32 (exactly). Raises `WeightsError` when it
+def plain_tensors(content: Any, where: str) -> dict[str, Tensor]:
+    """`content` as a state dict, half precision widened to float32 (exactly). Raises `WeightsError` when it
     holds anything else."""
-    if not isinstance(found, dict) or not found:
+    if not isinstance(content, dict) or not content:
         raise WeightsError(
-            f"{where}: refused, it holds a {type(found).__name__}; expected a state dict: names and plain"
+            f"{where}: refused, it holds a {type(content).__name__}; expected a state dict: names and plain"
             " tensors"
         )
     other = [
         f"{name!r} ({type(value).__name__})"
-        for name, value in found.items()
+        for name, value in content.items()
         if not (isinstance(name, str) and isinstance(value, Tensor))
     ]
     if other:
@@ -123,25 +123,25 @@ def plain_tensors(found: Any, where: str) -> dict[str, Tensor]:
         )
     return {
         name: value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
-        for name, value in found.items()
+        for name, value in content.items()
     }
 
 
-def require_keys(got: Iterable[str], wanted: Iterable[str], where: str) -> None:
+def require_keys(got: Iterable[str], expected: Iterable[str], where: str) -> None:
     """Raise `WeightsError` naming the first few keys that are missing or unknown."""
-    got, wanted = set(got), set(wanted)
-    for problem, keys in (("lacks", sorted(wanted - got)), ("has unknown", sorted(got - wanted))):
+    got, expected = set(got), set(expected)
+    for problem, keys in (("lacks", sorted(expected - got)), ("has unknown", sorted(got - expected))):
         if keys:
             raise WeightsError(f"{where}: {problem} {_some(keys)}; expected the weights of this model size")
 
 
 def load_into(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     """Load `state` into `net`; every key must be there with the right shape, and no other."""
-    wanted = net.state_dict()
-    require_keys(state, wanted, where)
+    expected = net.state_dict()
+    require_keys(state, expected, where)
     wrong = [
         f"{key} {tuple(state[key].shape)} for {tuple(tensor.shape)}"
-        for key, tensor in sorted(wanted.items())
+        for key, tensor in sorted(expected.items())
         if state[key].shape != tensor.shape
     ]
     if wrong:

@@ -29,17 +29,17 @@ def locate(text: str) -> str:
 
 
 @contextlib.contextmanager
-def fetched(uri: str, what: str) -> Iterator[Path]:
+def fetched(uri: str, key: str) -> Iterator[Path]:
     """A local path of the file or folder at `uri`, fetched for the time of the context
     where it is elsewhere."""
     if uri.startswith(HUB):
-        yield _from_hub(uri.removeprefix(HUB), what)
+        yield _from_hub(uri.removeprefix(HUB), key)
         return
     if storage.is_local(uri):
         path = Path(uri)
         if not path.exists():
             raise InputError(
-                f"{what}: nothing at {uri}; expected weights there: a published .pt, a DiTPipeline or"
+                f"{key}: nothing at {uri}; expected weights there: a published .pt, a DiTPipeline or"
                 " classifier folder, ..."
             )
         yield path
@@ -52,38 +52,37 @@ def fetched(uri: str, what: str) -> Iterator[Path]:
                 storage.download(storage.join(uri, name), target / name)
         if not names:
             if not storage.exists(uri):
-                raise InputError(f"{what}: nothing at {uri}; expected weights there")
+                raise InputError(f"{key}: nothing at {uri}; expected weights there")
             storage.download(uri, target)
         yield target
 
 
-def require_sha256(path: Path, wanted: str | None, what: str) -> None:
-    """Raise `InputError` unless the file has the SHA-256 `wanted` (None: any)."""
-    if wanted is None:
+def require_sha256(path: Path, expected: str | None, key: str) -> None:
+    """Raise `InputError` unless the file has the SHA-256 `expected` (None: any)."""
+    if expected is None:
         return
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 22):
             digest.update(block)
-    if digest.hexdigest() != wanted.lower():
-        key = what.rsplit(".", 1)[0]
+    if digest.hexdigest() != expected.lower():
         raise InputError(
-            f"{key}.sha256: {path.name} has {digest.hexdigest()}, expected {wanted}; it is another file or a"
-            " damaged one"
+            f"{key.rsplit('.', 1)[0]}.sha256: {path.name} has {digest.hexdigest()}, expected {expected};"
+            " it is another file or a damaged one"
         )
 
 
-def _from_hub(name: str, what: str) -> Path:
+def _from_hub(name: str, key: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise InputError(
-            f"{what}: {name} is on Hugging Face, which needs: pip install -e '.[diffusers]' in the checkout"
+            f"{key}: {name} is on Hugging Face, which needs: pip install -e '.[diffusers]' in the checkout"
         ) from error
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.bin", "*.pt"]))
     except Exception as error:  # offline, unknown, gated: huggingface_hub raises a dozen kinds
         raise InputError(
-            f"{what}: the Hugging Face repository {name!r} cannot be fetched ({type(error).__name__}); "
+            f"{key}: the Hugging Face repository {name!r} cannot be fetched ({type(error).__name__}); "
             "expected a network and a known name, or a local folder"
         ) from error

@@ -26,8 +26,8 @@ def is_secret_name(name: str) -> bool:
 
 def environment_secrets() -> list[str]:
     """Values of this process's variables that are named like secrets, the longest first."""
-    found = {value for name, value in os.environ.items() if is_secret_name(name) and len(value) >= SHORTEST}
-    return sorted(found, key=len, reverse=True)
+    secrets = {value for name, value in os.environ.items() if is_secret_name(name) and len(value) >= SHORTEST}
+    return sorted(secrets, key=len, reverse=True)
 
 
 def redact(text: str) -> str:

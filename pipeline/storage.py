@@ -55,8 +55,8 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     if uri.startswith("s3://"):
         # Servers other than AWS's answer a range with the whole object's checksum; lengths, and digests in
         # manifests, are checked here.
-        wanted = {name: os.environ.get(f"AWS_{name.upper()}", "when_required") for name in CHECKSUMS}
-        options["config_kwargs"] = wanted
+        checksums = {name: os.environ.get(f"AWS_{name.upper()}", "when_required") for name in CHECKSUMS}
+        options["config_kwargs"] = checksums
     fs, path = url_to_fs(uri, **options)
     return fs, path
 
@@ -170,11 +170,11 @@ def remove(uri: str) -> None:
     fs, path = filesystem(uri)
     if exists(uri):
         retrying(uri, "remove", lambda: fs.rm(path, recursive=True))
-        left = [] if is_local(uri) else walk(uri) or ([path] if fs.isfile(path) else [])
-        if left:  # s3fs passes over what a store refuses to delete
+        leftovers = [] if is_local(uri) else walk(uri) or ([path] if fs.isfile(path) else [])
+        if leftovers:  # s3fs passes over what a store refuses to delete
             raise StorageError(
-                f"could not remove {uri}: the store keeps {len(left)} objects, the first is {left[0]}; "
-                "check that its policy allows to delete"
+                f"could not remove {uri}: the store keeps {len(leftovers)} objects, the first is"
+                f" {leftovers[0]}; check that its policy allows to delete"
             )
 
 
@@ -222,11 +222,11 @@ def arrow_filesystem(uri: str) -> Any:
 def require_writable(uri: str) -> None:
     """Raise `InputError` unless an object can be written and removed under `uri`; leaves nothing behind."""
     probe = join(uri, f".writable-{uuid.uuid4().hex[:8]}")
-    made = []
+    folders = []
     if is_local(uri):  # remember which parents do not exist yet, to leave none behind
         parent = Path(uri)
         while not parent.exists():
-            made.append(parent)
+            folders.append(parent)
             parent = parent.parent
     try:
         write_bytes(probe, b"")
@@ -240,7 +240,7 @@ def require_writable(uri: str) -> None:
             "expected a writable folder or bucket: pass --set storage=<uri>"
         ) from error
     finally:
-        for parent in made:
+        for parent in folders:
             if parent.is_dir() and not any(parent.iterdir()):
                 parent.rmdir()
 
@@ -261,11 +261,11 @@ def _list(uri: str, *, deep: bool) -> list[str]:
 
     def call() -> list[str]:
         try:
-            found = fs.find(path) if deep else fs.ls(path, detail=False)
+            entries = fs.find(path) if deep else fs.ls(path, detail=False)
         except (FileNotFoundError, NotADirectoryError):
             return []
         own = path.strip("/")  # some stores list a folder's own marker inside it
-        return sorted(str(entry).rstrip("/") for entry in found if str(entry).strip("/") != own)
+        return sorted(str(entry).rstrip("/") for entry in entries if str(entry).strip("/") != own)
 
     return retrying(uri, "list", call)
 
@@ -290,13 +290,13 @@ def _is_passing(error: BaseException) -> bool:
         "aiohttp": ("ClientError",),
         "http.client": ("HTTPException",),
     }
-    known = tuple(
+    passing = tuple(
         getattr(sys.modules[module], name)
         for module, names in kinds.items()
         if module in sys.modules
         for name in names
     )
-    return isinstance(error, known)
+    return isinstance(error, passing)
 
 
 def _refusal(error: BaseException) -> str | None:

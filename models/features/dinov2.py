@@ -69,13 +69,13 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         json.loads((folder / PREPROCESSOR).read_text()) if (folder / PREPROCESSOR).is_file() else {}
     )
     config = net.config.to_dict()
-    described = {
+    description = {
         "space": "dinov2",
         "architecture": config,
         "image": image_settings(preprocessor, config.get("image_size")),
         "features": int(config["hidden_size"]),
     }
-    return described, dict(net.state_dict())
+    return description, dict(net.state_dict())
 
 
 def build(description: Mapping[str, Any], state: Mapping[str, Tensor]) -> Dinov2:

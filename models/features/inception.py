@@ -36,10 +36,10 @@ class Scripted:
 
     @torch.no_grad()
     def features(self, x: Tensor) -> Tensor:
-        found = self.net(eight_bit(x), **self._options)
-        if not isinstance(found, Tensor):
-            raise WeightsError(f"it gives a {type(found).__name__}, expected a tensor of features")
-        return found.float().flatten(1)
+        output = self.net(eight_bit(x), **self._options)
+        if not isinstance(output, Tensor):
+            raise WeightsError(f"it gives a {type(output).__name__}, expected a tensor of features")
+        return output.float().flatten(1)
 
 
 class Inception:
@@ -100,17 +100,17 @@ def _read_script(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     arguments = [argument.name for argument in net.forward.schema.arguments]
     keyword = KEYWORD if KEYWORD in arguments else None
     try:
-        tried = Scripted(net, keyword, 0).features(torch.zeros(2, 3, 64, 64))
+        probe = Scripted(net, keyword, 0).features(torch.zeros(2, 3, 64, 64))
     except (RuntimeError, TypeError) as error:
         raise WeightsError(
             f"{path}: it cannot be asked for features of images (2, 3, 64, 64): {_line(error)}"
         ) from error
-    if tried.shape[0] != 2:
+    if probe.shape[0] != 2:
         raise WeightsError(
-            f"{path}: it gives {tuple(tried.shape)} for two images, expected a row of features for each"
+            f"{path}: it gives {tuple(probe.shape)} for two images, expected a row of features for each"
         )
-    described = {"space": "inception", "form": SCRIPT, "keyword": keyword, "features": tried.shape[1]}
-    return described, {SCRIPT: torch.frombuffer(bytearray(data), dtype=torch.uint8)}
+    description = {"space": "inception", "form": SCRIPT, "keyword": keyword, "features": probe.shape[1]}
+    return description, {SCRIPT: torch.frombuffer(bytearray(data), dtype=torch.uint8)}
 
 
 def _read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

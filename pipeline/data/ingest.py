@@ -132,8 +132,8 @@ def blocks(rows: Iterable[tuple[str, np.ndarray]], shape: Sequence[int], size: i
 def read_pixels(task: Task) -> Pixels:
     """All images of the task at once."""
     rejected: list[Rejected] = []
-    found = list(blocks(pixel_rows(task, rejected), task.shape, len(task.items) * (2 if task.flip else 1)))
-    ids, images = found[0] if found else ([], np.empty((0, *task.shape), np.uint8))
+    batches = list(blocks(pixel_rows(task, rejected), task.shape, len(task.items) * (2 if task.flip else 1)))
+    ids, images = batches[0] if batches else ([], np.empty((0, *task.shape), np.uint8))
     return Pixels(sample_ids=ids, images=images, rejected=rejected)
 
 
@@ -179,9 +179,9 @@ def write_shard(
     parquet_shards.require_rows(
         f"the images of {task.path}", count + rows_each * len(rejected), rows_each * len(task.items)
     )
-    made = Made(task=task_digest(task), items=len(task.items), shard=shard, rejected=rejected)
-    storage.write_json(_note(task), made.model_dump(mode="json"))
-    return made
+    outcome = Made(task=task_digest(task), items=len(task.items), shard=shard, rejected=rejected)
+    storage.write_json(_note(task), outcome.model_dump(mode="json"))
+    return outcome
 
 
 def make_shard(task: Task) -> Made:
@@ -195,11 +195,11 @@ def make_shard(task: Task) -> Made:
 def finished(tasks: Sequence[Task], uri: str) -> Iterator[tuple[Task, Made | None]]:
     """Each task with what an earlier run noted of it, None when it is still to be made, or was made of other
     images."""
-    noted = set(storage.walk(storage.join(uri, PROGRESS)))
+    notes = set(storage.walk(storage.join(uri, PROGRESS)))
     for task in tasks:
         name = _note(task).removeprefix(storage.join(uri, PROGRESS) + "/")
-        made = Made.model_validate(storage.read_json(_note(task))) if name in noted else None
-        yield task, made if made is not None and made.task == task_digest(task) else None
+        outcome = Made.model_validate(storage.read_json(_note(task))) if name in notes else None
+        yield task, outcome if outcome is not None and outcome.task == task_digest(task) else None
 
 
 def task_digest(task: Task) -> str:
@@ -212,12 +212,12 @@ def task_digest(task: Task) -> str:
     return text.hexdigest()
 
 
-def remove_leftovers(uri: str, kept: Sequence[Shard]) -> None:
+def remove_leftovers(uri: str, shards: Sequence[Shard]) -> None:
     """Remove the notes, and what a killed run left beside the shards that the manifest names."""
     storage.remove(storage.join(uri, PROGRESS))
-    named: set[str] = {shard.path for shard in kept}
+    paths: set[str] = {shard.path for shard in shards}
     for name in storage.walk(storage.join(uri, "data")):
-        if f"data/{name}" not in named:
+        if f"data/{name}" not in paths:
             storage.remove(storage.join(uri, "data", name))
 
 

@@ -72,14 +72,20 @@ def prepare(config: PrepareConfig, run: Callable[[Sequence[Task]], Iterable[Made
         copied = list(map(regroup.regroup, copies) if run else _regroup_on_ray(copies))
         parquet_shards.require_rows("the regrouped source", sum(copied), len(items))
         tasks = plan(items, source, uri, config, rows_as)
-    noted = list(finished(tasks, uri))
-    made = [done for _, done in noted if done is not None]
-    continued = len(made)
-    made += (run or partial(run_on_ray, config.encoder))([task for task, done in noted if done is None])
-    rejected = [item for done in made for item in done.rejected]
-    require_all(items, made, rejected, config)
+    notes = list(finished(tasks, uri))
+    outcomes = [outcome for _, outcome in notes if outcome is not None]
+    continued = len(outcomes)
+    outcomes += (run or partial(run_on_ray, config.encoder))(
+        [task for task, outcome in notes if outcome is None]
+    )
+    rejected = [item for outcome in outcomes for item in outcome.rejected]
+    require_all(items, outcomes, rejected, config)
     manifest = manifest_of(
-        config, source, rows_as, [done.shard for done in made if done.shard is not None], len(rejected)
+        config,
+        source,
+        rows_as,
+        [outcome.shard for outcome in outcomes if outcome.shard is not None],
+        len(rejected),
     )
     if rejected:
         table = rejected_table(rejected)
@@ -133,23 +139,25 @@ def require_same_settings(lake: Lake, config: PrepareConfig) -> None:
         if config.encoder.kind == "identity" == lake.manifest.encoder.kind
         else plan_encoding(config).encoding
     )
-    for section, wanted in {**settings_of(config), "encoder": encoding.model_dump()}.items():
-        found = lake.manifest.model_dump(mode="json")[section]
-        for key in [*wanted, *sorted(found.keys() - wanted.keys())]:
-            if wanted.get(key) != found.get(key):
+    for section, settings in {**settings_of(config), "encoder": encoding.model_dump()}.items():
+        recorded = lake.manifest.model_dump(mode="json")[section]
+        for key in [*settings, *sorted(recorded.keys() - settings.keys())]:
+            if settings.get(key) != recorded.get(key):
                 raise InputError(
-                    f"the lake {lake.uri} was made with {section}.{key} = {found.get(key)!r}, got"
-                    f" {wanted.get(key)!r}: pass another name with --set lake=<name>, or remove that folder"
+                    f"the lake {lake.uri} was made with {section}.{key} = {recorded.get(key)!r}, got"
+                    f" {settings.get(key)!r}: pass another name with --set lake=<name>, or remove that folder"
                     " first"
                 )
 
 
 def require_all(
-    items: Sequence[Item], made: Sequence[Made], rejected: Sequence[Rejected], config: PrepareConfig
+    items: Sequence[Item], outcomes: Sequence[Made], rejected: Sequence[Rejected], config: PrepareConfig
 ) -> None:
     """Every listed image is in a shard or named as rejected, and no more are rejected than the configuration
     puts up with."""
-    parquet_shards.require_rows("the shards just made", sum(done.items for done in made), len(items))
+    parquet_shards.require_rows(
+        "the shards just made", sum(outcome.items for outcome in outcomes), len(items)
+    )
     limit = config.prepare.max_rejected
     if rejected and (len(rejected) == len(items) or (limit is not None and len(rejected) > limit)):
         worst = min(rejected, key=lambda item: item.sample_id)
@@ -161,10 +169,10 @@ def require_all(
 
 
 def manifest_of(
-    config: PrepareConfig, source: RawImages, rows_as: Plan, made: Sequence[Shard], rejected: int
+    config: PrepareConfig, source: RawImages, rows_as: Plan, shards: Sequence[Shard], rejected: int
 ) -> Manifest:
     def rows(label: int, split: Split) -> int:
-        return sum(shard.rows for shard in made if shard.label == label and shard.split == split)
+        return sum(shard.rows for shard in shards if shard.label == label and shard.split == split)
 
     settings = settings_of(config)
     return Manifest(
@@ -178,7 +186,7 @@ def manifest_of(
             )
             for label, name in enumerate(source.classes)
         ],
-        shards=sorted(made, key=lambda shard: shard.path),
+        shards=sorted(shards, key=lambda shard: shard.path),
         rejected=rejected,
         source=settings["source"],
         preprocessing=settings["preprocessing"],
@@ -224,9 +232,9 @@ def run_on_ray(encoder: EncoderConfig, tasks: Sequence[Task]) -> Iterator[Made]:
         for row in results.iter_rows():
             if row["error"]:
                 raise pickle.loads(row["error"])
-            made = Made.model_validate_json(row["made"])
-            progress.add(made.items)
-            yield made
+            outcome = Made.model_validate_json(row["made"])
+            progress.add(outcome.items)
+            yield outcome
 
 
 def _regroup_on_ray(copies: Sequence[regroup.Regrouping]) -> Iterator[int]:
@@ -239,10 +247,10 @@ def _regroup_on_ray(copies: Sequence[regroup.Regrouping]) -> Iterator[int]:
     pending = [remote.remote(copy) for copy in copies]
     with Progress("regrouping files", len(pending)) as progress:
         while pending:
-            done, pending = ray.wait(pending)
-            progress.add(len(done))
+            ready, pending = ray.wait(pending)
+            progress.add(len(ready))
             with cluster_ray.plain_errors():
-                yield from ray.get(done)
+                yield from ray.get(ready)
 
 
 def _reported(make: Callable[[], Made]) -> dict[str, Any]:

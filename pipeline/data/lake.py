@@ -67,16 +67,16 @@ class Lake:
     ) -> list[Shard]:
         """The shards of `labels` (all when None), by label and part. Raises `InputError` for a label the lake
         lacks."""
-        known = {item.label for item in self.manifest.classes}
+        labels_there = {item.label for item in self.manifest.classes}
         for label in labels or []:
-            if label not in known:
+            if label not in labels_there:
                 raise InputError(
                     f"class {label} is not in the lake {self.manifest.name!r}, expected one of"
-                    f" {_ranges(sorted(known))}"
+                    f" {_ranges(sorted(labels_there))}"
                 )
-        wanted = known if labels is None else set(labels)
-        found = [shard for shard in self.manifest.shards if shard.split == split and shard.label in wanted]
-        return sorted(found, key=lambda shard: (shard.label, shard.path))
+        wanted = labels_there if labels is None else set(labels)
+        shards = [shard for shard in self.manifest.shards if shard.split == split and shard.label in wanted]
+        return sorted(shards, key=lambda shard: (shard.label, shard.path))
 
     def read(
         self, labels: Sequence[int] | None = None, split: Literal["train", "heldout"] = "train"
@@ -104,15 +104,15 @@ def find_lake(uri: str) -> Lake | None:
     path = storage.join(uri, MANIFEST)
     if not storage.exists(path):
         return None
-    found = storage.read_json(path)
-    version = found.get("schema_version") if isinstance(found, dict) else None
+    manifest = storage.read_json(path)
+    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
     if version != SCHEMA_VERSION:
         raise InputError(
             f"the lake {uri} has schema version {version}, expected {SCHEMA_VERSION}: remove it and make it"
             " again with `python jobs/prepare_data.py --config jobs/configs/<the one it was made with>.yaml`"
         )
     try:
-        return Lake(uri=uri, manifest=Manifest.model_validate(found))
+        return Lake(uri=uri, manifest=Manifest.model_validate(manifest))
     except ValidationError as error:
         raise InputError(
             f"the lake {uri} has a damaged manifest ({error.errors()[0]['msg']}): remove it and make it again"

@@ -180,13 +180,13 @@ def read_rows(root: str, file: File, rows: np.ndarray) -> tuple[pa.Table, int]:
         return parquet.read_row_groups(groups.tolist()), groups, starts
 
     table, groups, starts = _open(uri, call)
-    kept = (
+    indices = (
         np.concatenate([np.arange(starts[g], starts[g + 1]) for g in groups])
         if len(groups)
         else np.empty(0, np.int64)
     )
-    require_rows(uri, table.num_rows, len(kept))
-    return table.take(pa.array(np.searchsorted(kept, rows))), len(groups)
+    require_rows(uri, table.num_rows, len(indices))
+    return table.take(pa.array(np.searchsorted(indices, rows))), len(groups)
 
 
 def _open(uri: str, call: Callable[[pq.ParquetFile], ResultT]) -> ResultT:
@@ -213,10 +213,10 @@ def chunked(items: Sequence[Any], sizes: Sequence[int], limit: int) -> list[list
     return groups
 
 
-def require_rows(what: str, found: int, expected: int) -> None:
+def require_rows(name: str, rows: int, expected: int) -> None:
     """Rows are counted at every hand-over: a silent loss would change what a run learns."""
-    if found != expected:
+    if rows != expected:
         raise RuntimeError(
-            f"{what}: found {found} rows where its manifest says {expected}; the file is damaged or was"
+            f"{name}: found {rows} rows where its manifest says {expected}; the file is damaged or was"
             " changed, remake it"
         )

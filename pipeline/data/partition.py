@@ -171,8 +171,8 @@ def forget_selection(request: Request, lake: Lake, sample_ids: Sequence[str] | N
                 " expected a class that has some"
             )
         return selected
-    found = find_ids(lake, lake.shards(sorted(set(request.classes)) or None), sample_ids)
-    missing = set(sample_ids) - {name for names in found.values() for name in names[1]}
+    rows_by_shard = find_ids(lake, lake.shards(sorted(set(request.classes)) or None), sample_ids)
+    missing = set(sample_ids) - {name for names in rows_by_shard.values() for name in names[1]}
     if missing:
         where = f"classes {sorted(set(request.classes))}" if request.classes else "the lake"
         raise InputError(
@@ -181,7 +181,9 @@ def forget_selection(request: Request, lake: Lake, sample_ids: Sequence[str] | N
             " sample_id column"
         )
     by_path = {shard.path: shard for shard in lake.shards()}
-    return [Selection(shard=by_path[path], rows=rows) for path, (rows, _) in found.items() if len(rows)]
+    return [
+        Selection(shard=by_path[path], rows=rows) for path, (rows, _) in rows_by_shard.items() if len(rows)
+    ]
 
 
 def selections(
@@ -212,31 +214,31 @@ def find_ids(
 
 @lru_cache(maxsize=1)
 def _find_ids(
-    lake_uri: str, among: tuple[Shard, ...], wanted: frozenset[str]
+    lake_uri: str, among: tuple[Shard, ...], ids: frozenset[str]
 ) -> dict[str, tuple[np.ndarray, list[str]]]:
     """Kept, because a job asks twice: when it checks the request, and when it makes the partition. Shards
     carry their digest."""
-    found = {}
+    rows_by_shard = {}
     for shard in among:
         names = [
             name.removesuffix(FLIP_MARK) for name in parquet_shards.read_column(lake_uri, shard, "sample_id")
         ]
-        rows = [i for i, name in enumerate(names) if name in wanted]
-        found[shard.path] = (np.array(rows, np.int64), [names[i] for i in rows])
-    return found
+        rows = [i for i, name in enumerate(names) if name in ids]
+        rows_by_shard[shard.path] = (np.array(rows, np.int64), [names[i] for i in rows])
+    return rows_by_shard
 
 
 def without(selected: Sequence[Shard], forgotten: Sequence[Selection]) -> list[Selection]:
     """All rows of `selected` that are not forgotten."""
     gone = {item.shard.path: item for item in forgotten}
-    kept = []
+    remaining = []
     for shard in selected:
         match = gone.get(shard.path)
         if match is None:
-            kept.append(Selection(shard=shard))
+            remaining.append(Selection(shard=shard))
         elif match.rows is not None:
-            kept.append(Selection(shard=shard, rows=np.setdiff1d(np.arange(shard.rows), match.rows)))
-    return [item for item in kept if item.count]
+            remaining.append(Selection(shard=shard, rows=np.setdiff1d(np.arange(shard.rows), match.rows)))
+    return [item for item in remaining if item.count]
 
 
 def exchange_labels(request: Request) -> list[int]:

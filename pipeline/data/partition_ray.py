@@ -83,9 +83,9 @@ def build_partition(
     key = partition_key(config, lake, sample_ids, neighbours)
     digest = storage.digest_of(key)
     uri = storage.join(config.storage, "partitions", digest[:32])
-    found = find_partition(uri)
-    if found is not None:
-        return found
+    existing = find_partition(uri)
+    if existing is not None:
+        return existing
 
     forget, retain, labels = selections(config, lake, sample_ids, neighbours)
     batch_size, lanes = config.optim.batch_size, config.partition.lanes
@@ -131,17 +131,19 @@ def write_retain(
     one bucket each."""
     total = layout.steps * layout.batch_size
     labels = np.repeat([item.shard.label for item in retain], [item.count for item in retain])
-    wanted = placed(lake, retain, stream_order(labels, total, seed))
+    placements = placed(lake, retain, stream_order(labels, total, seed))
     row_bytes = parquet_shards.row_bytes(layout.kind, layout.shape)
     bucket_segments = max(1, task_bytes // (layout.segment_rows * row_bytes))
     edges = [*range(0, total, bucket_segments * layout.segment_rows), total]
-    tasks = parquet_shards.chunked(wanted, [len(item.rows) * row_bytes for item in wanted], task_bytes)
+    tasks = parquet_shards.chunked(
+        placements, [len(item.rows) * row_bytes for item in placements], task_bytes
+    )
     if len(tasks) == 1 and len(edges) == 2:
-        *buckets, opened = gather(tasks[0], edges, layout)
-        written, counts = [write_lanes(layout, edges[0], edges[1], *buckets)], [opened]
+        *buckets, group_counts = gather(tasks[0], edges, layout)
+        parts, counts = [write_lanes(layout, edges[0], edges[1], *buckets)], [group_counts]
     else:
-        written, counts = _shuffle_on_ray(tasks, edges, layout)
-    files = sorted((file for part in written for file in part), key=lambda file: (file.segment, file.lane))
+        parts, counts = _shuffle_on_ray(tasks, edges, layout)
+    files = sorted((file for part in parts for file in part), key=lambda file: (file.segment, file.lane))
     parquet_shards.require_rows(storage.join(layout.root, "retain"), sum(file.rows for file in files), total)
     return files, {path: groups for part in counts for path, groups in part.items()}
 
@@ -162,13 +164,13 @@ def placed(lake: Lake, retain: Sequence[Selection], order: np.ndarray) -> list[W
     return result
 
 
-def gather(wanted: Sequence[Wanted], edges: Sequence[int], layout: Layout) -> list[Any]:
+def gather(placements: Sequence[Wanted], edges: Sequence[int], layout: Layout) -> list[Any]:
     """One table per bucket between `edges`, then the row groups that were read of each shard."""
     parts: list[list[pa.Table]] = [[] for _ in edges[1:]]
-    opened = {}
-    for item in wanted:
+    group_counts = {}
+    for item in placements:
         distinct, index = np.unique(item.rows, return_inverse=True)
-        table, opened[item.shard.path] = parquet_shards.read_rows(item.root, item.shard, distinct)
+        table, group_counts[item.shard.path] = parquet_shards.read_rows(item.root, item.shard, distinct)
         # rows increase, and equal rows go by position
         draw = np.arange(len(index)) - np.searchsorted(item.rows, item.rows)
         for bucket, (low, high) in enumerate(pairwise(edges)):
@@ -177,12 +179,12 @@ def gather(wanted: Sequence[Wanted], edges: Sequence[int], layout: Layout) -> li
                 rows = table.take(pa.array(index[here]))
                 rows = rows.append_column("position", pa.array(item.positions[here], pa.int64()))
                 parts[bucket].append(rows.append_column("draw", pa.array(draw[here], pa.int32())))
-    return [*(pa.concat_tables(part) if part else None for part in parts), opened]
+    return [*(pa.concat_tables(part) if part else None for part in parts), group_counts]
 
 
-def write_lanes(layout: Layout, low: int, high: int, *gathered: pa.Table | None) -> list[LaneFile]:
+def write_lanes(layout: Layout, low: int, high: int, *buckets: pa.Table | None) -> list[LaneFile]:
     """Write the lane files of stream positions [low, high) from the tables gathered for them."""
-    tables = [table for table in gathered if table is not None]
+    tables = [table for table in buckets if table is not None]
     positions = np.concatenate([table["position"].to_numpy() for table in tables])
     order = np.argsort(positions)
     if not np.array_equal(positions[order], np.arange(low, high)):
@@ -223,17 +225,17 @@ def write_side(
 ) -> tuple[list[Shard], dict[str, int]]:
     """Copy the selected rows into `<side>/`, one file per shard of the lake; these sides are small enough for
     a worker's memory."""
-    files, opened = [], {}
+    files, group_counts = [], {}
     for item in selected:
         rows = np.arange(item.shard.rows) if item.rows is None else item.rows
-        table, opened[item.shard.path] = parquet_shards.read_rows(lake.uri, item.shard, rows)
+        table, group_counts[item.shard.path] = parquet_shards.read_rows(lake.uri, item.shard, rows)
         path = f"{side}/{item.shard.path.removeprefix('data/').replace('/', '-')}"
         file = parquet_shards.write(
             layout.root, path, [table], layout.kind, layout.shape, label=item.shard.label, split="train"
         )
         parquet_shards.require_rows(storage.join(layout.root, path), file.rows, item.count)
         files.append(file)
-    return files, opened
+    return files, group_counts
 
 
 def _shuffle_on_ray(
@@ -246,18 +248,18 @@ def _shuffle_on_ray(
     cluster_ray.connect()
     gathering: Any = ray.remote(gather).options(num_returns=len(edges))
     writing: Any = ray.remote(write_lanes)
-    gathered = [gathering.remote(task, edges, layout) for task in tasks]
+    bucket_tables = [gathering.remote(task, edges, layout) for task in tasks]
     pending = [
-        writing.remote(layout, low, high, *(part[bucket] for part in gathered))
+        writing.remote(layout, low, high, *(part[bucket] for part in bucket_tables))
         for bucket, (low, high) in enumerate(pairwise(edges))
     ]
-    counts = [part[-1] for part in gathered]
-    del gathered  # a gathered table is freed once its bucket is written
-    written = []
+    counts = [part[-1] for part in bucket_tables]
+    del bucket_tables  # a gathered table is freed once its bucket is written
+    files = []
     with Progress("writing the partition", len(pending)) as progress:
         while pending:
-            done, pending = ray.wait(pending, num_returns=1)
+            ready, pending = ray.wait(pending, num_returns=1)
             with cluster_ray.plain_errors():
-                written += ray.get(done)
-            progress.add(len(done))
-    return written, ray.get(counts)
+                files += ray.get(ready)
+            progress.add(len(ready))
+    return files, ray.get(counts)

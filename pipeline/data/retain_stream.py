@@ -45,10 +45,10 @@ def assemble(
     supply = _Supply(tables)
     for segment in sorted({file.segment for file in files}):
         lanes = [file for file in files if file.segment == segment]
-        held = [supply.take(file.rows, file.path) for file in lanes]
+        tables_of_lanes = [supply.take(file.rows, file.path) for file in lanes]
         steps = lanes[0].rows // b
         first = segment * manifest.segment_steps
-        for file, table in zip(lanes, held):
+        for file, table in zip(lanes, tables_of_lanes):
             expected = (np.arange(first, first + steps) * manifest.batch_size + file.lane * b)[
                 :, None
             ] + np.arange(b)
@@ -56,7 +56,7 @@ def assemble(
                 raise RuntimeError(
                     f"{partition.uri}/{file.path}: rows came out of place; remove the partition and run again"
                 )
-        parts = [rows_of(table, manifest.kind, manifest.shape) for table in held]
+        parts = [rows_of(table, manifest.kind, manifest.shape) for table in tables_of_lanes]
         for step in range(max(start_step - first, 0), steps):
             yield batch_of(parts, slice(step * b, (step + 1) * b), manifest.kind, manifest.scale)
     supply.require_empty(partition.uri)
@@ -68,10 +68,10 @@ def ahead(batches: Iterator[Batch], depth: int = 2) -> Iterator[Batch]:
     What `batches` raises is raised in its place. Leaving off early ends the thread.
     """
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue(depth)
-    left = threading.Event()
+    abandoned = threading.Event()
 
     def hand_over(item: Batch | BaseException | None) -> None:
-        while not left.is_set():
+        while not abandoned.is_set():
             with contextlib.suppress(queue.Full):
                 return ready.put(item, timeout=0.2)
 
@@ -79,7 +79,7 @@ def ahead(batches: Iterator[Batch], depth: int = 2) -> Iterator[Batch]:
         try:
             for batch in batches:
                 hand_over(batch)
-                if left.is_set():
+                if abandoned.is_set():
                     return
             hand_over(None)
         except BaseException as error:
@@ -92,7 +92,7 @@ def ahead(batches: Iterator[Batch], depth: int = 2) -> Iterator[Batch]:
                 raise item
             yield item
     finally:
-        left.set()
+        abandoned.set()
 
 
 class _Supply:
@@ -102,20 +102,20 @@ class _Supply:
         self.tables = tables
         self.left: pa.Table | None = None
 
-    def take(self, count: int, what: str) -> pa.Table:
+    def take(self, count: int, name: str) -> pa.Table:
         parts: list[pa.Table] = []
         missing = count
         while missing:
             table = self.left if self.left is not None else next(self.tables, None)
             if table is None:
                 raise RuntimeError(
-                    f"{what}: the stream ended {missing} rows early; rows were lost on the way"
+                    f"{name}: the stream ended {missing} rows early; rows were lost on the way"
                 )
             parts.append(table.slice(0, missing))
             self.left = table.slice(missing) if table.num_rows > missing else None
             missing -= parts[-1].num_rows
         return pa.concat_tables(parts)
 
-    def require_empty(self, what: str) -> None:
+    def require_empty(self, name: str) -> None:
         if self.left is not None or any(table.num_rows for table in self.tables):
-            raise RuntimeError(f"{what}: the stream holds more rows than the manifest says")
+            raise RuntimeError(f"{name}: the stream holds more rows than the manifest says")

@@ -29,16 +29,16 @@ def retain_stream(partition: Partition, rank: int, world: int, start_step: int =
     if not files:
         return iter(())
     cluster_ray.quiet()
-    described = [file.model_dump_json(include=set(parquet_shards.File.model_fields)) for file in files]
-    listed = ray.data.from_items([{"files": described}])
+    descriptions = [file.model_dump_json(include=set(parquet_shards.File.model_fields)) for file in files]
+    listing = ray.data.from_items([{"files": descriptions}])
     block = max(SMALLEST, *(file.bytes for file in files))
-    listed.context.target_max_block_size = block
-    listed.context.execution_options.preserve_order = True
-    listed.context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(
+    listing.context.target_max_block_size = block
+    listing.context.execution_options.preserve_order = True
+    listing.context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(
         object_store_memory=HELD * block
     )
     # No CPU is asked for: training may hold them all, and a stream that waits for one would wait for ever.
     read: Any = partial(parquet_shards.read_listed, partition.uri)
-    rows = listed.map_batches(read, batch_size=1, batch_format="numpy", num_cpus=0, concurrency=1)
+    rows = listing.map_batches(read, batch_size=1, batch_format="numpy", num_cpus=0, concurrency=1)
     tables = rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=PREFETCH)
     return ahead(assemble(partition, files, iter(tables), start_step))

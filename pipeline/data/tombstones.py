@@ -72,8 +72,8 @@ def buried(storage_root: str) -> dict[str, str]:
         for name in storage.listing(storage.join(storage_root, FOLDER))
         if name.endswith(".json")
     ]
-    found = [tombstone for name in names if (tombstone := find(storage_root, name)) is not None]
-    return {sample_id: tombstone.request for tombstone in found for sample_id in tombstone.sample_ids}
+    tombstones = [tombstone for name in names if (tombstone := find(storage_root, name)) is not None]
+    return {sample_id: tombstone.request for tombstone in tombstones for sample_id in tombstone.sample_ids}
 
 
 def require_not_buried(storage_root: str, items: Iterable[Item]) -> None:

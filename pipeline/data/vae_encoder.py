@@ -34,8 +34,8 @@ def plan_encoding(settings: config.PrepareConfig) -> Plan:
         return Plan(kind="image", shape=settings.prepare.shape, encoding=Encoding())
     from models import latents
 
-    named = fetching.locate(settings.encoder.weights or "")
-    uri = _folder(named)
+    location = fetching.locate(settings.encoder.weights or "")
+    uri = _folder(location)
     files = [storage.join(uri, name) for name in (latents.CONFIG_FILE, latents.WEIGHTS_FILE)]
     missing = [file for file in files if not storage.exists(file)]
     if missing:
@@ -57,7 +57,7 @@ def plan_encoding(settings: config.PrepareConfig) -> Plan:
         ) from error
     digest = storage.digest_of([storage.sha256(storage.read_bytes(file)) for file in files])
     encoding = Encoding(kind=settings.encoder.kind, digest=digest, scale=description["scaling_factor"])
-    return Plan(kind="latent", shape=shape, encoding=encoding, weights=named, batch=settings.encoder.batch)
+    return Plan(kind="latent", shape=shape, encoding=encoding, weights=location, batch=settings.encoder.batch)
 
 
 def _folder(uri: str) -> str:

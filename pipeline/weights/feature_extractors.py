@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from models.features.table import FeatureSpace
 
 
-def read_spaces(named: Mapping[str, Extractor]) -> dict[str, model_folder.Stored]:
+def read_spaces(extractors: Mapping[str, Extractor]) -> dict[str, model_folder.Stored]:
     """Description and weights of each named space. Raises `InputError` in one line for what cannot be read or
     may not be run."""
-    return {name: _read(name, extractor) for name, extractor in named.items()}
+    return {name: _read(name, extractor) for name, extractor in extractors.items()}
 
 
 def kept(spaces: Mapping[str, model_folder.Stored], storage_root: str) -> dict[str, str]:
@@ -51,7 +51,7 @@ def _read(name: str, extractor: Extractor) -> model_folder.Stored:
     from models.features.table import SPACES, build_space
     from models.weights import WeightsError, weights_digest
 
-    what = f"features.{name}.weights"
+    key = f"features.{name}.weights"
     if name not in SPACES:
         raise InputError(
             f"features: got {name!r}, expected some of {', '.join(SPACES)} (the judge's own are always there)"
@@ -63,28 +63,28 @@ def _read(name: str, extractor: Extractor) -> model_folder.Stored:
         and model_folder.manifest_of(uri) is not None
     )
     if own:
-        stored = model_folder.read(uri, what, sha256=extractor.sha256)
+        stored = model_folder.read(uri, key, sha256=extractor.sha256)
         if stored.config.get("space") != name:
             raise InputError(
-                f"{what}: {uri} holds {stored.config.get('space') or stored.config.get('family')!r}, expected"
+                f"{key}: {uri} holds {stored.config.get('space') or stored.config.get('family')!r}, expected"
                 f" {name}"
             )
         return stored
     space = SPACES[name]
-    with fetching.fetched(uri, what) as path:
+    with fetching.fetched(uri, key) as path:
         try:
-            fetching.require_sha256(space.file(path), extractor.sha256, what)
+            fetching.require_sha256(space.file(path), extractor.sha256, key)
             if extractor.sha256 is None and (why := space.needs_digest(path)):
                 raise InputError(
                     f"features.{name}.sha256: got none, and {why}; expected the SHA-256 of"
                     f" {storage.absolute(uri)}"
                 )
-            described, state = space.read(path)
-            build_space(described, state)
+            description, state = space.read(path)
+            build_space(description, state)
         except (WeightsError, ImportError, OSError, ValueError, RuntimeError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"{what}: {' '.join(str(error).split())[:400]}") from error
+            raise InputError(f"{key}: {' '.join(str(error).split())[:400]}") from error
     return model_folder.Stored(
-        uri=uri, config=described, state=state, digest=weights_digest(state), manifest={}, foreign=True
+        uri=uri, config=description, state=state, digest=weights_digest(state), manifest={}, foreign=True
     )

@@ -36,83 +36,83 @@ def is_published(uri: str) -> bool:
 
 
 def read_model(
-    uri: str, what: str, size: str | None, sha256: str | None
+    uri: str, key: str, size: str | None, sha256: str | None
 ) -> tuple[dict[str, Any], dict[str, "Tensor"], dict[str, "Tensor"] | None]:
     """Description, weights and, where it comes with one, the autoencoder's weights of the DiT at `uri`.
 
-    `size` is the model.size of a bare state dict; `sha256` that of the file with the DiT's weights. `what`
+    `size` is the model.size of a bare state dict; `sha256` that of the file with the DiT's weights. `key`
     names the key in errors.
     """
     from models.weights import WeightsError
 
-    with fetched(uri, what) as path:
+    with fetched(uri, key) as path:
         try:
             if path.is_dir():
-                return _pipeline(path, uri, what, sha256)
-            description, state = _state_dict(path, uri, what, size, sha256)
+                return _pipeline(path, uri, key, sha256)
+            description, state = _state_dict(path, uri, key, size, sha256)
             return description, state, None
         except (WeightsError, ImportError) as error:
-            raise InputError(f"{what}: {error}") from error
+            raise InputError(f"{key}: {error}") from error
 
 
 def read_autoencoder(
-    uri: str, what: str, sha256: str | None = None
+    uri: str, key: str, sha256: str | None = None
 ) -> tuple[dict[str, Any], dict[str, "Tensor"]]:
     """Description and weights of the AutoencoderKL folder at `uri`, or of the `vae` in the pipeline folder at
     `uri`."""
     from models.latents import describe_autoencoder, load_autoencoder
 
-    with fetched(uri, what) as path:
+    with fetched(uri, key) as path:
         folder = path / "vae" if (path / "vae").is_dir() else path
         if not (folder / CONFIG).is_file() or not any((folder / name).is_file() for name in NET_FILES):
             raise InputError(
-                f"{what}: {uri} is no diffusers AutoencoderKL folder; expected {CONFIG} and {NET_FILES[0]}"
+                f"{key}: {uri} is no diffusers AutoencoderKL folder; expected {CONFIG} and {NET_FILES[0]}"
             )
-        require_sha256(_weights_file(folder, NET_FILES, uri, what), sha256, what)
+        require_sha256(_weights_file(folder, NET_FILES, uri, key), sha256, key)
         try:
-            made = load_autoencoder(str(folder))
+            autoencoder = load_autoencoder(str(folder))
         except (ImportError, OSError, ValueError, RuntimeError) as error:
-            raise InputError(f"{what}: {uri} cannot be read as an AutoencoderKL ({_line(error)})") from error
-        return describe_autoencoder(made), dict(made.state_dict())
+            raise InputError(f"{key}: {uri} cannot be read as an AutoencoderKL ({_line(error)})") from error
+        return describe_autoencoder(autoencoder), dict(autoencoder.state_dict())
 
 
-def read_judge(uri: str, what: str, sha256: str | None) -> tuple[dict[str, Any], dict[str, "Tensor"]]:
+def read_judge(uri: str, key: str, sha256: str | None) -> tuple[dict[str, Any], dict[str, "Tensor"]]:
     """Description and weights of the transformers image classifier at `uri`, or of the file of an MLP's
     weights there."""
     from models.judge import describe_mlp
     from models.transformers_judge import describe, load_folder
     from models.weights import WeightsError, read_file
 
-    with fetched(uri, what) as path:
+    with fetched(uri, key) as path:
         if path.is_file():
-            require_sha256(path, sha256, what)
+            require_sha256(path, sha256, key)
             try:
                 mlp = read_file(path, uri)
                 return describe_mlp(mlp), mlp
             except (WeightsError, ValueError) as error:
-                raise InputError(f"{what}: {uri}: {_line(error)}") from error
+                raise InputError(f"{key}: {uri}: {_line(error)}") from error
         if not path.is_dir() or not (path / CONFIG).is_file():
             raise InputError(
-                f"{what}: {uri} is no image classifier; expected a transformers folder with {CONFIG} and"
+                f"{key}: {uri} is no image classifier; expected a transformers folder with {CONFIG} and"
                 f" {JUDGE_FILES[0]}"
             )
         preprocessor = storage.read_json(str(path / PREPROCESSOR)) if (path / PREPROCESSOR).is_file() else {}
-        file = _weights_file(path, JUDGE_FILES, uri, what)
-        require_sha256(file, sha256, what)
+        file = _weights_file(path, JUDGE_FILES, uri, key)
+        require_sha256(file, sha256, key)
         try:
             config, state = load_folder(str(path))
             return describe(config, preprocessor), state
         except (ImportError, OSError, ValueError, RuntimeError) as error:
-            raise InputError(f"{what}: {uri}: {_line(error)}") from error
+            raise InputError(f"{key}: {uri}: {_line(error)}") from error
 
 
 def _state_dict(
-    path: Path, uri: str, what: str, size: str | None, sha256: str | None
+    path: Path, uri: str, key: str, size: str | None, sha256: str | None
 ) -> tuple[dict[str, Any], dict[str, "Tensor"]]:
     from models.vae import describe_state
     from models.weights import WeightsError, read_file
 
-    require_sha256(path, sha256, what)
+    require_sha256(path, sha256, key)
     state = read_file(path, uri)
     beside = storage.join(uri.rsplit("/", 1)[0], f"{path.stem}.json")  # what our own export writes
     if storage.exists(beside):
@@ -135,7 +135,7 @@ def _state_dict(
             (channels, side, side),
             len(table) - 1,
             learn_sigma=len(last) == 2 * channels * patch * patch,
-            what=what,
+            key=key,
         ),
         state,
     )
@@ -155,7 +155,7 @@ def size_of(state: Mapping[str, "Tensor"]) -> str | None:
 
 
 def _pipeline(
-    path: Path, uri: str, what: str, sha256: str | None
+    path: Path, uri: str, key: str, sha256: str | None
 ) -> tuple[dict[str, Any], dict[str, "Tensor"], dict[str, "Tensor"] | None]:
     from models.diffusers_names import architecture_of, from_diffusers
     from models.dit import dit_config
@@ -164,21 +164,21 @@ def _pipeline(
 
     index = storage.read_json(str(path / INDEX)) if (path / INDEX).is_file() else {}
     transformer = path / "transformer" if (path / "transformer").is_dir() else path
-    file = _weights_file(transformer, NET_FILES, uri, what)
-    require_sha256(file, sha256, what)
+    file = _weights_file(transformer, NET_FILES, uri, key)
+    require_sha256(file, sha256, key)
     own = storage.read_json(str(path / DESCRIPTION)) if index and (path / DESCRIPTION).is_file() else None
     if own is not None:  # our own export: nothing has to be guessed
         description = own
     else:
         size, more = architecture_of(storage.read_json(str(transformer / CONFIG)), uri)
-        names = [index["id2label"][key] for key in sorted(index.get("id2label") or {}, key=int)]
+        names = [index["id2label"][label] for label in sorted(index.get("id2label") or {}, key=int)]
         shape = (more["channels"], more["input_size"], more["input_size"])
         description = _description(
             size,
             shape,
             len(names) or more["num_classes"],
             learn_sigma=more["learn_sigma"],
-            what=what,
+            key=key,
             names=names,
         )
         description |= _schedule(path, uri)
@@ -189,29 +189,29 @@ def _pipeline(
     latent = "autoencoder" in description if own is not None else (path / "vae").is_dir()
     if not latent:
         return description, state, None
-    described, autoencoder = read_autoencoder(str(path), what)
-    return description | {"autoencoder": described}, state, autoencoder
+    autoencoder_config, autoencoder = read_autoencoder(str(path), key)
+    return description | {"autoencoder": autoencoder_config}, state, autoencoder
 
 
 def _schedule(path: Path, uri: str) -> dict[str, Any]:
     from models.weights import WeightsError
 
     file = path / "scheduler" / "scheduler_config.json"
-    described: Mapping[str, Any] = storage.read_json(str(file)) if file.is_file() else {}
+    scheduler: Mapping[str, Any] = storage.read_json(str(file)) if file.is_file() else {}
     name, start, end = (
-        described.get(key, value)
+        scheduler.get(key, value)
         for key, value in (("beta_schedule", "linear"), ("beta_start", 1e-4), ("beta_end", 0.02))
     )
     if (
         name not in SCHEDULES
         or (name == "linear" and (start, end) != (1e-4, 0.02))
-        or described.get("prediction_type", "epsilon") != "epsilon"
+        or scheduler.get("prediction_type", "epsilon") != "epsilon"
     ):
         raise WeightsError(
             f"{uri}: its scheduler ({name}, {start} to {end}) is none of DiT's; expected linear 0.0001 to"
             " 0.02, predicting epsilon"
         )
-    return {"schedule": SCHEDULES[name], "timesteps": int(described.get("num_train_timesteps", 1000))}
+    return {"schedule": SCHEDULES[name], "timesteps": int(scheduler.get("num_train_timesteps", 1000))}
 
 
 def _description(
@@ -220,7 +220,7 @@ def _description(
     classes: int,
     *,
     learn_sigma: bool,
-    what: str,
+    key: str,
     names: list[str] | None = None,
 ) -> dict[str, Any]:
     from models.generative import dit_description
@@ -244,14 +244,14 @@ def _description(
             sampler=dict(SAMPLER),
         )
     except ValueError as error:
-        raise InputError(f"{what}: {error}") from error
+        raise InputError(f"{key}: {error}") from error
 
 
-def _weights_file(folder: Path, names: tuple[str, ...], uri: str, what: str) -> Path:
+def _weights_file(folder: Path, names: tuple[str, ...], uri: str, key: str) -> Path:
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise InputError(f"{what}: {uri} has no weights; expected {' or '.join(names)} in {folder.name}/")
+    raise InputError(f"{key}: {uri} has no weights; expected {' or '.join(names)} in {folder.name}/")
 
 
 def _line(error: BaseException) -> str:

@@ -89,8 +89,8 @@ def manifest_of(uri: str) -> dict[str, Any] | None:
     return storage.read_json(path) if storage.exists(path) else None
 
 
-def read(uri: str, what: str, *, size: str | None = None, sha256: str | None = None) -> Stored:
-    """The weights at `uri`, checked against their manifest; `what` ("model.weights", "judge.weights") names
+def read(uri: str, key: str, *, size: str | None = None, sha256: str | None = None) -> Stored:
+    """The weights at `uri`, checked against their manifest; `key` ("model.weights", "judge.weights") names
     the key in errors.
 
     Published formats are read as well: `size` is what a bare state dict of a DiT is taken for, `sha256` that
@@ -102,14 +102,14 @@ def read(uri: str, what: str, *, size: str | None = None, sha256: str | None = N
     manifest = None if uri.startswith(fetching.HUB) or uri.endswith(fetching.FILES) else manifest_of(uri)
     if manifest is None:
         if import_published.is_published(uri):
-            return _read_published(uri, what, size, sha256)
+            return _read_published(uri, key, size, sha256)
         raise InputError(
-            f"{what}: no weights at {uri}; make them with "
+            f"{key}: no weights at {uri}; make them with "
             "`python jobs/pretrain.py --config jobs/configs/pretrain_<lake>.yaml` or name a folder"
         )
     if sha256 is not None:
-        with fetching.fetched(storage.join(uri, WEIGHTS), what) as path:
-            fetching.require_sha256(path, sha256, what)
+        with fetching.fetched(storage.join(uri, WEIGHTS), key) as path:
+            fetching.require_sha256(path, sha256, key)
     try:
         state = weights.from_bytes(storage.read_bytes(storage.join(uri, WEIGHTS)), uri)
         has_autoencoder = "autoencoder_digest" in manifest
@@ -119,16 +119,16 @@ def read(uri: str, what: str, *, size: str | None = None, sha256: str | None = N
             else None
         )
     except weights.WeightsError as error:
-        raise InputError(f"{what}: {error}") from error
+        raise InputError(f"{key}: {error}") from error
     digest = weights.weights_digest(state)
     if digest != manifest["weights_digest"]:
         raise InputError(
-            f"{what}: {uri} holds weights {digest[:12]}, its manifest says {manifest['weights_digest'][:12]};"
+            f"{key}: {uri} holds weights {digest[:12]}, its manifest says {manifest['weights_digest'][:12]};"
             " the folder is damaged, make it again"
         )
     config = storage.read_json(storage.join(uri, CONFIG))
     if "delta" in config:
-        return _assembled(uri, what, config, state, manifest)
+        return _assembled(uri, key, config, state, manifest)
     return Stored(
         uri=uri, config=config, state=state, digest=digest, manifest=manifest, autoencoder=autoencoder
     )
@@ -139,12 +139,12 @@ def kept(stored: Stored, storage_root: str) -> Stored:
     `<storage_root>/models/`."""
     if not stored.foreign:
         return stored
-    what = {
+    identity = {
         "config": stored.config,
         "weights": stored.digest,
         "autoencoder": stored.manifest.get("autoencoder_digest"),
     }
-    uri = storage.join(storage_root, "models", f"imported-{storage.digest_of(what)[:16]}")
+    uri = storage.join(storage_root, "models", f"imported-{storage.digest_of(identity)[:16]}")
     manifest = {**stored.manifest, "imported_from": stored.uri}
     if manifest_of(uri) is None:
         write(uri, stored.config, stored.state, manifest, stored.autoencoder)
@@ -163,41 +163,41 @@ def with_autoencoder(
 
 
 def _assembled(
-    uri: str, what: str, config: dict[str, Any], trained: Mapping[str, "Tensor"], manifest: dict[str, Any]
+    uri: str, key: str, config: dict[str, Any], trained: Mapping[str, "Tensor"], manifest: dict[str, Any]
 ) -> Stored:
     """A delta on its base. Raises `InputError` when the base is another than the one it was trained from."""
     from models import weights
 
     delta = config["delta"]
     base_uri = os.environ.get(BASE_VARIABLE, delta["base"])
-    base = read(base_uri, f"{what}: the base of the delta {uri}")
+    base = read(base_uri, f"{key}: the base of the delta {uri}")
     if base.digest != delta["base_digest"]:
         raise InputError(
-            f"{what}: {uri} is a delta on a base of digest {delta['base_digest'][:12]}, but {base_uri} has"
+            f"{key}: {uri} is a delta on a base of digest {delta['base_digest'][:12]}, but {base_uri} has"
             f" {base.digest[:12]}; expected that base: name its folder in {BASE_VARIABLE}"
         )
     state = {**base.state, **trained}
     digest = weights.weights_digest(state)
     if digest != delta["weights_digest"]:
         raise InputError(
-            f"{what}: {uri} on its base has digest {digest[:12]}, expected {delta['weights_digest'][:12]};"
+            f"{key}: {uri} on its base has digest {digest[:12]}, expected {delta['weights_digest'][:12]};"
             " the folder is damaged"
         )
-    plain = {key: value for key, value in config.items() if key != "delta"}
+    plain = {name: value for name, value in config.items() if name != "delta"}
     return Stored(
         uri=uri, config=plain, state=state, digest=digest, manifest=manifest, autoencoder=base.autoencoder
     )
 
 
-def _read_published(uri: str, what: str, size: str | None, sha256: str | None) -> Stored:
+def _read_published(uri: str, key: str, size: str | None, sha256: str | None) -> Stored:
     from models import weights
     from pipeline.weights import import_published
 
     autoencoder = None
-    if "judge" in what:
-        config, state = import_published.read_judge(uri, what, sha256)
+    if "judge" in key:
+        config, state = import_published.read_judge(uri, key, sha256)
     else:
-        config, state, autoencoder = import_published.read_model(uri, what, size, sha256)
+        config, state, autoencoder = import_published.read_model(uri, key, size, sha256)
     manifest = {} if autoencoder is None else {"autoencoder_digest": weights.weights_digest(autoencoder)}
     return Stored(
         uri=uri,

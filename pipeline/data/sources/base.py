@@ -84,14 +84,14 @@ def hold_out(items: Iterable[Item], share: float) -> list[Item]:
 
 def require_unique(items: Sequence[Item]) -> None:
     """Raise `InputError` when two items share a sample id: requests and held-out choices go by it."""
-    seen: dict[str, str] = {}
+    places: dict[str, str] = {}
     for item in items:
-        if item.sample_id in seen:
+        if item.sample_id in places:
             raise InputError(
-                f"source: got two images with the sample id {item.sample_id!r} ({seen[item.sample_id]} and"
+                f"source: got two images with the sample id {item.sample_id!r} ({places[item.sample_id]} and"
                 f" {item.ref}), expected every sample id once: rename one of them"
             )
-        seen[item.sample_id] = item.ref
+        places[item.sample_id] = item.ref
 
 
 def fetch(calls: Sequence[Callable[[], bytes]], *, remote: bool) -> Iterator[bytes]:
@@ -121,10 +121,10 @@ def find_files(uri: str, suffixes: Sequence[str]) -> list[str]:
     uri = storage.absolute(uri)
     if "*" in uri:
         fs, pattern = storage.filesystem(uri)
-        found = [
+        matches = [
             fs.unstrip_protocol(str(path)) for path in storage.retrying(uri, "list", lambda: fs.glob(pattern))
         ]
-        files = sorted(path.removeprefix("file://") for path in found)
+        files = sorted(path.removeprefix("file://") for path in matches)
     elif uri.endswith(tuple(suffixes)):
         files = [uri] if storage.exists(uri) else []
     else:
@@ -138,15 +138,15 @@ def find_files(uri: str, suffixes: Sequence[str]) -> list[str]:
     return files
 
 
-def class_names(given: list[str] | str | None, labels: Iterable[int]) -> list[str]:
-    """Class names by label. Raises `InputError` for a label outside the index `given`."""
-    found = sorted(set(labels))
+def class_names(index: list[str] | str | None, labels: Iterable[int]) -> list[str]:
+    """Class names by label. Raises `InputError` for a label outside the index `index`."""
+    known_labels = sorted(set(labels))
     names = (
-        read_index(given)
-        if given is not None
-        else [str(label) for label in range(max(found, default=-1) + 1)]
+        read_index(index)
+        if index is not None
+        else [str(label) for label in range(max(known_labels, default=-1) + 1)]
     )
-    outside = [label for label in found if not 0 <= label < len(names)]
+    outside = [label for label in known_labels if not 0 <= label < len(names)]
     if outside:
         raise InputError(
             f"source: got label {outside[0]}, expected 0..{len(names) - 1}, the classes of its index; mend"
@@ -155,20 +155,20 @@ def class_names(given: list[str] | str | None, labels: Iterable[int]) -> list[st
     return [name.partition(" ")[2] or name for name in names]
 
 
-def read_index(given: list[str] | str) -> list[str]:
+def read_index(index: list[str] | str) -> list[str]:
     """Classes by label, each `<folder>` or `<folder> <name>`: a list, 'imagenet' (the standard 1,000), or the
     URI of a JSON or text file.
 
     JSON is `{"0": ["n01440764", "tench"], ...}` or a list; a text file has one class a line.
     """
-    if not isinstance(given, str):
-        return given
-    if given == "imagenet":
+    if not isinstance(index, str):
+        return index
+    if index == "imagenet":
         return class_lines()
-    uri = storage.absolute(given)
+    uri = storage.absolute(index)
     if not storage.exists(uri):
         raise InputError(
-            f"source.classes: got {given!r}, which is missing; expected a list of names, 'imagenet' or an"
+            f"source.classes: got {index!r}, which is missing; expected a list of names, 'imagenet' or an"
             " index file"
         )
     text = storage.read_bytes(uri).decode()
@@ -179,5 +179,5 @@ def read_index(given: list[str] | str) -> list[str]:
         return [" ".join(item) if isinstance(item, list) else str(item).strip() for item in value if item]
     except (ValueError, KeyError) as error:
         raise InputError(
-            f"source.classes: {given!r} is no class index ({error}); expected labels 0..n-1 as in ImageNet's"
+            f"source.classes: {index!r} is no class index ({error}); expected labels 0..n-1 as in ImageNet's"
         ) from error

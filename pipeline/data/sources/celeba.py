@@ -74,8 +74,8 @@ class CelebA:
         content: dict[str, bytes] = {}
         for archive, names in zipped.items():  # opened once: its directory names every image of the set
             uri = storage.join(self.uri, archive)
-            found = storage.retrying(uri, "read", partial(_zipped, uri, names))
-            content |= {f"{archive}#{name}": data for name, data in zip(names, found)}
+            contents = storage.retrying(uri, "read", partial(_zipped, uri, names))
+            content |= {f"{archive}#{name}": data for name, data in zip(names, contents)}
         files = [item.ref for item in items if item.ref not in content]
         loose = fetch(
             [partial(storage.read_bytes, storage.join(self.uri, ref)) for ref in files],

@@ -19,22 +19,22 @@ class ImageFolder(ImageFiles):
     scattered = False
 
     def items(self) -> list[Item]:
-        found: list[tuple[str, str, Split | None]] = []  # class folder, path, split
+        files: list[tuple[str, str, Split | None]] = []  # class folder, path, split
         for path in storage.walk(self.uri):
             folders = PurePosixPath(path).parts[:-1]
             split = split_of(folders[0]) if len(folders) > 1 else None
             if folders and not path.rsplit("/", 1)[-1].startswith("."):
-                found.append((folders[1] if split else folders[0], path, split))
-        if not found:
+                files.append((folders[1] if split else folders[0], path, split))
+        if not files:
             raise InputError(
                 f"source.uri: no images under {self.uri!r}, expected one folder per class with images in it"
             )
-        label_of = self._labels({folder for folder, _, _ in found})
+        label_of = self._labels({folder for folder, _, _ in files})
         items = [
             Item(sample_id=_stem(path), label=label_of[folder], split=split or "train", ref=path)
-            for folder, path, split in found
+            for folder, path, split in files
         ]
-        return items if any(split for _, _, split in found) else hold_out(items, self.held_out)
+        return items if any(split for _, _, split in files) else hold_out(items, self.held_out)
 
     def read(self, items: Sequence[Item]) -> Iterator[bytes]:
         calls = [partial(storage.read_bytes, storage.join(self.uri, item.ref)) for item in items]

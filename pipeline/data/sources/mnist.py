@@ -48,13 +48,15 @@ class Mnist:
             part, _, row = item.ref.partition("#")
             yield _idx(self._file(part, "images", 3), 3)[int(row)][..., None]
 
-    def _file(self, part: str, what: str, dimensions: int) -> str:
-        return _found(self.uri, part, what, dimensions)
+    def _file(self, part: str, content: str, dimensions: int) -> str:
+        return _found(self.uri, part, content, dimensions)
 
 
 @lru_cache(maxsize=8)
-def _found(uri: str, part: str, what: str, dimensions: int) -> str:
-    names = [f"{part}-{what}{dash}idx{dimensions}-ubyte{suffix}" for dash in "-." for suffix in ("", ".gz")]
+def _found(uri: str, part: str, content: str, dimensions: int) -> str:
+    names = [
+        f"{part}-{content}{dash}idx{dimensions}-ubyte{suffix}" for dash in "-." for suffix in ("", ".gz")
+    ]
     for name in names:
         if storage.exists(storage.join(uri, name)):
             return storage.join(uri, name)

@@ -42,13 +42,13 @@ class ParquetImages(ImageFiles):
         return items if "heldout" in splits.values() else hold_out(items, self.held_out)
 
     def read(self, items: Sequence[Item]) -> Iterator[bytes]:
-        wanted: dict[str, list[int]] = defaultdict(list)
+        rows_by_file: dict[str, list[int]] = defaultdict(list)
         for item in items:
             file, _, row = item.ref.rpartition("#")
-            wanted[file].append(int(row))
+            rows_by_file[file].append(int(row))
         content = {
             file: dict(zip(sorted(rows), _images(file, np.array(sorted(rows)))))
-            for file, rows in wanted.items()
+            for file, rows in rows_by_file.items()
         }
         for item in items:
             file, _, row = item.ref.rpartition("#")
@@ -120,10 +120,10 @@ def _opened(file: str) -> pq.ParquetFile:
 
 def _sample_ids(rows: Sequence[tuple[Split, str | None]]) -> list[str]:
     if all(path for _, path in rows):
-        named = [(split, PurePosixPath(path or "")) for split, path in rows]
+        paths = [(split, PurePosixPath(path or "")) for split, path in rows]
         for ids in (
-            [path.stem for _, path in named],
-            [f"{split}/{path.with_suffix('')}" for split, path in named],
+            [path.stem for _, path in paths],
+            [f"{split}/{path.with_suffix('')}" for split, path in paths],
         ):
             if len(set(ids)) == len(ids):
                 return ids

@@ -33,11 +33,11 @@ def reread_bytes(items_by_shard: Sequence[Sequence[Item]]) -> int:
     groups: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     total = 0
     for items in items_by_shard:
-        wanted: dict[str, list[int]] = defaultdict(list)
+        rows_by_group: dict[str, list[int]] = defaultdict(list)
         for item in items:
             file, _, row = item.ref.rpartition("#")
-            wanted[file].append(int(row))
-        for file, rows in wanted.items():
+            rows_by_group[file].append(int(row))
+        for file, rows in rows_by_group.items():
             if file not in groups:
                 groups[file] = _groups(file)
             ends, sizes = groups[file]

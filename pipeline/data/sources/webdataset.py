@@ -33,7 +33,7 @@ class WebDataset(ImageFiles):
     def items(self) -> list[Item]:
         files = find_files(self.uri, [".tar"])
         with ThreadPoolExecutor(FETCH_THREADS) as pool:
-            items = [item for found in pool.map(_members, files) for item in found]
+            items = [item for members in pool.map(_members, files) for item in members]
         if not items:
             raise InputError(
                 f"source.uri: the tar files of {self.uri!r} hold no image, expected members <key>.jpg and"
