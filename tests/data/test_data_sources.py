@@ -4,9 +4,12 @@ in one line."""
 import gzip
 import json
 import os
+import random
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,7 @@ from pipeline.config import PrepareConfig, parse
 from pipeline.data import ingest, ingest_ray, parquet_shards
 from pipeline.data.lake import Lake
 from pipeline.data.sources import regroup
+from pipeline.data.sources.base import Item, hold_out
 from pipeline.data.sources.parquet import ParquetImages
 from pipeline.errors import InputError
 
@@ -412,3 +416,28 @@ def test_bad_sources_say_what_is_wrong_and_write_nothing(
 def test_a_source_needs_its_uri() -> None:
     with pytest.raises(InputError, match=r"source.uri: got none, expected where the mnist images are"):
         parse(PrepareConfig, {"source": {"kind": "mnist"}})
+
+
+def test_what_is_held_out_goes_by_the_sample_ids_alone() -> None:
+    """Whatever order a store lists images in, and whichever others there are of another class."""
+    items = [
+        Item(sample_id=f"{label}-{number}", label=label, split="train", ref=f"/{label}/{number}")
+        for label, count in ((0, 10), (3, 25))
+        for number in range(count)
+    ]
+
+    def held_out(listed: list[Item], share: float = 0.2) -> set[str]:
+        marked = hold_out(listed, share)
+        assert sorted(item.sample_id for item in marked) == sorted(item.sample_id for item in listed)
+        assert all(item.ref == f"/{item.label}/{item.sample_id.partition('-')[2]}" for item in marked)
+        return {item.sample_id for item in marked if item.split == "heldout"}
+
+    chosen = held_out(items)
+    assert Counter(name[0] for name in chosen) == {"0": 2, "3": 5}
+    assert chosen != {"0-0", "0-1", *(f"3-{number}" for number in range(5))}, "not the first ones"
+    for seed in range(5):
+        assert held_out(random.Random(seed).sample(items, len(items))) == chosen
+    assert held_out(items[10:]) == {name for name in chosen if name[0] == "3"}
+    assert held_out(items, 0.4) > chosen and held_out(items, 0.0) == set()
+    again = [replace(item, split="heldout") for item in items]
+    assert held_out(again) == chosen, "what the source said before does not count"

@@ -1,10 +1,13 @@
 """Files by URI on local disk, in memory and on a real S3 server process, healthy and not."""
 
+import http.client
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import aiohttp
+import botocore.exceptions
 import pytest
 import s3_servers
 
@@ -113,6 +116,113 @@ def test_passing_faults_are_waited_out(proxy: s3_servers.Proxy, fault: str, oper
     assert not proxy.faults and proxy.served.count(fault) == 2, "the faults were met"
     assert result == {"read": data, "write": None, "exists": True, "list": ["object"]}[operation]
     assert storage.read_bytes(uri) == (data[::-1] if operation == "write" else data)
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that a call waited between its tries, none of them really."""
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    return waited
+
+
+def failing(*errors: Exception) -> tuple[Callable[[], str], list[Exception]]:
+    """A call on a store that raises one error after the other, then answers; and those not raised yet."""
+    left = list(errors)
+
+    def call() -> str:
+        if left:
+            raise left.pop(0)
+        return "answer"
+
+    return call, left
+
+
+PASSING = [
+    OSError(5, "Please reduce your request rate"),  # how s3fs reports 5xx
+    TimeoutError("no answer"),
+    ConnectionResetError("reset by peer"),
+    EOFError("the body ended early"),
+    http.client.IncompleteRead(b""),
+    aiohttp.ServerDisconnectedError(),
+    botocore.exceptions.ReadTimeoutError(endpoint_url="http://s3"),
+    botocore.exceptions.EndpointConnectionError(endpoint_url="http://s3"),
+]
+PROGRAMMING = [
+    TypeError("got an unexpected keyword argument"),
+    KeyError("ETag"),
+    ValueError("start is after end"),
+    AttributeError("None has no attribute read"),
+    AssertionError("our own invariant"),
+    RuntimeError("cannot schedule new futures after shutdown"),
+    ZeroDivisionError("division by zero"),
+    botocore.exceptions.ParamValidationError(report="Bucket is no string"),
+]
+FINAL = [
+    FileNotFoundError("no such object"),
+    FileExistsError("somebody was first"),
+    IsADirectoryError("a folder"),
+    NotADirectoryError("below a file"),
+    storage.StorageError("could not read s3://bucket/x: gave up"),
+]
+
+
+def kind(error: Exception) -> str:
+    return type(error).__name__
+
+
+@pytest.mark.parametrize("error", PASSING, ids=kind)
+def test_a_fault_of_an_object_store_is_waited_out(error: Exception, pauses: list[float]) -> None:
+    call, left = failing(error, error, error)
+    assert storage.retrying("s3://bucket/x", "read", call) == "answer"
+    assert not left and len(pauses) == 3 and pauses[0] < pauses[1] < pauses[2], "longer each time"
+
+
+@pytest.mark.parametrize("error", [*PROGRAMMING, *FINAL], ids=kind)
+def test_what_is_no_passing_fault_surfaces_at_once(error: Exception, pauses: list[float]) -> None:
+    """Least of all a programming error: two minutes of patience would look like a store that is away."""
+    call, left = failing(error, error)
+    with pytest.raises(type(error)) as raised:
+        storage.retrying("s3://bucket/x", "read", call)
+    assert raised.value is error and len(left) == 1 and pauses == []
+
+
+@pytest.mark.parametrize("error", [*PASSING, *PROGRAMMING, *FINAL], ids=kind)
+def test_on_a_local_disk_every_error_is_final(error: Exception, pauses: list[float]) -> None:
+    call, left = failing(error, error)
+    with pytest.raises(type(error)) as raised:
+        storage.retrying("/data/x", "read", call)
+    assert raised.value is error and len(left) == 1 and pauses == []
+
+
+def test_pauses_grow_to_ten_seconds_and_end_with_patience(
+    pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, *range(0, 1000, 10)])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    call, left = failing(*[OSError("busy")] * 100)
+    with pytest.raises(
+        storage.StorageError, match=r"could not read s3://b/x: gave up after \d+ tries"
+    ) as raised:
+        storage.retrying("s3://b/x", "read", call)
+    assert isinstance(raised.value.__cause__, OSError) and 10 <= 100 - len(left) <= 14
+    assert 5 <= max(pauses) <= storage.LONGEST_PAUSE_S
+
+
+def test_absence_is_told_from_a_store_that_is_away(
+    pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`exists` may never say no of a store that does not answer: a run would begin over what is there."""
+    monkeypatch.setenv("UNLEARN_STORAGE_PATIENCE_S", "0")
+    fs, _ = storage.filesystem("memory://away/x")
+    for error, expected in ((OSError("busy"), storage.StorageError), (RuntimeError("broken"), RuntimeError)):
+
+        def info(self: object, path: str, error: Exception = error, **how: object) -> None:
+            raise error
+
+        monkeypatch.setattr(type(fs), "info", info)
+        with pytest.raises(expected):
+            storage.exists("memory://away/x")
 
 
 def test_a_server_that_comes_back(proxy: s3_servers.Proxy, server: s3_servers.Rclone) -> None:

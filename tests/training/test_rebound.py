@@ -7,22 +7,22 @@ from typing import Any
 import pytest
 from runs import run, run_config
 
-from pipeline.config import Gate
+from models.weights import weights_digest
+from pipeline.config import Gate, UnlearnConfig
 from pipeline.evaluation.confidence import proportion
 from pipeline.evaluation.gate import judge_gate
 from pipeline.evaluation.measure import Measures
 from pipeline.evaluation.metrics.retain_accuracy import Retention
 from pipeline.reports.text import namer, summary, verdict
+from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.loop import Outcome
 
 KEPT = Retention(mean=1.0, min=1.0, neighbours=1.0, per_class={0: 1.0, 2: 1.0, 3: 1.0})
 
 
-def watched(
-    monkeypatch: pytest.MonkeyPatch, shares: dict[int, float], final: float, **settings: Any
-) -> Outcome:
-    """A run whose checks find the forgotten class in `shares[step]` of 200 images, everything else whole, and
-    `final` of 500 at the end."""
+def tell(monkeypatch: pytest.MonkeyPatch, shares: dict[int, float], final: float) -> None:
+    """Checks find the forgotten class in `shares[step]` of 200 images, everything else whole, and `final` of
+    500 at the end."""
     from pipeline.training import periodic_eval
 
     measure = periodic_eval.measure
@@ -34,9 +34,18 @@ def watched(
         return replace(found, forget=proportion(round(share * n), n), retention=KEPT)
 
     monkeypatch.setattr(periodic_eval, "measure", told)
-    return run(run_config(**{"gate.max_forget_fraction": 0.05, "optim.max_steps": max(shares), **settings}))[
-        0
-    ]
+
+
+def watched_config(shares: dict[int, float], **settings: Any) -> UnlearnConfig:
+    return run_config(**{"gate.max_forget_fraction": 0.05, "optim.max_steps": max(shares), **settings})
+
+
+def watched(
+    monkeypatch: pytest.MonkeyPatch, shares: dict[int, float], final: float, **settings: Any
+) -> Outcome:
+    """A run whose checks find what `tell` says."""
+    tell(monkeypatch, shares, final)
+    return run(watched_config(shares, **settings))[0]
 
 
 def gated(outcome: Outcome) -> dict[str, Any]:
@@ -83,3 +92,20 @@ def test_a_run_that_was_watched_too_briefly_is_refused(monkeypatch: pytest.Monke
 def test_a_run_that_stays_forgotten_through_the_window_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     outcome = watched(monkeypatch, dict.fromkeys(range(2, 14, 2), 0.0), 0.0, **{"evaluate.hold_steps": 8})
     assert outcome.settled_step == 2 and refused(gated(outcome)) == []
+
+
+def test_a_continued_run_keeps_the_weights_of_a_check_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The class is gone at step 2 and comes back: the weights of step 2 are registered, also where the run
+    was stopped at step 4 and went on from its checkpoint."""
+    shares = {2: 0.0, 4: 0.9, 6: 0.9, 8: 0.9}
+    tell(monkeypatch, shares, 0.0)
+    config = watched_config(shares, **{"optim.ema": 0.5})
+    whole, _, saved = run(config)
+    first, second = (Checkpoint.from_files(files) for files in saved[:2])
+    assert whole.kept_step == 2 and (first.progress["step"], second.progress["step"]) == (2, 4)
+    assert weights_digest(first.average) == weights_digest(whole.trained) != weights_digest(second.average)
+    for start in (first, second):
+        assert weights_digest(start.kept) == weights_digest(whole.trained)
+        rest, _, later = run(config, start)
+        assert rest.kept_step == 2 and weights_digest(rest.trained) == weights_digest(whole.trained)
+        assert weights_digest(Checkpoint.from_files(later[-1]).kept) == weights_digest(whole.trained)
