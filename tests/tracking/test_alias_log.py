@@ -128,6 +128,15 @@ def test_a_chain_cannot_be_mended_by_naming_the_new_digest_in_the_next_entry(roo
             ),
             "expected number 2: an entry was removed or put in between",
         ),
+        (
+            lambda root: (
+                storage.write_bytes(
+                    entry_uri(root, 3).replace("000003", "000004"), storage.read_bytes(entry_uri(root, 3))
+                ),
+                storage.remove(entry_uri(root, 3)),
+            ),
+            "000004.json: found entry 3, expected number 3",
+        ),
     ],
     ids=[
         "one removed",
@@ -137,6 +146,7 @@ def test_a_chain_cannot_be_mended_by_naming_the_new_digest_in_the_next_entry(roo
         "field added",
         "cut short",
         "put in between",
+        "renamed",
     ],
 )
 def test_a_damaged_log_is_refused(root: str, damage: Callable[[str], None], message: str) -> None:

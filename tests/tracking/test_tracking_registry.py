@@ -269,6 +269,7 @@ def test_a_changed_result_or_none_is_refused(root: str, register_run: Register) 
             "registered with 'failed'",
         ),
         (result | {"weights_digest": "d" * 64}, "weights_digest"),
+        (result | {"run_id": "another"}, "result.json has run_id another"),
     ):
         storage.write_json(uri, changed)
         with pytest.raises(InputError, match=said):
@@ -428,14 +429,54 @@ def test_changed_weights_are_seen(root: str, register_run: Register) -> None:
     import safetensors.numpy
 
     register_run("weights", "run-weights")
-    promotion.promote(config(root, "weights"))
-    version = registry.resolve(Tracking(model_name="weights"), root, "1")
-    path = registry.local_copy(Tracking(model_name="weights"), root, version) / "model.safetensors"
-    state = {name: np.array(value) for name, value in safetensors.numpy.load_file(path).items()}
-    next(iter(state.values())).flat[0] += 1
-    safetensors.numpy.save_file(state, path)
+    register_run("weights", "run-weights-2")
+    promotion.promote(config(root, "weights", version=1))
+    for number in ("1", "2"):
+        version = registry.resolve(Tracking(model_name="weights"), root, number)
+        path = registry.local_copy(Tracking(model_name="weights"), root, version) / "model.safetensors"
+        state = {name: np.array(value) for name, value in safetensors.numpy.load_file(path).items()}
+        next(iter(state.values())).flat[0] += 1
+        safetensors.numpy.save_file(state, path)
     with pytest.raises(InputError, match="weights are not those that were certified"):
         promotion.verify(config(root, "weights"))
+    with pytest.raises(InputError, match=r"version 2: its model\.safetensors has digest"):
+        promotion.promote(config(root, "weights", version=2))
+    assert at(root, "weights")["champion"] == 1
+
+
+def test_a_dry_run_moves_nothing(root: str, register_run: Register) -> None:
+    for run_id in ("dry", "dry-2"):
+        register_run("dry", run_id)
+    before = at(root, "dry"), alias_log.read(root, "dry")
+    assert promotion.promote(config(root, "dry", version=1), dry_run=True) == (1, None)
+    with pytest.raises(InputError, match="which is no readable PEM key"):
+        promotion.promote(config(root, "dry", version=1, key="/nowhere/key.pem"), dry_run=True)
+    assert (at(root, "dry"), alias_log.read(root, "dry")) == before
+    for version in (1, 2):
+        promotion.promote(config(root, "dry", version=version))
+    before = at(root, "dry"), alias_log.read(root, "dry")
+    assert promotion.rollback(config(root, "dry"), dry_run=True) == (2, 1)
+    assert (at(root, "dry"), alias_log.read(root, "dry")) == before
+
+
+def test_a_reason_is_recorded_only_where_the_gate_refused(root: str, register_run: Register) -> None:
+    register_run("reason", "run-reason")
+    entry = promotion.promote(config(root, "reason", override="in case it is refused"))[1]
+    assert entry is not None and entry.details["override"] is None
+    assert entry.details["certificate"]["gate_override"] is None
+
+
+def test_another_certificate_of_the_right_digest_is_not_the_logs(root: str, register_run: Register) -> None:
+    """Whoever can write the file can make one that holds by itself; the log's entry holds another."""
+    register_run("swapped", "run-swapped")
+    promotion.promote(config(root, "swapped"))
+    uri = aliases.certificate_uri(root, "swapped", 1)
+    body = {key: value for key, value in storage.read_json(uri).items() if key not in ("digest", "signature")}
+    body["measures"]["after"]["forget_fraction"]["value"] = 0.0
+    storage.write_json(uri, {**body, "digest": storage.digest_of(body), "signature": None})
+    certificate.check(storage.read_json(uri), public_key=None)
+    with pytest.raises(InputError, match="not the certificate that entry 2 of the log holds"):
+        promotion.verify(config(root, "swapped"))
 
 
 def test_the_job_speaks_in_one_line(

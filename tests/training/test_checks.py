@@ -3,21 +3,17 @@
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import torch.distributed as dist
 from distributed import run_world
 from runs import run_config, run_inputs
 from torch import Tensor
 
 from models.weights import weights_digest
-from pipeline import storage
 from pipeline.evaluation.measure import Measures
-from pipeline.training import checkpoint as checkpoints
-from pipeline.training.checkpoint import STATE, TENSORS, Checkpoint
+from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.loop import Inputs, Interrupted, Outcome, unlearn
 from pipeline.training.periodic_eval import MOST_PENDING, Elsewhere, check, standing_in
 from pipeline.unlearning.collectives import Collectives
@@ -208,36 +204,6 @@ def test_the_guard_ends_a_run_and_gives_back_what_it_was_before(monkeypatch: pyt
     )
     assert (outcome.stopped, outcome.steps, outcome.kept_step, outcome.settled_step) == ("guard", 10, 4, None)
     assert weights_digest(outcome.trained) == weights[4] != weights[10]
-
-
-def test_only_whole_checkpoints_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Torn, changed or half-removed ones are passed over for the one before; at most two stay."""
-    uri = str(tmp_path / "checkpoints")
-    assert checkpoints.latest(uri) is None
-    made = [
-        Checkpoint(
-            iteration=i,
-            trained={"w": torch.full((3,), float(i))},
-            average={},
-            moments={},
-            progress={"step": i},
-        )
-        for i in (2, 4, 6, 8)
-    ]
-    folders = [checkpoints.commit(uri, one) for one in made]
-    assert storage.listing(uri) == ["00000006", "00000008"]
-    assert checkpoints.latest(uri).iteration == 8  # type: ignore[union-attr]
-    (Path(folders[3]) / STATE).unlink()
-    found = checkpoints.latest(uri)
-    assert (
-        found is not None and found.iteration == 6 and torch.equal(found.trained["w"], made[2].trained["w"])
-    )
-    checkpoints.commit(uri, made[3])
-    tensors = Path(folders[3]) / TENSORS
-    tensors.write_bytes(tensors.read_bytes()[:-1] + b"\x01")
-    assert checkpoints.latest(uri).iteration == 6 and "does not have the digest" in caplog.text  # type: ignore[union-attr]
-    checkpoints.commit(uri, made[3])
-    assert checkpoints.latest(uri).iteration == 8  # type: ignore[union-attr]
 
 
 def test_every_second_of_a_step_is_counted_once() -> None:
