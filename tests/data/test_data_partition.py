@@ -2,19 +2,23 @@
 
 import threading
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from pipeline import storage
+from pipeline.config import UnlearnConfig
 from pipeline.data import parquet_shards, retain_stream_local, retain_stream_ray
 from pipeline.data.cycle import Cycle
 from pipeline.data.lake import Lake
-from pipeline.data.partition import Partition, selections, stream_order
+from pipeline.data.partition import Partition, partition_key, selections, stream_order
 from pipeline.data.partition_ray import build_partition
-from pipeline.data.retain_stream import ahead
+from pipeline.data.retain_stream import ahead, assemble, files_to_read, lanes_of
 from pipeline.errors import InputError
 
 STEPS, BATCH, LANES = 44, 64, 4
@@ -139,6 +143,76 @@ def test_repeat_is_free_and_any_change_is_another_partition(
     assert len({other.digest for other in [partition, *others]}) == 7
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"classes": [1, 2]},
+        {"exchange": {1: 8}},
+        {"exchange": {1: [7, 8]}},
+        {"retain": "all"},
+        {"near": [7, 9]},
+        {"ids": ["a", "b"]},
+        {"ids": ["a", "c"]},
+        {"ids": None},
+        {"lanes": 8},
+        {"segment_steps": 4},
+        {"batch_size": 32},
+        {"max_steps": 43},
+        {"prime_steps": 1},
+    ],
+    ids=str,
+)
+def test_whatever_decides_what_a_partition_holds_is_in_its_address(
+    unlearn_config, digits_lake: Lake, change: dict[str, Any]
+) -> None:
+    plain = {"ids": ["a"]} if "ids" in change else {}
+    assert address(unlearn_config, digits_lake, **plain) != address(
+        unlearn_config, digits_lake, **plain | change
+    )
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"classes": [1, 2]}, {"classes": [2, 1]}),
+        ({"ids": ["a", "b"]}, {"ids": ["b", "a", "a"]}),
+        ({"near": [7, 8]}, {"near": [8, 7]}),
+        ({"retain": "all"}, {"retain": "all", "near": [2, 3]}),
+        ({}, {"reason": "asked twice", "id": "again"}),
+        ({"max_steps": 40, "prime_steps": 2}, {"max_steps": 42}),
+    ],
+    ids=str,
+)
+def test_the_same_rows_in_the_same_order_have_one_address(
+    unlearn_config, digits_lake: Lake, one: dict[str, Any], other: dict[str, Any]
+) -> None:
+    assert address(unlearn_config, digits_lake, **one) == address(unlearn_config, digits_lake, **other)
+
+
+def address(
+    unlearn_config: Callable[..., UnlearnConfig],
+    lake: Lake,
+    *,
+    seed: int = 0,
+    ids: list[str] | None = None,
+    near: Sequence[int] = (7, 8),
+    lanes: int = 4,
+    segment_steps: int = 8,
+    batch_size: int = 64,
+    max_steps: int = 44,
+    prime_steps: int = 0,
+    **request: Any,
+) -> str:
+    config = unlearn_config(
+        seed=seed,
+        request={"classes": [1], "exchange": {1: 7}, "retain": "neighbours", **request},
+        partition={"lanes": lanes, "segment_steps": segment_steps},
+        optim={"batch_size": batch_size, "max_steps": max_steps, "prime_steps": prime_steps},
+    )
+    return storage.digest_of(partition_key(config, lake, ids, near))
+
+
 def test_forget_side_opens_only_the_forgotten_classes_files(
     unlearn_config, digits_lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,8 +241,6 @@ def test_forget_side_opens_only_the_forgotten_classes_files(
 
 
 def test_only_the_sampled_row_groups_are_read(tmp_path: Path) -> None:
-    import pyarrow as pa
-
     values = np.arange(400, dtype=np.uint8).repeat(64).reshape(400, 8, 8, 1)
     table = pa.table(
         {
@@ -263,6 +335,34 @@ def test_a_row_out_of_place_is_refused(partition: Partition) -> None:
     )
     with pytest.raises(RuntimeError, match="out of place"):
         list(retain_stream_local.retain_stream(partition, 0, 1))
+
+
+def test_rows_that_were_lost_or_are_too_many_on_the_way_are_noticed(partition: Partition) -> None:
+    files = files_to_read(partition, 0, 2)
+
+    def tables() -> list[pa.Table]:
+        return [parquet_shards.read(partition.uri, file) for file in files]
+
+    def streamed(changed: list[pa.Table]) -> list[tuple[str, ...]]:
+        return [batch.sample_id for batch in assemble(partition, files, iter(changed))]
+
+    one = pa.concat_tables(tables())
+    whole = streamed([one])
+    assert len(whole) == STEPS and whole == streamed(tables())
+    cut = [one.slice(start, 37) for start in range(0, one.num_rows, 37)]
+    assert streamed(cut) == whole, "wherever the tables are cut"
+    with pytest.raises(RuntimeError, match="the stream ended 1 rows early; rows were lost on the way"):
+        streamed([one.slice(0, one.num_rows - 1)])
+    with pytest.raises(RuntimeError, match="the stream holds more rows than the manifest says"):
+        streamed([one, one.slice(0, 1)])
+    assert streamed([*tables(), one.slice(0, 0)]) == whole, "an empty table is no row"
+
+
+def test_ranks_take_every_so_manieth_lane() -> None:
+    assert [list(lanes_of(8, rank, 4)) for rank in range(4)] == [[0, 4], [1, 5], [2, 6], [3, 7]]
+    for lanes, rank, world in ((8, 0, 3), (4, 4, 4), (4, -1, 2), (4, 0, 8)):
+        with pytest.raises(ValueError, match=f"rank {rank} of {world} for {lanes} lanes"):
+            lanes_of(lanes, rank, world)
 
 
 def test_batches_are_made_ready_ahead_and_errors_come_in_their_place(partition: Partition) -> None:
