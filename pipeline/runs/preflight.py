@@ -13,8 +13,7 @@ from models.generative import GenerativeModel, build, is_conditional
 from models.judge import Judge, build_judge
 from pipeline import config as configuration
 from pipeline import storage
-from pipeline.config import UnlearnConfig
-from pipeline.config.renamed import with_new_keys
+from pipeline.config import UnlearnConfig, parse_stored
 from pipeline.data.lake import Lake, lake_uri, read_lake
 from pipeline.data.partition import read_sample_ids, selections
 from pipeline.errors import InputError
@@ -213,9 +212,13 @@ def _require_same_settings(prepared: Prepared) -> None:
     uri = storage.join(prepared.run_uri, SETTINGS)
     if not storage.exists(uri):
         return
+    # keys that came since have the value that runs without them had; the root may have been moved
+    stored = parse_stored(
+        UnlearnConfig,
+        {**yaml.safe_load(storage.read_bytes(uri)), "storage": prepared.config.storage},
+    )
     before, now = (
-        _leaves(with_new_keys(yaml.safe_load(storage.read_bytes(uri)))),
-        _leaves(yaml.safe_load(settings_text(prepared))),
+        _leaves(yaml.safe_load(text)) for text in (configuration.dump(stored), settings_text(prepared))
     )
     keys = sorted(before.keys() | now.keys())
     different = [

@@ -65,9 +65,13 @@ def find(config: EvaluateConfig) -> Target:
 def of_run(run_uri: str) -> UnlearnConfig | None:
     """The configuration of the run in folder `run_uri`, None when that is no run's folder."""
     uri = storage.join(run_uri, SETTINGS)
-    return (
-        parse_stored(UnlearnConfig, yaml.safe_load(storage.read_bytes(uri))) if storage.exists(uri) else None
-    )
+    if not storage.exists(uri):
+        return None
+    values = yaml.safe_load(storage.read_bytes(uri))
+    root, folder, _ = run_uri.rsplit("/", 2)
+    if folder == "runs":  # <root>/runs/<id>, wherever the root was when the run was made
+        values["storage"] = root
+    return parse_stored(UnlearnConfig, values)
 
 
 def base_of(run: UnlearnConfig) -> model_folder.Stored:

@@ -8,6 +8,8 @@ contract, not the classes that write them today. Their words are never brought u
 import hashlib
 import json
 import runpy
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from pipeline.errors import InputError
 from pipeline.evaluation.confidence import proportion
 from pipeline.evaluation.metrics.retain_accuracy import Retention
 from pipeline.evaluation.stopping_rule import SettleRule
+from pipeline.governance import promotion
 from pipeline.runs import preflight, resolve_weights
 from pipeline.runtime import command_line
 from pipeline.tracking.mlflow_runs import Tracker, client
@@ -266,3 +269,37 @@ def test_its_versions_are_listed_promoted_and_verified(
         "weights",
     ]
     assert "2 entries, the chain is unbroken" in call("history")
+
+
+@pytest.fixture
+def moved(before: Before, tmp_path: Path) -> Iterator[str]:
+    """The root at another place, and nothing where it was."""
+    place, gone = tmp_path / "moved", tmp_path / "gone"
+    shutil.copytree(before.storage, place)
+    Path(before.storage).rename(gone)
+    yield str(place)
+    gone.rename(before.storage)
+
+
+def test_it_can_be_moved(before: Before, moved: str) -> None:
+    for version in (RUN, "1", f"{moved}/runs/{RUN}/model"):
+        target = evaluated(moved, version)
+        assert target.digest == before.digest and target.run is not None and target.run.storage == moved
+    assert evaluated(moved, RUN, "last").run_id == RUN, "on the base that lies beside it"
+    assert preflight.check(today(moved)).run_uri == f"{moved}/runs/{RUN}"
+    registry_config = parse(RegistryConfig, {"storage": moved, "tracking": {"model_name": MODEL}})
+    promotion.promote(registry_config)
+    assert [line.partition(":")[0] for line in promotion.verify(registry_config)][-1] == "weights"
+
+
+def test_a_key_that_came_since_does_not_make_it_another_run(before: Before) -> None:
+    """A file of a time when some keys were not there yet."""
+    uri = storage.join(before.run, "config.yaml")
+    kept = storage.read_bytes(uri)
+    values = yaml.safe_load(kept)
+    del values["evaluate"]["membership_draws"], values["gate"]["max_share_drift"], values["attacks"]
+    storage.write_text(uri, yaml.safe_dump(values))
+    try:
+        assert preflight.check(today(before.storage)).run_id == RUN
+    finally:
+        storage.write_bytes(uri, kept)
