@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline import storage
-from pipeline.config.evaluate import AttackMethodsConfig
+from pipeline.config.attack import AttackMethodsConfig
 from pipeline.runtime import command_line
 
 

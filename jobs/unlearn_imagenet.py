@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
 def run(config: UnlearnConfig, dry_run: bool) -> None:
     from pipeline.runs import preflight, run_weights, unlearn
+    from pipeline.runs.request_checks import with_own_settings
     from pipeline.runs.result import REPORT
 
+    config = with_own_settings(config)
     if config.stand_in.use and not dry_run:
         from pipeline.runs.make_stand_ins import stand_in
 

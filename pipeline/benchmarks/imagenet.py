@@ -19,7 +19,7 @@ from models.judge import build_judge, small_cnn_description
 from pipeline.benchmarks import naive_step
 from pipeline.benchmarks.measure import peak_of, seconds_of
 from pipeline.config import BenchmarkConfig, UnlearnConfig, parse
-from pipeline.config.tools import ImageNetScale
+from pipeline.config.benchmark import ImageNetScale
 from pipeline.data.batch import Batch
 from pipeline.data.cycle import Cycle
 from pipeline.evaluation.measure import Subject
@@ -272,7 +272,7 @@ class _Steps:
                 share_noise=False,
             )
             with uncompiled(self._model.net), autocast(config.train.precision, self._device):
-                found = gradient(self._model, params, rows, config.method.penalty)
+                found = gradient(self._model, params, rows, config.method.own["penalty"])
             vector = flat(found, params) if isinstance(found, list) else found
             apply_gradient(self._optimiser, params, vector, lr=config.optim.lr, clip=None)
 

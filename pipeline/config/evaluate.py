@@ -1,24 +1,33 @@
 """Measuring any model: a registered version, a run, a checkpoint, a folder of weights."""
 
+from typing import ClassVar
+
 from pydantic import Field
 
-from pipeline.config.base import JobConfig, Section, Version
+from pipeline.config.base import Section, SeededConfig, Version
+from pipeline.config.conditions import Only, while_
 from pipeline.config.measuring import Attacks, Measuring
-from pipeline.config.tools import CompareConfig
-from pipeline.config.unlearn import Decoder, Extractor, Judge, Request, Tracking
+from pipeline.config.request import Request
+from pipeline.config.tracking import Registry
+from pipeline.config.weights import Decoder, Extractor, Judge
 
 
 class Workers(Section):
     """Ray tasks that share the work, side by side."""
 
-    workers: int = Field(2, ge=1)
-    cpus_per_worker: float = Field(1.0, gt=0)
-    gpus_per_worker: float = Field(0, ge=0)
+    workers: int = Field(2, ge=1, description="tasks at once")
+    cpus_per_worker: float = Field(1.0, gt=0, description="CPUs that a task reserves")
+    gpus_per_worker: float = Field(0, ge=0, description="GPUs that a task reserves")
     threads: int = Field(1, ge=1, description="BLAS threads of a worker")
 
 
-class EvaluateConfig(JobConfig):
-    tracking: Tracking = Tracking()
+class EvaluateConfig(SeededConfig):
+    conditions: ClassVar[tuple[Only, ...]] = (
+        while_("attacks", "battery", True),
+        Only(keys=("encoder.sha256",), switches=("encoder.weights",)),
+    )
+
+    tracking: Registry = Registry()
     version: Version = "candidate"
     checkpoint: str | None = Field(
         None, description="of a run: a checkpoint's folder, or last; absent: what the run registered"
@@ -53,19 +62,3 @@ class EvaluateConfig(JobConfig):
     output: str | None = Field(
         None, description="JSON to write; absent: evaluations/ in the run's folder, or under storage"
     )
-
-
-class AttackMethodsConfig(CompareConfig):
-    """A comparison whose runs are attacked: see jobs/attack_methods.py."""
-
-    references: bool = Field(
-        True,
-        description="rows for the base model and, where it was pretrained, for one that never saw the class",
-    )
-    battery: list[str] = Field(
-        ["none", "finetune", "int8", "embedding from own", "embedding from mean", "embedding from random"],
-        min_length=1,
-        description="names of the attacks",
-    )
-    measuring: Measuring = Measuring()
-    attacks: Attacks = Attacks()

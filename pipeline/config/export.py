@@ -1,15 +1,23 @@
 """A registered version, or a folder of weights, in the formats that others read."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from pipeline.config.base import JobConfig, Version
-from pipeline.config.unlearn import Decoder, Tracking
+from pipeline.config.conditions import Only, unless
+from pipeline.config.tracking import Registry
+from pipeline.config.weights import Decoder
 
 
 class ExportConfig(JobConfig):
-    tracking: Tracking = Tracking()
+    conditions: ClassVar[tuple[Only, ...]] = (
+        unless("tracking version", "weights"),
+        Only(keys=("size",), switches=("weights",)),
+        Only(keys=("encoder.sha256",), switches=("encoder.weights",)),
+    )
+
+    tracking: Registry = Registry()
     version: Version = "candidate"
     weights: str | None = Field(
         None, description="folder or published weights to export instead of a registered version"

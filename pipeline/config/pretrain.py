@@ -1,23 +1,30 @@
 """Training a small model and its judge."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Fraction, JobConfig, Section
-from pipeline.config.unlearn import Evaluate, Model, Train
+from pipeline.config.base import Fraction, Section, SeededConfig
+from pipeline.config.conditions import Only, while_
+from pipeline.config.sampling import Sampling
+from pipeline.config.weights import ModelSize
+from pipeline.config.workers import ELASTIC, TrainWorkers
 
 
 class PretrainOptim(Section):
     """The recipe of docs/numerics.md: minutes on two cores."""
 
-    lr: float = Field(3e-3, gt=0)
-    batch_size: int = Field(128, ge=1)
-    max_steps: int = Field(600, ge=1)
-    warmup_steps: int = Field(50, ge=0)
-    clip: float | None = Field(1.0, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    ema: float = Field(0.99, ge=0, lt=1)
+    lr: float = Field(3e-3, gt=0, description="learning rate of AdamW at its peak")
+    batch_size: int = Field(128, ge=1, description="rows in the global batch")
+    max_steps: int = Field(600, ge=1, description="steps")
+    warmup_steps: int = Field(
+        50, ge=0, description="steps over which the learning rate rises, before a cosine brings it to 0"
+    )
+    clip: float | None = Field(1.0, gt=0, description="bound on the gradient's norm; null: none")
+    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
+    ema: float = Field(
+        0.99, ge=0, lt=1, description="decay of the averaged weights, which are what is kept; 0: off"
+    )
 
 
 class JudgeOptim(Section):
@@ -29,14 +36,18 @@ class JudgeOptim(Section):
         ),
     )
     width: int = Field(16, ge=4, description="channels of its first layer; mlp has none")
-    lr: float = Field(3e-3, gt=0)
-    batch_size: int = Field(128, ge=1)
-    max_steps: int = Field(300, ge=1)
-    warmup_steps: int = Field(20, ge=0)
-    ema: float = Field(0.98, ge=0, lt=1)
+    lr: float = Field(3e-3, gt=0, description="learning rate of AdamW at its peak")
+    batch_size: int = Field(128, ge=1, description="rows in the global batch")
+    max_steps: int = Field(300, ge=1, description="steps")
+    warmup_steps: int = Field(
+        20, ge=0, description="steps over which the learning rate rises, before a cosine brings it to 0"
+    )
+    ema: float = Field(
+        0.98, ge=0, lt=1, description="decay of the averaged weights, which are what is kept; 0: off"
+    )
     noise: float = Field(0.3, ge=0, description="deviation of the noise added to the images it learns from")
     shift: int = Field(0, ge=0, description="pixels by which these images are moved at random, at most")
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
     mirror: bool = Field(
         False, description="resnet: once trained, it judges every image together with its mirror image"
     )
@@ -45,9 +56,15 @@ class JudgeOptim(Section):
     )
 
 
-class PretrainConfig(JobConfig):
-    lake: str = "digits"
-    model: Model = Model()
+class PretrainConfig(SeededConfig):
+    conditions: ClassVar[tuple[Only, ...]] = (
+        while_("judge.width", "judge.net", "small_cnn", "resnet"),
+        while_("hat_judge.width", "hat_judge.net", "small_cnn", "resnet"),
+        ELASTIC,
+    )
+
+    lake: str = Field("digits", description="name or URI of the lake to read")
+    model: ModelSize = ModelSize()
     without: list[int] = Field(
         [],
         description=(
@@ -66,8 +83,8 @@ class PretrainConfig(JobConfig):
     hat_judge: JudgeOptim | None = Field(
         None, description="a second judge, from a seed of its own, for method.hat_weight to train against"
     )
-    train: Train = Train()
-    evaluate: Evaluate = Evaluate()
+    train: TrainWorkers = TrainWorkers()
+    evaluate: Sampling = Field(Sampling(), description="how the trained model is judged")
     checkpoint_s: float = Field(
         120.0, gt=0, description="seconds between two checkpoints; the same command goes on from the last one"
     )

@@ -2,13 +2,16 @@
 
 import difflib
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config.base import JobConfig
+from pipeline.config.base import JobConfig, OpenSection
+from pipeline.config.conditions import has, idle, pop, refuse_idle
 from pipeline.config.renamed import refuse_old_keys, with_new_keys
 from pipeline.errors import InputError
 from pipeline.redaction import redacted
@@ -23,14 +26,14 @@ def read_yaml(path: str) -> dict[str, Any]:
     """The mapping in a YAML file (safe_load). A relative path is looked up from the working directory, then
     from the checkout."""
     candidates = [Path(path), Path(__file__).resolve().parents[2] / path]
-    found = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if found is None:
+    file = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if file is None:
         raise InputError(
             f"--config: got {path!r}, which is no file; expected a YAML file such as"
             " jobs/configs/quickstart.yaml"
         )
     try:
-        value = yaml.safe_load(found.read_text())
+        value = yaml.safe_load(file.read_text())
     except yaml.YAMLError as error:
         raise InputError(f"--config: {path} is not valid YAML ({' '.join(str(error).split())})") from error
     if value is None:
@@ -40,7 +43,7 @@ def read_yaml(path: str) -> dict[str, Any]:
     return value
 
 
-def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """`values` with each `a.b=c` of `overrides` set; c is read as YAML, so lists and
     mappings can be given."""
     result: dict[str, Any] = dict(values)
@@ -66,66 +69,140 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
     return result
 
 
-def parse(kind: type[ConfigT], values: dict[str, Any]) -> ConfigT:
+def parse(kind: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
     """`values` as a checked configuration of `kind`; `InputError` names the first key that is wrong."""
-    refuse_old_keys(values)
+    refuse_old_keys(values, all_keys(kind))
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise InputError(_explain(kind, error)) from error
+        raise InputError(explain(kind, error)) from error
 
 
-def parse_stored(kind: type[ConfigT], values: dict[str, Any]) -> ConfigT:
+def parse_given(kind: type[ConfigT], values: Mapping[str, Any], overrides: Sequence[str] = ()) -> ConfigT:
+    """What a person wrote: `values` of a file with `--set` texts over them. A key that does nothing is
+    refused."""
+    changed = apply_overrides(values, overrides)
+    config = parse(kind, changed)
+    keys = {override.partition("=")[0].strip() for override in overrides}
+    refuse_idle(config, changed, keys)
+    for name, section in open_sections(config).items():
+        # --set names another method than the file: the file's settings of its own method are not meant for it
+        if f"{name}.{section.named}" in keys:
+            section.inherit(frozenset(key for key in section.own if f"{name}.{key}" not in keys))
+    return config
+
+
+def parse_stored(kind: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
     """The configuration that a run left, whenever that was: keys that have other names now are read under
-    those."""
-    return parse(kind, with_new_keys(values))
+    those, keys that are gone are left out."""
+    stored = with_new_keys(values, all_keys(kind))
+    while True:
+        try:
+            config = kind.model_validate(stored)
+        except ValidationError as error:
+            unknown = [problem["loc"] for problem in error.errors() if problem["type"] == "extra_forbidden"]
+            if not unknown:
+                raise InputError(explain(kind, error)) from error
+            for location in unknown:
+                pop(stored, *location)
+            continue
+        for section in open_sections(config).values():
+            section.inherit(frozenset(section.own))
+        return config
 
 
-def load(kind: type[ConfigT], path: str, overrides: list[str] | None = None) -> ConfigT:
-    return parse(kind, apply_overrides(read_yaml(path), overrides or []))
+def load(kind: type[ConfigT], path: str, overrides: Sequence[str] = ()) -> ConfigT:
+    return parse_given(kind, read_yaml(path), overrides)
+
+
+def plain(config: BaseModel) -> dict[str, Any]:
+    """`config` as plain data that `parse` reads back, without the keys that do nothing."""
+    values = config.model_dump(mode="json")
+    for key in idle(config):
+        if has(values, key):
+            pop(values, *key.split("."))
+    return values
 
 
 def dump(config: BaseModel) -> str:
-    """`config` as YAML that `load` reads back, passwords and other secrets left out: what is dumped is kept
-    and shown."""
-    return yaml.safe_dump(redacted(config.model_dump(mode="json")), sort_keys=False)
+    """`plain` as YAML, passwords and other secrets left out: what is dumped is kept and shown."""
+    return yaml.safe_dump(redacted(plain(config)), sort_keys=False)
 
 
-def _explain(kind: type[BaseModel], error: ValidationError) -> str:
-    first = error.errors()[0]
+def open_sections(config: BaseModel) -> dict[str, OpenSection]:
+    return {name: section for name, section in config if isinstance(section, OpenSection)}
+
+
+def explain(kind: type[BaseModel], error: ValidationError, path: str = "") -> str:
+    """The first thing that is wrong, in one line; `path` is where the values of `kind` stand in the whole."""
+    first, *_ = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     location = [str(part) for part in first["loc"]]
-    key = ".".join(location)
+    before = f"{path}." if path else ""
+    key = before + ".".join(location)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
-        fields, section = _fields_at(kind, location[:-1])
+        fields, section = list(section_at(kind, location[:-1]).model_fields), before + ".".join(location[:-1])
         near = difflib.get_close_matches(location[-1], fields, n=3, cutoff=0.5)
-        elsewhere = [path for path in _all_keys(kind) if path.rsplit(".", 1)[-1] == location[-1]]
+        elsewhere = [before + name for name in all_keys(kind) if name.rsplit(".", 1)[-1] == location[-1]]
         hint = f"did you mean {' or '.join(elsewhere or near)}? " if near or elsewhere else ""
-        return (
-            f"unknown key {key!r}: {hint}valid keys{f' of {section}' if section else ''} are"
-            f" {', '.join(fields)}{more}"
-        )
+        of = f" of {section.rstrip('.')}" if section else ""
+        named = [name for name, field in kind.model_fields.items() if _is_open(field.annotation)]
+        own = "".join(f"; those of one {name} stand under {name}" for name in named) if not path else ""
+        return f"unknown key {key!r}: {hint}valid keys{of} are {', '.join(fields)}{own}{more}"
     message = first["msg"].removeprefix("Value error, ")
-    if not key:
+    if first["type"] == "missing":
+        field = section_at(kind, location[:-1]).model_fields[location[-1]]
+        return f"{key}: got none, expected {field.description or 'a value'}: --set {key}=<value>{more}"
+    if not location:
         return message + more
     return f"{key}: got {first['input']!r}, {message[0].lower() + message[1:]}{more}"
 
 
-def _fields_at(kind: type[BaseModel], location: list[str]) -> tuple[list[str], str]:
+def _is_open(annotation: Any) -> bool:
+    section = section_of(annotation)
+    return section is not None and issubclass(section, OpenSection)
+
+
+def section_at(kind: type[BaseModel], location: Sequence[str]) -> type[BaseModel]:
+    """The section that `location` leads to, through names in dictionaries and places in lists."""
+    annotation: Any = kind
     for part in location:
-        annotation = kind.model_fields[part].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            break
-        kind = annotation
-    return list(kind.model_fields), ".".join(location)
+        inner = section_of(annotation)
+        if inner is not None and part in inner.model_fields:
+            kind, annotation = inner, inner.model_fields[part].annotation
+        else:
+            annotation = next(iter(_items(annotation)), annotation)
+    return section_of(annotation) or kind
 
 
-def _all_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The model that a field holds, also where it may be absent; None for values, dictionaries and lists."""
+    if isinstance(annotation, type) and not get_args(annotation):
+        return annotation if issubclass(annotation, BaseModel) else None
+    if get_origin(annotation) in (Union, UnionType, Annotated):
+        return next(filter(None, map(section_of, get_args(annotation))), None)
+    return None
+
+
+def _items(annotation: Any) -> Iterator[Any]:
+    """What the values of a dictionary or list may be."""
+    if get_origin(annotation) in (Union, UnionType, Annotated):
+        for one in get_args(annotation):
+            yield from _items(one)
+    elif get_origin(annotation) in (dict, list):
+        yield get_args(annotation)[-1]
+
+
+def all_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every dotted key below `kind`; `<name>` stands for those of a dictionary."""
     keys = []
     for name, field in kind.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            keys += _all_keys(annotation, f"{prefix}{name}.")
-        else:
+        inner, inside = (
+            section_of(field.annotation),
+            [section for section in map(section_of, _items(field.annotation)) if section],
+        )
+        keys += all_keys(inner, f"{prefix}{name}.") if inner else []
+        keys += [key for section in inside for key in all_keys(section, f"{prefix}{name}.<name>.")]
+        if not inner and not inside:
             keys.append(prefix + name)
     return keys

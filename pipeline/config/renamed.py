@@ -1,9 +1,10 @@
 """Keys that configurations had before: refused with what stands in their place; read from what finished runs
 left."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from pipeline.config.conditions import has, pop
 from pipeline.errors import InputError
 
 RENAMED: dict[str, str] = {}  # dotted key before -> dotted key now
@@ -12,47 +13,37 @@ REMOVED: dict[str, str] = {  # dotted key before -> what to do instead
 }
 
 
-def refuse_old_keys(values: Mapping[str, Any]) -> None:
-    """Raise `InputError` for the first key of `values` that has another name now, or none."""
+def refuse_old_keys(values: Mapping[str, Any], known: Collection[str] = ()) -> None:
+    """Raise `InputError` for the first key of `values` that has another name now, or none. `known`
+    are the keys that this job has, whatever those of another are called."""
     for old, new in RENAMED.items():
-        if _has(values, old):
+        if has(values, old) and not _is_known(old, known):
             raise InputError(f"{old}: is called {new} now; expected --set {new}=...")
     for old, instead in REMOVED.items():
-        if _has(values, old):
+        if has(values, old) and not _is_known(old, known):
             raise InputError(f"{old}: is not there any more; {instead}")
 
 
-def with_new_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+def with_new_keys(values: Mapping[str, Any], known: Collection[str] = ()) -> dict[str, Any]:
     """`values` of a run's config.yaml, whenever it was written, under the names that keys have now."""
     result = _copied(values)
     for old, new in RENAMED.items():
-        if _has(result, old):
-            value = _pop(result, old)
+        if has(result, old) and not _is_known(old, known):
+            value = pop(result, *old.split("."))
             *parents, leaf = new.split(".")
-            node = result
+            section = result
             for parent in parents:
-                node = node.setdefault(parent, {})
-            node[leaf] = value
+                section = section.setdefault(parent, {})
+            section[leaf] = value
     for old in REMOVED:
-        if _has(result, old):
-            _pop(result, old)
+        if has(result, old) and not _is_known(old, known):
+            pop(result, *old.split("."))
     return result
+
+
+def _is_known(key: str, known: Collection[str]) -> bool:
+    return any(f"{name}.".startswith(f"{key}.") for name in known)
 
 
 def _copied(value: Any) -> Any:
     return {key: _copied(child) for key, child in value.items()} if isinstance(value, Mapping) else value
-
-
-def _has(values: Any, key: str) -> bool:
-    for part in key.split("."):
-        if not isinstance(values, Mapping) or part not in values:
-            return False
-        values = values[part]
-    return True
-
-
-def _pop(values: dict[str, Any], key: str) -> Any:
-    *parents, leaf = key.split(".")
-    for parent in parents:
-        values = values[parent]
-    return values.pop(leaf)

@@ -1,20 +1,21 @@
 """A sweep: which settings of the main job are searched, how far each trial may go, and what makes one better
 than another."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import JobConfig, Section
-from pipeline.config.unlearn import Tracking
+from pipeline.config.base import Section, SeededConfig
+from pipeline.config.conditions import Only, while_
+from pipeline.config.tracking import Tracking
 
 
 class Distribution(Section):
     """One searched setting: exactly one of `loguniform`, `uniform` and `choice`."""
 
-    loguniform: tuple[float, float] | None = None
-    uniform: tuple[float, float] | None = None
-    choice: list[Any] | None = None
+    loguniform: tuple[float, float] | None = Field(None, description="[low, high], even in the logarithm")
+    uniform: tuple[float, float] | None = Field(None, description="[low, high], evenly")
+    choice: list[Any] | None = Field(None, description="the values, each once")
     zero: bool = Field(
         False, description="loguniform: exactly 0 is a value too; it stands below the low end of the axis"
     )
@@ -45,7 +46,9 @@ class Distribution(Section):
 
 
 class Search(Section):
-    algorithm: Literal["tpe", "random"] = "tpe"
+    algorithm: Literal["tpe", "random"] = Field(
+        "tpe", description="tpe: Optuna's tree-structured Parzen estimator"
+    )
     startup_trials: int = Field(6, ge=1, description="tpe: trials before the model of the objectives decides")
     objectives: list[str] = Field(
         ["settled_step", "retain_accuracy/min"],
@@ -64,7 +67,7 @@ class Search(Section):
 class Budget(Section):
     """The same for every trial: `optim.max_steps` of the base and, where given, `trial_seconds`."""
 
-    trials: int = Field(12, ge=1)
+    trials: int = Field(12, ge=1, description="trials in all")
     steps: int | None = Field(
         None, ge=1, description="optimiser steps of all trials together; absent: what the trials take"
     )
@@ -80,7 +83,9 @@ class Scheduler(Section):
     """Who is stopped early. Both judge by the settled measure: the worst upper bound of the window that has
     to hold."""
 
-    kind: Literal["none", "asha", "median"] = "none"
+    kind: Literal["none", "asha", "median"] = Field(
+        "none", description="asha: successive halving; median: against the median of the others"
+    )
     grace_steps: int | None = Field(
         None, ge=1, description="no trial is stopped before; absent: evaluate.hold_steps of the base"
     )
@@ -116,7 +121,15 @@ class Verify(Section):
     attempts: int = Field(3, ge=1, description="trials, best first, that are verified until one holds")
 
 
-class SweepConfig(JobConfig):
+class SweepConfig(SeededConfig):
+    conditions: ClassVar[tuple[Only, ...]] = (
+        while_("search.startup_trials", "search.algorithm", "tpe"),
+        while_("scheduler.grace_steps", "scheduler.kind", "asha", "median"),
+        while_("scheduler.reduction", "scheduler.kind", "asha"),
+        while_("scheduler.min_trials", "scheduler.kind", "median"),
+        while_("trial.reuse trial.cpus trial.gpus", "trial.runner", "inline"),
+    )
+
     run_id: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$",

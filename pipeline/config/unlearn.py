@@ -1,43 +1,17 @@
 """The main job: what to forget, how, and what has to hold before the result may be promoted."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from pipeline.config.base import Fraction, JobConfig, Section
+from pipeline.config.base import NAME, Fraction, OpenSection, Section, SeededConfig
+from pipeline.config.conditions import Only, unless, while_
 from pipeline.config.measuring import Attacks, Measuring
-
-SHA256 = r"^[0-9a-fA-F]{64}$"
-
-
-class Model(Section):
-    size: str = "DiT-tiny"
-    weights: str | None = Field(
-        None,
-        description=(
-            "folder, published .pt, DiTPipeline folder: path, URI or Hugging Face id; absent: what"
-            " pretrain.py left"
-        ),
-    )
-    sha256: str | None = Field(
-        None, pattern=SHA256, description="of the file that holds the weights: any other is refused"
-    )
-    batch_norm: Literal["running", "batch"] = Field(
-        "running",
-        description=(
-            "statistics of a VAE's batch norm while it is trained: stored ones, or the batch's (one worker,"
-            " whole batches)"
-        ),
-    )
-
-
-class Decoder(Section):
-    """The autoencoder of a model of latents: what turns its samples into images."""
-
-    weights: str | None = Field(
-        None, description="AutoencoderKL folder, URI or Hugging Face id; absent: what came with model.weights"
-    )
-    sha256: str | None = Field(None, pattern=SHA256)
+from pipeline.config.request import Request
+from pipeline.config.sampling import Sampling
+from pipeline.config.tracking import Tracking
+from pipeline.config.weights import Decoder, Extractor, Judge, Model
+from pipeline.config.workers import ELASTIC, Train
 
 
 class StandIn(Section):
@@ -50,46 +24,12 @@ class StandIn(Section):
     )
 
 
-class Request(Section):
-    """What to forget. `exchange` maps a forgotten class to the class its label shall draw from now on, or to
-    several: their mixture."""
+class Method(OpenSection):
+    """Settings that all methods have; those of one method alone stand in its line of
+    pipeline/unlearning/methods/table.py."""
 
-    id: str | None = None
-    classes: list[int] = Field(default_factory=list)
-    sample_ids: str | None = Field(None, description="URI of a text file with one sample id a line")
-    exchange: dict[int, int | Annotated[list[int], Field(min_length=1)]] = Field(default_factory=dict)
-    without_exchange: bool = Field(False, description="accept a forgotten class without an exchange class")
-    retain: Literal["exchange", "neighbours", "all"] = "all"
-    neighbours: int = Field(
-        5, ge=1, description="how many nearest classes count as neighbours of the forgotten ones"
-    )
-    nearest_by: Literal["embedding", "judge"] = Field(
-        "embedding",
-        description=(
-            "what nearest means: the model's label table, or what the judge confuses on images of the"
-            " forgotten classes"
-        ),
-    )
-    reason: str = ""
-
-    @property
-    def forgotten_classes(self) -> list[int]:
-        """The classes to forget whole: none when samples are named, `classes` then only
-        says where they are."""
-        return [] if self.sample_ids else self.classes
-
-    @property
-    def exchange_classes(self) -> dict[int, tuple[int, ...]]:
-        """The exchange classes of each forgotten class, sorted."""
-        return {
-            c: (e,) if isinstance(e, int) else tuple(sorted(set(e))) for c, e in sorted(self.exchange.items())
-        }
-
-
-class Method(Section):
-    name: str = "uno_s"
-    penalty: float = Field(0.01, ge=0, description="lambda of grad cos^2")
-    surgery_every: int = Field(2, ge=1, description="uno_s: every k-th step is a surgery step")
+    named: ClassVar[str] = "name"
+    name: str = Field("uno_s", description="a method of the table")
     hvp: Literal["exact", "recompute", "fd_central", "fd_forward"] = Field(
         "exact", description="how the penalty's gradient is made"
     )
@@ -131,8 +71,6 @@ class Method(Section):
             " side of the edge"
         ),
     )
-    eta: float = Field(3.0, ge=0, description="esd: how far the forgotten label is steered away from itself")
-    saliency: float = Field(0.5, gt=0, le=1, description="salun: share of the trained parameters that move")
     share_noise: bool = Field(False, description="L_f draws the timestep and noise of L_x")
 
 
@@ -154,7 +92,7 @@ class Optim(Section):
     """AdamW of an unlearning run. The defaults are those that served the digits model best
     (docs/methods.md)."""
 
-    lr: float = Field(0.01, gt=0)
+    lr: float = Field(0.01, gt=0, description="learning rate of AdamW")
     label_lr: float | None = Field(None, gt=0, description="learning rate of the label table; absent: lr")
     batch_size: int = Field(
         64, ge=1, description="rows of each kind (retain, exchange, forget) in the global batch"
@@ -162,92 +100,32 @@ class Optim(Section):
     micro_batch: int | None = Field(
         None, ge=1, description="rows of each kind a worker holds at once; absent: its whole share"
     )
-    max_steps: int = Field(60, ge=1)
+    max_steps: int = Field(60, ge=1, description="steps after which a run ends, settled or not")
     max_seconds: float | None = Field(
         None, gt=0, description="seconds of steps after which a run ends, at its next check; absent: no bound"
     )
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises")
     prime_steps: int = Field(
         0, ge=0, description="gradient evaluations at lr 0 that fill the optimiser's moments first"
     )
     clip: float | None = Field(1.0, gt=0, description="bound on the gradient's norm")
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
     ema: float = Field(
         0.7, ge=0, lt=1, description="decay of the averaged weights that are evaluated and registered; 0: off"
     )
 
 
-class Train(Section):
-    """The workers. With `workers: [min, max]` a run goes on with as many as are alive, on the same global
-    batches."""
-
-    workers: int | list[int] = Field(2, description="how many, or [fewest, most]")
-    cpus_per_worker: float = Field(0.5, gt=0)
-    gpus_per_worker: float = Field(0, ge=0)
-    precision: Literal["fp32", "bf16"] = "fp32"
-    tf32: bool = Field(
-        False, description="float32 matrix products in TF32 on GPUs: faster, with 10 bits of mantissa"
-    )
-    compile: bool = Field(
-        False,
-        description=(
-            "torch.compile for passes of first order and for sampling (DiTs): pays where a run is much longer"
-            " than a minute"
-        ),
-    )
-    memory_gib: float | None = Field(
-        None,
-        gt=0,
-        description=(
-            "memory of one GPU: hvp exact gives way to recompute where it would not fit; absent: not"
-            " looked at"
-        ),
-    )
-    threads: int = Field(1, ge=1, description="BLAS threads of a worker")
-    max_failures: int = Field(3, ge=0, description="worker failures a run survives")
-    wait_s: float = Field(
-        600.0, ge=0, description="how long to wait for a cluster that has not got the resources (yet)"
-    )
-    resize_s: float = Field(60.0, gt=0, description="elastic: seconds between two looks for workers to add")
-    grace_s: float = Field(
-        30.0, gt=0, description="after SIGTERM: how long the driver waits for the workers' checkpoint"
-    )
-
-    @property
-    def fewest(self) -> int:
-        return self.workers if isinstance(self.workers, int) else self.workers[0]
-
-    @property
-    def most(self) -> int:
-        return self.workers if isinstance(self.workers, int) else self.workers[1]
-
-    @field_validator("workers", mode="before")
-    @classmethod
-    def _a_number_or_a_range(cls, value: Any) -> Any:
-        numbers = list(value) if isinstance(value, list | tuple) else [value, value]
-        if (
-            len(numbers) != 2
-            or not all(type(number) is int for number in numbers)
-            or not 1 <= numbers[0] <= numbers[1]
-        ):
-            raise ValueError("expected a positive number or [fewest, most]")
-        return value
-
-
-class Evaluate(Section):
+class Evaluate(Sampling):
     every: int = Field(2, ge=1, description="steps between two checks")
     samples: int = Field(200, ge=20, description="images a check draws for the forgotten classes together")
-    retain_samples: int = Field(20, ge=1, description="images a check draws for each retained class")
     retain_classes: int | None = Field(
         None,
         ge=1,
         description="retained classes that are drawn: exchange, nearest, others by seed; absent: all of them",
     )
     final_samples: int = Field(500, ge=100, description="the same before and after, on fresh noise")
-    final_retain_samples: int = Field(100, ge=1)
-    cfg_scale: float = Field(2.0, ge=0)
-    sampler_steps: int = Field(12, ge=1)
-    final_sampler_steps: int = Field(20, ge=1)
+    final_retain_samples: int = Field(100, ge=1, description="the same before and after")
+    sampler_steps: int = Field(12, ge=1, description="sampler steps of a check's images")
     membership_draws: int = Field(
         16, ge=1, description="named samples: noises over which a row's loss is averaged"
     )
@@ -259,7 +137,6 @@ class Evaluate(Section):
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="of the network while it samples; judge and decoder are in fp32"
     )
-    batch: int = Field(128, ge=1, description="images sampled at once by a worker")
     guard: Fraction | None = Field(
         0.7,
         description=(
@@ -289,31 +166,6 @@ class Evaluate(Section):
     gold: str | None = Field(
         None,
         description="name or URI of a model trained without the forgotten rows, to compare with at the end",
-    )
-
-
-class Judge(Section):
-    weights: str | None = Field(
-        None,
-        description=(
-            "folder, transformers image classifier: path, URI or Hugging Face id; absent: what pretrain.py"
-            " left"
-        ),
-    )
-    sha256: str | None = Field(
-        None, pattern=SHA256, description="of the file that holds the weights: any other is refused"
-    )
-
-
-class Extractor(Section):
-    """Weights of a feature space that distances are taken in beside the judge's: see
-    models/features/table.py."""
-
-    weights: str = Field(
-        min_length=1, description="file or folder of the space's format: path, URI or Hugging Face id"
-    )
-    sha256: str | None = Field(
-        None, pattern=SHA256, description="of the file that holds the weights; a TorchScript file needs it"
     )
 
 
@@ -365,31 +217,56 @@ class Gate(Section):
     )
 
 
-class Tracking(Section):
-    uri: str | None = Field(None, description="MLflow tracking URI; absent: SQLite under the storage root")
-    experiment: str = "unlearning"
-    model_name: str = "dit-digits-unlearned"
-    pipeline: bool = Field(
-        False, description="leave the model under the run as a DiTPipeline folder of diffusers as well"
-    )
-    artifact: Literal["full", "delta"] = Field(
-        "full",
-        description=(
-            "what a version holds: all weights, or the trained subset and the digest of the base it"
-            " belongs to"
+def _is_vae(size: str) -> bool:
+    return size.startswith("vae")
+
+
+class UnlearnConfig(SeededConfig):
+    conditions: ClassVar[tuple[Only, ...]] = (
+        while_("evaluate.cpus evaluate.gpus evaluate.timeout_s", "evaluate.asynchronous", True),
+        while_("stand_in.images", "stand_in.use", True),
+        while_("attacks", "evaluate.battery", True),
+        Only(keys=("measuring",), switches=("evaluate.battery", "evaluate.measures", "evaluate.gold")),
+        Only(
+            keys=("hat_judge", "gate.accept_trained_judge"),
+            switches=("method.hat_weight",),
+            needed=" above 0",
         ),
+        Only(keys=("method.exchange_weight",), switches=("request.exchange", "method.fold")),
+        Only(keys=("evaluate.membership_draws", "gate.max_membership_auc"), switches=("request.sample_ids",)),
+        unless("request.neighbours request.nearest_by", "request.sample_ids"),
+        Only(keys=("evaluate.guard_checks",), switches=("evaluate.guard",), needed=" a share"),
+        Only(keys=("encoder.sha256",), switches=("encoder.weights",)),
+        Only(
+            keys=("model.batch_norm", "gate.max_share_drift"),
+            switches=("model.size",),
+            needed=" a VAE, such as vae-mnist",
+            holds=_is_vae,
+        ),
+        Only(
+            keys=("gate.min_retain_accuracy", "gate.min_class_accuracy", "train.memory_gib"),
+            switches=("model.size",),
+            needed=" a DiT, such as DiT-tiny",
+            holds=lambda size: not _is_vae(size),
+        ),
+        ELASTIC,
     )
 
-
-class UnlearnConfig(JobConfig):
-    run_id: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
-    lake: str = "digits"
+    run_id: str | None = Field(
+        None,
+        pattern=NAME,
+        description="absent: a new run; else that run is continued, or its result shown",
+    )
+    lake: str = Field("digits", description="name or URI of the lake to read")
     model: Model = Model()
     encoder: Decoder = Decoder()
     stand_in: StandIn = StandIn()
     request: Request = Request()
     method: Method = Method()
-    trainable: str = "labels_and_adaln:2"
+    trainable: str = Field(
+        "labels_and_adaln:2",
+        description="labels_and_adaln:K, adaln:K (of the last K blocks), labels, all; of a VAE also decoder",
+    )
     partition: Partition = Partition()
     optim: Optim = Optim()
     train: Train = Train()

@@ -28,7 +28,7 @@ from pipeline.data.ingest import (
 )
 from pipeline.data.lake import MANIFEST, SCHEMA_VERSION, Class, Lake, Manifest, find_lake, lake_uri
 from pipeline.data.parquet_shards import Shard
-from pipeline.data.sources import open_source, regroup
+from pipeline.data.sources import completed, open_source, regroup
 from pipeline.data.sources.base import Item, RawImages, Split, require_unique
 from pipeline.data.tombstones import require_not_buried
 from pipeline.data.vae_encoder import Encoder, Plan, plan_encoding
@@ -58,6 +58,7 @@ def prepare(config: PrepareConfig, run: Callable[[Sequence[Task]], Iterable[Made
     process.
     """
     start = time.monotonic()
+    config = config.model_copy(update={"source": completed(config.source)})
     uri = lake_uri(config.storage, config.lake)
     lake = find_lake(uri)
     if lake is not None:
@@ -105,6 +106,7 @@ def prepare(config: PrepareConfig, run: Callable[[Sequence[Task]], Iterable[Made
 
 def describe(config: PrepareConfig) -> str:
     """What `prepare` would do, in one line; reads the source's listing and writes nothing."""
+    config = config.model_copy(update={"source": completed(config.source)})
     uri = lake_uri(config.storage, config.lake)
     lake = find_lake(uri)
     if lake is not None:
@@ -141,7 +143,9 @@ def require_same_settings(lake: Lake, config: PrepareConfig) -> None:
     )
     for section, settings in {**settings_of(config), "encoder": encoding.model_dump()}.items():
         recorded = lake.manifest.model_dump(mode="json")[section]
-        for key in [*settings, *sorted(recorded.keys() - settings.keys())]:
+        # a lake says of its source also what another kind of source would have read
+        others = [] if section == "source" else sorted(recorded.keys() - settings.keys())
+        for key in [*settings, *others]:
             if settings.get(key) != recorded.get(key):
                 raise InputError(
                     f"the lake {lake.uri} was made with {section}.{key} = {recorded.get(key)!r}, got"

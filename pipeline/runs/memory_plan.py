@@ -20,7 +20,7 @@ from pipeline.training.elastic import micro_batches, usable_world
 from pipeline.unlearning.collectives import Collectives
 from pipeline.unlearning.gradients import Step
 from pipeline.unlearning.losses import Rows, StepRows, Teacher, Weights, build_terms
-from pipeline.unlearning.methods.settings import MethodSettings
+from pipeline.unlearning.methods.interim import method_settings
 from pipeline.unlearning.methods.table import METHODS
 from pipeline.unlearning.parameters import select
 
@@ -77,13 +77,11 @@ class MemoryPlan:
         """What the method asks for in each step of its period, found by asking it on vectors of a few
         numbers."""
         settings = self.config.method
-        period = max(2, settings.surgery_every)
+        options, _ = method_settings(settings.name, settings.own)
+        period = max(2, options.surgery_every)
         found = []
         for index in range(1, period + 1):
             probe = _Probe(index=index, params=[], terms={}, collectives=Collectives())
-            options = MethodSettings(
-                penalty=settings.penalty, surgery_every=settings.surgery_every, saliency=settings.saliency
-            )
             METHODS[settings.name](probe, options)
             found.append(probe.calls)
         return found

@@ -20,12 +20,11 @@ from pipeline.errors import InputError
 from pipeline.evaluation.gate import judge_warning
 from pipeline.evaluation.neighbours import confused_classes, nearest_classes
 from pipeline.runs import final_evaluation, run_weights
-from pipeline.runs.request_checks import require_fit, resolve
+from pipeline.runs.request_checks import require_fit, resolve, with_own_settings
 from pipeline.runtime import precision
 from pipeline.seeding import seed_of
 from pipeline.tracking.mlflow_runs import tracking_uri
 from pipeline.training.judge_accuracy import tried
-from pipeline.unlearning.methods.table import METHODS
 from pipeline.unlearning.parameters import label_parameter, select
 from pipeline.weights import feature_extractors, model_folder
 
@@ -78,8 +77,7 @@ class Prepared:
 
 def check(config: UnlearnConfig) -> Prepared:
     """Raise `InputError` for anything that would stop the job later."""
-    if config.method.name not in METHODS:
-        raise InputError(f"method.name: got {config.method.name!r}, expected one of {', '.join(METHODS)}")
+    config = with_own_settings(config)
     lake = read_lake(lake_uri(config.storage, config.lake))
     config = resolve(
         config,
@@ -99,6 +97,11 @@ def check(config: UnlearnConfig) -> Prepared:
         raise InputError(str(error)) from error
     hat_judge = _fitting_hat_judge(config, judge)
     precision.require(config, base.config)
+    if config.encoder.weights and lake.manifest.kind != "latent":
+        raise InputError(
+            f"encoder.weights: got {config.encoder.weights}, but lake {lake.manifest.name!r} holds pixels,"
+            " which nothing decodes; expected none"
+        )
     _require_same_classes(lake, model, judge)
     run_weights.require_same_names(lake, judge)
     require_fit(config, model)
@@ -218,7 +221,8 @@ def _require_same_settings(prepared: Prepared) -> None:
         {**yaml.safe_load(storage.read_bytes(uri)), "storage": prepared.config.storage},
     )
     before, now = (
-        _leaves(yaml.safe_load(text)) for text in (configuration.dump(stored), settings_text(prepared))
+        _leaves(yaml.safe_load(text))
+        for text in (configuration.dump(with_own_settings(stored)), settings_text(prepared))
     )
     keys = sorted(before.keys() | now.keys())
     different = [

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pipeline.config import Request, UnlearnConfig
+from pipeline.config.own_settings import complete
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
@@ -11,6 +12,14 @@ if TYPE_CHECKING:
 
 # their gradient is that of what is kept
 WITHOUT_DRIVE = ("exchange", "finetune", "surgery", "uno", "uno_s", "salun")
+
+
+def with_own_settings(config: UnlearnConfig) -> UnlearnConfig:
+    """`config` with its method's own settings checked and complete; raises `InputError`."""
+    from pipeline.unlearning.methods.interim import SETTINGS
+
+    method = complete(config.method, "method", SETTINGS)
+    return config.model_copy(update={"method": method})
 
 
 def resolve(
@@ -22,7 +31,7 @@ def resolve(
     if not request.classes and not request.sample_ids:
         raise InputError(
             "request: got neither classes nor sample_ids, expected what to forget, such as --set"
-            " request.classes=[1]"
+            " 'request.classes=[1]'"
         )
     if len(set(request.classes)) != len(request.classes):
         raise InputError(f"request.classes: got {request.classes}, expected each class once")

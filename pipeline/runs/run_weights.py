@@ -8,6 +8,7 @@ from pipeline.config import Judge, UnlearnConfig
 from pipeline.config.unlearn import Decoder
 from pipeline.data.lake import Lake
 from pipeline.errors import InputError
+from pipeline.runs.request_checks import with_own_settings
 from pipeline.weights import decoder, import_published, model_folder
 
 if TYPE_CHECKING:
@@ -129,10 +130,8 @@ def plan_of(config: UnlearnConfig, base: model_folder.Stored | None = None) -> "
     from models.dit import SIZES
     from models.generative import dit_description
     from pipeline.runs.memory_plan import MemoryPlan
-    from pipeline.unlearning.methods.table import METHODS
 
-    if config.method.name not in METHODS:
-        raise InputError(f"method.name: got {config.method.name!r}, expected one of {', '.join(METHODS)}")
+    config = with_own_settings(config)
     if base is not None:
         return MemoryPlan(config, base.config) if base.config["family"] == "dit" else None
     size = SIZES.get(config.model.size)

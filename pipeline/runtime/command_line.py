@@ -15,8 +15,6 @@ from pipeline.redaction import redact
 from pipeline.runtime.stop_request import raise_terminated
 
 ConfigT = TypeVar("ConfigT", bound=configuration.JobConfig)
-
-
 Run = Callable[[ConfigT, bool], None]
 
 
@@ -86,7 +84,10 @@ def _main(
     given += [f"{key}=true" for key in flags if getattr(arguments, key)]
     chosen = run[arguments.verb] if isinstance(run, Mapping) else run
     try:
-        chosen(configuration.load(kind, arguments.config, [*arguments.overrides, *given]), arguments.dry_run)
+        config = configuration.load(kind, arguments.config, [*arguments.overrides, *given])
+        if isinstance(run, Mapping):
+            require_keys_of_verb(config, arguments.verb)
+        chosen(config, arguments.dry_run)
     except InputError as error:
         print(redact(f"error: {' '.join(str(error).split())}"), file=sys.stderr)
         return 2
@@ -98,3 +99,17 @@ def _main(
         print(redact(f"failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}"), file=sys.stderr)
         return 1
     return 0
+
+
+def require_keys_of_verb(config: configuration.JobConfig, verb: str) -> None:
+    """Raise `InputError` for a key that was given and that `verb` does not read, where the job says what each
+    verb reads."""
+    keys_of_verb: dict[str, tuple[str, ...]] = getattr(config, "keys_of_verb", {})
+    of_some_verb = {key for keys in keys_of_verb.values() for key in keys}
+    read = keys_of_verb.get(verb, ())
+    for key in sorted((config.model_fields_set & of_some_verb) - set(read)):
+        readers = ", ".join(other for other, keys in keys_of_verb.items() if key in keys)
+        raise InputError(
+            f"{key}: got {getattr(config, key)!r}, which {verb} does nothing with ({readers} would); expected"
+            f" {' or '.join(read) if read else 'none of these keys'}"
+        )

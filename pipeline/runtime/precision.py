@@ -35,7 +35,10 @@ def require_precision(device: "torch.device", config: "UnlearnConfig | PretrainC
     """Raise `InputError` where bfloat16 is asked of a GPU without it. CPUs compute it, slowly."""
     import torch
 
-    asked = next((key for key in ("train", "evaluate") if getattr(config, key).precision == "bf16"), None)
+    asked = next(
+        (key for key in ("train", "evaluate") if getattr(getattr(config, key), "precision", None) == "bf16"),
+        None,
+    )
     if asked and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         name = torch.cuda.get_device_name(device)
         raise InputError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline import storage
-from pipeline.config.evaluate import AttackMethodsConfig
+from pipeline.config.attack import AttackMethodsConfig
 from pipeline.config.measuring import Attacks, Measuring
 from pipeline.errors import InputError
 from pipeline.evaluation.attacks.suite import attacks

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import config as configuration
 from pipeline import storage
 from pipeline.config import CompareConfig, UnlearnConfig
+from pipeline.runs.request_checks import with_own_settings
 from pipeline.studies.resumable import results
 
 if TYPE_CHECKING:
@@ -56,14 +57,9 @@ def cells(config: CompareConfig) -> list[Cell]:
                     "classes": [forgotten],
                     "exchange": {forgotten: exchange},
                 }
-                values = configuration.apply_overrides(
-                    values, [f"{key}={json.dumps(value)}" for key, value in settings.items()]
-                )
-                made.append(
-                    Cell(
-                        row=row, pair=(forgotten, exchange), config=configuration.parse(UnlearnConfig, values)
-                    )
-                )
+                overrides = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+                run = with_own_settings(configuration.parse_given(UnlearnConfig, values, overrides))
+                made.append(Cell(row=row, pair=(forgotten, exchange), config=run))
     return made
 
 

@@ -12,6 +12,7 @@ import yaml
 
 from pipeline import storage
 from pipeline.config import SweepConfig, UnlearnConfig
+from pipeline.config.conditions import at
 from pipeline.errors import InputError
 from pipeline.runs import preflight
 from pipeline.runs.result import RESULT
@@ -19,7 +20,7 @@ from pipeline.runtime import metrics_log
 from pipeline.runtime.code_version import code_version
 from pipeline.runtime.progress import Progress
 from pipeline.sweep import scores
-from pipeline.sweep.space import Settings, at, base_config, check_space, configured, fixed_points, shown
+from pipeline.sweep.space import Settings, base_config, check_space, configured, fixed_points, shown
 from pipeline.sweep.suggest import Suggestions, importance
 from pipeline.sweep.trial import Shared
 from pipeline.sweep.trial_ray import TRIAL, trial_uri

@@ -10,9 +10,11 @@ import yaml
 
 from pipeline import config as configuration
 from pipeline.config import SweepConfig, UnlearnConfig
+from pipeline.config.conditions import at
 from pipeline.config.sweep import Distribution
 from pipeline.errors import InputError
-from pipeline.unlearning.methods.table import METHODS
+from pipeline.runs.request_checks import with_own_settings
+from pipeline.unlearning.methods.interim import SETTINGS
 
 SEARCHABLE = (
     "method.",
@@ -27,9 +29,8 @@ Settings = dict[str, Any]  # dotted key -> value: a point of the space
 def base_config(config: SweepConfig) -> UnlearnConfig:
     """The main job's configuration that every trial starts from, under the sweep's storage, seed and
     tracking."""
-    values = configuration.apply_overrides(
-        configuration.read_yaml(config.base), _as_overrides(_by_key(config.set))
-    )
+    overrides = _as_overrides(_by_key(config.set))
+    values = configuration.read_yaml(config.base)
     values |= {
         "storage": config.storage,
         "seed": config.seed,
@@ -43,27 +44,29 @@ def base_config(config: SweepConfig) -> UnlearnConfig:
         **values.get("optim", {}),
         **({"max_seconds": config.budget.trial_seconds} if config.budget.trial_seconds else {}),
     }
-    return configuration.parse(UnlearnConfig, values)
+    return with_own_settings(configuration.parse_given(UnlearnConfig, values, overrides))
 
 
 def configured(base: UnlearnConfig, settings: Mapping[str, Any]) -> UnlearnConfig:
-    """`base` with the point's settings; raises `InputError` for values that do not go together."""
-    return configuration.parse(
-        UnlearnConfig, configuration.apply_overrides(base.model_dump(), _as_overrides(settings))
-    )
+    """`base` with the point's settings, a method's own as far as it has them; raises `InputError` for values
+    that do not go together."""
+    values = configuration.apply_overrides(base.model_dump(), _as_overrides(settings))
+    config = configuration.parse(UnlearnConfig, values)
+    if "method.name" in settings:
+        config.method.inherit(frozenset(key for kind in SETTINGS.values() for key in kind.model_fields))
+    return with_own_settings(config)
 
 
 def check_space(space: Mapping[str, Distribution], base: UnlearnConfig) -> None:
     """Raise `InputError` for a key no job knows (naming those near it), one that must be the same for all, or
     a value it refuses."""
     for key, distribution in space.items():
+        owner = _owner(key, space, base)
         for value in _samples(distribution):
             try:
-                configured(base, {key: value})
+                configured(base, {**owner, key: value})
             except InputError as error:
                 raise InputError(f"space: {error}") from error
-            if key == "method.name" and value not in METHODS:
-                raise InputError(f"space: method.name: got {value!r}, expected some of {', '.join(METHODS)}")
         if key in SHARED or not key.startswith(SEARCHABLE):
             raise InputError(
                 f"space: got {key!r}, which has to be the same for all trials or they would not answer the"
@@ -77,12 +80,12 @@ def check_space(space: Mapping[str, Distribution], base: UnlearnConfig) -> None:
             )
 
 
-def at(config: UnlearnConfig, key: str) -> Any:
-    """The value of a dotted key."""
-    found: Any = config
-    for part in key.split("."):
-        found = getattr(found, part)
-    return found
+def _owner(key: str, space: Mapping[str, Distribution], base: UnlearnConfig) -> Settings:
+    """The method that a setting of one method alone belongs to, of those the space names."""
+    section, _, name = key.partition(".")
+    methods = (space["method.name"].choice or []) if "method.name" in space else []
+    owners = [method for method in methods if method in SETTINGS and name in SETTINGS[method].model_fields]
+    return {"method.name": owners[0]} if section == "method" and owners else {}
 
 
 def fixed_points(space: Mapping[str, Distribution], base: UnlearnConfig) -> list[Settings]:
@@ -98,6 +101,8 @@ def holds(distribution: Distribution, value: Any) -> bool:
     """Whether the distribution can give `value`."""
     if distribution.choice is not None:
         return value in distribution.choice
+    if value is None:  # the base's method does not have this setting
+        return False
     bounds = distribution.loguniform or distribution.uniform
     assert bounds is not None
     return (distribution.zero and value == 0) or bounds[0] <= value <= bounds[1]

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
-from pipeline.config import Tracking
+from pipeline.config import Registry, Tracking
 from pipeline.errors import InputError
 from pipeline.redaction import redact
 
@@ -31,7 +31,7 @@ PARAMS = 100  # parameters of one request: MLflow's own limit
 SYSTEM_S = 5  # seconds between two looks at processor, memory, disk, network and GPUs
 
 
-def tracking_uri(tracking: Tracking, storage_root: str) -> str:
+def tracking_uri(tracking: Registry, storage_root: str) -> str:
     """Where runs and versions are recorded: `tracking.uri`, else a SQLite file under a
     local `storage_root`."""
     if tracking.uri:
@@ -45,7 +45,7 @@ def tracking_uri(tracking: Tracking, storage_root: str) -> str:
     return f"sqlite:///{storage.join(storage_root, 'mlflow.db')}"
 
 
-def artifact_location(tracking: Tracking, storage_root: str) -> str | None:
+def artifact_location(tracking: Registry, storage_root: str) -> str | None:
     """Where a new experiment keeps its artifacts: under the storage root, or (None, for a server beside local
     storage) where it likes."""
     if (
@@ -57,7 +57,7 @@ def artifact_location(tracking: Tracking, storage_root: str) -> str | None:
     return storage.join(storage_root, "mlartifacts")
 
 
-def client(tracking: Tracking, storage_root: str, *, create: bool = True) -> "MlflowClient":
+def client(tracking: Registry, storage_root: str, *, create: bool = True) -> "MlflowClient":
     """A client bound to the store of `tracking`; raises `InputError` when the store does not answer.
 
     `create=False`: a database file that does not exist yet is an `InputError` too, and none is made.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import models
 from pipeline import storage
-from pipeline.config import Tracking
+from pipeline.config import Registry
 from pipeline.errors import InputError
 from pipeline.tracking import aliases
 from pipeline.tracking.mlflow_runs import Tracker, client, tracking_uri
@@ -132,21 +132,21 @@ def save_pyfunc(folder: str, target: Path, *, image_shape: tuple[int, int, int])
     description.save(str(target / "MLmodel"))
 
 
-def resolve(tracking: Tracking, storage_root: str, which: str) -> "ModelVersion":
+def resolve(tracking: Registry, storage_root: str, which: str) -> "ModelVersion":
     """The version of `tracking.model_name` with the alias or number `which`; raises `InputError` when there
     is none."""
     made = client(tracking, storage_root, create=False)
     return find_version(made, tracking.model_name, which, where=tracking_uri(tracking, storage_root))
 
 
-def load_version(tracking: Tracking, storage_root: str, version: "ModelVersion") -> "PyFuncModel":
+def load_version(tracking: Registry, storage_root: str, version: "ModelVersion") -> "PyFuncModel":
     """`version` as MLflow loads it: `predict(DataFrame[label, seed])` gives uint8 (N, H, W, C)."""
     import mlflow.pyfunc
 
     return mlflow.pyfunc.load_model(str(local_copy(tracking, storage_root, version)))
 
 
-def local_copy(tracking: Tracking, storage_root: str, version: "ModelVersion") -> Path:
+def local_copy(tracking: Registry, storage_root: str, version: "ModelVersion") -> Path:
     """The folder of `version` on this machine: itself where it is local, a download otherwise."""
     import mlflow.artifacts
 
@@ -197,7 +197,7 @@ def find_version(made: "MlflowClient", name: str, which: str, *, where: str) -> 
         ) from error
 
 
-def rows(tracking: Tracking, storage_root: str) -> list[tuple[str, ...]]:
+def rows(tracking: Registry, storage_root: str) -> list[tuple[str, ...]]:
     """(version, aliases, gate, method, request, run) of every version, newest first."""
     made, name = client(tracking, storage_root, create=False), tracking.model_name
     model = require_registered(made, name, where=tracking_uri(tracking, storage_root))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import storage
-from pipeline.config import Train
+from pipeline.config import TrainWorkers
 from pipeline.errors import InputError
 from pipeline.training.elastic import usable_world
 from pipeline.unlearning.collectives import Collectives
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 def launch(
     worker: Callable[[dict[str, Any]], Any],
     arguments: dict[str, Any],
-    train: Train,
+    train: TrainWorkers,
     *,
     storage_uri: str,
     name: str,
@@ -88,7 +88,7 @@ def launch(
         raise _final(error, train) from error
 
 
-def _final(error: Exception, train: Train) -> Exception:
+def _final(error: Exception, train: TrainWorkers) -> Exception:
     """What a person is told when Ray Train has given up: the failure that the others followed from."""
     failures: dict[int, Any] = getattr(error, "worker_failures", {})
     causes = {rank: getattr(failure, "_base_exc", failure) for rank, failure in sorted(failures.items())}
@@ -109,7 +109,7 @@ def _final(error: Exception, train: Train) -> Exception:
     )
 
 
-def worker_setup(train: Train, lanes: int, run: str) -> tuple[Any, Collectives] | None:
+def worker_setup(train: TrainWorkers, lanes: int, run: str) -> tuple[Any, Collectives] | None:
     """On a worker: its device and collectives, with `train.threads` BLAS threads, Ray's chatter off and `run`
     and rank in its log lines.
 

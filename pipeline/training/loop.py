@@ -31,6 +31,7 @@ from pipeline.unlearning.collectives import Collectives
 from pipeline.unlearning.experimental.latent_reflection import Folds
 from pipeline.unlearning.gradients import Step
 from pipeline.unlearning.losses import Teacher, Weights, build_terms
+from pipeline.unlearning.methods.interim import method_settings
 from pipeline.unlearning.methods.settings import MethodSettings
 from pipeline.unlearning.methods.table import METHODS
 from pipeline.unlearning.noising import sample_latents, step_rows
@@ -253,6 +254,7 @@ def train_step(
             share_noise=config.method.share_noise,
         )
     settings = config.method
+    own, eta = method_settings(settings.name, settings.own)
     micro = micro_batches(config, len(batch))
     # exact keeps the graphs of every micro-batch of a share at once, which is what micro-batches are there to
     # avoid
@@ -265,7 +267,7 @@ def train_step(
             exchange=settings.exchange_weight,
             targets=settings.targets,
             contrast=settings.contrast,
-            eta=settings.eta,
+            eta=eta,
         ),
         teacher=teacher,
         micro_batches=micro,
@@ -284,12 +286,7 @@ def train_step(
         fd_radius=radius,
         shares=several,
     )
-    gradient = method(
-        this,
-        MethodSettings(
-            penalty=settings.penalty, surgery_every=settings.surgery_every, saliency=settings.saliency
-        ),
-    )
+    gradient = method(this, own)
     collectives.require_finite({**this.local, "gradient": gradient.norm()}, step)
     lr = warmup(step, lr=config.optim.lr, warmup_steps=config.optim.warmup_steps)
     with phase("optimiser"):

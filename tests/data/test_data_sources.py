@@ -414,8 +414,9 @@ def test_bad_sources_say_what_is_wrong_and_write_nothing(
 
 
 def test_a_source_needs_its_uri() -> None:
-    with pytest.raises(InputError, match=r"source.uri: got none, expected where the mnist images are"):
-        parse(PrepareConfig, {"source": {"kind": "mnist"}})
+    config = parse(PrepareConfig, {"source": {"kind": "mnist"}})
+    with pytest.raises(InputError, match=r"source.uri: got none, expected where the images are"):
+        ingest_ray.describe(config)
 
 
 def test_what_is_held_out_goes_by_the_sample_ids_alone() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.config import JobConfig, RegistryConfig
+from pipeline.config.base import SeededConfig
+from pipeline.config.registry import RegistryConfig
 from pipeline.errors import InputError
 from pipeline.runtime import command_line
 from pipeline.seeding import generator, seed_of
@@ -20,8 +21,8 @@ def config(tmp_path: Path) -> str:
     return str(path)
 
 
-def raising(error: BaseException) -> Callable[[JobConfig, bool], None]:
-    def run(config: JobConfig, dry_run: bool) -> None:
+def raising(error: BaseException) -> Callable[[SeededConfig, bool], None]:
+    def run(config: SeededConfig, dry_run: bool) -> None:
         raise error
 
     return run
@@ -38,7 +39,7 @@ def raising(error: BaseException) -> Callable[[JobConfig, bool], None]:
 def test_exit_codes_say_what_happened(
     config: str, capsys: pytest.CaptureFixture[str], error: BaseException, code: int, last: str
 ) -> None:
-    assert command_line.main(JobConfig, raising(error), "", ["--config", config]) == code
+    assert command_line.main(SeededConfig, raising(error), "", ["--config", config]) == code
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1] == last
     assert ("Traceback (most recent call last):" in lines) == (code == 1) and (code == 1 or len(lines) == 1)
@@ -47,13 +48,13 @@ def test_exit_codes_say_what_happened(
 def test_a_job_gets_its_settings_and_whether_to_write(config: str) -> None:
     seen: list[Any] = []
 
-    def run(settings: JobConfig, dry_run: bool) -> None:
+    def run(settings: SeededConfig, dry_run: bool) -> None:
         seen.append((settings.seed, dry_run))
 
-    assert command_line.main(JobConfig, run, "", ["--config", config]) == 0
+    assert command_line.main(SeededConfig, run, "", ["--config", config]) == 0
     assert (
         command_line.main(
-            JobConfig, run, "", ["--config", config, "--set", "seed=4", "--set", "seed=5", "--dry-run"]
+            SeededConfig, run, "", ["--config", config, "--set", "seed=4", "--set", "seed=5", "--dry-run"]
         )
         == 0
     )
@@ -62,17 +63,19 @@ def test_a_job_gets_its_settings_and_whether_to_write(config: str) -> None:
 
 def test_verbs_choose_the_function(config: str) -> None:
     seen: list[str] = []
-    verbs: dict[str, Callable[[JobConfig, bool], None]] = {
+    verbs: dict[str, Callable[[SeededConfig, bool], None]] = {
         name: lambda settings, dry_run, name=name: seen.append(name) for name in ("list", "show")
     }
-    assert command_line.main(JobConfig, verbs, "", ["show", "--config", config]) == 0
+    assert command_line.main(SeededConfig, verbs, "", ["show", "--config", config]) == 0
     assert seen == ["show"]
     with pytest.raises(SystemExit) as caught:
-        command_line.main(JobConfig, verbs, "", ["sing", "--config", config])
+        command_line.main(SeededConfig, verbs, "", ["sing", "--config", config])
     assert caught.value.code == 2
 
 
-def test_shorthands_and_flags_are_settings(config: str) -> None:
+def test_shorthands_and_flags_are_settings(tmp_path: Path) -> None:
+    config = str(tmp_path / "registry.yaml")
+    Path(config).write_text("tracking: {model_name: digits}\n")
     seen: list[Any] = []
 
     def run(settings: RegistryConfig, dry_run: bool) -> None:
@@ -109,3 +112,29 @@ def test_seeds_tell_all_keys_apart() -> None:
         (),
     ]
     assert len({seed_of(*key) for key in keys}) == len(keys)
+
+
+@pytest.mark.parametrize(
+    ("verb", "given", "message"),
+    [
+        (
+            "rollback",
+            "version=3",
+            "version: got '3', which rollback does nothing with (show, promote, verify, replay",
+        ),
+        ("list", "request=forget-1", "request: got 'forget-1', which list does nothing with (purge would)"),
+        ("promote", "public_key=a.pem", "expected version or override or key"),
+        ("purge", "replay=true", "replay: got True, which purge does nothing with (verify would)"),
+    ],
+)
+def test_a_key_that_the_verb_does_not_read_is_refused(
+    capsys: pytest.CaptureFixture[str], verb: str, given: str, message: str
+) -> None:
+    def run(settings: RegistryConfig, dry_run: bool) -> None:
+        raise AssertionError("it must not get this far")
+
+    verbs = dict.fromkeys(RegistryConfig.keys_of_verb, run)
+    argv = [verb, "--config", "jobs/configs/registry_digits.yaml", "--set", given]
+    assert command_line.main(RegistryConfig, verbs, "", argv) == 2
+    said = capsys.readouterr()
+    assert message in said.err and said.err.count("\n") == 1 and said.out == ""

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import parse
-from pipeline.config.evaluate import AttackMethodsConfig
+from pipeline.config.attack import AttackMethodsConfig
 from pipeline.errors import InputError
 from pipeline.studies.attack_comparison import BASE, GOLD, attacked_cells, table
 from pipeline.weights import model_folder

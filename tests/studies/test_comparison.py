@@ -37,14 +37,26 @@ def test_every_row_meets_every_pair_and_seed() -> None:
         assert cell.config.request.exchange == dict([cell.pair]) and cell.config.request.classes == [
             cell.pair[0]
         ]
-        assert (cell.config.method.penalty, cell.config.optim.lr) == (
-            (10, 0.25) if cell.row == "strong" else (0.01, 0.5)
+        assert (cell.config.method.own, cell.config.optim.lr) == (
+            ({"penalty": 10, "surgery_every": 2}, 0.25) if cell.row == "strong" else ({}, 0.5)
         )
 
 
 def test_a_row_with_an_unknown_setting_is_refused() -> None:
     with pytest.raises(InputError, match=r"method\.penalti"):
         cells(parse(CompareConfig, GRID | {"rows": {"typo": {"method.penalti": 1}}}))
+
+
+def test_what_all_rows_share_goes_to_those_whose_method_has_it() -> None:
+    shared = {**GRID, "unlearn": {"method": {"name": "uno", "penalty": 3}, "train": {"workers": 1}}}
+    rows = {"own": {}, "other": {"method.name": "surgery"}}
+    assert [cell.config.method.own for cell in cells(parse(CompareConfig, shared | {"rows": rows}))[:2]] == [
+        {"penalty": 3.0},
+        {},
+    ]
+    wrong = {"wrong": {"method.name": "surgery", "method.penalty": 1}}
+    with pytest.raises(InputError, match=r"method\.penalty: surgery does not have it; it has no settings"):
+        cells(parse(CompareConfig, shared | {"rows": wrong}))
 
 
 def test_the_table_counts_runs_that_never_settled_and_names_the_worst() -> None:

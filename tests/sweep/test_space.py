@@ -23,7 +23,12 @@ def sweep(*overrides: str) -> SweepConfig:
             "space={method.penalti: {loguniform: [0.1, 1]}}",
             r"unknown key 'method\.penalti': did you mean .*penalty",
         ),
-        ("space={penalty: {loguniform: [0.1, 1]}}", r"unknown key 'penalty': did you mean method\.penalty\?"),
+        ("space={hvp: {choice: [exact]}}", r"unknown key 'hvp': did you mean method\.hvp\?"),
+        ("space={method.eta: {uniform: [1, 5]}}", r"method\.eta: uno_s does not have it; its settings are"),
+        (
+            "space={method.name: {choice: [uno_s, esd]}, method.saliency: {uniform: [0.1, 0.5]}}",
+            r"method\.saliency: uno_s does not have it",
+        ),
         ("space={method.surgery_every: {choice: [0, 1]}}", r"method\.surgery_every: got 0"),
         ("space={method.surgery_every: {uniform: [1, 5]}}", r"method\.surgery_every: got 2\.48"),
         ("space={method.name: {choice: [uno_s, magic]}}", r"method\.name: got 'magic'"),
@@ -92,8 +97,8 @@ def test_the_base_is_the_main_jobs_configuration_under_the_sweeps_storage() -> N
     )
     assert base.train.workers == 1 and base.request == quickstart.request and base.method == quickstart.method
     assert base.evaluate.samples == 100  # what the sweep itself sets stays, beside what the command line adds
-    changed = configured(base, {"method.penalty": 0.0, "trainable": "all", "method.name": "esd"})
-    assert (changed.method.penalty, changed.trainable, changed.method.name) == (0.0, "all", "esd")
+    changed = configured(base, {"method.penalty": 0.0, "trainable": "all", "method.name": "uno"})
+    assert (changed.method.own, changed.trainable, changed.method.name) == ({"penalty": 0.0}, "all", "uno")
     assert changed.model_copy(update={"method": base.method, "trainable": base.trainable}) == base
 
 
@@ -141,3 +146,12 @@ def test_the_imagenet_sweep_fits_the_configuration_it_starts_from() -> None:
     check_objectives(config.search.objectives, base)
     assert config.trial.runner == "trainer" and base.train.gpus_per_worker > 0
     assert [configured(base, point) for point in fixed_points(config.space, base)][:1] in ([base], [])
+
+
+def test_a_trial_takes_the_settings_that_its_method_has() -> None:
+    config = sweep("space={method.name: {choice: [surgery, esd]}, method.eta: {uniform: [1, 5]}}")
+    base = base_config(config)
+    check_space(config.space, base)
+    assert fixed_points(config.space, base) == []  # uno_s is none of the choices, and has no eta
+    assert configured(base, {"method.name": "esd", "method.eta": 2.0}).method.own == {"eta": 2.0}
+    assert configured(base, {"method.name": "surgery", "method.eta": 2.0}).method.own == {}

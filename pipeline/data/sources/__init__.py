@@ -1,57 +1,49 @@
 """Where raw images come from: one file a kind, and the table that names them."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from pipeline import config
-from pipeline.data.sources.base import RawImages
+from pydantic import BaseModel
 
-
-def _digits(source: config.Source) -> RawImages:
-    from pipeline.data.sources.digits import Digits
-
-    return Digits(held_out=source.held_out)
-
-
-def _imagefolder(source: config.Source) -> RawImages:
-    from pipeline.data.sources.imagefolder import ImageFolder
-
-    return ImageFolder(source.uri or "", source.classes, source.held_out)
+from pipeline.config.own_settings import complete
+from pipeline.config.prepare import Source
+from pipeline.data.sources.base import FileSettings, HeldOut, RawImages
+from pipeline.data.sources.celeba import CelebA, CelebASettings
+from pipeline.data.sources.digits import Digits
+from pipeline.data.sources.imagefolder import ImageFolder
+from pipeline.data.sources.mnist import Mnist, MnistSettings
+from pipeline.data.sources.parquet import ParquetImages
+from pipeline.data.sources.webdataset import WebDataset
 
 
-def _parquet(source: config.Source) -> RawImages:
-    from pipeline.data.sources.parquet import ParquetImages
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """One kind of source: what opens it takes the fields of `settings` by name."""
 
-    return ParquetImages(source.uri or "", source.classes, source.held_out)
-
-
-def _webdataset(source: config.Source) -> RawImages:
-    from pipeline.data.sources.webdataset import WebDataset
-
-    return WebDataset(source.uri or "", source.classes, source.held_out)
+    open: Callable[..., RawImages]
+    settings: type[BaseModel]
+    meaning: str
 
 
-def _mnist(source: config.Source) -> RawImages:
-    from pipeline.data.sources.mnist import Mnist
-
-    return Mnist(source.uri or "")
-
-
-def _celeba(source: config.Source) -> RawImages:
-    from pipeline.data.sources.celeba import CelebA
-
-    return CelebA(source.uri or "", source.attribute or "", source.held_out)
-
-
-SOURCES: dict[str, Callable[[config.Source], RawImages]] = {
-    "digits": _digits,
-    "imagefolder": _imagefolder,
-    "parquet": _parquet,
-    "webdataset": _webdataset,
-    "mnist": _mnist,
-    "celeba": _celeba,
+SOURCES: dict[str, Kind] = {
+    "digits": Kind(open=Digits, settings=HeldOut, meaning="scikit-learn's 1,797 handwritten digits of 8x8"),
+    "imagefolder": Kind(open=ImageFolder, settings=FileSettings, meaning="one folder of images per class"),
+    "parquet": Kind(
+        open=ParquetImages, settings=FileSettings, meaning="Parquet with image {bytes, path} and label"
+    ),
+    "webdataset": Kind(
+        open=WebDataset, settings=FileSettings, meaning="tar shards with <key>.jpg and <key>.cls"
+    ),
+    "mnist": Kind(open=Mnist, settings=MnistSettings, meaning="MNIST's four idx files"),
+    "celeba": Kind(open=CelebA, settings=CelebASettings, meaning="CelebA, one attribute as two classes"),
 }
 
 
-def open_source(source: config.Source) -> RawImages:
+def completed(source: Source) -> Source:
+    """`source` with the settings of its kind, checked and complete; raises `InputError`."""
+    return complete(source, "source", {name: kind.settings for name, kind in SOURCES.items()})
+
+
+def open_source(source: Source) -> RawImages:
     """The source that the configuration names. Nothing is read yet."""
-    return SOURCES[source.kind](source)
+    return SOURCES[source.kind].open(**completed(source).own)

@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
+from pydantic import Field
 
 from models.imagenet import class_lines
 from pipeline import storage
+from pipeline.config.base import Fraction, Section
 from pipeline.errors import InputError
 
 FETCH_THREADS = 8
@@ -55,6 +57,23 @@ class RawImages(Protocol):
         """The content of `items`, in their order. Raises when storage fails; a damaged image is the reader's
         to find."""
         ...
+
+
+class HeldOut(Section):
+    held_out: Fraction = Field(
+        0.2,
+        description=(
+            "share of each class kept out of training, by sample id; unused where the files have a split"
+        ),
+    )
+
+
+class FileSettings(HeldOut):
+    uri: str = Field(description="where the images are (a folder, file or glob on any storage)")
+    classes: list[str] | str | None = Field(
+        None,
+        description="class names by label, 'imagenet', or the URI of an index file; absent: the source's own",
+    )
 
 
 class ImageFiles:

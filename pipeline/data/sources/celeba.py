@@ -10,12 +10,21 @@ from difflib import get_close_matches
 from functools import partial
 from pathlib import PurePosixPath
 
+from pydantic import Field
+
 from pipeline import storage
-from pipeline.data.sources.base import Item, Split, fetch, hold_out
+from pipeline.data.sources.base import HeldOut, Item, Split, fetch, hold_out
 from pipeline.errors import InputError
 
 TABLES = ("list_attr_celeba.txt", "list_attr_celeba.csv")
 PARTITIONS = ("list_eval_partition.txt", "list_eval_partition.csv")
+
+
+class CelebASettings(HeldOut):
+    uri: str = Field(description="where the images are (a folder with the attributes beside them)")
+    attribute: str = Field(
+        description="the column of list_attr_celeba that makes the two classes, such as Eyeglasses"
+    )
 
 
 class CelebA:

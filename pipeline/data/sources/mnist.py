@@ -6,12 +6,18 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
+from pydantic import Field
 
 from pipeline import storage
+from pipeline.config.base import Section
 from pipeline.data.sources.base import Item, Split
 from pipeline.errors import InputError
 
 PARTS: tuple[tuple[str, Split], ...] = (("train", "train"), ("t10k", "heldout"))
+
+
+class MnistSettings(Section):
+    uri: str = Field(description="where the images are (the folder of the four files)")
 
 
 class Mnist:

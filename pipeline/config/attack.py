@@ -1,0 +1,22 @@
+"""A comparison whose runs are attacked."""
+
+from pydantic import Field
+
+from pipeline.config.compare import CompareConfig
+from pipeline.config.measuring import Attacks, Measuring
+
+
+class AttackMethodsConfig(CompareConfig):
+    """A comparison whose runs are attacked: see jobs/attack_methods.py."""
+
+    references: bool = Field(
+        True,
+        description="rows for the base model and, where it was pretrained, for one that never saw the class",
+    )
+    battery: list[str] = Field(
+        ["none", "finetune", "int8", "embedding from own", "embedding from mean", "embedding from random"],
+        min_length=1,
+        description="names of the attacks",
+    )
+    measuring: Measuring = Measuring()
+    attacks: Attacks = Attacks()
