@@ -20,6 +20,7 @@ def run(config: GenerateConfig, dry_run: bool) -> None:
 
     from pipeline.reports.png import grid_png
     from pipeline.tracking.registry import load_version, resolve
+    from pipeline.weights.model_folder import class_count
 
     name = config.tracking.model_name
     version = resolve(config.tracking, config.storage, config.version)
@@ -31,7 +32,7 @@ def run(config: GenerateConfig, dry_run: bool) -> None:
         )
         return
     model = load_version(config.tracking, config.storage, version)
-    classes = model.unwrap_python_model().model.num_classes
+    classes = class_count(model.unwrap_python_model().config)
     wrong = [label for label in config.labels if not 0 <= label < classes]
     if wrong:
         raise InputError(f"labels: got {wrong[0]}, expected classes of {name}: 0 to {classes - 1}")

@@ -1,5 +1,5 @@
-"""Which keys a job has: those that do nothing are refused, those of one named thing are checked by its own class,
-what a run left is read whatever it was written by."""
+"""Which keys a job has: those that do nothing are refused, those of one named thing are checked by its own
+class, what a run left is read whatever it was written by."""
 
 from pathlib import Path
 from typing import Any, Literal

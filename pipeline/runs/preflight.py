@@ -102,7 +102,7 @@ def check(config: UnlearnConfig) -> Prepared:
             f"encoder.weights: got {config.encoder.weights}, but lake {lake.manifest.name!r} holds pixels,"
             " which nothing decodes; expected none"
         )
-    _require_same_classes(lake, model, judge)
+    _require_same_classes(lake, base, model, judge)
     run_weights.require_same_names(lake, judge)
     require_fit(config, model)
     judge = tried(judge, verdict, lake)
@@ -156,10 +156,10 @@ def _fitting_hat_judge(config: UnlearnConfig, judge: model_folder.Stored) -> mod
         weights.load_into(verdict.net, found.state, f"hat_judge.weights: {found.uri}")
     except weights.WeightsError as error:
         raise InputError(str(error)) from error
-    if verdict.num_classes != judge.config["num_classes"]:
+    if model_folder.class_count(found.config) != model_folder.class_count(judge.config):
         raise InputError(
-            f"hat_judge.weights: knows {verdict.num_classes} classes, the judge that measures"
-            f" {judge.config['num_classes']}"
+            f"hat_judge.weights: knows {model_folder.class_count(found.config)} classes, the judge that"
+            f" measures {model_folder.class_count(judge.config)}"
         )
     return found
 
@@ -247,10 +247,12 @@ def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix.rstrip("."): value}
 
 
-def _require_same_classes(lake: Lake, model: GenerativeModel, judge: model_folder.Stored) -> None:
+def _require_same_classes(
+    lake: Lake, base: model_folder.Stored, model: GenerativeModel, judge: model_folder.Stored
+) -> None:
     labels = len(lake.manifest.classes)
-    own = [("model.weights", model.num_classes)] if model.conditional else []
-    for what, count in (*own, ("judge.weights", judge.config["num_classes"])):
+    own = [("model.weights", model_folder.class_count(base.config))] if model.conditional else []
+    for what, count in (*own, ("judge.weights", model_folder.class_count(judge.config))):
         if count != labels:
             raise InputError(
                 f"{what}: knows {count} classes, but lake {lake.manifest.name!r} has {labels}; use weights"

@@ -4,7 +4,6 @@ the answer goes."""
 from collections.abc import Mapping
 from typing import Any
 
-from models.generative import build
 from pipeline import storage
 from pipeline.config.evaluate import EvaluateConfig
 from pipeline.data.lake import lake_uri, read_lake
@@ -65,9 +64,9 @@ def check(config: EvaluateConfig) -> Asked:
         ("base", base and base.config),
         ("gold", gold and gold.config),
     ):
-        if other and build(other).num_classes != len(lake.manifest.classes):
+        if other and model_folder.class_count(other) != len(lake.manifest.classes):
             raise InputError(
-                f"{what}: knows {build(other).num_classes} classes, but lake {lake_name!r} has"
+                f"{what}: knows {model_folder.class_count(other)} classes, but lake {lake_name!r} has"
                 f" {len(lake.manifest.classes)}"
             )
     accuracy = judge.manifest.get("heldout_accuracy")

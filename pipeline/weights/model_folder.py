@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from pipeline import fetching, storage
 from pipeline.errors import InputError
@@ -36,6 +37,10 @@ class Stored:
     manifest: dict[str, Any]
     autoencoder: Mapping[str, "Tensor"] | None = None
     foreign: bool = False
+
+
+# folders that somebody in this process holds already, by place and manifest: read and hashed once
+_HELD: WeakValueDictionary[tuple[str, str], Stored] = WeakValueDictionary()
 
 
 def model_uri(storage_root: str, size: str, lake: str) -> str:
@@ -89,6 +94,11 @@ def manifest_of(uri: str) -> dict[str, Any] | None:
     return storage.read_json(path) if storage.exists(path) else None
 
 
+def class_count(config: Mapping[str, Any]) -> int:
+    """How many classes the model or judge of a config.json knows."""
+    return int(config["num_classes"] if "num_classes" in config else config["architecture"]["num_classes"])
+
+
 def read(uri: str, key: str, *, size: str | None = None, sha256: str | None = None) -> Stored:
     """The weights at `uri`, checked against their manifest; `key` ("model.weights", "judge.weights") names
     the key in errors.
@@ -110,6 +120,9 @@ def read(uri: str, key: str, *, size: str | None = None, sha256: str | None = No
     if sha256 is not None:
         with fetching.fetched(storage.join(uri, WEIGHTS), key) as path:
             fetching.require_sha256(path, sha256, key)
+    place = (uri, storage.digest_of(manifest))
+    if (held := _HELD.get(place)) is not None:
+        return held
     try:
         state = weights.from_bytes(storage.read_bytes(storage.join(uri, WEIGHTS)), uri)
         has_autoencoder = "autoencoder_digest" in manifest
@@ -129,9 +142,11 @@ def read(uri: str, key: str, *, size: str | None = None, sha256: str | None = No
     config = storage.read_json(storage.join(uri, CONFIG))
     if "delta" in config:
         return _assembled(uri, key, config, state, manifest)
-    return Stored(
+    stored = Stored(
         uri=uri, config=config, state=state, digest=digest, manifest=manifest, autoencoder=autoencoder
     )
+    _HELD[place] = stored
+    return stored
 
 
 def kept(stored: Stored, storage_root: str) -> Stored:

@@ -1,0 +1,75 @@
+"""Weights are read and hashed once in a process, and a class count is read from config.json."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models import generative, judge, weights
+from pipeline import storage
+from pipeline.config.reading import parse
+from pipeline.config.unlearn import UnlearnConfig
+from pipeline.errors import InputError
+from pipeline.studies.comparison import assembled
+from pipeline.weights import model_folder
+from tests import untrained
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> str:
+    place = str(tmp_path_factory.mktemp("root"))
+    untrained.fill(place)
+    return place
+
+
+def test_base_and_judge_are_read_and_hashed_once_a_process(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads, hashes = Counter[str](), 0
+    read_bytes, digest = storage.read_bytes, weights.weights_digest
+
+    def counted(uri: str) -> bytes:
+        reads[Path(uri).parent.name] += uri.endswith(model_folder.WEIGHTS)
+        return read_bytes(uri)
+
+    def hashed(state: Any) -> str:
+        nonlocal hashes
+        hashes += 1
+        return digest(state)
+
+    monkeypatch.setattr(storage, "read_bytes", counted)
+    monkeypatch.setattr(weights, "weights_digest", hashed)
+    request = {"classes": [1], "exchange": {1: 7}}
+    config = parse(UnlearnConfig, {"storage": root, "request": request, "train": {"workers": 1}})
+    prepared, _, inputs = assembled(config)
+    assert +reads == {"dit-tiny-digits": 1, "judge-digits": 1} and hashes == 2
+    model = dict(inputs.model.net.state_dict())
+    assert all((model[name] == value).all() for name, value in prepared.base.state.items())
+
+
+def test_weights_that_nobody_holds_are_read_and_checked_again(root: str) -> None:
+    uri = model_folder.judge_uri(root, "digits")
+    stored = model_folder.read(uri, "judge.weights")
+    assert model_folder.read(uri, "judge.weights") is stored
+    del stored
+    path = Path(uri) / model_folder.WEIGHTS
+    content = path.read_bytes()
+    path.write_bytes(content[:-100])
+    try:
+        with pytest.raises(InputError, match="not a readable safetensors file"):
+            model_folder.read(uri, "judge.weights")
+    finally:
+        path.write_bytes(content)
+
+
+def test_a_class_count_comes_from_the_description() -> None:
+    names = ["a", "b", "c"]
+    described = [
+        generative.describe("DiT-tiny", shape=(1, 8, 8), class_names=names),
+        generative.describe("vae-mnist", shape=(1, 28, 28), class_names=names),
+    ]
+    for config in described:
+        assert model_folder.class_count(config) == generative.build(config).num_classes == 3
+    config = judge.small_cnn_description(shape=(1, 8, 8), num_classes=3, class_names=names)
+    assert model_folder.class_count(config) == judge.build_judge(config).num_classes == 3
