@@ -96,7 +96,7 @@ def test_a_setting_that_its_judge_would_not_heed_is_refused(section: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+    "document", ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
 )
 def test_files_that_the_documents_name_exist(document: str) -> None:
     path = ROOT / document
@@ -108,13 +108,22 @@ def test_files_that_the_documents_name_exist(document: str) -> None:
             r"\b(?:models|pipeline|jobs|tests|docs|cluster)/[\w/.-]+\.(?:py|yaml|md|png|json|sh)\b", text
         )
     )
-    linked = {
-        target
-        for target in re.findall(r"\]\(([^)#\s]+)\)", text)
+    links = {
+        (path.parent / target if target else path, anchor)
+        for target, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", text)
         if "://" not in target and not target.startswith("mailto:")
     }
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
-    assert [target for target in sorted(linked) if not (path.parent / target).exists()] == []
+    assert [str(target) for target, _ in links if not target.exists()] == []
+    assert [
+        (str(target), anchor) for target, anchor in links if anchor and anchor not in anchors(target)
+    ] == []
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link may name behind `#`: the page's headings as GitHub writes them."""
+    headings = re.findall(r"(?m)^#+ (.+)$", page.read_text())
+    return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
 
 
 def test_overrides_are_yaml_by_dotted_key() -> None:
