@@ -20,6 +20,7 @@ from pipeline import storage
 from pipeline.config import Registry, Tracking
 from pipeline.errors import InputError
 from pipeline.redaction import redact
+from pipeline.tracking.moved_root import ARTIFACTS, follow_root
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -54,7 +55,7 @@ def artifact_location(tracking: Registry, storage_root: str) -> str | None:
         and storage.is_local(storage_root)
     ):
         return None
-    return storage.join(storage_root, "mlartifacts")
+    return storage.join(storage_root, ARTIFACTS)
 
 
 def client(tracking: Registry, storage_root: str, *, create: bool = True) -> "MlflowClient":
@@ -76,7 +77,7 @@ def client(tracking: Registry, storage_root: str, *, create: bool = True) -> "Ml
         _make_database(
             database,
             (
-                storage.join(storage_root, "mlartifacts")
+                storage.join(storage_root, ARTIFACTS)
                 if storage.is_local(storage_root)
                 else str(database.parent)
             ),
@@ -88,6 +89,8 @@ def client(tracking: Registry, storage_root: str, *, create: bool = True) -> "Ml
     try:
         made = MlflowClient(tracking_uri=uri, registry_uri=uri)
         made.search_experiments(max_results=1)
+        if database is not None and not tracking.uri:
+            follow_root(database, storage.join(storage_root, ARTIFACTS))
     except (MlflowException, OSError) as error:
         raise InputError(
             f"tracking.uri: {redact(uri)!r} does not answer as an MLflow store ({type(error).__name__}:"

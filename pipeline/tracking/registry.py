@@ -153,9 +153,6 @@ def local_copy(tracking: Registry, storage_root: str, version: "ModelVersion") -
     source = client(tracking, storage_root, create=False).get_model_version_download_uri(
         version.name, version.version
     )
-    _, artifacts, path = source.partition("/mlartifacts/")
-    if tracking.uri is None and artifacts:  # the database under the root names where the root was then
-        source = storage.join(storage_root, "mlartifacts", path)
     return Path(
         mlflow.artifacts.download_artifacts(
             artifact_uri=source, tracking_uri=tracking_uri(tracking, storage_root)

@@ -9,6 +9,8 @@ import hashlib
 import json
 import runpy
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -271,6 +273,18 @@ def test_its_versions_are_listed_promoted_and_verified(
     assert "2 entries, the chain is unbroken" in call("history")
 
 
+CONTINUED = f"""
+import sys
+from pipeline.config import Tracking
+from pipeline.tracking.mlflow_runs import Tracker
+for run_id, experiment in (({RUN!r}, "unlearning"), ("new", "unlearning"), ("other", "of its own")):
+    tracking = Tracking(experiment=experiment)
+    with Tracker(tracking=tracking, storage_root=sys.argv[1], run_id=run_id) as tracker:
+        tracker.log_artifacts({{"later.txt": b"later"}})
+    print(tracker.client.get_run(tracker.mlflow_run_id).info.artifact_uri)
+"""
+
+
 @pytest.fixture
 def moved(before: Before, tmp_path: Path) -> Iterator[str]:
     """The root at another place, and nothing where it was."""
@@ -278,6 +292,7 @@ def moved(before: Before, tmp_path: Path) -> Iterator[str]:
     shutil.copytree(before.storage, place)
     Path(before.storage).rename(gone)
     yield str(place)
+    shutil.rmtree(before.storage, ignore_errors=True)
     gone.rename(before.storage)
 
 
@@ -290,6 +305,13 @@ def test_it_can_be_moved(before: Before, moved: str) -> None:
     registry_config = parse(RegistryConfig, {"storage": moved, "tracking": {"model_name": MODEL}})
     promotion.promote(registry_config)
     assert [line.partition(":")[0] for line in promotion.verify(registry_config)][-1] == "weights"
+    said = subprocess.run(  # a process of its own, as after a move: MLflow remembers where runs were
+        [sys.executable, "-c", CONTINUED, moved], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert said.returncode == 0, said.stderr
+    for place in said.stdout.splitlines():
+        assert place.startswith(f"{moved}/mlartifacts/") and Path(place, "later.txt").is_file()
+    assert not Path(before.storage).exists(), "nothing is written where it was"
 
 
 def test_a_key_that_came_since_does_not_make_it_another_run(before: Before) -> None:

@@ -9,7 +9,7 @@ from tiny import relative, share, tiny_step_rows
 
 from pipeline.unlearning.losses import Weights
 from pipeline.unlearning.methods.settings import MethodSettings
-from pipeline.unlearning.penalty import penalty_directions, project_out
+from pipeline.unlearning.penalty import CHUNK, dot, penalty_directions, project_out
 
 SEEDS = [0, 1, 2]
 
@@ -45,6 +45,18 @@ def test_vanishing_gradients_give_a_zero_direction() -> None:
     u, v, d = penalty_directions(zero, r)
     assert u.abs().max() == v.abs().max() == 0 and d.cos == 0
     assert torch.equal(project_out(r, zero), r)
+
+
+def test_products_of_long_vectors_are_summed_in_float64_over_all_of_them() -> None:
+    """In float32 the small products are lost beside the large one."""
+    n = 2 * CHUNK + 5
+    x = torch.full((n,), 1e-3)
+    x[0], x[-1] = 1e4, -2.0
+    expected = float((x.double() ** 2).sum())
+    assert dot(x, x) == pytest.approx(expected, rel=1e-10)
+    mixed = torch.ones(n)
+    mixed[CHUNK:] = -1
+    assert dot(torch.ones(n), mixed) == CHUNK - (CHUNK + 5)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

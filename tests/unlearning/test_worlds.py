@@ -43,6 +43,9 @@ def sums_and_means() -> dict[str, torch.Tensor]:
         "mean_async": pending.wait(),
         "broadcast": collectives.broadcast(mine.clone()),
         "exact": collectives.sum(torch.tensor([2**40 + collectives.rank])),
+        "largest": torch.tensor(
+            [collectives.largest(collectives.rank), collectives.largest(-collectives.rank)]
+        ),
     }
 
 
@@ -105,6 +108,7 @@ def test_sums_means_and_broadcasts(ranks: list[dict[str, Any]]) -> None:
         assert said["sum"].tolist() == [total, 10 * total]
         assert said["mean"].tolist() == said["mean_async"].tolist() == [total / world, 10 * total / world]
         assert said["broadcast"].tolist() == [1.0, 10.0]
+        assert said["largest"].tolist() == [world - 1, 0]
         assert said["exact"].item() == world * 2**40 + world * (world - 1) // 2
 
 

@@ -312,3 +312,52 @@ def test_unwritable_storage_is_bad_input(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot be written .*--set storage="):
         storage.require_writable(str(tmp_path / "file" / "below"))
+
+
+def test_looking_whether_storage_can_be_written_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    for root in ("there", "not/there/yet"):
+        storage.require_writable(str(tmp_path / root))
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+
+
+def test_a_digest_is_of_the_value_however_it_was_written_down() -> None:
+    """Content addresses: recorded, since another digest would be another partition, certificate or log."""
+    digest = "cda39ebe94c15113e73084598895aedb2b9f10e0acc2062a497a742969aae982"
+    value = {"b": [1, 2.5, None], "a": {"y": "\u00e9", "x": True}}
+    assert storage.digest_of(value) == digest
+    assert storage.digest_of({"a": {"x": True, "y": "\u00e9"}, "b": [1, 2.5, None]}) == digest
+    assert storage.digest_of({"b": [2.5, 1, None], "a": value["a"]}) != digest
+    with pytest.raises(ValueError, match="Out of range float"):
+        storage.digest_of({"a": float("nan")})
+
+
+def test_what_is_no_json_is_not_written(root: str) -> None:
+    for number in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="Out of range float"):
+            storage.write_json(storage.join(root, "x.json"), {"a": number})
+    assert not storage.exists(storage.join(root, "x.json"))
+
+
+def test_a_folders_own_marker_is_not_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some stores keep an object of the folder's own name, and list it."""
+    storage.write_bytes("memory://marked/folder/a", b"")
+    fs, path = storage.filesystem("memory://marked/folder")
+    listed = [path + "/", path + "/a"]
+    monkeypatch.setattr(type(fs), "ls", lambda self, path, detail: listed)
+    monkeypatch.setattr(type(fs), "find", lambda self, path: listed)
+    assert storage.listing("memory://marked/folder") == storage.walk("memory://marked/folder") == ["a"]
+
+
+def test_what_a_store_will_not_delete_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.write_bytes("memory://locked/folder/a", b"")
+    fs, _ = storage.filesystem("memory://locked/folder")
+    with monkeypatch.context() as patch:
+        patch.setattr(type(fs), "rm", lambda self, path, recursive: None)
+        for uri in ("memory://locked/folder", "memory://locked/folder/a"):
+            with pytest.raises(
+                storage.StorageError, match=f"could not remove {uri}: the store keeps 1 objects"
+            ):
+                storage.remove(uri)
+    storage.remove("memory://locked/folder")
+    assert not storage.exists("memory://locked/folder")

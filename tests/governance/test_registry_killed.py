@@ -16,7 +16,7 @@ def test_killed_at_random_moments_the_registry_is_before_or_after(tmp_path: Path
         [sys.executable, str(script), str(tmp_path), str(ROUNDS), str(SEED)],
         env={
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(script.parent), str(script.parents[2])]),
+            "PYTHONPATH": os.pathsep.join([str(script.parents[1]), str(script.parents[2])]),
             "OMP_NUM_THREADS": "1",
         },
         capture_output=True,
