@@ -4,7 +4,6 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 
@@ -47,30 +46,6 @@ def peak_bytes(run: Callable[[], None]) -> int:
         held += event.nbytes()
         peak = max(peak, held)
     return peak
-
-
-def seconds_of(once: Callable[[], Any], device: torch.device) -> float:
-    """Wall seconds on a GPU, from idle to idle; process CPU seconds on a CPU, which
-    neighbours disturb less."""
-    if device.type != "cuda":
-        started = time.process_time()
-        once()
-        return time.process_time() - started
-    torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    once()
-    torch.cuda.synchronize(device)
-    return time.perf_counter() - started
-
-
-def peak_of(once: Callable[[], Any], device: torch.device) -> int:
-    """The most bytes that tensors held: all of them on a GPU, those above what lay there before on a CPU."""
-    if device.type != "cuda":
-        return peak_bytes(once)
-    torch.cuda.reset_peak_memory_stats(device)
-    once()
-    torch.cuda.synchronize(device)
-    return int(torch.cuda.max_memory_allocated(device))
 
 
 def relative_error(value: torch.Tensor, reference: torch.Tensor) -> float:

@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import torch.distributed as dist
 
 from pipeline.benchmarks import start_up
 from pipeline.benchmarks.step import model_of, rows_of
-from pipeline.config import BenchmarkConfig
+from pipeline.config import BenchmarkConfig, Train, parse
 from pipeline.runtime.stopwatch import Stopwatch
 from pipeline.unlearning.collectives import Collectives
 from pipeline.unlearning.gradients import Step
@@ -41,23 +42,20 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
         start_up.require_inputs(config)
     with tempfile.TemporaryDirectory() as folder:
         if settings.ray:
-            from pipeline.benchmarks.scaling_workers import under_ray
-
-            plain, under = under_ray(config, folder)
+            plain, under = plain_and_under_ray(config, folder)
             worlds = {"plain": plain, "ray": under}
         else:
             worlds = {"plain": plain_world(config, folder)}
-    found: dict[str, Any] = {"benchmark": "scaling", "cores": os.cpu_count(), "load": os.getloadavg()[0]}
-    for name, ranks in worlds.items():
-        found[name] = _figures(ranks)
+    report: dict[str, Any] = {"benchmark": "scaling", "cores": os.cpu_count(), "load": os.getloadavg()[0]}
+    report |= {name: _figures(ranks) for name, ranks in worlds.items()}
     if settings.ray:
-        found["ray_over_plain"] = {
-            kind: round(found["ray"]["two_workers"][kind] / found["plain"]["two_workers"][kind], 4)
+        report["ray_over_plain"] = {
+            kind: round(report["ray"]["two_workers"][kind] / report["plain"]["two_workers"][kind], 4)
             for kind in ("cpu_seconds", "wall_seconds")
         }
     if settings.start_up:
-        found["start_up_seconds"] = start_up.run(config)
-    return {**found, "setting": settings.model_dump() | {"threads": config.threads}}
+        report["start_up_seconds"] = start_up.run(config)
+    return {**report, "setting": settings.model_dump() | {"threads": config.threads}}
 
 
 def _figures(ranks: list[list[Seconds]]) -> dict[str, Any]:
@@ -120,7 +118,7 @@ def bursts(config: BenchmarkConfig, folder: str) -> list[Seconds]:
             }
         return {name: value / settings.burst for name, value in spent.items()}
 
-    found = []
+    rounds = []
     for index in range(settings.rounds + 1):
         with _turn(folder, rank):
             round_: Seconds = {"alone/cpu_seconds": 0.0, "alone/wall_seconds": 0.0}
@@ -132,8 +130,8 @@ def bursts(config: BenchmarkConfig, folder: str) -> list[Seconds]:
             round_ |= {f"both/{name}": value for name, value in burst(half, together).items()}
             dist.barrier()
         if index:  # the first warms up
-            found.append({"both/reduce": 0.0, **round_})
-    return found
+            rounds.append({"both/reduce": 0.0, **round_})
+    return rounds
 
 
 @contextmanager
@@ -165,3 +163,29 @@ def _rank(rank: int, config: BenchmarkConfig, folder: str) -> None:
         torch.save(bursts(config, folder), Path(folder) / f"{rank}.pt")
     finally:
         dist.destroy_process_group()
+
+
+def plain_and_under_ray(
+    config: BenchmarkConfig, folder: str
+) -> tuple[list[list[Seconds]], list[list[Seconds]]]:
+    """The rounds of both ranks (plain, under Ray Train): both worlds are up at once and take turns, burst by
+    burst."""
+    from pipeline.runtime import cluster_ray
+    from pipeline.training.launch_ray import launch
+
+    cluster_ray.connect(3)
+    train = Train(workers=2, threads=config.threads, max_failures=0)
+    arguments = {"config": config.model_dump(mode="json"), "folder": folder}
+    try:
+        with ThreadPoolExecutor(1) as pool, tempfile.TemporaryDirectory() as notes:
+            plain = pool.submit(plain_world, config, folder)
+            under_ray = launch(_ray_rank, arguments, train, storage_uri=notes, name="scaling")
+            return plain.result(), under_ray
+    finally:
+        cluster_ray.disconnect()
+
+
+def _ray_rank(arguments: dict[str, Any]) -> list[list[Seconds]]:
+    ranks: list[Any] = [None, None]
+    dist.all_gather_object(ranks, bursts(parse(BenchmarkConfig, arguments["config"]), arguments["folder"]))
+    return ranks

@@ -53,24 +53,6 @@ class SweepBenchmark(Section):
     max_steps: int = Field(4, ge=1, description="steps of a trial")
 
 
-class EvaluationBenchmark(Section):
-    """What a check beside the training costs the steps it overlaps with (needs the quickstart's lake and
-    models under storage)."""
-
-    base: str = Field(
-        "jobs/configs/quickstart.yaml",
-        description="configuration of the main job whose step and check they are",
-    )
-    rounds: int = Field(6, ge=1, description="checks, each between steps with none")
-    samples: int = Field(
-        1000,
-        ge=20,
-        description=(
-            "images a check draws for the forgotten classes together: many, so that it lasts for many steps"
-        ),
-    )
-
-
 class DataBenchmark(Section):
     """Raw images into a lake, a partition's rows into workers."""
 
@@ -85,38 +67,11 @@ class DataBenchmark(Section):
     repeats: int = Field(3, ge=1, description="rounds; each takes every kind of step once, in turn")
 
 
-class ImageNetScale(Section):
-    """What is measured on one kind of device."""
-
-    size: str = Field(description="a size of models/dit.py")
-    batches: list[int] = Field(min_length=1, description="images of each kind")
-    precision: Literal["fp32", "bf16"] = Field(description="of the step")
-    repeats: int = Field(5, ge=1, description="rounds; each takes every kind of step once, in turn")
-    sampler_batch: int = Field(32, ge=1, description="images sampled at once")
-    sampler_steps: int = Field(50, ge=1, description="sampler steps")
-    compile: bool = Field(False, description="the surgery step and the sampler through torch.compile as well")
-
-
-class ImageNetBenchmark(Section):
-    """The real step of the published architecture with random weights: on the GPU where there is one, else in
-    small on the CPU."""
-
-    trainable: str = Field("labels_and_adaln:4", description="subset of the parameters, as in the main job")
-    penalty: float = Field(0.02, gt=0, description="weight of the penalty")
-    gpu: ImageNetScale = ImageNetScale(size="DiT-XL/2", batches=[10, 32, 128], precision="bf16", compile=True)
-    cpu: ImageNetScale = ImageNetScale(
-        size="DiT-S/2", batches=[2], precision="fp32", repeats=3, sampler_batch=2, sampler_steps=4
-    )
-
-
 class BenchmarkConfig(SeededConfig):
     conditions: ClassVar[tuple[Only, ...]] = (
-        *(
-            while_(name, "benchmark", name)
-            for name in ("step", "scaling", "data", "sweep", "evaluation", "imagenet")
-        ),
-        while_("threads", "benchmark", "step", "scaling", "evaluation", "imagenet"),
-        while_("seed", "benchmark", "step", "scaling", "data", "imagenet"),
+        *(while_(name, "benchmark", name) for name in ("step", "scaling", "data", "sweep")),
+        while_("threads", "benchmark", "step", "scaling"),
+        while_("seed", "benchmark", "step", "scaling", "data"),
     )
 
     benchmark: str = Field("step", description="a benchmark of pipeline/benchmarks/table.py")
@@ -125,5 +80,3 @@ class BenchmarkConfig(SeededConfig):
     scaling: ScalingBenchmark = ScalingBenchmark()
     data: DataBenchmark = DataBenchmark()
     sweep: SweepBenchmark = SweepBenchmark()
-    evaluation: EvaluationBenchmark = EvaluationBenchmark()
-    imagenet: ImageNetBenchmark = ImageNetBenchmark()
