@@ -1,9 +1,8 @@
 """A DiT as a folder that `diffusers.DiTPipeline.from_pretrained` runs, beside this project's own description
 of it.
 
-A latent model brings its autoencoder. A pixel model gets one that hands pixels through (to about 1e-5), since
-the pipeline wants one. The pipeline's timestep frequencies are 10000^(-k / 127), the published model's
-10000^(-k / 128): `load_pipeline` sets what the model needs.
+The model is one of latents: the pipeline wants an autoencoder. The pipeline's timestep frequencies are
+10000^(-k / 127), the published model's 10000^(-k / 128): `load_pipeline` sets what the model needs.
 """
 
 import json
@@ -33,13 +32,18 @@ def write_pipeline(
     """Write the DiTPipeline folder (transformer, vae, scheduler, model_index.json with the class names) and
     `config.json`.
 
-    `autoencoder` holds the weights of the one that `description` names; None for a model of pixels.
+    `autoencoder` holds the weights of the one that `description` names.
     Raises `WeightsError` for a model that the pipeline cannot run, `ImportError` without diffusers.
     """
     if description.get("family") != "dit":
         raise WeightsError(
             f"got a model of family {description.get('family')!r}, expected a DiT: only they make a"
             " DiTPipeline"
+        )
+    if autoencoder is None:
+        raise WeightsError(
+            "got a model of pixels, expected one of latents with its autoencoder, which a DiTPipeline needs;"
+            " export it as a state dict: --set format=safetensors"
         )
     config = dit_config(description["size"], **description.get("architecture", {}))
     arguments = transformer_config(config)
@@ -54,10 +58,7 @@ def write_pipeline(
         clip_sample=bool(description["clip_samples"]),
         timestep_spacing="trailing",
     )
-    if autoencoder is not None:
-        vae = build_autoencoder(description["autoencoder"], autoencoder)
-    else:
-        vae = pixel_autoencoder(config.channels, config.input_size)
+    vae = build_autoencoder(description["autoencoder"], autoencoder)
     diffusers.DiTPipeline(transformer=transformer, vae=vae, scheduler=scheduler).save_pretrained(
         folder, safe_serialization=True
     )
@@ -89,51 +90,6 @@ def load_pipeline(folder: str) -> Any:
     for block in pipeline.transformer.transformer_blocks:
         block.norm1.emb.time_proj.downscale_freq_shift = shift
     return pipeline
-
-
-@torch.no_grad()
-def pixel_autoencoder(channels: int, size: int) -> Any:
-    """An AutoencoderKL that decodes x to x: each colour c goes through its normalisation group as (d c, -d c,
-    1, -1).
-
-    The group's mean is 0 and its deviation sqrt((1 + d^2 c^2) / 2), and silu(a) - silu(-a) = a: the last
-    layer scales it back.
-    """
-    d = 3e-3
-    vae = (
-        _diffusers()
-        .AutoencoderKL(
-            in_channels=channels,
-            out_channels=channels,
-            down_block_types=("DownEncoderBlock2D",),
-            up_block_types=("UpDecoderBlock2D",),
-            block_out_channels=(4 * channels,),
-            layers_per_block=1,
-            latent_channels=channels,
-            norm_num_groups=channels,
-            sample_size=size,
-            scaling_factor=1.0,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-            mid_block_add_attention=False,
-        )
-        .eval()
-    )
-    for name, parameter in vae.named_parameters():
-        # residual branches add nothing
-        parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
-    for half in (vae.encoder, vae.decoder):
-        for colour in range(channels):
-            first = 4 * colour
-            half.conv_in.weight[first, colour, 1, 1], half.conv_in.weight[first + 1, colour, 1, 1] = d, -d
-            half.conv_in.bias[first + 2], half.conv_in.bias[first + 3] = 1.0, -1.0
-            gain = 0.5**0.5 / d
-            half.conv_out.weight[colour, first, 1, 1], half.conv_out.weight[colour, first + 1, 1, 1] = (
-                gain,
-                -gain,
-            )
-    vae.encoder.conv_out.bias[channels:] = -30.0  # log variance: the posterior is its mean
-    return vae
 
 
 def _diffusers() -> Any:

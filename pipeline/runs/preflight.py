@@ -122,6 +122,11 @@ def check(config: UnlearnConfig) -> Prepared:
             f"{moves} moves rows of the label table, which trainable {config.trainable} leaves out"
         )
     tracking_uri(config.tracking, config.storage)
+    if config.tracking.pipeline and base.autoencoder is None:
+        raise InputError(
+            "tracking.pipeline: got a model of pixels, expected one of latents with its autoencoder, which a"
+            " DiTPipeline needs; export the version as a state dict: jobs/export.py --set format=safetensors"
+        )
     final_evaluation.check(config)
     classes = config.request.forgotten_classes
     retained = [item.label for item in lake.manifest.classes if item.label not in classes]
