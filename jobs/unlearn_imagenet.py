@@ -26,10 +26,6 @@ def run(config: UnlearnConfig, dry_run: bool) -> None:
     from pipeline.runs.result import REPORT
 
     config = with_own_settings(config)
-    if config.stand_in.use and not dry_run:
-        from pipeline.runs.make_stand_ins import stand_in
-
-        config = stand_in(config)
     if dry_run and (absent := run_weights.missing(config)):
         for line in plan_lines(config):
             print(line)

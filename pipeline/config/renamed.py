@@ -9,6 +9,7 @@ from pipeline.errors import InputError
 
 RENAMED: dict[str, str] = {}  # dotted key before -> dotted key now
 REMOVED: dict[str, str] = {  # dotted key before -> what to do instead
+    "stand_in": "python tests/make_stand_ins.py --storage <root> makes tiny weights and a lake",
     "autopilot": "a sweep with method.name in its space finds the method",
 }
 

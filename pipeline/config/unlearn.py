@@ -14,16 +14,6 @@ from pipeline.config.weights import Decoder, Extractor, Judge, Model
 from pipeline.config.workers import ELASTIC, Train
 
 
-class StandIn(Section):
-    """For trying the whole way where there is nothing: tiny untrained weights in the published formats, and a
-    lake made with them."""
-
-    use: bool = Field(False, description="make the lake and the weights that are left open")
-    images: str | None = Field(
-        None, description="folder or URI of <wnid>/*.JPEG to make the lake of; absent: made ones"
-    )
-
-
 class Method(OpenSection):
     """Settings that all methods have; those of one method alone stand in its line of
     pipeline/unlearning/methods/table.py."""
@@ -224,7 +214,6 @@ def _is_vae(size: str) -> bool:
 class UnlearnConfig(SeededConfig):
     conditions: ClassVar[tuple[Only, ...]] = (
         while_("evaluate.cpus evaluate.gpus evaluate.timeout_s", "evaluate.asynchronous", True),
-        while_("stand_in.images", "stand_in.use", True),
         while_("attacks", "evaluate.battery", True),
         Only(keys=("measuring",), switches=("evaluate.battery", "evaluate.measures", "evaluate.gold")),
         Only(
@@ -260,7 +249,6 @@ class UnlearnConfig(SeededConfig):
     lake: str = Field("digits", description="name or URI of the lake to read")
     model: Model = Model()
     encoder: Decoder = Decoder()
-    stand_in: StandIn = StandIn()
     request: Request = Request()
     method: Method = Method()
     trainable: str = Field(

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stand_ins import write_autoencoder
 
 from pipeline.config import PrepareConfig, parse
 from pipeline.data.vae_encoder import Encoder, plan_encoding
 from pipeline.errors import InputError
-from pipeline.runs.stand_ins import _autoencoder
 
 pytest.importorskip("diffusers")
 
@@ -29,7 +29,7 @@ def config(weights: str) -> PrepareConfig:
 def test_the_same_latents_from_every_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
-    _autoencoder(tmp_path / "pipe" / "vae")
+    write_autoencoder(tmp_path / "pipe" / "vae")
     monkeypatch.setattr(
         huggingface_hub, "snapshot_download", lambda name, **_: str(tmp_path / "pipe" / "vae")
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import s3_servers
+import stand_ins
 
 from pipeline import storage
 
@@ -32,10 +33,23 @@ def finished(
     """The run's folder, what the job said, and the tracking database."""
     database = f"tracking.uri=sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
     real = os.environ.get("UNLEARN_TEST_DATA")
-    images = [f"stand_in.images={real}/imagenet-sample"] if real else []
-    said = job("unlearn_imagenet", "imagenet_smoke", f"storage={bucket}", "run_id=smoke", database, *images)
+    places = stand_ins.fill(bucket, f"{real}/imagenet-sample" if real else None)
+    published = [f"{key}={place}" for key, place in places.items()]
+    said = job(
+        "unlearn_imagenet", "imagenet_smoke", f"storage={bucket}", "run_id=smoke", database, *published
+    )
     assert said.code == 0, said.err
     return f"{bucket}/runs/smoke", said, database
+
+
+def test_the_configuration_alone_finds_the_same_weights(
+    finished: tuple[str, Any, str], job: Callable[..., Any], bucket: str
+) -> None:
+    run_uri, _, database = finished
+    again = job("unlearn_imagenet", "imagenet_smoke", f"storage={bucket}", database, dry_run=True)
+    assert again.code == 0 and "the lake and the weights fit together" in again.out, again.err
+    manifest = storage.read_json(f"{bucket}/models/dit-nano-imagenet-smoke/manifest.json")
+    assert manifest["weights_digest"] == storage.read_json(f"{run_uri}/result.json")["base_digest"]
 
 
 def test_the_gate_fails_and_says_why(finished: tuple[str, Any, str]) -> None:
