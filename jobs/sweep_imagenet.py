@@ -16,7 +16,7 @@ from pipeline.runtime import command_line
 
 def run(config: SweepConfig, dry_run: bool) -> None:
     from pipeline.sweep import search
-    from pipeline.sweep.text import ending, opening
+    from pipeline.sweep.terminal import ending, opening
 
     prepared = search.check(config)
     print(opening(config, prepared.sweep_id, prepared.base.config.optim.max_steps), flush=True)

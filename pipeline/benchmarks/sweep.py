@@ -91,7 +91,7 @@ def _measured(prepared: Any) -> dict[str, Any]:
     from pipeline.config import Tracking
     from pipeline.runtime import cluster_ray
     from pipeline.sweep import search
-    from pipeline.sweep.shared_ray import make_shared
+    from pipeline.sweep.search_ray import make_plan
     from pipeline.tracking.mlflow_runs import Tracker
 
     cluster_ray.connect(dashboard=True)
@@ -99,7 +99,7 @@ def _measured(prepared: Any) -> dict[str, Any]:
         tracking = Tracking(uri=f"sqlite:///{folder}/mlflow.db")
         with Tracker(tracking=tracking, storage_root=folder, run_id=prepared.sweep_id) as parent:
             try:
-                plan = make_shared(prepared)
+                plan = make_plan(prepared)
                 started = time.perf_counter()
                 rows = search.run_trials(prepared, plan, parent)
                 seconds = time.perf_counter() - started

@@ -23,12 +23,12 @@ def retain_stream(partition: Partition, rank: int, world: int, start_step: int =
     """
     import ray
 
-    from pipeline.runtime import cluster_ray
+    from pipeline.runtime import compat_ray
 
     files = files_to_read(partition, rank, world, start_step)
     if not files:
         return iter(())
-    cluster_ray.quiet()
+    compat_ray.quiet_data()
     descriptions = [file.model_dump_json(include=set(parquet_shards.File.model_fields)) for file in files]
     listing = ray.data.from_items([{"files": descriptions}])
     block = max(SMALLEST, *(file.bytes for file in files))

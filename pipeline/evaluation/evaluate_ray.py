@@ -198,10 +198,10 @@ def _task(
     """On a worker: one shard of a work (arrays by name), or one attack (plain data)."""
     import torch
 
-    from pipeline.runtime import cluster_ray
+    from pipeline.runtime import compat_ray
     from pipeline.runtime.precision import use_tf32
 
-    cluster_ray.quiet()
+    compat_ray.quiet_data()
     torch.set_num_threads(job["threads"])
     use_tf32(False)
     started = time.perf_counter()

@@ -16,13 +16,14 @@ BOX = 1000.0
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """One line. `points` are (step, value), `band` (step, low, high)."""
+    """One line, or dots alone. `points` are (step, value), `band` (step, low, high)."""
 
     name: str
-    color: int  # 1 to 4, the template's palette
+    color: int  # 1 to 4, the template's palette; 0: in the background
     points: Sequence[tuple[float, float]]
     band: Sequence[tuple[float, float, float]] = ()
     dots: bool = False
+    line: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +32,12 @@ class Chart:
     note: str
     series: Sequence[Series]
     y_range: tuple[float, float] | None = None  # absent: the data's
+    x_range: tuple[float, float] | None = None  # absent: step 0 to the last
+    labels: Sequence[tuple[float, float, str]] = field(default=())  # x, y and what is written there
     bounds: Sequence[tuple[str, float]] = field(default=())  # horizontal lines
     marks: Sequence[tuple[str, float]] = field(default=())  # vertical lines at a step
     percent: bool = False
+    x_percent: bool = False
     x_title: str = "step"
 
 
@@ -85,16 +89,17 @@ def keys_of(records: Sequence[Mapping[str, Any]], kind: str, prefix: str) -> lis
 
 
 def layout(chart: Chart, *, last_step: float) -> dict[str, Any] | None:
-    """What the template needs to draw `chart` over steps 0 to `last_step`; None when there is nothing to
-    draw."""
+    """What the template needs to draw `chart`, over steps 0 to `last_step` where it has no range of its own;
+    None when there is nothing to draw."""
     series = [_thinned(one) for one in chart.series if one.points]
     if not series:
         return None
     values = [y for one in series for _, y in one.points] + [
         y for one in series for _, low, high in one.band for y in (low, high)
     ]
-    low, high = chart.y_range or _range(values)
-    x_of = _scale(0.0, max(last_step, 1.0))
+    low, high = chart.y_range or value_range(values)
+    left, right = chart.x_range or (0.0, max(last_step, 1.0))
+    x_of = _scale(left, right)
     y_of = _scale(high, low)
     grouped = max(math.ceil(len(one.points) / POINTS) for one in chart.series)
     return {
@@ -105,7 +110,7 @@ def layout(chart: Chart, *, last_step: float) -> dict[str, Any] | None:
             {
                 "name": one.name,
                 "color": one.color,
-                "path": _path([(x_of(x), y_of(y)) for x, y in one.points]),
+                "path": _path([(x_of(x), y_of(y)) for x, y in one.points]) if one.line else "",
                 "band": _area([(x_of(x), y_of(bottom), y_of(top)) for x, bottom, top in one.band]),
                 "dots": (
                     "".join(f"M{x_of(x):.1f} {y_of(y):.1f}h.01" for x, y in one.points)
@@ -117,21 +122,26 @@ def layout(chart: Chart, *, last_step: float) -> dict[str, Any] | None:
         ],
         "y_ticks": [{"at": y_of(y) / 10, "text": _text(y, chart.percent)} for y in ticks(low, high, 4)],
         "x_ticks": [
-            {"at": x_of(x) / 10, "text": f"{x:g}"} for x in ticks(0, max(last_step, 1), 6) if x == int(x)
+            {"at": x_of(x) / 10, "text": _text(x, chart.x_percent)}
+            for x in ticks(left, right, 6)
+            if chart.x_range or x == int(x)
         ],
+        "labels": [{"x": x_of(x) / 10, "y": y_of(y) / 10, "text": text} for x, y, text in chart.labels],
         "bounds": [
             {"at": y_of(y) / 10, "y": y_of(y), "text": text} for text, y in chart.bounds if low <= y <= high
         ],
         "marks": [
-            {"at": x_of(x) / 10, "x": x_of(x), "text": text} for text, x in chart.marks if 0 <= x <= last_step
+            {"at": x_of(x) / 10, "x": x_of(x), "text": text} for text, x in chart.marks if left <= x <= right
         ],
         "data": {
-            "last": max(last_step, 1.0),
+            "first": left,
+            "last": right,
             "percent": chart.percent,
             "x": chart.x_title,
             "series": [
                 {"name": one.name, "color": one.color, "points": one.points, "band": one.band}
                 for one in series
+                if one.color
             ],
         },
     }
@@ -149,7 +159,7 @@ def ticks(low: float, high: float, about: int) -> list[float]:
     return [round(number * step, 12) for number in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _range(values: Sequence[float]) -> tuple[float, float]:
+def value_range(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
     return (0.0 if 0 <= low < 0.4 * high else low - margin), high + margin

@@ -28,7 +28,7 @@ def run(prepared: Prepared) -> dict[str, Any]:
     interrupted one goes on."""
     from pipeline.data.partition_ray import build_partition
     from pipeline.runtime import cluster_ray
-    from pipeline.tracking.mlflow_runs import preload
+    from pipeline.tracking.compat import preload
     from pipeline.training import worker
 
     started = time.perf_counter()

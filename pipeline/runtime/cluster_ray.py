@@ -14,6 +14,7 @@ import ray
 
 from pipeline import storage
 from pipeline.errors import InputError
+from pipeline.runtime import compat_ray
 from pipeline.runtime.startup_timeline import mark
 from pipeline.storage import StorageError
 
@@ -47,7 +48,7 @@ def connect(cpus: int | None = None, *, dashboard: bool = False) -> None:
             _start(num_cpus=cpus, include_dashboard=dashboard, **quietly)
     if callable(handler) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray sets one of its own
-    quiet()
+    compat_ray.quiet_data()
     mark("connected")
 
 
@@ -77,18 +78,6 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def quiet() -> None:
-    """Ray Data without progress bars and chatter in this process; errors still show."""
-    from ray.data import DataContext
-
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    # the newer reader is slow to its first batch and loses rows of a path listed twice
-    context.use_datasource_v2 = False
-    context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""sweep.html: the table, the front and the plots on one page that needs nothing else."""
+"""sweep.html: the winner, the front, the curves and the table on one page that needs nothing else."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -6,35 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.reports import text
-from pipeline.sweep import plots, scores
+from pipeline.reports.charts import Chart, Series, layout, value_range
+from pipeline.sweep import scores
 from pipeline.sweep.scores import OBJECTIVES
+from pipeline.sweep.space import shown
+from pipeline.sweep.terminal import counts
 
 Summary = Mapping[str, Any]
 Checks = Mapping[int, Sequence[Mapping[str, Any]]]
 
 
-def figures(summary: Summary, checks: Checks, *, target: float, last: int) -> dict[str, str]:
-    """The plots by name, each an SVG that stands alone."""
-    names, rows = summary["objectives"], _finished(summary)
-    best, default = _best(summary), summary["default_trial"]
-    drawn = {}
-    for a, b in combinations(range(len(names)), 2):
-        name = "front" if len(names) == 2 else f"front-{_plain(names[a])}-{_plain(names[b])}"
-        drawn[name] = plots.scatter(rows, names, (a, b), summary["front"], default)
-    drawn["parallel-coordinates"] = plots.parallel(rows, list(summary["base"]), names, best, default)
-    drawn["importance"] = plots.bars(summary["importance"])
-    key = (
-        "forget_fraction/high"
-        if summary["request"]["classes"] and not summary["request"]["sample_ids"]
-        else "membership_auc/high"
-    )
-    drawn["curves"] = plots.curves(checks, key, best, default, target, last)
-    return drawn
-
-
-def render_page(summary: Summary, drawn: Mapping[str, str], settings_yaml: str) -> str:
-    """The page for `summary` (as in sweep.json) with the plots of `figures`; every text from outside is
-    escaped."""
+def render_page(
+    summary: Summary, checks: Checks, settings_yaml: str, *, target: float, last_step: int
+) -> str:
+    """The page for `summary` (as in sweep.json) and the `checks` of every trial; `target` is the bound that
+    makes a trial settle. Every text from outside is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     folders = [Path(__file__).with_name("templates"), Path(text.__file__).with_name("templates")]
@@ -56,10 +42,16 @@ def render_page(summary: Summary, drawn: Mapping[str, str], settings_yaml: str) 
         selection=_selection(summary),
         verified=_verified(summary),
         winner=winner,
-        plots=[
-            (_title(name), _note(name, summary), svg.replace('class="sp alone"', 'class="sp"'))
-            for name, svg in drawn.items()
+        charts=[
+            drawn
+            for chart in (*_fronts(summary), _curves(summary, checks, target))
+            if (drawn := layout(chart, last_step=last_step)) is not None
         ],
+        importance=[
+            (OBJECTIVES[name].title, sorted(shares.items(), key=lambda item: -item[1]))
+            for name, shares in summary["importance"].items()
+        ],
+        finished=len(_finished(summary)),
         settings=list(summary["base"]),
         table=_table(summary),
         failed=[
@@ -99,85 +91,62 @@ def _verdict(winner: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _settled(row: Mapping[str, Any] | None) -> str:
-    return (
-        "not run"
-        if row is None
-        else "not settled"
-        if row["settled_step"] is None
-        else str(row["settled_step"])
-    )
+    if row is None:
+        return "not run"
+    return "not settled" if row["settled_step"] is None else str(row["settled_step"])
 
 
 def _lead(summary: Summary) -> str:
     best, default = _row(summary, _best(summary)), _row(summary, summary["default_trial"])
-    text = f"{len(summary['trials'])} trials under the same budget. "
+    lead = f"{len(summary['trials'])} trials under the same budget. "
     if best is not None:
-        text += (
-            f"Best is trial {best['number']} ({_settings_text(best['settings'])}), settled at step"
-            f" {_settled(best)}; "
+        lead += (
+            f"Best is trial {best['number']} ({shown(best['settings'])}), settled at step {_settled(best)}; "
         )
-        text += (
+        lead += (
             f"the default settled at {_settled(default)}."
             if default is not None
             else "the default was not among the trials."
         )
-    return text
+    return lead
 
 
 def _tiles(summary: Summary) -> list[dict[str, str]]:
-    best, default, seconds = (
-        _row(summary, _best(summary)),
-        _row(summary, summary["default_trial"]),
-        summary["seconds"],
-    )
-    counts = {
-        status: sum(row["status"] == status for row in summary["trials"])
-        for status in (scores.FINISHED, scores.STOPPED, scores.FAILED)
-    }
+    best, default = _row(summary, _best(summary)), _row(summary, summary["default_trial"])
+    seconds = summary["seconds"]
     over = seconds["overhead_per_trial"]
-    return [
-        {
-            "title": "Trials",
-            "value": str(len(summary["trials"])),
-            "note": ", ".join(f"{n} {status}" for status, n in counts.items() if n),
-        },
-        {
-            "title": "Best settles at step",
-            "value": _settled(best),
-            "note": f"trial {best['number']}" if best else "",
-        },
-        {
-            "title": "Default settles at step",
-            "value": _settled(default),
-            "note": f"trial {default['number']}" if default else "",
-        },
-        {
-            "title": "Time of all trials",
-            "value": text.seconds(seconds["searched"]),
-            "note": f"{text.seconds(seconds.get('total'))} in all",
-        },
-        {
-            "title": "Overhead per trial",
-            "value": text.NOT_MEASURED if over is None else text.seconds(over),
-            "note": "beyond steps and evaluation",
-        },
+    tiles = [
+        ("Trials", str(len(summary["trials"])), counts(summary)),
+        ("Best settles at step", _settled(best), f"trial {best['number']}" if best else ""),
+        ("Default settles at step", _settled(default), f"trial {default['number']}" if default else ""),
+        (
+            "Time of all trials",
+            text.seconds(seconds["searched"]),
+            f"{text.seconds(seconds.get('total'))} in all",
+        ),
+        (
+            "Overhead per trial",
+            text.NOT_MEASURED if over is None else text.seconds(over),
+            "beyond steps and evaluation",
+        ),
     ]
+    return [{"title": title, "value": value, "note": note} for title, value, note in tiles]
 
 
 def _selection(summary: Summary) -> str:
     """What choosing the best of many does to its figures, with those of this sweep."""
     trials, verified = len(summary["trials"]), summary["winner"]["verified"]
-    text = (
+    note = (
         f"The best of {trials} trials was in part the luckiest: on the noise it was chosen by, its figures"
         " are too good on average. So the best were measured again, the base model beside them, on seeds"
         " that no trial saw; only those figures count for the gate and the registry."
     )
     if len(verified) > 1:
-        text += (
+        note += (
             f" {len(verified)} trials were verified, best first, until one held: a choice again, if a small"
             " one."
         )
-    return text
+    return note
 
 
 def _verified(summary: Summary) -> list[dict[str, Any]]:
@@ -189,7 +158,7 @@ def _verified(summary: Summary) -> list[dict[str, Any]]:
             {
                 "number": attempt["number"],
                 "cells": [
-                    (OBJECTIVES[name].title, plots.value_text(name, old), plots.value_text(name, new))
+                    (OBJECTIVES[name].title, _value_text(name, old), _value_text(name, new))
                     for name, old, new in scores.measured_twice(row["after"], attempt["after"])
                 ],
                 "passed": attempt["gate"]["passed"],
@@ -239,10 +208,10 @@ def _table(summary: Summary) -> list[dict[str, Any]]:
 
 
 def _measure(row: Mapping[str, Any], *path: str) -> float | None:
-    found: Any = row["after"]
+    value: Any = row["after"]
     for key in path:
-        found = None if found is None else found.get(key)
-    return found
+        value = None if value is None else value.get(key)
+    return value
 
 
 def _timing(summary: Summary) -> list[tuple[str, str]]:
@@ -257,46 +226,71 @@ def _timing(summary: Summary) -> list[tuple[str, str]]:
     return rows
 
 
-def _settings_text(settings: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{key.rsplit('.', 1)[-1]} {f'{value:.3g}' if isinstance(value, float) else value}"
-        for key, value in settings.items()
-    )
+def _fronts(summary: Summary) -> list[Chart]:
+    """The finished trials by each two of the objectives."""
+    names = summary["objectives"]
+    return [_front(summary, a, b) for a, b in combinations(range(len(names)), 2)]
 
 
-def _title(name: str) -> str:
-    titles = {
-        "parallel-coordinates": "Parallel coordinates",
-        "importance": "What mattered",
-        "curves": "Forgetting, check by check",
-    }
-    return titles.get(name, "The front")
-
-
-def _note(name: str, summary: Summary) -> str:
-    if name == "importance":
-        return (
-            f"Share of an objective's variance over {len(_finished(summary))} finished trials (fANOVA); with"
-            " few trials a hint, no more."
-        )
-    if name == "parallel-coordinates":
-        return (
-            "A line for every finished trial; the best in blue, the default in orange. Point at a line for"
-            " its settings."
-        )
-    if name == "curves":
-        return (
-            "A trial has settled when its upper bound stays below the dashed target for the whole window."
-            " Best in blue, default in orange."
-        )
-    never = "settled_step" in summary["objectives"] and any(
+def _front(summary: Summary, a: int, b: int) -> Chart:
+    x, y = (OBJECTIVES[summary["objectives"][index]] for index in (a, b))
+    points: dict[tuple[float, float], list[int]] = {}
+    for row in _finished(summary):
+        points.setdefault((row["values"][a], row["values"][b]), []).append(row["number"])
+    front, default = set(summary["front"]), summary["default_trial"]
+    best = [point for point, numbers in points.items() if front & set(numbers)]
+    unsettled = "settled_step" in summary["objectives"] and any(
         row["settled_step"] is None for row in _finished(summary)
     )
-    return (
-        "Filled: no other trial is better in every objective. Ringed: the default. Numbers name trials."
-        + (" A trial that did not settle stands a whole window after its last step." if never else "")
+    return Chart(
+        title=f"{y.title[0].upper()}{y.title[1:]} against {x.title}",
+        note=(
+            "On the front: no other trial is better in every objective. Numbers name trials."
+            + (" A trial that did not settle stands a whole window after its last step." if unsettled else "")
+        ),
+        series=[
+            Series(name="on the front", color=1, points=sorted(best), dots=True, line=False),
+            Series(
+                name="other trials",
+                color=3,
+                points=sorted(point for point in points if point not in best),
+                dots=True,
+                line=False,
+            ),
+        ],
+        x_range=value_range([point[0] for point in points]),
+        labels=[
+            (*point, ", ".join(map(str, numbers)) + " default" * (default in numbers))
+            for point, numbers in points.items()
+        ],
+        percent=y.percent,
+        x_percent=x.percent,
+        x_title=x.title,
     )
 
 
-def _plain(name: str) -> str:
-    return name.replace("/", "-").replace("_", "-")
+def _curves(summary: Summary, checks: Checks, target: float) -> Chart:
+    """The upper bound at every check of every trial: settled is who stays below the target."""
+    classes = summary["request"]["classes"] and not summary["request"]["sample_ids"]
+    key = "forget_fraction/high" if classes else "membership_auc/high"
+    best, default = _best(summary), summary["default_trial"]
+    colors = {default: (2, f"the default, trial {default}"), best: (1, f"the best, trial {best}")}
+    curves = []
+    for number, records in checks.items():
+        points = [(float(r["step"]), float(r[key])) for r in records if r.get(key) is not None]
+        color, name = colors.get(number, (0, f"trial {number}"))
+        curves.append(Series(name=name, color=color, points=points))
+    return Chart(
+        title="Forgetting, check by check",
+        note=(
+            "Upper 95 % bound. A trial has settled when it stays below the dashed target for a whole window."
+        ),
+        series=sorted(curves, key=lambda curve: bool(curve.color)),
+        y_range=(0.0, 1.0),
+        bounds=[(f"target {text.share(target)}", target)],
+        percent=True,
+    )
+
+
+def _value_text(name: str, value: float) -> str:
+    return f"{100 * value:.3g}\u00a0%" if OBJECTIVES[name].percent else f"{value:.4g}"

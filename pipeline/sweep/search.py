@@ -1,6 +1,6 @@
-"""The sweep's flow on the driver: what is shared is made once, trials, a winner that holds on fresh seeds,
-the page."""
+"""The sweep on the driver: checked, its trials run, a winner that holds on fresh seeds, the page."""
 
+import json
 import math
 import os
 import time
@@ -20,10 +20,16 @@ from pipeline.runtime import metrics_log
 from pipeline.runtime.code_version import code_version
 from pipeline.runtime.progress import Progress
 from pipeline.sweep import scores
-from pipeline.sweep.space import Settings, base_config, check_space, configured, fixed_points, shown
-from pipeline.sweep.suggest import Suggestions, importance
-from pipeline.sweep.trial import Shared
-from pipeline.sweep.trial_ray import TRIAL, trial_uri
+from pipeline.sweep.space import (
+    Settings,
+    base_config,
+    check_space,
+    configured,
+    fixed_points,
+    importance,
+    study_of,
+)
+from pipeline.sweep.trial import TRIAL, Shared, rows, trial_uri
 from pipeline.training.worker import METRICS
 
 if TYPE_CHECKING:
@@ -72,9 +78,10 @@ def check(config: SweepConfig) -> PreparedSweep:
 def run(prepared: PreparedSweep) -> dict[str, Any]:
     """Do it, or what is left of it; returns the summary (sweep.json)."""
     from pipeline.runtime import cluster_ray
-    from pipeline.sweep.shared_ray import make_shared
+    from pipeline.sweep.search_ray import make_plan
     from pipeline.sweep.winner import choose
-    from pipeline.tracking.mlflow_runs import Tracker, flatten, preload
+    from pipeline.tracking.compat import preload
+    from pipeline.tracking.mlflow_runs import Tracker, flatten
 
     config, uri = prepared.config, prepared.uri
     if storage.exists(storage.join(uri, SUMMARY)):
@@ -106,15 +113,12 @@ def run(prepared: PreparedSweep) -> dict[str, Any]:
         tags=tags,
         params=params,
     ) as parent:
-        plan = make_shared(prepared)
-        rows = run_trials(prepared, plan, parent)
-        searched = time.perf_counter() - started
-        summary = summarise(prepared, rows, searched)
+        plan = make_plan(prepared)
+        table = run_trials(prepared, plan, parent)
+        summary = summarise(prepared, table, time.perf_counter() - started)
         if not summary["ranking"]:
-            raise RuntimeError(
-                f"no trial finished: {rows[0]['reason'] if rows else 'none was started'}; the trials lie"
-                f" under {uri}"
-            )
+            reason = table[0]["reason"] if table else "none was started"
+            raise RuntimeError(f"no trial finished: {reason}; the trials lie under {uri}")
         summary["winner"] = choose(prepared, plan, summary, parent)
         summary["seconds"]["total"] = time.perf_counter() - started
         _publish(prepared, summary, parent)
@@ -123,58 +127,38 @@ def run(prepared: PreparedSweep) -> dict[str, Any]:
 
 def run_trials(prepared: PreparedSweep, plan: dict[str, Any], parent: "Tracker") -> list[dict[str, Any]]:
     """Every trial's row, in order, whatever an interruption left undone."""
-    from pipeline.sweep import tune_ray
+    from pipeline.sweep.search_ray import search
+    from pipeline.sweep.terminal import trial_line
 
     config = prepared.config
-    there = {row["number"] for row in tune_ray.rows(prepared.uri)}
-    if there:
-        print(f"  {len(there)} trials have ended before; they are not run again", flush=True)
+    ended = {row["number"] for row in rows(prepared.uri)}
+    if ended:
+        print(f"  {len(ended)} trials have ended before; they are not run again", flush=True)
     progress = Progress(f"{config.budget.trials} trials", config.budget.trials)
-    ended, logged = set(there), set[int]()
+    logged = set[int]()
 
-    def end(row: dict[str, Any]) -> None:
-        place = storage.join(trial_uri(prepared.uri, row["number"]), TRIAL)
-        if not storage.exists(place):
-            storage.write_json(place, row)
-            progress.line(f"  {line(row, config.search.objectives)}")
+    def on_end(row: dict[str, Any]) -> None:
+        storage.write_json(storage.join(trial_uri(prepared.uri, row["number"]), TRIAL), row)
+        progress.line(f"  {trial_line(row, config.search.objectives)}")
         ended.add(row["number"])
         progress.at(len(ended))
-        if row["number"] not in logged:
-            logged.add(row["number"])
-            log_child(prepared, row, parent)
+        logged.add(row["number"])
+        log_child(prepared, row, parent)
 
-    for attempt in range(2):
-        suggestions = Suggestions(
-            space=config.space,
-            search=config.search,
-            seed=config.seed,
-            directions=[scores.OBJECTIVES[name].direction for name in config.search.objectives],
-            points=prepared.points,
-        )
-        watch = tune_ray.Watch(
-            sweep_uri=prepared.uri,
-            ended=end,
-            stood=lambda report: progress.at(len(ended), f"trial {report['number']} step {report['step']}"),
-        )
-        missing = tune_ray.search(config, prepared.base.config, plan, suggestions, watch)
-        if not missing or attempt:
-            break
-        # Tune's notes and what lies in storage do not agree after a kill in the wrong moment: with the same
-        # seed the same
-        # sequence comes again, and what has ended only reports so
-        storage.remove(storage.join(prepared.uri, tune_ray.TUNE))
+    def on_report(report: dict[str, Any]) -> None:
+        progress.at(len(ended), f"trial {report['number']} step {report['step']}")
+
+    search(prepared, plan, on_end, on_report)
     progress.close()
-    rows = tune_ray.rows(prepared.uri)
-    for row in rows:
+    table = rows(prepared.uri)
+    for row in table:
         if row["number"] not in logged:
             log_child(prepared, row, parent)
-    return rows
+    return table
 
 
 def log_child(prepared: PreparedSweep, row: Mapping[str, Any], parent: "Tracker") -> None:
     """The trial's run in MLflow, under the sweep's: its settings, its curves, its result.json."""
-    import json
-
     from pipeline.tracking.mlflow_runs import Tracker
 
     uri = trial_uri(prepared.uri, row["number"])
@@ -221,18 +205,10 @@ def trial_result(prepared: PreparedSweep, row: Mapping[str, Any]) -> dict[str, A
     }
 
 
-def summarise(prepared: PreparedSweep, rows: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
-    """What the sweep found: the table, the front, the ranking, what mattered, where the time went."""
+def summarise(prepared: PreparedSweep, table: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+    """What came of the sweep: the table, the front, the ranking, what mattered, where the time went."""
     config, names = prepared.config, prepared.config.search.objectives
-    suggestions = Suggestions(
-        space=config.space,
-        search=config.search,
-        seed=config.seed,
-        directions=[scores.OBJECTIVES[name].direction for name in names],
-        points=prepared.points,
-        asked=[row["settings"] for row in rows],
-        results={row["number"]: row["values"] for row in rows},
-    )
+    study = study_of(config, table)
     default = {key: at(prepared.base.config, key) for key in config.space}
     return {
         "sweep_id": prepared.sweep_id,
@@ -240,12 +216,12 @@ def summarise(prepared: PreparedSweep, rows: list[dict[str, Any]], seconds: floa
         "class_names": [item.name for item in prepared.base.lake.manifest.classes],
         "objectives": names,
         "base": default,
-        "default_trial": next((row["number"] for row in rows if row["settings"] == default), None),
-        "trials": rows,
-        "ranking": [row["number"] for row in scores.ranked(rows, names)],
-        "front": scores.front(rows, names),
-        "importance": {name: importance(suggestions, index) for index, name in enumerate(names)},
-        "seconds": {"searched": seconds, **overheads(rows)},
+        "default_trial": next((row["number"] for row in table if row["settings"] == default), None),
+        "trials": table,
+        "ranking": [row["number"] for row in scores.ranked(table, names)],
+        "front": scores.front(table, names),
+        "importance": {name: importance(study, index, config.seed) for index, name in enumerate(names)},
+        "seconds": {"searched": seconds, **overheads(table)},
         "winner": None,
         "code_version": code_version(),
         "seed": config.seed,
@@ -268,41 +244,21 @@ def overheads(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def line(row: Mapping[str, Any], names: list[str]) -> str:
-    """A trial in a line of the terminal."""
-    head = f"trial {row['number']:>2}  {shown(row['settings'])}: "
-    if row["status"] == scores.FAILED:
-        return (
-            f"{head}failed after {row['attempts']} attempt{'s' * (row['attempts'] > 1)}:"
-            f" {str(row['reason'])[:160]}"
-        )
-    if row["status"] == scores.STOPPED:
-        return f"{head}stopped " + (
-            "before its first check"
-            if row["held"] is None
-            else f"at step {row['step']}, held measure {row['held']:.3f}"
-        )
-    measured = ", ".join(
-        f"{name} {value:.4g}" for name, value in zip(names, row["values"] or [], strict=False)
-    )
-    settled = "not settled" if row["settled_step"] is None else f"settled at {row['settled_step']}"
-    return f"{head}{settled}; {measured}"
-
-
 def _publish(prepared: PreparedSweep, summary: dict[str, Any], parent: "Tracker") -> None:
-    """sweep.html, the plots and, last, sweep.json: under the sweep and as the parent run's artifacts."""
-    import json
-
-    from pipeline.sweep.page import figures, render_page
+    """sweep.html and, last, sweep.json: under the sweep and as the parent run's artifacts."""
+    from pipeline.sweep.page import render_page
 
     base = prepared.base.config
     target = base.gate.max_forget_fraction if base.request.forgotten_classes else base.gate.max_membership_auc
-    drawn = figures(summary, _checks(prepared, summary), target=target, last=base.optim.max_steps)
     page = render_page(
-        summary, drawn, yaml.safe_dump(_described(prepared.config, prepared.base), sort_keys=False)
+        summary,
+        _checks(prepared, summary),
+        yaml.safe_dump(_described(prepared.config, prepared.base), sort_keys=False),
+        target=target,
+        last_step=base.optim.max_steps,
     )
-    files = {f"plots/{name}.svg": plot.encode() for name, plot in drawn.items()}
-    files |= {PAGE: page.encode(), SUMMARY: (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode()}
+    table = json.dumps(summary, indent=2, allow_nan=False) + "\n"
+    files = {PAGE: page.encode(), SUMMARY: table.encode()}
     for name, data in files.items():
         storage.write_bytes(storage.join(prepared.uri, name), data)
     parent.log_artifacts(files)

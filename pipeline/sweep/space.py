@@ -1,10 +1,10 @@
 """The search space: which keys of the main job it may name, the values it holds, a trial's configuration from
-a point of it."""
+a point of it; and the space as Optuna has it."""
 
 import json
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -14,7 +14,11 @@ from pipeline.config.conditions import at
 from pipeline.config.sweep import Distribution
 from pipeline.errors import InputError
 from pipeline.runs.request_checks import with_own_settings
+from pipeline.sweep.scores import OBJECTIVES
 from pipeline.unlearning.methods.interim import SETTINGS
+
+if TYPE_CHECKING:
+    import optuna
 
 SEARCHABLE = (
     "method.",
@@ -124,9 +128,124 @@ def below_zero(distribution: Distribution) -> float:
     return math.exp(math.log(low) - math.log(high / low) / 7)
 
 
-def rounded(value: float) -> float:
-    """Six digits: what is shown is what was run."""
-    return float(f"{value:.6g}")
+def distributions(space: Mapping[str, Distribution]) -> "dict[str, optuna.distributions.BaseDistribution]":
+    """The axes of Optuna's study: a choice is the index of its value, among numbers in their order."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    axes: dict[str, optuna.distributions.BaseDistribution] = {}
+    for key, distribution in space.items():
+        if distribution.choice is not None:
+            count = len(distribution.choice)
+            ordered = IntDistribution(0, count - 1)
+            axes[key] = ordered if _ordered(distribution) else CategoricalDistribution(range(count))
+        elif distribution.uniform is not None:
+            axes[key] = FloatDistribution(*distribution.uniform)
+        else:
+            assert distribution.loguniform is not None
+            low, high = distribution.loguniform
+            low = below_zero(distribution) if distribution.zero else low
+            axes[key] = FloatDistribution(low, high, log=True)
+    return axes
+
+
+def settings_at(space: Mapping[str, Distribution], coordinates: Mapping[str, Any]) -> Settings:
+    """The settings of a point of the study; floats have six digits: what is shown is what was run."""
+
+    def value(distribution: Distribution, coordinate: Any) -> Any:
+        if distribution.choice is not None:
+            return _options(distribution)[coordinate]
+        if distribution.zero and distribution.loguniform and coordinate < distribution.loguniform[0]:
+            return 0.0
+        return float(f"{coordinate:.6g}")
+
+    return {key: value(distribution, coordinates[key]) for key, distribution in space.items()}
+
+
+def coordinates_of(space: Mapping[str, Distribution], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `settings_at`."""
+
+    def coordinate(distribution: Distribution, value: Any) -> Any:
+        if distribution.choice is not None:
+            return _options(distribution).index(value)
+        return below_zero(distribution) if distribution.zero and value == 0 else value
+
+    return {key: coordinate(distribution, settings[key]) for key, distribution in space.items()}
+
+
+def study_of(
+    config: SweepConfig,
+    rows: Sequence[Mapping[str, Any]],
+    first: Sequence[Settings] = (),
+    *,
+    storage: "optuna.storages.BaseStorage | None" = None,
+) -> "optuna.Study":
+    """Optuna's study in `storage` (absent: memory) with the trials that have ended (`rows` of the table), and
+    what it is to suggest `first`.
+
+    A sampler that goes on from `rows` is seeded by how many they are: it would repeat itself otherwise.
+    """
+    import warnings
+
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    search, seed = config.search, config.seed + len(rows)
+    sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed=seed)
+    if search.algorithm == "tpe":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            sampler = optuna.samplers.TPESampler(
+                seed=seed,
+                n_startup_trials=search.startup_trials,
+                multivariate=True,
+                constant_liar=search.concurrency > 1,
+            )
+    study = optuna.create_study(
+        storage=storage,
+        sampler=sampler,
+        directions=[OBJECTIVES[name].direction for name in search.objectives],
+    )
+    states, axes = optuna.trial.TrialState, distributions(config.space)
+    for row in rows:
+        study.add_trial(
+            optuna.trial.create_trial(
+                state=states.FAIL if row["values"] is None else states.COMPLETE,
+                values=row["values"],
+                params=coordinates_of(config.space, row["settings"]),
+                distributions=axes,
+            )
+        )
+    for settings in first:
+        study.enqueue_trial(coordinates_of(config.space, settings))
+    return study
+
+
+def importance(study: "optuna.Study", objective: int, seed: int) -> dict[str, float]:
+    """How much of the objective's variance over the finished trials each setting explains (fANOVA); empty
+    when that cannot be said."""
+    import optuna
+
+    trials = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
+    if len(trials) < 4 or len({trial.values[objective] for trial in trials}) < 2:
+        return {}
+    shares = optuna.importance.get_param_importances(
+        study,
+        evaluator=optuna.importance.FanovaImportanceEvaluator(seed=seed),
+        target=lambda trial: trial.values[objective],
+    )
+    return {key: float(share) for key, share in shares.items()}
+
+
+def _ordered(distribution: Distribution) -> bool:
+    return all(
+        isinstance(option, int | float) and not isinstance(option, bool)
+        for option in distribution.choice or []
+    )
+
+
+def _options(distribution: Distribution) -> list[Any]:
+    options = distribution.choice or []
+    return sorted(options) if _ordered(distribution) else options
 
 
 def _samples(distribution: Distribution) -> list[Any]:
@@ -140,11 +259,11 @@ def _samples(distribution: Distribution) -> list[Any]:
 
 def _by_key(settings: Mapping[str, Any]) -> Settings:
     """A section given as a mapping, as `--set set.optim.lr=...` makes it, key by key; later ones win."""
-    found: Settings = {}
+    by_key: Settings = {}
     for key, value in settings.items():
         nested = "." not in key and isinstance(value, dict)
-        found |= {f"{key}.{name}": inner for name, inner in value.items()} if nested else {key: value}
-    return found
+        by_key |= {f"{key}.{name}": inner for name, inner in value.items()} if nested else {key: value}
+    return by_key
 
 
 def _as_overrides(settings: Mapping[str, Any]) -> list[str]:

@@ -11,11 +11,8 @@ from pipeline.data.partition import find_partition
 from pipeline.evaluation.gate import judge_gate
 from pipeline.runs import preflight, unlearn
 from pipeline.runs.result import REPORT, RESULT
-from pipeline.sweep.shared_ray import on_one_worker, trial_resources
 from pipeline.sweep.space import configured, shown
-from pipeline.sweep.trial import Shared
-from pipeline.sweep.trial_ray import trial_uri
-from pipeline.sweep.verify import measure_again
+from pipeline.sweep.trial import Shared, measure_again, trial_uri
 from pipeline.training.worker import METRICS, OUTCOME, TRAINED
 
 if TYPE_CHECKING:
@@ -32,6 +29,8 @@ def choose(
     Returns {"number", "version", "run_id", "report", "verified": [...]}; number None when none held, and
     nothing is registered then.
     """
+    from pipeline.sweep.search_ray import on_one_worker, trial_resources
+
     config = prepared.config
     rows = {row["number"]: row for row in summary["trials"]}
     verified: list[dict[str, Any]] = []
@@ -41,7 +40,7 @@ def choose(
         settings = configured(prepared.base.config, row["settings"])
         uri = trial_uri(prepared.uri, number)
         shared = plan["prepared"][str(settings.optim.batch_size)]
-        measured = on_one_worker(
+        metrics = on_one_worker(
             _measure_again,
             trial_resources(prepared),
             settings.model_dump(mode="json"),
@@ -52,8 +51,8 @@ def choose(
             attempt,
         )
         outcome = storage.read_json(storage.join(uri, OUTCOME)) | {
-            "before": measured["before"],
-            "after": measured["after"],
+            "before": metrics["before"],
+            "after": metrics["after"],
         }
         gate = judge_gate(
             settings.gate,
@@ -62,16 +61,10 @@ def choose(
             settings.request.forgotten_classes,
             settings.method.hat_weight > 0 and plan["one_judge"],
         )
-        verified.append(
-            {"number": number, "seed": measured["seed"], "after": measured["after"], "gate": gate}
-        )
+        verified.append({"number": number, "seed": metrics["seed"], "after": metrics["after"], "gate": gate})
         if gate["passed"]:
-            found = {
-                "number": number,
-                "verified": verified,
-                **_register(prepared, settings, row, outcome, shared, summary, parent, verified),
-            }
-            return found
+            version = _register(prepared, settings, row, outcome, shared, summary, parent, verified)
+            return {"number": number, "verified": verified, **version}
     return {"number": None, "version": None, "run_id": None, "report": None, "verified": verified}
 
 

@@ -1,16 +1,13 @@
 """One MLflow run per job, owned by the driver: parameters, metrics in batches, artifacts, an honest status at
 the end."""
 
-import logging
 import math
 import numbers
 import os
 import platform
 import re
 import tempfile
-import threading
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -20,16 +17,15 @@ from pipeline import storage
 from pipeline.config import Registry, Tracking
 from pipeline.errors import InputError
 from pipeline.redaction import redact
+from pipeline.tracking import compat
 from pipeline.tracking.moved_root import ARTIFACTS, follow_root
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 RUN_ID_TAG = "run_id"  # our run's name among MLflow's own ids: what makes a continued run find its MLflow run
 BATCH = 1000  # metrics of one log_batch request: MLflow's own limit
 PARAMS = 100  # parameters of one request: MLflow's own limit
-SYSTEM_S = 5  # seconds between two looks at processor, memory, disk, network and GPUs
 
 
 def tracking_uri(tracking: Registry, storage_root: str) -> str:
@@ -73,22 +69,17 @@ def client(tracking: Registry, storage_root: str, *, create: bool = True) -> "Ml
                 f"nothing is registered yet: {database} does not exist; run jobs/unlearn_imagenet.py first,"
                 " or check storage and tracking.uri"
             )
-        quiet()
-        _make_database(
-            database,
-            (
-                storage.join(storage_root, ARTIFACTS)
-                if storage.is_local(storage_root)
-                else str(database.parent)
-            ),
-        )
-    quiet()
+        compat.quiet()
+        local = storage.is_local(storage_root)
+        artifacts = storage.join(storage_root, ARTIFACTS) if local else str(database.parent)
+        compat.make_database(database, artifacts)
+    compat.quiet()
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     try:
-        made = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        made.search_experiments(max_results=1)
+        mlflow_client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        mlflow_client.search_experiments(max_results=1)
         if database is not None and not tracking.uri:
             follow_root(database, storage.join(storage_root, ARTIFACTS))
     except (MlflowException, OSError) as error:
@@ -96,108 +87,41 @@ def client(tracking: Registry, storage_root: str, *, create: bool = True) -> "Ml
             f"tracking.uri: {redact(uri)!r} does not answer as an MLflow store ({type(error).__name__}:"
             f" {redact(str(error))[:200]}); expected sqlite:////path/mlflow.db or http://host:5000"
         ) from error
-    return made
+    return mlflow_client
 
 
-def _make_database(database: Path, artifacts: str) -> None:
-    """Make MLflow's tables beside `database` and link the file into place: killed half-way, the migrations
-    could never be finished."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    database.parent.mkdir(parents=True, exist_ok=True)
-    temporary = database.with_name(f".{database.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        store = SqlAlchemyStore(f"sqlite:///{temporary}", artifacts)
-        store.engine.dispose()
-        os.link(temporary, database)
-    except FileExistsError:  # another driver was first
-        pass
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def quiet() -> None:
-    """Keep MLflow, its migrations and its usage reports quiet; errors still reach the terminal."""
-    for name, value in {
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-        # the address of a run, with the password that is in the tracking URI
-        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-        "GIT_PYTHON_REFRESH": "quiet",
-    }.items():
-        os.environ.setdefault(name, value)
-    import mlflow  # its import sets the levels of its loggers, so ours come after
-
-    assert mlflow.__version__
-    for name in ("mlflow", "alembic", "alembic.runtime.migration"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def preload() -> None:
-    """Begin MLflow's imports in a thread: they take seconds, and whoever starts a cluster meanwhile is mostly
-    waiting."""
-
-    def imports() -> None:
-        import mlflow.pyfunc
-        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
-
-    threading.Thread(target=imports, daemon=True, name="mlflow-imports").start()
-
-
-def find_experiment(made: "MlflowClient", tracking: Tracking, storage_root: str) -> str:
+def find_experiment(mlflow_client: "MlflowClient", tracking: Tracking, storage_root: str) -> str:
     """The id of the experiment `tracking.experiment`, created if need be."""
     from mlflow.exceptions import MlflowException
 
-    found = made.get_experiment_by_name(tracking.experiment)
-    if found is None:
+    experiment = mlflow_client.get_experiment_by_name(tracking.experiment)
+    if experiment is None:
         location = artifact_location(tracking, storage_root)
-        _require_client_of(location)
+        if location is not None:
+            compat.artifact_repository(location)
         try:
-            return str(made.create_experiment(tracking.experiment, artifact_location=location))
+            return str(mlflow_client.create_experiment(tracking.experiment, artifact_location=location))
         except MlflowException:  # another driver made it in between
-            found = made.get_experiment_by_name(tracking.experiment)
-            if found is None:
+            experiment = mlflow_client.get_experiment_by_name(tracking.experiment)
+            if experiment is None:
                 raise
-    if found.lifecycle_stage != "active":
+    if experiment.lifecycle_stage != "active":
         raise InputError(
             f"tracking.experiment: {tracking.experiment!r} was deleted; restore it or pass --set"
             " tracking.experiment=<name>"
         )
-    return str(found.experiment_id)
+    return str(experiment.experiment_id)
 
 
-def _require_client_of(location: str | None) -> None:
-    """Raise `InputError` when MLflow cannot reach artifacts at `location` from here."""
-    from importlib.util import find_spec
-
-    from mlflow.exceptions import MlflowException
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-    if location is None:
-        return
-    if location.startswith("s3://") and find_spec("boto3") is None:
-        raise InputError(
-            f"storage: MLflow keeps artifacts at {location} through boto3, which is not installed; pip"
-            " install boto3"
-        )
-    try:
-        get_artifact_repository(location)
-    except MlflowException as error:
-        raise InputError(
-            f"storage: MLflow cannot keep artifacts at {location} ({error}); expected a folder, s3:// or"
-            " gs://"
-        ) from error
-
-
-def find_run(made: "MlflowClient", experiment_id: str, run_id: str) -> str | None:
+def find_run(mlflow_client: "MlflowClient", experiment_id: str, run_id: str) -> str | None:
     """MLflow's id of the run tagged with our `run_id`, or None."""
-    found = made.search_runs(
+    runs = mlflow_client.search_runs(
         [experiment_id],
         filter_string=f"tags.{RUN_ID_TAG} = '{run_id}'",
         max_results=1,
         order_by=["start_time ASC"],
     )
-    return str(found[0].info.run_id) if found else None
+    return str(runs[0].info.run_id) if runs else None
 
 
 class Tracker:
@@ -243,11 +167,8 @@ class Tracker:
             self.client.update_run(known, status="RUNNING")
             self.set_tags({**environment(), **self.tags})
         self._log_params()
-        self._monitor = (
-            _watch_system(self.mlflow_run_id, tracking_uri(self.tracking, self.storage_root))
-            if self._system
-            else None
-        )
+        uri = tracking_uri(self.tracking, self.storage_root)
+        self._monitor = compat.watch_system(self.mlflow_run_id, uri) if self._system else None
         return self
 
     def __exit__(
@@ -328,33 +249,21 @@ class Tracker:
             )
 
 
-def _watch_system(mlflow_run_id: str, uri: str) -> "SystemMetricsMonitor":
-    """Record the load of this machine for the run, from a thread of MLflow's own; a continued run's steps go
-    on."""
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-    monitor = SystemMetricsMonitor(
-        mlflow_run_id, sampling_interval=SYSTEM_S, resume_logging=True, tracking_uri=uri
-    )
-    monitor.start()
-    return monitor
-
-
 def environment() -> dict[str, str]:
     """What the job runs on, as tags of its run: interpreter, machine, the versions that decide what comes
     out."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {
+    tags = {
         "env.python": platform.python_version(),
         "env.machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
     }
     for package in ("torch", "ray", "mlflow", "numpy", "pyarrow"):
         try:
-            found[f"env.{package}"] = version(package)
+            tags[f"env.{package}"] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return tags
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -41,19 +41,18 @@ def launch(
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from pipeline.runtime import cluster_ray
+    from pipeline.runtime import cluster_ray, compat_ray
 
     gpu = train.gpus_per_worker > 0
     resources = {"CPU": train.cpus_per_worker} | ({"GPU": train.gpus_per_worker} if gpu else {})
     cluster_ray.wait_for(resources, train.fewest, train.most, wait_s=train.wait_s)
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_S))
     elastic = train.fewest < train.most
-    os.environ.setdefault(
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(ELASTIC_START_S if elastic else max(60.0, train.wait_s))
+    compat_ray.set_up_train(
+        poll_s=POLL_S,
+        start_s=ELASTIC_START_S if elastic else max(60.0, train.wait_s),
+        # a cluster of this process's own loses no nodes: no need for a process that watches them
+        watch_nodes=bool(os.environ.get("RAY_ADDRESS")),
     )
-    # a cluster of this process's own loses no nodes: no need for a process that watches them
-    if not os.environ.get("RAY_ADDRESS"):
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     filesystem = None
     if not storage.is_local(storage_uri):
         filesystem, storage_uri = storage.arrow_filesystem(storage_uri), storage.filesystem(storage_uri)[1]
@@ -119,9 +118,9 @@ def worker_setup(train: TrainWorkers, lanes: int, run: str) -> tuple[Any, Collec
     import torch.distributed as dist
     from ray.train.torch import get_device
 
-    from pipeline.runtime import cluster_ray
+    from pipeline.runtime import compat_ray
 
-    cluster_ray.quiet()
+    compat_ray.quiet_data()
     torch.set_num_threads(train.threads)
     alive, group = (dist.get_world_size(), None) if dist.is_initialized() else (1, None)
     world = usable_world(lanes, alive)

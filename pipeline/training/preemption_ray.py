@@ -6,6 +6,7 @@ import signal
 import threading
 
 from pipeline import storage
+from pipeline.runtime import compat_ray
 
 POLL_S = 1.0
 
@@ -25,11 +26,9 @@ class Interruption:
 
     def __init__(self, uri: str | None) -> None:
         import ray
-        from ray.train.v2._internal.execution.context import get_train_context
 
         self._uri, self._told = uri, threading.Event()
-        # the public call is a round trip over all ranks
-        self._context = get_train_context().preemption_context
+        self._context = compat_ray.preemption_context()
         # Ray Train's own way onto the main thread
         ray.get_runtime_context().current_actor.execute.remote(_catch_sigterm)
         if uri is not None:

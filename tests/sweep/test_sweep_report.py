@@ -1,15 +1,13 @@
-"""The sweep's page and plots from a summary: complete, escaped, nothing from outside."""
+"""The sweep's page from a summary: complete, escaped, nothing from outside."""
 
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
-from pipeline.config.sweep import Distribution, Search
 from pipeline.sweep import scores
-from pipeline.sweep.page import figures, render_page
-from pipeline.sweep.suggest import Suggestions, importance
-from pipeline.sweep.text import ending
+from pipeline.sweep.page import render_page
+from pipeline.sweep.terminal import ending
 
 OBJECTIVES = ["settled_step", "forget_fraction/high", "retain_accuracy/min"]
 
@@ -51,19 +49,6 @@ def summary() -> dict[str, Any]:
         "seconds": {"wall": 3.0},
     }
     rows[5] |= {"status": scores.STOPPED, "settled_step": None}
-    space = {
-        "method.penalty": Distribution(loguniform=(1e-4, 1), zero=True),
-        "method.surgery_every": Distribution(choice=[1, 2, 3, 4, 5]),
-        "trainable": Distribution(choice=["labels", "all"]),
-    }
-    these = Suggestions(
-        space=space,
-        search=Search(objectives=OBJECTIVES),
-        seed=0,
-        directions=["minimize", "minimize", "maximize"],
-        points=[],
-    )
-    assert importance(these, 0) == {}
     again = {
         "forget_fraction": {"value": 0.02, "high": 0.045},
         "retain_accuracy": {"mean": 0.98, "min": 0.96},
@@ -108,27 +93,40 @@ def checks() -> dict[int, list[dict[str, Any]]]:
     return {n: [{"step": s, "forget_fraction/high": 1 / (1 + s)} for s in (0, 2, 4)] for n in range(6)}
 
 
-def test_plots_stand_alone_and_are_well_formed(summary: dict[str, Any]) -> None:
-    drawn = figures(summary, checks(), target=0.05, last=20)
-    fronts = {name for name in drawn if name.startswith("front-")}
-    assert len(fronts) == 3 and set(drawn) - fronts == {"parallel-coordinates", "importance", "curves"}
-    for svg in drawn.values():
-        root = ElementTree.fromstring(svg)
-        assert root.tag.endswith("svg") and "prefers-color-scheme: dark" in svg and "href" not in svg
-        for element in root.iter():
-            for name in ("x", "y", "cx", "cy"):
-                if element.get(name) is not None:
-                    assert -20 <= float(element.get(name, "")) <= 460, ElementTree.tostring(element)
-    lines = [
-        e
-        for e in ElementTree.fromstring(drawn["parallel-coordinates"]).iter()
-        if e.get("class") in ("trial", "best", "default")
+def page_of(summary: dict[str, Any], settings_yaml: str = "") -> str:
+    return render_page(summary, checks(), settings_yaml, target=0.05, last_step=20)
+
+
+def test_charts_are_well_formed_and_show_every_finished_trial(summary: dict[str, Any]) -> None:
+    page = page_of(summary)
+    figures = [part.partition("</figure>")[0] for part in page.split('<figure class="card chart">')[1:]]
+    assert len(figures) == 3 + 1  # three pairs of objectives, the curves
+    for figure in figures:
+        svg = ElementTree.fromstring(figure[figure.index("<svg") : figure.index("</svg>") + 6])
+        numbers = [
+            float(n)
+            for path in svg
+            for n in path.get("d", "")
+            .replace("h.01", "")
+            .replace("M", " ")
+            .replace("L", " ")
+            .replace("H", " ")
+            .replace("V", " ")
+            .split()
+        ]
+        assert numbers and all(0 <= number <= 1000 for number in numbers)
+    labels = [
+        part.partition("</span>")[0].partition(">")[2] for part in figures[0].split('class="label"')[1:]
     ]
-    assert len(lines) == 4  # the finished ones; best and default are one here
+    assert {text.split()[0].rstrip(",") for text in labels} | {"3"} == {"0", "1", "2", "3"}
+    assert any("default" in text for text in labels)
+    curves = ElementTree.fromstring(figures[3][figures[3].index("<svg") : figures[3].index("</svg>") + 6])
+    assert sum(path.get("class", "").startswith("line") for path in curves) == 6
+    assert "penalty</span>" in page and "width: 70" in page and "too few trials" in page
 
 
 def test_the_page_shows_every_trial_and_why_the_winner_is_measured_again(summary: dict[str, Any]) -> None:
-    page = render_page(summary, figures(summary, checks(), target=0.05, last=20), "space: {}")
+    page = page_of(summary, "space: {}")
     assert "Trial 4 failed after 3 attempts: ValueError: &lt;b&gt;bad" in page and "<b>bad" not in page
     assert (
         "4.5\u00a0%" in page
@@ -141,13 +139,9 @@ def test_the_page_shows_every_trial_and_why_the_winner_is_measured_again(summary
         and ">default<" in page
         and 'data-value="0.0">0<' in page
     )
-    assert (
-        "https://" not in page
-        and "http://" not in page.replace("http://www.w3.org/2000/svg", "")
-        and 'class="sp alone"' not in page
-    )
+    assert "https://" not in page and "http://" not in page
     none = summary | {"winner": {"number": None, "verified": summary["winner"]["verified"]}}
-    assert "nothing was registered" in render_page(none, figures(none, checks(), target=0.05, last=20), "")
+    assert "nothing was registered" in page_of(none)
 
 
 def test_the_terminal_says_what_counts(summary: dict[str, Any]) -> None:

@@ -17,8 +17,7 @@ from pipeline.runs import preflight
 from pipeline.runtime import metrics_log
 from pipeline.sweep import scores
 from pipeline.sweep.space import base_config, configured
-from pipeline.sweep.trial import Shared, measure_base, run
-from pipeline.sweep.verify import measure_again
+from pipeline.sweep.trial import Shared, measure_again, measure_base, run
 
 CPU = torch.device("cpu")
 
