@@ -1,4 +1,4 @@
-"""The main job's flow on the driver: request -> partition -> unlearn -> gate -> result, report, registry."""
+"""The main job on the driver: check -> partition -> train -> evaluate -> gate -> register."""
 
 import math
 import os
@@ -24,69 +24,85 @@ if TYPE_CHECKING:
 
 
 def run(prepared: Prepared) -> dict[str, Any]:
-    """Do it, or what is left of it: a run id that is finished returns its result, an
-    interrupted one goes on."""
+    """Do it, or what is left of it: a run id that is finished returns its result, an interrupted one goes
+    on."""
     from pipeline.data.partition_ray import build_partition
     from pipeline.runtime import cluster_ray
     from pipeline.tracking.compat import preload
-    from pipeline.training import worker
 
     started = time.perf_counter()
     config, run_uri = prepared.config, prepared.run_uri
+
+    # Check: is it done already, can everything be reached.
     if storage.exists(storage.join(run_uri, RESULT)):
         return storage.read_json(storage.join(run_uri, RESULT))
     storage.require_writable(config.storage)
     preload()
-    prepared = replace(
-        prepared,
-        base=model_folder.kept(prepared.base, config.storage),
-        judge=model_folder.kept(prepared.judge, config.storage),
-        hat_judge=prepared.hat_judge and model_folder.kept(prepared.hat_judge, config.storage),
-        subject=prepared.subject | {"features": feature_extractors.kept(prepared.features, config.storage)},
-    )
-    # one for Ray Data
-    cluster_ray.connect(
-        max(os.cpu_count() or 1, math.ceil(config.train.most * config.train.cpus_per_worker) + 1)
-    )
+    prepared = _with_own_weights(prepared)
+    cpus = math.ceil(config.train.most * config.train.cpus_per_worker) + 1  # one for Ray Data
+    cluster_ray.connect(max(os.cpu_count() or 1, cpus))
     cluster_ray.require_shared(config.storage)
-    progress = Progress(f"unlearning by {config.method.name}", config.optim.max_steps)
+
     with begin(prepared) as tracker:
+        # Partition: the rows of the run, cut into lanes.
         partition = build_partition(config, prepared.lake, prepared.subject["neighbours"])
-        print(
-            f"  partition {partition.digest[:12]}{' (made before)' if partition.reused else ''}; starting the"
-            " workers",
-            flush=True,
-        )
+        origin = " (made before)" if partition.reused else ""
+        print(f"  partition {partition.digest[:12]}{origin}; starting the workers", flush=True)
 
-        def watch(fresh: list[metrics_log.Record]) -> None:
-            show(progress, fresh)
-            tracker.log_records(fresh)
+        # Train and evaluate, on the workers.
+        outcome = _train(prepared, partition.uri, partition.digest, tracker)
+        if "failed" in outcome:
+            raise RuntimeError(outcome["failed"])
 
-        metrics_uri = storage.join(run_uri, worker.METRICS)
-        outcome_uri = storage.join(run_uri, worker.OUTCOME)
-        with metrics_log.Follower(metrics_uri, watch):
-            if storage.exists(outcome_uri):
-                outcome = storage.read_json(outcome_uri)
-            else:
-                known_uri, known = measured_before(prepared, partition.digest)
-                outcome = worker.train(
-                    run_weights.fitted(config, prepared.choice),
-                    partition_uri=partition.uri,
-                    run_uri=run_uri,
-                    before=known,
-                    **prepared.sources,
-                )
-                if known is None and "failed" not in outcome:
-                    first = next(
-                        r
-                        for r in metrics_log.read(metrics_uri)
-                        if r["kind"] == "evaluation" and r["step"] == 0
-                    )
-                    storage.write_json(known_uri, {"result": outcome["before"], "record": first})
-            if "failed" in outcome:
-                raise RuntimeError(outcome["failed"])
-        progress.close()
+        # Final evaluation, gate, register.
         return finish(prepared, tracker, outcome, partition.digest, started)
+
+
+def _with_own_weights(prepared: Prepared) -> Prepared:
+    """`prepared` with published weights written into folders of ours, which workers can read."""
+    root = prepared.config.storage
+    return replace(
+        prepared,
+        base=model_folder.kept(prepared.base, root),
+        judge=model_folder.kept(prepared.judge, root),
+        hat_judge=prepared.hat_judge and model_folder.kept(prepared.hat_judge, root),
+        subject=prepared.subject | {"features": feature_extractors.kept(prepared.features, root)},
+    )
+
+
+def _train(
+    prepared: Prepared, partition_uri: str, partition_digest: str, tracker: "Tracker"
+) -> dict[str, Any]:
+    """The outcome of the loop on Ray Train's workers, its records shown and logged as they come; one that is
+    in the run's folder already is read."""
+    from pipeline.training import worker
+
+    config, run_uri = prepared.config, prepared.run_uri
+    metrics_uri, outcome_uri = (storage.join(run_uri, name) for name in (worker.METRICS, worker.OUTCOME))
+    progress = Progress(f"unlearning by {config.method.name}", config.optim.max_steps)
+
+    def watch(records: list[metrics_log.Record]) -> None:
+        show(progress, records)
+        tracker.log_records(records)
+
+    with metrics_log.Follower(metrics_uri, watch):
+        if storage.exists(outcome_uri):
+            outcome = storage.read_json(outcome_uri)
+        else:
+            before_uri, before = measured_before(prepared, partition_digest)
+            outcome = worker.train(
+                run_weights.fitted(config, prepared.choice),
+                partition_uri=partition_uri,
+                run_uri=run_uri,
+                before=before,
+                **prepared.sources,
+            )
+            if before is None and "failed" not in outcome:
+                records = metrics_log.read(metrics_uri)
+                first = next(r for r in records if r["kind"] == "evaluation" and r["step"] == 0)
+                storage.write_json(before_uri, {"result": outcome["before"], "record": first})
+    progress.close()
+    return outcome
 
 
 def begin(prepared: Prepared, tags: Mapping[str, str] | None = None) -> "Tracker":
@@ -131,60 +147,56 @@ def finish(
     from pipeline.training import worker
 
     run_uri = prepared.run_uri
+    config, base = prepared.config, prepared.base
+
+    # The weights: the base's with the trained ones in their place.
     trained = weights.from_bytes(storage.read_bytes(storage.join(run_uri, worker.TRAINED)), worker.TRAINED)
-    about = {"base_digest": prepared.base.digest, "run_id": prepared.run_id}
-    digest = model_folder.write(
-        storage.join(run_uri, "model"),
-        prepared.base.config,
-        {**prepared.base.state, **trained},
-        about,
-        prepared.base.autoencoder,
-    )
+    state = {**base.state, **trained}
+    about = {"base_digest": base.digest, "run_id": prepared.run_id}
+    folder = storage.join(run_uri, "model")
+    digest = model_folder.write(folder, base.config, state, about, base.autoencoder)
+
+    # Evaluate them once more, on fresh noise; the gate decides.
     proof = final_evaluation.prove(
-        prepared.config,
+        config,
         lake=prepared.lake,
-        base=prepared.base,
+        base=base,
         judge=prepared.judge,
-        state={**prepared.base.state, **trained},
+        state=state,
         run_uri=run_uri,
         spaces=prepared.features,
     )
-    result = (
-        result_of(prepared, outcome, digest, partition_digest, time.perf_counter() - started)
-        | proof
-        | dict(extra or {})
-    )
-    height, width, channels = decoder.image_shape(prepared.base, prepared.model.shape)
-    folder = storage.join(run_uri, "model")
-    if prepared.config.tracking.artifact == "delta":
-        folder = storage.join(run_uri, "delta")
-        model_folder.write_delta(folder, prepared.base, trained, digest, about)
-    version = register(tracker, folder=folder, image_shape=(height, width, channels), result=result)
+    result = result_of(prepared, outcome, digest, partition_digest, time.perf_counter() - started)
+    result |= proof | dict(extra or {})
+
+    # Register the candidate.
+    artifact = folder
+    if config.tracking.artifact == "delta":
+        artifact = storage.join(run_uri, "delta")
+        model_folder.write_delta(artifact, base, trained, digest, about)
+    image_shape = decoder.image_shape(base, prepared.model.shape)
+    version = register(tracker, folder=artifact, image_shape=image_shape, result=result)
     result["model"] |= {"version": version, "alias": "candidate"}
-    if prepared.config.tracking.pipeline:
-        export.export_pipeline(
-            model_folder.read(storage.join(run_uri, "model"), "model"), storage.join(run_uri, "pipeline")
-        )
+    if config.tracking.pipeline:
+        export.export_pipeline(model_folder.read(folder, "model"), storage.join(run_uri, "pipeline"))
+
+    # Publish: grids, report and, last, the result.
     result["timing"]["total_seconds"] = time.perf_counter() - started
     publish(prepared, result, metrics_log.read(storage.join(run_uri, worker.METRICS)), tracker)
     return result
 
 
-def show(progress: Progress, fresh: list[metrics_log.Record]) -> None:
-    """Fresh records on the terminal: the bar follows the steps, every check is a line."""
-    for record in fresh:
+def show(progress: Progress, records: list[metrics_log.Record]) -> None:
+    """New records on the terminal: the bar follows the steps, every check is a line."""
+    for record in records:
         if record["kind"] == "evaluation":
             name = "forget_fraction" if record["forget_fraction"] is not None else "membership_auc"
-            kept = ""
-            if record["retain_accuracy/mean"] is not None:
-                kept = (
-                    f"  retain_accuracy {record['retain_accuracy/mean']:.3f} (worst class"
-                    f" {record['retain_accuracy/min']:.3f})"
-                )
-            interval = f"[{record[f'{name}/low']:.3f}, {record[f'{name}/high']:.3f}]"
-            progress.line(f"  step {record['step']:>3}  {name} {record[name]:.3f} {interval}{kept}")
-        elif record["step"] > 0:
-            progress.at(
-                record["step"],
-                f"{record['phase']} loss {record.get('loss/keep', record.get('loss/retain', 0)):.4f}",
+            line = f"  step {record['step']:>3}  {name} {record[name]:.3f}"
+            line += f" [{record[f'{name}/low']:.3f}, {record[f'{name}/high']:.3f}]"
+            mean, worst = record["retain_accuracy/mean"], record["retain_accuracy/min"]
+            progress.line(
+                line if mean is None else f"{line}  retain_accuracy {mean:.3f} (worst class {worst:.3f})"
             )
+        elif record["step"] > 0:
+            loss = record.get("loss/keep", record.get("loss/retain", 0))
+            progress.at(record["step"], f"{record['phase']} loss {loss:.4f}")

@@ -1,5 +1,5 @@
-"""What is used of MLflow beyond its documented interface: its SQL store, its artifact repositories, its monitor
-of the machine, its switches. tests/tracking/test_compat.py says which feature is lost when one of them moves."""
+"""What is used of MLflow beyond its documented interface: its SQL store, its artifact repositories, its
+monitor of the machine, its switches. tests/tracking/test_compat.py says what is lost when one moves."""
 
 import logging
 import os
@@ -63,8 +63,8 @@ def make_database(database: Path, artifacts: str) -> None:
 
 
 def artifact_repository(location: str) -> Any:
-    """What keeps artifacts at `location`; its `delete_artifacts` removes one. Raises `InputError` where MLflow
-    cannot reach it from here."""
+    """What keeps artifacts at `location`; its `delete_artifacts` removes one. Raises `InputError` where it is
+    out of reach from here."""
     from importlib.util import find_spec
 
     from mlflow.exceptions import MlflowException
