@@ -49,7 +49,7 @@ def show(config: RegistryConfig, dry_run: bool) -> None:
 
 def promote(config: RegistryConfig, dry_run: bool) -> None:
     from pipeline.governance import promotion
-    from pipeline.tracking.aliases import certificate_uri
+    from pipeline.tracking.alias_log import certificate_uri
 
     name = config.tracking.model_name
     number, entry = promotion.promote(config, dry_run=dry_run)

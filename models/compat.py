@@ -1,5 +1,5 @@
-"""What is used of torch beyond its public interface; tests/models/test_compat.py says what is lost when it
-moves.
+"""What is used of torch beyond its public interface; tests/models/test_torch_internals.py says what is lost
+when it moves.
 
 The memory of a computation on a GPU, by running it on the meta device: tensors with shapes and no values.
 """

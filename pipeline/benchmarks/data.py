@@ -57,19 +57,19 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
             if settings.images_uri
             else photographs(f"{root}/raw", settings.images, config.seed)
         )
-        found = preparing(raw, root, cores, settings.repeats)
+        report = preparing(raw, root, cores, settings.repeats)
         small = latent_partition(f"{root}/small", max(2 * CLASS_ROWS, settings.rows // 10), settings.batch)
         large = latent_partition(f"{root}/large", settings.rows, settings.batch)
-        found |= streaming(large, settings.workers, settings.repeats)
-        found |= growth(small, large, settings.workers, raw, root)
+        report |= streaming(large, settings.workers, settings.repeats)
+        report |= growth(small, large, settings.workers, raw, root)
         digits = digits_partition(f"{root}/digits")
         for name, partition in (("digits", digits), ("latents", large)):
             ranks = data_ray.consume(partition, settings.workers, steps=settings.steps)
-            found[f"waiting_share/{name}"] = round(
+            report[f"waiting_share/{name}"] = round(
                 max(rank["waiting"] / rank["seconds"] for rank in ranks), 4
             )
-            found[f"step_seconds/{name}"] = round(statistics.median(rank["step"] for rank in ranks), 4)
-    return {"benchmark": "data", "cores": cores, **found, "bounds": BOUNDS, "setting": settings.model_dump()}
+            report[f"step_seconds/{name}"] = round(statistics.median(rank["step"] for rank in ranks), 4)
+    return {"benchmark": "data", "cores": cores, **report, "bounds": BOUNDS, "setting": settings.model_dump()}
 
 
 def preparing(raw: str, root: str, cores: int, repeats: int) -> dict[str, float]:
@@ -166,7 +166,7 @@ def growth(small: Partition, large: Partition, workers: int, raw: str, root: str
     from pipeline.benchmarks import data_ray
 
     ranks = [data_ray.consume(part, workers) for part in (small, large)]
-    tenth, whole = (max(rank["peak_mb"] for rank in found) for found in ranks)
+    tenth, whole = (max(rank["peak_mb"] for rank in world) for world in ranks)
     half = max(rank["early_peak_mb"] for rank in ranks[1])
     prepared = [data_ray.preparing_peak_mb(uri, f"{root}/peak") for uri in (f"{root}/tenth", raw)]
     peaks = {"stream_peak_mb/tenth": tenth, "stream_peak_mb/half": half, "stream_peak_mb": whole}
@@ -195,7 +195,7 @@ def photographs(root: str, count: int, seed: int) -> str:
     """`count` JPEGs of 500x375 pixels in two class folders, `DISTINCT` different ones: smooth colour fields
     with grain, about as large as photographs are."""
     random = np.random.default_rng(seed)
-    made = []
+    jpegs = []
     for number in range(count):
         if number < DISTINCT:
             field = Image.fromarray(random.integers(0, 256, (24, 32, 3), np.uint8)).resize(
@@ -204,8 +204,8 @@ def photographs(root: str, count: int, seed: int) -> str:
             grain = np.asarray(field).astype(np.int16) + random.integers(-12, 13, (375, 500, 1), np.int16)
             data = io.BytesIO()
             Image.fromarray(grain.clip(0, 255).astype(np.uint8)).save(data, "JPEG", quality=90)
-            made.append(data.getvalue())
-        storage.write_bytes(f"{root}/class{number % 2}/{number:06d}.jpg", made[number % DISTINCT])
+            jpegs.append(data.getvalue())
+        storage.write_bytes(f"{root}/class{number % 2}/{number:06d}.jpg", jpegs[number % DISTINCT])
     return root
 
 
@@ -217,7 +217,7 @@ def latent_partition(root: str, rows: int, batch: int) -> Partition:
         random.normal(0, 1, (CLASS_ROWS, *LATENT)).astype(np.float16), "latent"
     )
     labels = range(max(2, rows // CLASS_ROWS))
-    made = []
+    files = []
     for label in labels:
         ids = [f"{label:05d}-{i:05d}" for i in range(CLASS_ROWS)]
         table = pa.table(
@@ -229,7 +229,7 @@ def latent_partition(root: str, rows: int, batch: int) -> Partition:
             }
         )
         path = f"data/label={label:05d}/part-00000.parquet"
-        made.append(
+        files.append(
             parquet_shards.write(f"{root}/lake", path, [table], "latent", LATENT, label=label, split="train")
         )
     manifest = Manifest(
@@ -240,7 +240,7 @@ def latent_partition(root: str, rows: int, batch: int) -> Partition:
         classes=[
             Class(label=label, name=str(label), train_rows=CLASS_ROWS, heldout_rows=0) for label in labels
         ],
-        shards=made,
+        shards=files,
         source={},
         preprocessing={},
         encoder=Encoding(kind="autoencoder_kl", digest="0" * 64, scale=0.18215),

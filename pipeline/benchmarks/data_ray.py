@@ -56,7 +56,7 @@ def _consume(partition: Partition, rank: int, world: int, steps: int | None) -> 
 
     torch.set_num_threads(1)
     step = data.step_of(partition) if steps else None
-    found = {
+    figures = {
         "rows": 0.0,
         "first": 0.0,
         "first_rows": 0.0,
@@ -66,28 +66,28 @@ def _consume(partition: Partition, rank: int, world: int, steps: int | None) -> 
         "early_peak_mb": 0.0,
     }
     expected = sum(file.rows for file in retain_stream_ray.files_to_read(partition, rank, world))
-    asked = time.perf_counter()
-    came, count = asked, 0
+    waiting_since = time.perf_counter()
+    first_at, count = waiting_since, 0
     for count, batch in enumerate(retain_stream_ray.retain_stream(partition, rank, world), 1):
         now = time.perf_counter()
         if count == 1:
-            found |= {"first": now - asked, "first_rows": float(len(batch))}
-            came = now
+            figures |= {"first": now - waiting_since, "first_rows": float(len(batch))}
+            first_at = now
         else:
-            found["waiting"] += now - asked
-        found["rows"] += len(batch)
+            figures["waiting"] += now - waiting_since
+        figures["rows"] += len(batch)
         if count % 50 == 1:  # what lies in the object store is the node's, and held to a bound of its own
-            found["peak_mb"] = max(found["peak_mb"], _memory_mb("RssAnon"))
-            if 2 * found["rows"] <= expected:
-                found["early_peak_mb"] = found["peak_mb"]
+            figures["peak_mb"] = max(figures["peak_mb"], _memory_mb("RssAnon"))
+            if 2 * figures["rows"] <= expected:
+                figures["early_peak_mb"] = figures["peak_mb"]
         if step is not None:
             step(batch)
         if count == steps:
             break
-        asked = time.perf_counter()
-    found["seconds"] = time.perf_counter() - came
-    found["step"] = (found["seconds"] - found["waiting"]) / max(1, count)
-    return found
+        waiting_since = time.perf_counter()
+    figures["seconds"] = time.perf_counter() - first_at
+    figures["step"] = (figures["seconds"] - figures["waiting"]) / max(1, count)
+    return figures
 
 
 def _prepare(raw: str, root: str) -> float:

@@ -43,22 +43,22 @@ def require_inputs(config: BenchmarkConfig) -> None:
 def run(config: BenchmarkConfig) -> dict[str, dict[str, float]]:
     """Median seconds between milestones, and their total."""
     job = [sys.executable, str(CHECKOUT / "jobs/unlearn_imagenet.py"), "--config", CONFIG]
-    found = {"own_cluster": _medians(config, job, {})}
+    medians = {"own_cluster": _medians(config, job, {})}
     with _head() as where:
         submit = [sys.executable, str(CHECKOUT / "cluster/submit.py"), "--config", CONFIG, "--follow"]
-        found["submitted_to_a_cluster"] = _medians(config, submit, where)
-    return found
+        medians["submitted_to_a_cluster"] = _medians(config, submit, where)
+    return medians
 
 
 def _medians(config: BenchmarkConfig, command: list[str], where: Mapping[str, str]) -> dict[str, float]:
     from pipeline.training.worker import START_UP
 
-    found = []
+    timelines = []
     root = _root(config)
     for _ in range(REPEATS + 1):
         run_id = f"start-up-{uuid.uuid4().hex[:8]}"
         sets = [part for one in (f"storage={root}", f"run_id={run_id}", *SMALL) for part in ("--set", one)]
-        done = subprocess.run(
+        process = subprocess.run(
             [*command, *sets],
             capture_output=True,
             text=True,
@@ -66,12 +66,12 @@ def _medians(config: BenchmarkConfig, command: list[str], where: Mapping[str, st
             cwd=CHECKOUT,
             env={**os.environ, **where},
         )
-        if done.returncode:
+        if process.returncode:
             raise RuntimeError(
-                f"the main job ended with {done.returncode}: {(done.stdout + done.stderr)[-500:]}"
+                f"the main job ended with {process.returncode}: {(process.stdout + process.stderr)[-500:]}"
             )
-        found.append(storage.read_json(storage.join(root, "runs", run_id, START_UP)))
-    return {name: round(statistics.median(one[name] for one in found[1:]), 2) for name in found[-1]}
+        timelines.append(storage.read_json(storage.join(root, "runs", run_id, START_UP)))
+    return {name: round(statistics.median(one[name] for one in timelines[1:]), 2) for name in timelines[-1]}
 
 
 def _root(config: BenchmarkConfig) -> str:

@@ -111,7 +111,7 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
 def _errors(model: DiTModel, params: Sequence[Tensor], rows: StepRows, batch: int) -> dict[str, float]:
     """Relative error of H_f u + H_r v, the part in which the modes differ, against the
     exact one in float32."""
-    found = {}
+    products = {}
     for name, hvp, micro_batches in (
         ("exact", "exact", 1),
         ("recompute", "recompute", batch),
@@ -123,10 +123,10 @@ def _errors(model: DiTModel, params: Sequence[Tensor], rows: StepRows, batch: in
         )
         this = Step(index=1, params=params, terms=terms, collectives=Collectives(), hvp=hvp)
         u, v, _ = penalty_directions(*this.gradients("forget", "keep", twice=True))
-        found[name] = this.second_order_product({"forget": u, "keep": v})
+        products[name] = this.second_order_product({"forget": u, "keep": v})
     return {
-        f"{name}_error": relative_error(value, found["exact"])
-        for name, value in found.items()
+        f"{name}_error": relative_error(value, products["exact"])
+        for name, value in products.items()
         if name != "exact"
     }
 

@@ -40,27 +40,27 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
     """
     from pipeline.sweep import search
 
-    found: dict[str, Any] = {
+    report: dict[str, Any] = {
         "benchmark": "sweep",
         "steps_per_trial": config.sweep.max_steps,
         "trials_per_way": config.sweep.trials,
     }
     prepared = {way: search.check(_sweep(config, way)) for way in config.sweep.ways}
     for way, one in prepared.items():
-        found[way] = _measured(one)
-    found["base_measure_seconds"] = found[config.sweep.ways[0]].pop("base_measure_seconds")
+        report[way] = _measured(one)
+    report["base_measure_seconds"] = report[config.sweep.ways[0]].pop("base_measure_seconds")
     for way in config.sweep.ways[1:]:
-        found[way].pop("base_measure_seconds")
+        report[way].pop("base_measure_seconds")
     if {"trainer", "inline_warm"} <= set(config.sweep.ways):
-        found["trainer_over_inline_warm"] = (
-            found["trainer"]["overhead_seconds"] / found["inline_warm"]["overhead_seconds"]
+        report["trainer_over_inline_warm"] = (
+            report["trainer"]["overhead_seconds"] / report["inline_warm"]["overhead_seconds"]
         )
-    return {**found, "done": DONE}
+    return {**report, "done": DONE}
 
 
 def _sweep(config: BenchmarkConfig, way: str) -> SweepConfig:
     """A short sweep of the quickstart's request, under a name that no other has."""
-    measured = {
+    evaluation = {
         "samples": 20,
         "retain_samples": 1,
         "final_samples": 100,
@@ -77,7 +77,7 @@ def _sweep(config: BenchmarkConfig, way: str) -> SweepConfig:
             "set": {
                 "optim.max_steps": config.sweep.max_steps,
                 "train.workers": 1,
-                **{f"evaluate.{k}": v for k, v in measured.items()},
+                **{f"evaluate.{k}": v for k, v in evaluation.items()},
             },
             "space": {"method.penalty": {"loguniform": [1e-3, 1]}},
             "search": {"algorithm": "random", "concurrency": 1},
@@ -128,5 +128,5 @@ def _measured(prepared: Any) -> dict[str, Any]:
 
 
 def _median(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return round(statistics.median(known), 2) if known else None
+    numbers = [value for value in values if value is not None]
+    return round(statistics.median(numbers), 2) if numbers else None

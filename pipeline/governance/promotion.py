@@ -10,7 +10,7 @@ from pipeline.data import tombstones
 from pipeline.errors import InputError
 from pipeline.evaluation.gate import NOT_REACHED
 from pipeline.governance import certificate
-from pipeline.tracking import alias_log, aliases
+from pipeline.tracking import alias_log
 from pipeline.tracking.alias_log import Entry
 from pipeline.tracking.mlflow_runs import client, tracking_uri
 from pipeline.tracking.registry import (
@@ -52,10 +52,10 @@ def promote(config: RegistryConfig, *, dry_run: bool = False) -> tuple[int, Entr
         )
     if config.key is not None:
         certificate.private_key(config.key)
-    serving = aliases.current(made, name, CHAMPION) == number and champions(entries)[-1:] == [number]
+    serving = alias_log.current(made, name, CHAMPION) == number and champions(entries)[-1:] == [number]
     if dry_run or (serving and not (config.key and _unsigned(entries, number))):
         return number, None
-    issued = certificate.issue(
+    document = certificate.issue(
         result,
         model_name=name,
         version=number,
@@ -63,8 +63,8 @@ def promote(config: RegistryConfig, *, dry_run: bool = False) -> tuple[int, Entr
         override=config.override if reasons else None,
         key=config.key,
     )
-    details = {"certificate": issued, "override": config.override if reasons else None}
-    return number, aliases.change(
+    details = {"certificate": document, "override": config.override if reasons else None}
+    return number, alias_log.change(
         made, config.storage, name, entries, action="promote", alias=CHAMPION, version=number, details=details
     )
 
@@ -81,7 +81,7 @@ def rollback(config: RegistryConfig, *, dry_run: bool = False) -> tuple[int, int
         )
     find_version(made, name, str(line[-2]), where=tracking_uri(config.tracking, config.storage))
     if not dry_run:
-        aliases.change(
+        alias_log.change(
             made, config.storage, name, entries, action="rollback", alias=CHAMPION, version=line[-2]
         )
     return line[-1], line[-2]
@@ -141,23 +141,23 @@ def verify(config: RegistryConfig) -> list[str]:
     name = config.tracking.model_name
     entries = alias_log.read(config.storage, name)
     number = _version_in_log(entries, config.version or CHAMPION, name)
-    uri = aliases.certificate_uri(config.storage, name, number)
+    uri = alias_log.certificate_uri(config.storage, name, number)
     if not storage.exists(uri):
         raise InputError(
             f"{name} version {number}: no certificate at {uri}; jobs/registry.py promote issues one"
         )
     try:
-        found = storage.read_json(uri)
+        document = storage.read_json(uri)
     except ValueError as error:
         raise certificate.CertificateError(
             f"{uri}: not JSON any more ({error}): it was edited or damaged"
         ) from error
     promoted = [entry for entry in entries if entry.action == "promote" and entry.version == number]
     lines = [
-        f"certificate of {name} version {number}: as issued {found.get('issued')},"
-        f" {certificate.check(found, public_key=config.public_key)}"
+        f"certificate of {name} version {number}: as issued {document.get('issued')},"
+        f" {certificate.check(document, public_key=config.public_key)}"
     ]
-    if not promoted or promoted[-1].details.get("certificate") != found:
+    if not promoted or promoted[-1].details.get("certificate") != document:
         raise certificate.CertificateError(
             f"{uri}: not the certificate that entry {promoted[-1].number if promoted else '?'} of the log"
             " holds"
@@ -168,9 +168,9 @@ def verify(config: RegistryConfig) -> list[str]:
     )
     return [
         *lines,
-        _verify_result(config, found),
-        _verify_weights(config, number, found),
-        *_verify_purges(config, entries, found),
+        _verify_result(config, document),
+        _verify_weights(config, number, document),
+        *_verify_purges(config, entries, document),
     ]
 
 
@@ -220,7 +220,7 @@ def _open(config: RegistryConfig, *, dry_run: bool) -> tuple["MlflowClient", str
     return (
         made,
         name,
-        alias_log.read(config.storage, name) if dry_run else aliases.follow_log(made, config.storage, name),
+        alias_log.read(config.storage, name) if dry_run else alias_log.follow_log(made, config.storage, name),
     )
 
 
@@ -314,9 +314,12 @@ def _verify_purges(config: RegistryConfig, entries: list[Entry], found: Mapping[
 
 def _verify_weights(config: RegistryConfig, number: int, found: Mapping[str, Any]) -> str:
     try:
-        made = client(config.tracking, config.storage, create=False)
+        mlflow_client = client(config.tracking, config.storage, create=False)
         version = find_version(
-            made, config.tracking.model_name, str(number), where=tracking_uri(config.tracking, config.storage)
+            mlflow_client,
+            config.tracking.model_name,
+            str(number),
+            where=tracking_uri(config.tracking, config.storage),
         )
     except InputError as error:
         return f"weights: not there to check ({error})"

@@ -7,361 +7,77 @@ Run again after an interruption it completes: the tombstone comes first, and a r
 pictures could be made again, go last of what the run kept.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
-
-import yaml
+from collections.abc import Sequence
 
 from pipeline import storage
 from pipeline.config import RegistryConfig
 from pipeline.data import tombstones
-from pipeline.data.lake import lake_uri
-from pipeline.data.partition import Partition, find_partition
-from pipeline.errors import InputError
-from pipeline.governance.purge_siblings import (
-    GENERATED,
-    Sweep,
-    clean_trials,
-    generated,
-    sweeps_of,
-    trial_files,
-    write_without,
-)
-from pipeline.reports.pages import (
-    GRIDS,
-    METRICS,
-    REPORT,
-    RESULT,
-    SAMPLES,
-    SETTINGS,
-    pages,
-    picture,
-    read_grids,
-)
+from pipeline.governance.purge_plan import Purge, Run, find, mlflow_run_of
+from pipeline.governance.purge_siblings import clean_trials, write_without
+from pipeline.reports.pages import METRICS, REPORT, SETTINGS, pages, read_grids
 from pipeline.runtime import metrics_log
-from pipeline.tracking import alias_log, aliases
-from pipeline.tracking.mlflow_runs import client, find_run
+from pipeline.tracking import alias_log, compat
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
+__all__ = ["find", "purge"]
 
 ACTION = "purge"
-# a run's config.yaml as it lies there: one written by another version must not stop a purge
-Settings = dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """One finished run of the request and what it keeps of the forgotten labels: files under its folder,
-    artifacts in MLflow."""
-
-    run_id: str
-    uri: str
-    settings: Settings
-    result: dict[str, Any]
-    files: list[str]
-    artifacts: list[str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Purge:
-    """What a purge removes. `left` are places that may hold the forgotten rows and are not the request's to
-    remove."""
-
-    request: str
-    labels: list[int]
-    partitions: list[Partition]
-    runs: list[Run]
-    sweeps: list[Sweep]
-    generated: list[str]
-    left: list[str]
-
-    @property
-    def lines(self) -> list[str]:
-        """One line for each thing that goes, or is made again without what was drawn under the labels."""
-        sides = [
-            f"partition {part.uri} ({sum(file.rows for file in part.manifest.forget)} forgotten rows)"
-            for part in self.partitions
-        ]
-        files = [_line(name, storage.join(run.uri, name)) for run in self.runs for name in run.files]
-        artifacts = [
-            _line(name, f"MLflow artifact {name} of run {run.run_id}")
-            for run in self.runs
-            for name in run.artifacts
-        ]
-        trials = [_line(name, storage.join(sweep.uri, name)) for sweep in self.sweeps for name in sweep.files]
-        return sides + files + artifacts + trials + self.generated
-
-    @property
-    def files(self) -> dict[str, list[str]]:
-        """For the tombstone: the files by run, by sweep, and those that were drawn afterwards."""
-        sweeps = {f"sweeps/{sweep.sweep_id}": sweep.files for sweep in self.sweeps if sweep.files}
-        drawn = {GENERATED: [uri.rsplit("/", 1)[1] for uri in self.generated]} if self.generated else {}
-        return {run.run_id: run.files for run in self.runs} | sweeps | drawn
-
-
-def _line(name: str, where: str) -> str:
-    return where if name.endswith(".png") else f"the forgotten labels' pictures in {where}"
-
-
-def find(config: RegistryConfig) -> Purge:
-    """What is left of `config.request`. Raises `InputError` when there is no such request, or a run that
-    needs its data is unfinished."""
-    if not config.request:
-        raise InputError("request: got none, expected the id of the request to purge: --request <id>")
-    known = _runs(config.storage)
-    mine = {
-        run_id: settings for run_id, settings in known.items() if settings["request"]["id"] == config.request
-    }
-    earlier = tombstones.find(config.storage, config.request)
-    sweeps = sweeps_of(config.storage, config.request)
-    if not mine and not sweeps and earlier is None:
-        ids = sorted({str(settings["request"]["id"]) for settings in known.values()})
-        raise InputError(
-            f"request: got {config.request!r}, expected one with a run under {config.storage}:"
-            f" {', '.join(ids) or 'none yet'}"
-        )
-    _require_finished(config.storage, known, mine, sweeps)
-    results = {
-        run_id: storage.read_json(storage.join(config.storage, "runs", run_id, RESULT)) for run_id in mine
-    }
-    every = _partitions(config.storage)
-    partitions = _of_request(every, list(results.values()), sweeps)
-    labels = sorted(
-        {
-            label
-            for settings in [*mine.values(), *(sweep.settings for sweep in sweeps)]
-            for label in settings["request"]["classes"]
-        }
-        | {file.label for part in partitions for file in part.manifest.forget}
-        | set(earlier.labels if earlier else [])
-    )
-    versions = [
-        (result["model"]["name"], int(result["model"]["version"])) for _, result in sorted(results.items())
-    ]
-    lakes = [settings["lake"] for settings in [*mine.values(), *(sweep.settings for sweep in sweeps)]]
-    unknown = [
-        f"the partitions of sweep {sweep.sweep_id}, whose list of samples is gone"
-        for sweep in sweeps
-        if sweep.content is None
-    ]
-    return Purge(
-        request=config.request,
-        labels=labels,
-        partitions=partitions,
-        runs=[
-            _look(config, run_id, settings, results[run_id], labels)
-            for run_id, settings in sorted(mine.items())
-        ],
-        sweeps=[replace(sweep, files=trial_files(sweep, labels)) for sweep in sweeps],
-        generated=generated(config.storage, versions),
-        left=[
-            *_left(config.storage, lakes, every, partitions, labels),
-            *_shown_elsewhere(config.storage, known.keys() - mine.keys(), labels),
-            *unknown,
-        ],
-    )
-
-
-def purge(config: RegistryConfig, found: Purge) -> tombstones.Tombstone:
-    """Remove what `found` names and leave the tombstone; each registered model's log gets an entry that says
+def purge(config: RegistryConfig, plan: Purge) -> tombstones.Tombstone:
+    """Remove what `plan` names and leave the tombstone; each registered model's log gets an entry that says
     so."""
     tombstone = tombstones.bury(
-        config.storage, found.request, found.partitions, labels=found.labels, files=found.files
+        config.storage, plan.request, plan.partitions, labels=plan.labels, files=plan.files
     )
-    for uri in found.generated:
+    for uri in plan.generated:
         storage.remove(uri)
-    for sweep in found.sweeps:
-        clean_trials(sweep, found.labels)
-    for run in found.runs:
+    for sweep in plan.sweeps:
+        clean_trials(sweep, plan.labels)
+    for run in plan.runs:
         if run.files or run.artifacts:
-            _clean(config, run, found)
-    for name in sorted({run.settings["tracking"]["model_name"] for run in found.runs}):
+            _clean(config, run, plan)
+    for name in sorted({run.settings["tracking"]["model_name"] for run in plan.runs}):
         _log(
             config,
             name,
-            [run for run in found.runs if run.settings["tracking"]["model_name"] == name],
+            [run for run in plan.runs if run.settings["tracking"]["model_name"] == name],
             tombstone,
         )
     return tombstone
 
 
-def _runs(storage_root: str) -> dict[str, Settings]:
-    """The settings of every run under the root that has any."""
-    found = {}
-    for run_id in storage.listing(storage.join(storage_root, "runs")):
-        uri = storage.join(storage_root, "runs", run_id, SETTINGS)
-        if storage.exists(uri):
-            found[run_id] = yaml.safe_load(storage.read_bytes(uri))
-    return found
-
-
-def _require_finished(
-    storage_root: str, known: dict[str, Settings], mine: dict[str, Settings], sweeps: Sequence[Sweep]
-) -> None:
-    """Partitions go by content, so a run of another request that forgets the same data may be reading them
-    too."""
-    if begun := [sweep for sweep in sweeps if not sweep.finished]:
-        raise InputError(
-            f"request {begun[0].settings['request']['id']}: its sweep {begun[0].sweep_id} is unfinished and"
-            f" needs the data; complete it, or remove {begun[0].uri} first"
-        )
-    forgotten = [_forgotten(settings) for settings in mine.values()]
-    for run_id, settings in sorted(known.items()):
-        uri = storage.join(storage_root, "runs", run_id)
-        if (run_id in mine or _forgotten(settings) in forgotten) and not storage.exists(
-            storage.join(uri, RESULT)
-        ):
-            raise InputError(
-                f"request {settings['request']['id']}: its run {run_id} is unfinished and needs the data;"
-                f" complete it with `python jobs/unlearn_imagenet.py --config {uri}/{SETTINGS}`, or remove"
-                f" {uri} first"
-            )
-
-
-def _forgotten(settings: Settings) -> tuple[Any, ...]:
-    request = settings["request"]
-    return sorted(request["classes"]), request["sample_ids"], settings["lake"]
-
-
-def _partitions(storage_root: str) -> list[Partition]:
-    root = storage.join(storage_root, "partitions")
-    found = (find_partition(storage.join(root, name)) for name in storage.listing(root))
-    return [part for part in found if part is not None]
-
-
-def _of_request(
-    every: Sequence[Partition], results: Sequence[dict[str, Any]], sweeps: Sequence[Sweep]
-) -> list[Partition]:
-    """The partitions that runs and sweeps used, and those cut otherwise (another seed, batch, policy) for the
-    same rows of a lake."""
-    used = {result["partition_digest"] for result in results}
-    content = {_content(part) for part in every if part.digest in used}
-    content |= {
-        (*sorted(r["request"]["classes"]), None, r["lake_digest"])
-        for r in results
-        if not r["request"].get("sample_ids")
-    }
-    content |= {sweep.content for sweep in sweeps if sweep.content is not None}
-    return [part for part in every if part.digest in used or _content(part) in content]
-
-
-def _content(part: Partition) -> tuple[Any, ...]:
-    key = part.manifest.key
-    return (*key["classes"], key["sample_ids"], key["lake"])
-
-
-def _left(
-    storage_root: str,
-    lakes: Sequence[str],
-    every: Sequence[Partition],
-    going: Sequence[Partition],
-    labels: Sequence[int],
-) -> list[str]:
-    gone = {part.digest for part in going}
-    uris = sorted({lake_uri(storage_root, name) for name in lakes})
-    others = [
-        part for part in every if part.digest not in gone and set(labels) & set(part.manifest.retain_labels)
-    ]
-    return [
-        f"the lake {uri}, to be removed and prepared again without the samples"
-        for uri in uris
-        if storage.exists(uri)
-    ] + [f"{part.uri}, another request's, which retains rows of these classes" for part in others]
-
-
-def _shown_elsewhere(storage_root: str, others: Iterable[str], labels: Sequence[int]) -> list[str]:
-    """Other requests draw these labels too, as ones that they keep."""
-    pictures = {picture("before", label) for label in labels}
-    folders = {run_id: storage.join(storage_root, "runs", run_id, SAMPLES) for run_id in sorted(others)}
-    showing = [
-        run_id
-        for run_id, folder in folders.items()
-        if pictures & {f"{SAMPLES}/{name}" for name in storage.listing(folder)}
-    ]
-    return (
-        [f"grids of other requests' runs, which show these labels: {', '.join(showing)}"] if showing else []
-    )
-
-
-def _look(
-    config: RegistryConfig, run_id: str, settings: Settings, result: dict[str, Any], labels: Sequence[int]
-) -> Run:
-    """What the run keeps of `labels`. Its report counts as long as its tensors hold one of them: it is
-    written again from the rest."""
-    uri = storage.join(config.storage, "runs", run_id)
-    pictures = [picture(moment, label) for moment in GRIDS for label in labels]
-    tensors = [
-        f"{SAMPLES}/{moment}.safetensors"
-        for moment, grids in read_grids(uri).items()
-        if set(labels) & grids.keys()
-    ]
-    kept = {f"{SAMPLES}/{name}" for name in storage.listing(storage.join(uri, SAMPLES))}
-    files = [name for name in pictures if name in kept]
-    if tensors and storage.exists(storage.join(uri, REPORT)):
-        files.append(REPORT)
-    artifacts = []
-    made, mlflow_run = _mlflow_run(config, settings, run_id)
-    if mlflow_run is not None:
-        there = {item.path for item in made.list_artifacts(mlflow_run, SAMPLES)}
-        artifacts = [name for name in pictures if name in there]
-        if tensors and any(item.path == REPORT for item in made.list_artifacts(mlflow_run)):
-            artifacts.append(REPORT)
-    return Run(
-        run_id=run_id,
-        uri=uri,
-        settings=settings,
-        result=result,
-        files=[*files, *tensors],
-        artifacts=artifacts,
-    )
-
-
-def _clean(config: RegistryConfig, run: Run, found: Purge) -> None:
+def _clean(config: RegistryConfig, run: Run, plan: Purge) -> None:
     """The report is made again without the pictures, here and in MLflow; then the pictures go, and last the
     tensors of those labels."""
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-    kept = {
-        moment: {label: images for label, images in grids.items() if label not in found.labels}
+    remaining = {
+        moment: {label: images for label, images in grids.items() if label not in plan.labels}
         for moment, grids in read_grids(run.uri).items()
     }
-    made, mlflow_run = _mlflow_run(config, run.settings, run.run_id)
+    mlflow, mlflow_run = mlflow_run_of(config, run.settings, run.run_id)
     if REPORT in [*run.files, *run.artifacts]:
         page = pages(
             run.result,
             metrics_log.read(storage.join(run.uri, METRICS)),
-            kept,
+            remaining,
             storage.read_bytes(storage.join(run.uri, SETTINGS)).decode(),
             class_names=storage.read_json(storage.join(run.uri, "model", "config.json")).get("class_names"),
             note=(
-                f"Pictures drawn under the labels {', '.join(map(str, found.labels))} were purged with the"
+                f"Pictures drawn under the labels {', '.join(map(str, plan.labels))} were purged with the"
                 " request's data."
             ),
         )[REPORT]
         storage.write_bytes(storage.join(run.uri, REPORT), page)
         if mlflow_run is not None:
-            made.log_text(mlflow_run, page.decode(), REPORT)
+            mlflow.log_text(mlflow_run, page.decode(), REPORT)
     if mlflow_run is not None:
-        artifacts = get_artifact_repository(made.get_run(mlflow_run).info.artifact_uri)
+        artifacts = compat.artifact_repository(mlflow.get_run(mlflow_run).info.artifact_uri)
         for name in run.artifacts:
             if name != REPORT:
                 artifacts.delete_artifacts(name)
     for name in run.files:
         if name.endswith(".png"):
             storage.remove(storage.join(run.uri, name))
-    write_without(run.uri, kept, found.labels)
-
-
-def _mlflow_run(config: RegistryConfig, settings: Settings, run_id: str) -> tuple["MlflowClient", str | None]:
-    """A client, and MLflow's id of the run, None where it has none. The store is the one given now, else the
-    run's own."""
-    tracking = settings["tracking"]
-    chosen = config.tracking.model_copy(update={"uri": config.tracking.uri or tracking["uri"]})
-    made = client(chosen, config.storage, create=False)
-    experiment = made.get_experiment_by_name(tracking["experiment"])
-    return made, None if experiment is None else find_run(made, experiment.experiment_id, run_id)
+    write_without(run.uri, remaining, plan.labels)
 
 
 def _log(config: RegistryConfig, name: str, runs: Sequence[Run], tombstone: tombstones.Tombstone) -> None:
@@ -385,5 +101,5 @@ def _log(config: RegistryConfig, name: str, runs: Sequence[Run], tombstone: tomb
         version=version,
         details=details,
     )
-    made, _ = _mlflow_run(config, runs[-1].settings, runs[-1].run_id)
-    aliases.follow_log(made, config.storage, name)
+    mlflow, _ = mlflow_run_of(config, runs[-1].settings, runs[-1].run_id)
+    alias_log.follow_log(mlflow, config.storage, name)

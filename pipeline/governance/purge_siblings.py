@@ -31,7 +31,7 @@ class Sweep:
 def sweeps_of(storage_root: str, request_id: str) -> list[Sweep]:
     """Every sweep under the root that was made for the request; `files` are still to be looked for."""
     root = storage.join(storage_root, "sweeps")
-    found = []
+    of_request = []
     for name in storage.listing(root):
         uri = storage.join(root, name)
         if not storage.exists(storage.join(uri, SETTINGS)):
@@ -47,8 +47,10 @@ def sweeps_of(storage_root: str, request_id: str) -> list[Sweep]:
                 else (*sorted(request["classes"]), ids, described["digests"]["lake"])
             )
             finished = storage.exists(storage.join(uri, SUMMARY))
-            found.append(Sweep(sweep_id=name, uri=uri, settings=settings, content=content, finished=finished))
-    return found
+            of_request.append(
+                Sweep(sweep_id=name, uri=uri, settings=settings, content=content, finished=finished)
+            )
+    return of_request
 
 
 def _ids_digest(where: str | None) -> str | None:
@@ -84,10 +86,10 @@ def write_without(run_uri: str, grids: Mapping[str, Mapping[int, Any]], labels: 
     from models.weights import to_bytes
 
     for moment, by_label in grids.items():
-        kept = {
+        remaining = {
             str(label): torch.from_numpy(images) for label, images in by_label.items() if label not in labels
         }
-        storage.write_bytes(grid_uri(run_uri, moment), to_bytes(kept))
+        storage.write_bytes(grid_uri(run_uri, moment), to_bytes(remaining))
 
 
 def generated(storage_root: str, versions: Sequence[tuple[str, int]]) -> list[str]:

@@ -28,15 +28,15 @@ def read_grids(run_uri: str) -> dict[str, dict[int, np.ndarray]]:
     """The run's sample grids by moment and label; a moment without a file is left out."""
     from models.weights import from_bytes
 
-    found = {}
+    by_moment = {}
     for moment in GRIDS:
         uri = grid_uri(run_uri, moment)
         if storage.exists(uri):
-            found[moment] = {
+            by_moment[moment] = {
                 int(label): images.numpy()
                 for label, images in from_bytes(storage.read_bytes(uri), uri).items()
             }
-    return found
+    return by_moment
 
 
 def pages(

@@ -1,5 +1,5 @@
 """What is used of Ray beyond its documented interface: private modules, switches of contexts and of the
-environment. tests/runtime/test_compat.py says which feature is lost when one of them moves."""
+environment. tests/runtime/test_ray_internals.py says which feature is lost when one of them moves."""
 
 import logging
 import os

@@ -60,9 +60,9 @@ class Progress:
 
 def gathered(results: Iterable[dict[str, Any]], what: str, total: int) -> list[dict[str, Any]]:
     """All `results` of a study, counted as they come; the line names the `row` that each belongs to."""
-    found = []
+    gathered_results = []
     with Progress(what, total) as progress:
         for result in results:
-            found.append(result)
-            progress.at(len(found), result["row"])
-    return found
+            gathered_results.append(result)
+            progress.at(len(gathered_results), result["row"])
+    return gathered_results

@@ -13,7 +13,7 @@ from pipeline.errors import InputError
 from pipeline.evaluation.attacks.suite import attacks
 from pipeline.studies import comparison
 from pipeline.studies.comparison import Cell
-from pipeline.studies.resumable import results
+from pipeline.studies.resumable import markdown, results
 from pipeline.weights import model_folder
 
 BASE, GOLD = "the model before", "never saw the class"
@@ -31,22 +31,22 @@ class AttackedCell:
 
     @property
     def key(self) -> str:
-        asked = [
+        settings = [
             self.measuring.model_dump(mode="json"),
             self.attacks.model_dump(mode="json"),
             list(self.battery),
             self.reference,
         ]
-        return storage.digest_of([self.cell.key, asked])
+        return storage.digest_of([self.cell.key, settings])
 
 
 def attacked_cells(config: AttackMethodsConfig) -> list[AttackedCell]:
     """Every run, then the references; raises `InputError` for a setting or an attack that there is not."""
-    known = attacks(config.attacks, config.measuring.cfg_scale, config.measuring.sampler_steps)
-    unknown = [name for name in config.battery if name not in known]
+    suite = attacks(config.attacks, config.measuring.cfg_scale, config.measuring.sampler_steps)
+    unknown = [name for name in config.battery if name not in suite]
     if unknown:
-        raise InputError(f"battery: got {unknown[0]!r}, expected some of {', '.join(known)}")
-    made = []
+        raise InputError(f"battery: got {unknown[0]!r}, expected some of {', '.join(suite)}")
+    cells = []
     options: dict[str, Any] = {
         "measuring": config.measuring,
         "attacks": config.attacks,
@@ -54,7 +54,7 @@ def attacked_cells(config: AttackMethodsConfig) -> list[AttackedCell]:
     }
     runs = comparison.cells(config)
     for cell in runs:
-        made.append(AttackedCell(cell=cell, **options))
+        cells.append(AttackedCell(cell=cell, **options))
     if config.references:
         first = next(iter(config.rows))
         for cell in (cell for cell in runs if cell.row == first):
@@ -63,8 +63,8 @@ def attacked_cells(config: AttackMethodsConfig) -> list[AttackedCell]:
             gold = f"{base}-without-{cell.pair[0]}"
             for row, uri in ((BASE, base), (GOLD, gold)):
                 if model_folder.manifest_of(uri) is not None:
-                    made.append(AttackedCell(cell=replace(cell, row=row), reference=uri, **options))
-    return made
+                    cells.append(AttackedCell(cell=replace(cell, row=row), reference=uri, **options))
+    return cells
 
 
 def compare(config: AttackMethodsConfig, results_uri: str) -> Iterator[dict[str, Any]]:
@@ -72,7 +72,7 @@ def compare(config: AttackMethodsConfig, results_uri: str) -> Iterator[dict[str,
     return results(attacked_cells(config), run_attacked, results_uri, config.processes)
 
 
-def run_attacked(asked: AttackedCell) -> dict[str, Any]:
+def run_attacked(attacked_cell: AttackedCell) -> dict[str, Any]:
     """One run, attacked, in this process and on one thread."""
     import torch
 
@@ -84,24 +84,24 @@ def run_attacked(asked: AttackedCell) -> dict[str, Any]:
     from pipeline.training.loop import unlearn
     from pipeline.unlearning.collectives import NonFiniteError
 
-    cell = asked.cell
+    cell = attacked_cell.cell
     prepared, _, inputs = comparison.assembled(cell.config)
-    found: dict[str, Any] = {
-        "key": asked.key,
+    facts: dict[str, Any] = {
+        "key": attacked_cell.key,
         "row": cell.row,
         "pair": list(cell.pair),
         "seed": cell.config.seed,
         "settled_step": None,
     }
-    if asked.reference:
-        stored = model_folder.read(asked.reference, "reference")
+    if attacked_cell.reference:
+        stored = model_folder.read(attacked_cell.reference, "reference")
         weights.load_into(inputs.model.net, stored.state, stored.uri)
     else:
         try:
             outcome = unlearn(inputs)
         except NonFiniteError as error:
-            return {**found, "failed": str(error)}
-        found["settled_step"] = outcome.settled_step
+            return {**facts, "failed": str(error)}
+        facts["settled_step"] = outcome.settled_step
         with torch.no_grad():
             for name, parameter in inputs.model.net.named_parameters():
                 if name in outcome.trained:
@@ -114,30 +114,32 @@ def run_attacked(asked: AttackedCell) -> dict[str, Any]:
         prepared.base.config,
         prepared.base,
         seed=cell.config.seed,
-        settings=asked.measuring,
+        settings=attacked_cell.measuring,
     )
     bench = Bench(model=inputs.model, base=None, judge=inputs.subject.judge, scope=scope, rows=lake.read)
-    made = attacks(asked.attacks, asked.measuring.cfg_scale, asked.measuring.sampler_steps)
+    suite = attacks(
+        attacked_cell.attacks, attacked_cell.measuring.cfg_scale, attacked_cell.measuring.sampler_steps
+    )
     return {
-        **found,
-        "battery": {name: made[name].run(bench) for name in asked.battery},
-        "relearn": relearn_steps(relearning(bench, Shard()), asked.measuring.relearn_checks, 1.0),
+        **facts,
+        "battery": {name: suite[name].run(bench) for name in attacked_cell.battery},
+        "relearn": relearn_steps(relearning(bench, Shard()), attacked_cell.measuring.relearn_checks, 1.0),
     }
 
 
-def table(found: Sequence[Mapping[str, Any]], config: AttackMethodsConfig) -> str:
+def table(results: Sequence[Mapping[str, Any]], config: AttackMethodsConfig) -> str:
     """Markdown: a line for each row with medians over its runs: forget fraction after each attack, relearning
     steps."""
     embeddings = [name for name in config.battery if name.startswith("embedding")]
     others = [name for name in config.battery if name not in embeddings]
     head = ["method", "runs", "settled", "retained right", *(_title(name) for name in others)]
     head += [*(["free embedding (worst start)"] if embeddings else []), "relearn steps", "a new label"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for row in dict.fromkeys(r["row"] for r in found):
-        all_runs = [r for r in found if r["row"] == row]
+    lines: list[list[str]] = []
+    for row in dict.fromkeys(r["row"] for r in results):
+        all_runs = [r for r in results if r["row"] == row]
         runs = [r for r in all_runs if "failed" not in r]
         if not runs:
-            lines.append(f"| {row} | {len(all_runs)} | " + " | ".join(["failed"] * (len(head) - 2)) + " |")
+            lines.append([row, str(len(all_runs)), *["failed"] * (len(head) - 2)])
             continue
 
         def shares(names: Sequence[str], runs: Sequence[Mapping[str, Any]] = runs) -> str:
@@ -145,13 +147,18 @@ def table(found: Sequence[Mapping[str, Any]], config: AttackMethodsConfig) -> st
             return f"{statistics.median(worst):.2f} ({min(worst):.2f} to {max(worst):.2f})"
 
         settled = [r for r in runs if r["settled_step"] is not None]
-        kept = [r["battery"][others[0]]["retain_accuracy"]["mean"]["value"] for r in runs] if others else []
+        accuracies = (
+            [r["battery"][others[0]]["retain_accuracy"]["mean"]["value"] for r in runs] if others else []
+        )
         cells = [row, str(len(all_runs)), "" if row in (BASE, GOLD) else f"{len(settled)} of {len(runs)}"]
-        cells += [f"{statistics.median(kept):.3f}" if kept else "", *(shares([name]) for name in others)]
+        cells += [
+            f"{statistics.median(accuracies):.3f}" if accuracies else "",
+            *(shares([name]) for name in others),
+        ]
         cells += [shares(embeddings)] if embeddings else []
         cells += [_steps(runs, variant) for variant in ("forgotten_label", "never_trained_label")]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown(head, lines)
 
 
 def _title(name: str) -> str:
@@ -164,5 +171,5 @@ def _steps(runs: Sequence[Mapping[str, Any]], variant: str) -> str:
     steps = sorted(
         budget + 1 if r["relearn"][variant]["steps"] is None else r["relearn"][variant]["steps"] for r in runs
     )
-    said = [f"> {budget}" if step > budget else str(step) for step in steps]
-    return f"{said[len(said) // 2]} ({said[0]} to {said[-1]})" if len(set(said)) > 1 else said[0]
+    texts = [f"> {budget}" if step > budget else str(step) for step in steps]
+    return f"{texts[len(texts) // 2]} ({texts[0]} to {texts[-1]})" if len(set(texts)) > 1 else texts[0]

@@ -17,7 +17,7 @@ from pipeline import config as configuration
 from pipeline import storage
 from pipeline.config import CompareConfig, UnlearnConfig
 from pipeline.runs.request_checks import with_own_settings
-from pipeline.studies.resumable import results
+from pipeline.studies.resumable import markdown, results
 
 if TYPE_CHECKING:
     from pipeline.data.partition import Partition
@@ -42,7 +42,7 @@ class Cell:
 
 def cells(config: CompareConfig) -> list[Cell]:
     """Every run of the comparison; raises `InputError` for a setting that no job knows."""
-    made = []
+    grid = []
     for seed in config.seeds:
         for forgotten, exchange in config.pairs:
             for row, settings in config.rows.items():
@@ -59,8 +59,8 @@ def cells(config: CompareConfig) -> list[Cell]:
                 }
                 overrides = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
                 run = with_own_settings(configuration.parse_given(UnlearnConfig, values, overrides))
-                made.append(Cell(row=row, pair=(forgotten, exchange), config=run))
-    return made
+                grid.append(Cell(row=row, pair=(forgotten, exchange), config=run))
+    return grid
 
 
 def compare(config: CompareConfig, results_uri: str) -> Iterator[dict[str, Any]]:
@@ -110,15 +110,15 @@ def run_cell(cell: Cell, samples_uri: str) -> dict[str, Any]:
     from pipeline.unlearning.collectives import NonFiniteError
 
     prepared, partition, inputs = assembled(cell.config)
-    known_uri, known = measured_before(prepared, partition.digest)
+    before_uri, base_measures = measured_before(prepared, partition.digest)
     first: list[dict[str, Any]] = []
     inputs = replace(
         inputs,
-        before=known,
+        before=base_measures,
         record=lambda r: first.append(r) if r["kind"] == "evaluation" and r["step"] == 0 else None,
     )
-    request = PurePosixPath(known_uri).stem  # the base, the request, the seed and how it is drawn
-    found: dict[str, Any] = {
+    request = PurePosixPath(before_uri).stem  # the base, the request, the seed and how it is sampled
+    facts: dict[str, Any] = {
         "key": cell.key,
         "row": cell.row,
         "pair": list(cell.pair),
@@ -126,22 +126,22 @@ def run_cell(cell: Cell, samples_uri: str) -> dict[str, Any]:
         "samples": request,
     }
 
-    def drawn(name: str) -> None:
+    def draw(name: str) -> None:
         inputs.model.net.eval()
-        draw_grids(inputs.model, prepared.config, inputs.subject, _drawn_uri(samples_uri, request, name))
+        draw_grids(inputs.model, prepared.config, inputs.subject, _samples_of(samples_uri, request, name))
 
-    drawn(BASE)
+    draw(BASE)
     try:
         outcome = unlearn(inputs)
     except NonFiniteError as error:
-        return {**found, "failed": str(error)}
-    if known is None:  # the other rows of this request and seed start from the same measures
-        storage.write_json(known_uri, {"result": outcome.before, "record": first[0]})
+        return {**facts, "failed": str(error)}
+    if base_measures is None:  # the other rows of this request and seed start from the same measures
+        storage.write_json(before_uri, {"result": outcome.before, "record": first[0]})
     inputs.model.net.load_state_dict(dict(outcome.trained), strict=False)
-    drawn(cell.key)
+    draw(cell.key)
     after = outcome.after
     return {
-        **found,
+        **facts,
         "steps": outcome.steps,
         "first_crossing_step": outcome.first_crossing_step,
         "settled_step": outcome.settled_step,
@@ -158,7 +158,7 @@ def run_cell(cell: Cell, samples_uri: str) -> dict[str, Any]:
     }
 
 
-def _drawn_uri(samples_uri: str, request: str, name: str) -> str:
+def _samples_of(samples_uri: str, request: str, name: str) -> str:
     return storage.join(samples_uri, request, f"{name}.safetensors")
 
 
@@ -170,7 +170,7 @@ def draw_sheets(config: CompareConfig, results: Sequence[Mapping[str, Any]], res
     from pipeline.studies.pictures import Drawn, sheet
 
     def read(request: str, name: str) -> Drawn:
-        uri = _drawn_uri(_samples_uri(results_uri), request, name)
+        uri = _samples_of(_samples_uri(results_uri), request, name)
         return {
             int(label): images.numpy() for label, images in from_bytes(storage.read_bytes(uri), uri).items()
         }
@@ -211,7 +211,7 @@ def table(results: Sequence[Mapping[str, Any]], rows: Sequence[str]) -> str:
         "Frechet, judge features",
         "CPU s a step",
     ]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines: list[list[str]] = []
     for row in rows:
         all_runs = [r for r in results if r["row"] == row]
         runs = [r for r in all_runs if "failed" not in r]
@@ -238,8 +238,8 @@ def table(results: Sequence[Mapping[str, Any]], rows: Sequence[str]) -> str:
             f"{statistics.median(r['fid'] for r in runs):.3g}",
             f"{statistics.median(r['step_cpu_seconds'] / r['steps'] for r in runs):.3f}",
         ]
-        lines.append("| " + " | ".join(cells_) + " |")
-    return "\n".join(lines)
+        lines.append(cells_)
+    return markdown(head, lines)
 
 
 def _change(runs: Sequence[Mapping[str, Any]], name: str) -> str:

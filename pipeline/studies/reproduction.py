@@ -66,8 +66,8 @@ class Trial:
         """Share of the fixed latents that the judge calls the forgotten class, drawn with
         batch statistics."""
         with torch.no_grad():
-            called = self.judge.logits(self.model.decode(self.latents)).argmax(1)
-        return (called == self.config.forget).double().mean().item()
+            predicted = self.judge.logits(self.model.decode(self.latents)).argmax(1)
+        return (predicted == self.config.forget).double().mean().item()
 
     def step(self, index: int, retain: Rows, forget: Rows) -> None:
         """One step of the row's method, index from 1."""
@@ -143,8 +143,8 @@ def run_trial(trial: Trial, sides: Sides, real: Moments, seed: int) -> dict[str,
             failed = str(error)
             break
         if index % config.check_every == 0:
-            called, _ = fresh_samples(trial, config.check_samples, generator(seed, "check", index))
-            rule.observe(index, proportion(int((called == config.forget).sum()), len(called)))
+            predicted, _ = fresh_samples(trial, config.check_samples, generator(seed, "check", index))
+            rule.observe(index, proportion(int((predicted == config.forget).sum()), len(predicted)))
         if index == budget:
             break
     below = [k for k, share in enumerate(fractions, start=1) if share < config.threshold]
@@ -162,8 +162,8 @@ def run_trial(trial: Trial, sides: Sides, real: Moments, seed: int) -> dict[str,
 def measured(trial: Trial, real: Moments, seed: int) -> dict[str, Any]:
     """Frechet distance and shares of all classes of fresh samples; on one seed the same latents for every
     row."""
-    called, moments = fresh_samples(trial, trial.config.frechet_samples, generator(seed, "final"))
-    shares = torch.bincount(called, minlength=trial.judge.num_classes).double() / len(called)
+    predicted, moments = fresh_samples(trial, trial.config.frechet_samples, generator(seed, "final"))
+    shares = torch.bincount(predicted, minlength=trial.judge.num_classes).double() / len(predicted)
     return {"frechet": frechet_distance(moments, real), "shares": shares.tolist()}
 
 
@@ -204,8 +204,7 @@ def step_costs(config: ReproduceConfig, trials: dict[str, Trial], sides: Sides) 
 @lru_cache(maxsize=1)
 def read_sides(storage_root: str, lake: str, forget: int) -> tuple[Sides, Batch]:
     """Training rows of the lake as the two sides, and all of them."""
-    found = read_lake(lake_uri(storage_root, lake))
-    rows = found.read()
+    rows = read_lake(lake_uri(storage_root, lake)).read()
     return Sides(retain=rows.mean[rows.y != forget], forget=rows.mean[rows.y == forget]), rows
 
 

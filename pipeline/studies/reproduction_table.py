@@ -10,7 +10,7 @@ from pipeline.config import ReproduceConfig
 from pipeline.config.reproduce import ReproducedRow
 from pipeline.data.lake import lake_uri, read_lake
 from pipeline.errors import InputError
-from pipeline.studies.resumable import results
+from pipeline.studies.resumable import markdown, results
 from pipeline.weights import model_folder
 
 if TYPE_CHECKING:
@@ -111,8 +111,8 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     inputs, sides, rows = _inputs(cell.config)
     model, judge = load(inputs.model, inputs.judge)
     trial = begin(cell.config, cell.row, model, judge, cell.seed)
-    found = run_trial(trial, sides, real_moments(cell.config, judge, rows), cell.seed)
-    return {"key": cell.key, "row": cell.name, "seed": cell.seed, **found}
+    outcome = run_trial(trial, sides, real_moments(cell.config, judge, rows), cell.seed)
+    return {"key": cell.key, "row": cell.name, "seed": cell.seed, **outcome}
 
 
 def costs(config: ReproduceConfig, inputs: Inputs) -> dict[str, list[float]]:
@@ -148,7 +148,7 @@ def _inputs(config: ReproduceConfig) -> tuple[Inputs, "Sides", "Batch"]:
 
 def table(
     config: ReproduceConfig,
-    found: Sequence[Mapping[str, Any]],
+    outcomes: Sequence[Mapping[str, Any]],
     seconds: Mapping[str, Sequence[float]],
     before: Mapping[str, Any],
 ) -> str:
@@ -169,14 +169,12 @@ def table(
         "/ S, published",
     ]
     head += ["Frechet", "Frechet, published", "share at the end", "drift of the others"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines: list[list[str]] = []
     own = before["shares"][config.forget]
-    lines.append(
-        f"| {BASE} | the model as it was |" + " |" * 7 + f" {before['frechet']:.1f} | | {own:.3f} | |"
-    )
+    lines.append([BASE, "the model as it was", *[""] * 7, f"{before['frechet']:.1f}", "", f"{own:.3f}", ""])
     slowness = config.rows[surgery].published
     for name, row in config.rows.items():
-        mine, published = [r for r in found if r["row"] == name], row.published
+        mine, published = [r for r in outcomes if r["row"] == name], row.published
         ratio = [a / b for a, b in zip(seconds[name], seconds[surgery])]
         drifts = [_drift(before["shares"], r["shares"], config.forget) for r in mine]
         cells = [
@@ -199,8 +197,8 @@ def table(
             f"{statistics.median(r['shares'][config.forget] for r in mine):.3f}",
             f"{statistics.median(drifts):.3f} ({max(drifts):.3f})",
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown(head, lines)
 
 
 def _given(weights: str | None) -> str | None:
@@ -228,5 +226,5 @@ def _settled(values: Sequence[int | None]) -> str:
 
 
 def _drift(before: Sequence[float], after: Sequence[float], forget: int) -> float:
-    kept = [label for label in range(len(before)) if label != forget]
-    return max(abs(after[label] - before[label] / (1 - before[forget])) for label in kept)
+    retained = [label for label in range(len(before)) if label != forget]
+    return max(abs(after[label] - before[label] / (1 - before[forget])) for label in retained)

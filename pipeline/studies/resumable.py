@@ -1,5 +1,5 @@
-"""A list of runs in plain processes, whose results are appended as they come: what was
-interrupted goes on."""
+"""A list of runs in plain processes, whose results are appended as they come: what was interrupted goes on;
+and their table."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -26,19 +26,24 @@ def results(
 ) -> Iterator[dict[str, Any]]:
     """Run what `uri` (JSON lines) does not hold yet; yields every result, old ones first. `run` puts the
     run's `key` into its result."""
-    known = {}
+    by_key = {}
     if storage.exists(uri):
-        known = {r["key"]: r for r in map(json.loads, storage.read_bytes(uri).decode().splitlines())}
-    yield from (known[one.key] for one in wanted if one.key in known)
-    missing = [one for one in wanted if one.key not in known]
+        by_key = {r["key"]: r for r in map(json.loads, storage.read_bytes(uri).decode().splitlines())}
+    yield from (by_key[one.key] for one in wanted if one.key in by_key)
+    missing = [one for one in wanted if one.key not in by_key]
     if not missing:
         return
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool, _ended_early():
         for future in as_completed([pool.submit(run, one) for one in missing]):
             result = future.result()
-            known[result["key"]] = result
-            storage.write_text(uri, "".join(json.dumps(r) + "\n" for r in known.values()))
+            by_key[result["key"]] = result
+            storage.write_text(uri, "".join(json.dumps(r) + "\n" for r in by_key.values()))
             yield result
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of texts."""
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows))
 
 
 @contextmanager

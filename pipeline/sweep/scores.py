@@ -28,10 +28,10 @@ class Objective:
 
 def _after(*path: str) -> Callable[[Outcome, UnlearnConfig], float | None]:
     def read(outcome: Outcome, config: UnlearnConfig) -> float | None:
-        found: Any = outcome["after"]
+        value: Any = outcome["after"]
         for key in path:
-            found = None if found is None else found.get(key)
-        return found
+            value = None if value is None else value.get(key)
+        return value
 
     return read
 
@@ -150,11 +150,11 @@ def check_objectives(names: Sequence[str], base: UnlearnConfig) -> None:
 
 def values_of(outcome: Outcome, config: UnlearnConfig, names: Sequence[str]) -> list[float] | None:
     """The objectives of an outcome, None when one of them was not measured."""
-    found = [OBJECTIVES[name].of(outcome, config) for name in names]
+    measured_values = [OBJECTIVES[name].of(outcome, config) for name in names]
     return (
         None
-        if any(value is None for value in found)
-        else [float(value) for value in found if value is not None]
+        if any(value is None for value in measured_values)
+        else [float(value) for value in measured_values if value is not None]
     )
 
 

@@ -127,8 +127,8 @@ def search(
     under_way = _under_way(prepared.uri)
     if len(ended) >= config.budget.trials:
         return
-    known = [row["settings"] for row in ended] + list(under_way.values())
-    fixed = [point for point in prepared.points if point not in known]
+    points = [row["settings"] for row in ended] + list(under_way.values())
+    fixed = [point for point in prepared.points if point not in points]
     suggestions = Suggestions(prepared, ended, under_way, fixed)
     inline = config.trial.runner == "inline"
     resources = {"CPU": config.trial.cpus, "GPU": config.trial.gpus} if inline else {"CPU": 0.01}

@@ -3,8 +3,8 @@ aliases follow.
 
 One JSON file an entry, `<storage>/registry/<model>/log/000001.json`. An entry is created exclusively, which
 is the whole of the locking: of two changes that saw the same log one creates the next entry and the other is
-told. Creating the entry is also the commit: MLflow's alias and certificate.json are set from it afterwards,
-by whoever comes next if need be.
+told. Creating the entry is also the commit: MLflow's alias and certificate.json are set from it afterwards
+(`follow_log`), so a process that is killed in between leaves what the next call of any verb carries out.
 """
 
 import datetime
@@ -15,10 +15,15 @@ import socket
 import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
 from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+LOG_TAG = "alias_log"  # on the registered model: "<number>:<digest>" of the last entry carried out
 
 
 class LogError(InputError):
@@ -114,6 +119,80 @@ def append(
             "nothing was changed: look at `list` and try again"
         )
     return entry
+
+
+def change(
+    mlflow: "MlflowClient",
+    storage_root: str,
+    name: str,
+    after: list[Entry],
+    *,
+    action: str,
+    alias: str,
+    version: int,
+    details: dict[str, Any] | None = None,
+) -> Entry:
+    """Commit the change of `alias` to `version` that was decided on seeing the log
+    `after`, and carry it out."""
+    entry = append(
+        storage_root,
+        name,
+        after,
+        action=action,
+        alias=alias,
+        came_from=current(mlflow, name, alias),
+        version=version,
+        details=details,
+    )
+    follow_log(mlflow, storage_root, name)
+    return entry
+
+
+def current(mlflow: "MlflowClient", name: str, alias: str) -> int | None:
+    """The version that `alias` is at in MLflow."""
+    at = mlflow.get_registered_model(name).aliases.get(alias)
+    return None if at is None else int(at)
+
+
+def follow_log(mlflow: "MlflowClient", storage_root: str, name: str) -> list[Entry]:
+    """Carry out what the log says and MLflow does not have yet; the log's entries. Doing it twice, or two at
+    once, is harmless.
+
+    Whoever sets an alias reads the log again afterwards, so the last to finish leaves MLflow at the log's
+    end.
+    """
+    while True:
+        entries = read(storage_root, name)
+        done = carried_out(mlflow, storage_root, name, entries)
+        if done == len(entries):
+            return entries
+        last = {entry.alias: entry for entry in entries[done:] if entry.alias}
+        for entry in entries[done:]:
+            if certificate := entry.details.get("certificate"):
+                storage.write_json(certificate_uri(storage_root, name, entry.version), certificate)
+        for alias, entry in last.items():
+            mlflow.set_registered_model_alias(name, alias, str(entry.version))
+        mlflow.set_registered_model_tag(name, LOG_TAG, f"{entries[-1].number}:{entries[-1].digest}")
+
+
+def carried_out(mlflow: "MlflowClient", storage_root: str, name: str, entries: list[Entry]) -> int:
+    """How many entries MLflow has; raises `LogError` when it has one that the log lost."""
+    tag = mlflow.get_registered_model(name).tags.get(LOG_TAG)
+    if tag is None:
+        return 0
+    number, _, digest = tag.partition(":")
+    done = int(number)
+    if done > len(entries) or entries[done - 1].digest != digest:
+        raise LogError(
+            f"{storage.join(folder(storage_root, name), 'log')}: MLflow has entry {done}"
+            f" ({digest[:12]}), which is not in the log: entries were removed or replaced; restore the folder"
+            " from a copy"
+        )
+    return done
+
+
+def certificate_uri(storage_root: str, name: str, version: int) -> str:
+    return storage.join(folder(storage_root, name), f"v{version}", "certificate.json")
 
 
 def file_name(number: int) -> str:

@@ -1,5 +1,5 @@
 """What is used of MLflow beyond its documented interface: its SQL store, its artifact repositories, its
-monitor of the machine, its switches. tests/tracking/test_compat.py says what is lost when one moves."""
+monitor of the machine, its switches. tests/tracking/test_mlflow_internals.py says what is lost without."""
 
 import logging
 import os

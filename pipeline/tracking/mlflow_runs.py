@@ -154,8 +154,8 @@ class Tracker:
     def __enter__(self) -> "Tracker":
         self.client = client(self.tracking, self.storage_root)
         experiment = find_experiment(self.client, self.tracking, self.storage_root)
-        known = find_run(self.client, experiment, self.run_id)
-        if known is None:
+        earlier = find_run(self.client, experiment, self.run_id)
+        if earlier is None:
             run = self.client.create_run(
                 experiment,
                 run_name=self.name,
@@ -163,8 +163,8 @@ class Tracker:
             )
             self.mlflow_run_id = str(run.info.run_id)
         else:
-            self.mlflow_run_id, self._continued = known, True
-            self.client.update_run(known, status="RUNNING")
+            self.mlflow_run_id, self._continued = earlier, True
+            self.client.update_run(earlier, status="RUNNING")
             self.set_tags({**environment(), **self.tags})
         self._log_params()
         uri = tracking_uri(self.tracking, self.storage_root)
@@ -233,12 +233,12 @@ class Tracker:
         differ now."""
         from mlflow.entities import Param
 
-        wanted = {_legal(key): redact(str(value)) for key, value in self.params.items()}
+        values = {_legal(key): redact(str(value)) for key, value in self.params.items()}
         there = self.client.get_run(self.mlflow_run_id).data.params if self._continued else {}
-        missing = [Param(key, value) for key, value in wanted.items() if key not in there]
+        missing = [Param(key, value) for key, value in values.items() if key not in there]
         for start in range(0, len(missing), PARAMS):
             self.client.log_batch(self.mlflow_run_id, params=missing[start : start + PARAMS])
-        changed = {key: value for key, value in wanted.items() if key in there and there[key] != value}
+        changed = {key: value for key, value in values.items() if key in there and there[key] != value}
         if changed:
             self.set_tags(
                 {

@@ -10,7 +10,7 @@ import models
 from pipeline import storage
 from pipeline.config import Registry
 from pipeline.errors import InputError
-from pipeline.tracking import aliases
+from pipeline.tracking import alias_log
 from pipeline.tracking.mlflow_runs import Tracker, client, tracking_uri
 from pipeline.weights import model_folder
 
@@ -48,10 +48,10 @@ def register(
         version = int(
             made.create_model_version(name, source, run_id=tracker.mlflow_run_id, tags=tags).version
         )
-    entries = aliases.follow_log(made, tracker.storage_root, name)
+    entries = alias_log.follow_log(made, tracker.storage_root, name)
     newest = max((entry.version for entry in entries if entry.alias == CANDIDATE), default=0)
     if version > newest:
-        aliases.change(
+        alias_log.change(
             made, tracker.storage_root, name, entries, action="register", alias=CANDIDATE, version=version
         )
     return version
@@ -135,8 +135,8 @@ def save_pyfunc(folder: str, target: Path, *, image_shape: tuple[int, int, int])
 def resolve(tracking: Registry, storage_root: str, which: str) -> "ModelVersion":
     """The version of `tracking.model_name` with the alias or number `which`; raises `InputError` when there
     is none."""
-    made = client(tracking, storage_root, create=False)
-    return find_version(made, tracking.model_name, which, where=tracking_uri(tracking, storage_root))
+    mlflow_client = client(tracking, storage_root, create=False)
+    return find_version(mlflow_client, tracking.model_name, which, where=tracking_uri(tracking, storage_root))
 
 
 def load_version(tracking: Registry, storage_root: str, version: "ModelVersion") -> "PyFuncModel":
@@ -221,19 +221,19 @@ def rows(tracking: Registry, storage_root: str) -> list[tuple[str, ...]]:
 
 def versions(made: "MlflowClient", name: str) -> list["ModelVersion"]:
     """All versions of `name`, newest first."""
-    found: list[ModelVersion] = []
+    every: list[ModelVersion] = []
     token = None
     while True:
         page = made.search_model_versions(f"name = '{name}'", max_results=1000, page_token=token)
-        found += page
+        every += page
         token = page.token
         if not token:
-            return sorted(found, key=lambda version: -int(version.version))
+            return sorted(every, key=lambda version: -int(version.version))
 
 
 def _version_of_run(made: "MlflowClient", name: str, run_id: str) -> int | None:
-    found = made.search_model_versions(f"name = '{name}' and tags.{RUN_ID_TAG} = '{run_id}'")
-    return min((int(version.version) for version in found), default=None)
+    versions_of_run = made.search_model_versions(f"name = '{name}' and tags.{RUN_ID_TAG} = '{run_id}'")
+    return min((int(version.version) for version in versions_of_run), default=None)
 
 
 def _require_model(made: "MlflowClient", name: str) -> None:

@@ -23,7 +23,7 @@ from pipeline.errors import InputError
 from pipeline.governance import promotion, purge
 from pipeline.reports import pages
 from pipeline.runtime import command_line
-from pipeline.tracking import alias_log, aliases, registry
+from pipeline.tracking import alias_log, registry
 from pipeline.tracking.mlflow_runs import Tracker, client
 
 LABELS = (0, 1, 7)
@@ -184,7 +184,7 @@ def test_an_interrupted_purge_is_completed(
         "MLflow's copies": (storage, "remove", lambda uri: uri.endswith("before-00001.png")),
         "the pictures": (storage, "remove", lambda uri: uri.endswith("after-00001.png")),
         "the tensors": (storage, "write_bytes", lambda uri, *_: uri.endswith("after.safetensors")),
-        "the log": (aliases, "follow_log", lambda *_: True),
+        "the log": (alias_log, "follow_log", lambda *_: True),
     }[point]
     original = getattr(module, name)
 

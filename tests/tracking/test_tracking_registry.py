@@ -18,7 +18,7 @@ from pipeline.config import RegistryConfig, Tracking, parse
 from pipeline.errors import InputError
 from pipeline.evaluation.metrics.table import MEASURES
 from pipeline.governance import certificate, promotion
-from pipeline.tracking import alias_log, aliases, mlflow_runs, registry
+from pipeline.tracking import alias_log, mlflow_runs, registry
 from pipeline.tracking.mlflow_runs import Tracker, client, tracking_uri
 
 Register = Callable[..., int]
@@ -283,10 +283,10 @@ def test_of_two_at_once_one_is_told(root: str, register_run: Register) -> None:
     for run_id in ("one", "other"):
         register_run("race", run_id)
     made = client(Tracking(), root)
-    seen = aliases.follow_log(made, root, "race")
-    aliases.change(made, root, "race", seen, action="promote", alias="champion", version=1)
+    seen = alias_log.follow_log(made, root, "race")
+    alias_log.change(made, root, "race", seen, action="promote", alias="champion", version=1)
     with pytest.raises(InputError, match="came first"):
-        aliases.change(made, root, "race", seen, action="promote", alias="champion", version=2)
+        alias_log.change(made, root, "race", seen, action="promote", alias="champion", version=2)
     assert at(root, "race")["champion"] == 1 and len(alias_log.read(root, "race")) == 3
 
 
@@ -470,7 +470,7 @@ def test_another_certificate_of_the_right_digest_is_not_the_logs(root: str, regi
     """Whoever can write the file can make one that holds by itself; the log's entry holds another."""
     register_run("swapped", "run-swapped")
     promotion.promote(config(root, "swapped"))
-    uri = aliases.certificate_uri(root, "swapped", 1)
+    uri = alias_log.certificate_uri(root, "swapped", 1)
     body = {key: value for key, value in storage.read_json(uri).items() if key not in ("digest", "signature")}
     body["measures"]["after"]["forget_fraction"]["value"] = 0.0
     storage.write_json(uri, {**body, "digest": storage.digest_of(body), "signature": None})

@@ -12,7 +12,7 @@ from pipeline import storage
 from pipeline.config import RegistryConfig, Tracking, parse
 from pipeline.errors import InputError
 from pipeline.governance import promotion
-from pipeline.tracking import alias_log, aliases, registry
+from pipeline.tracking import alias_log, registry
 from pipeline.tracking.mlflow_runs import Tracker, client
 
 
@@ -63,10 +63,10 @@ def test_register_promote_verify_load(bucket: str, tmp_path: Path) -> None:
     assert images.shape == (1, 8, 8, 1) and images.dtype == np.uint8
 
     made = client(tracking, bucket)
-    seen = aliases.follow_log(made, bucket, "remote")
-    aliases.change(made, bucket, "remote", seen, action="promote", alias="champion", version=1)
+    seen = alias_log.follow_log(made, bucket, "remote")
+    alias_log.change(made, bucket, "remote", seen, action="promote", alias="champion", version=1)
     with pytest.raises(InputError, match="came first"):
-        aliases.change(made, bucket, "remote", seen, action="promote", alias="champion", version=2)
+        alias_log.change(made, bucket, "remote", seen, action="promote", alias="champion", version=2)
     where = storage.join(alias_log.folder(bucket, "remote"), "log", alias_log.file_name(len(seen) + 1))
     # the other's entry is not listed yet when we look: the store itself refuses
     with pytest.MonkeyPatch.context() as patch:

@@ -1,0 +1,281 @@
+"""What is left of a finished request: what a purge removes, and what it has to leave."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from pipeline import storage
+from pipeline.config import RegistryConfig
+from pipeline.data import tombstones
+from pipeline.data.lake import lake_uri
+from pipeline.data.partition import Partition, find_partition
+from pipeline.errors import InputError
+from pipeline.governance.purge_siblings import GENERATED, Sweep, generated, sweeps_of, trial_files
+from pipeline.reports.pages import GRIDS, REPORT, RESULT, SAMPLES, SETTINGS, picture, read_grids
+from pipeline.tracking.mlflow_runs import client, find_run
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+# a run's config.yaml as it lies there: one written by another version must not stop a purge
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One finished run of the request and what it keeps of the forgotten labels: files under its folder,
+    artifacts in MLflow."""
+
+    run_id: str
+    uri: str
+    settings: Settings
+    result: dict[str, Any]
+    files: list[str]
+    artifacts: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Purge:
+    """What a purge removes. `left` are places that may hold the forgotten rows and are not the request's to
+    remove."""
+
+    request: str
+    labels: list[int]
+    partitions: list[Partition]
+    runs: list[Run]
+    sweeps: list[Sweep]
+    generated: list[str]
+    left: list[str]
+
+    @property
+    def lines(self) -> list[str]:
+        """One line for each thing that goes, or is made again without what was drawn under the labels."""
+        sides = [
+            f"partition {part.uri} ({sum(file.rows for file in part.manifest.forget)} forgotten rows)"
+            for part in self.partitions
+        ]
+        files = [_line(name, storage.join(run.uri, name)) for run in self.runs for name in run.files]
+        artifacts = [
+            _line(name, f"MLflow artifact {name} of run {run.run_id}")
+            for run in self.runs
+            for name in run.artifacts
+        ]
+        trials = [_line(name, storage.join(sweep.uri, name)) for sweep in self.sweeps for name in sweep.files]
+        return sides + files + artifacts + trials + self.generated
+
+    @property
+    def files(self) -> dict[str, list[str]]:
+        """For the tombstone: the files by run, by sweep, and those that were pictures afterwards."""
+        sweeps = {f"sweeps/{sweep.sweep_id}": sweep.files for sweep in self.sweeps if sweep.files}
+        pictures = {GENERATED: [uri.rsplit("/", 1)[1] for uri in self.generated]} if self.generated else {}
+        return {run.run_id: run.files for run in self.runs} | sweeps | pictures
+
+
+def _line(name: str, where: str) -> str:
+    return where if name.endswith(".png") else f"the forgotten labels' pictures in {where}"
+
+
+def find(config: RegistryConfig) -> Purge:
+    """What is left of `config.request`. Raises `InputError` when there is no such request, or a run that
+    needs its data is unfinished."""
+    if not config.request:
+        raise InputError("request: got none, expected the id of the request to purge: --request <id>")
+    every_run = _runs(config.storage)
+    mine = {
+        run_id: settings
+        for run_id, settings in every_run.items()
+        if settings["request"]["id"] == config.request
+    }
+    earlier = tombstones.find(config.storage, config.request)
+    sweeps = sweeps_of(config.storage, config.request)
+    if not mine and not sweeps and earlier is None:
+        ids = sorted({str(settings["request"]["id"]) for settings in every_run.values()})
+        raise InputError(
+            f"request: got {config.request!r}, expected one with a run under {config.storage}:"
+            f" {', '.join(ids) or 'none yet'}"
+        )
+    _require_finished(config.storage, every_run, mine, sweeps)
+    results = {
+        run_id: storage.read_json(storage.join(config.storage, "runs", run_id, RESULT)) for run_id in mine
+    }
+    every = _partitions(config.storage)
+    partitions = _of_request(every, list(results.values()), sweeps)
+    labels = sorted(
+        {
+            label
+            for settings in [*mine.values(), *(sweep.settings for sweep in sweeps)]
+            for label in settings["request"]["classes"]
+        }
+        | {file.label for part in partitions for file in part.manifest.forget}
+        | set(earlier.labels if earlier else [])
+    )
+    versions = [
+        (result["model"]["name"], int(result["model"]["version"])) for _, result in sorted(results.items())
+    ]
+    lakes = [settings["lake"] for settings in [*mine.values(), *(sweep.settings for sweep in sweeps)]]
+    unknown = [
+        f"the partitions of sweep {sweep.sweep_id}, whose list of samples is gone"
+        for sweep in sweeps
+        if sweep.content is None
+    ]
+    return Purge(
+        request=config.request,
+        labels=labels,
+        partitions=partitions,
+        runs=[
+            _look(config, run_id, settings, results[run_id], labels)
+            for run_id, settings in sorted(mine.items())
+        ],
+        sweeps=[replace(sweep, files=trial_files(sweep, labels)) for sweep in sweeps],
+        generated=generated(config.storage, versions),
+        left=[
+            *_left(config.storage, lakes, every, partitions, labels),
+            *_shown_elsewhere(config.storage, every_run.keys() - mine.keys(), labels),
+            *unknown,
+        ],
+    )
+
+
+def _runs(storage_root: str) -> dict[str, Settings]:
+    """The settings of every run under the root that has any."""
+    settings = {}
+    for run_id in storage.listing(storage.join(storage_root, "runs")):
+        uri = storage.join(storage_root, "runs", run_id, SETTINGS)
+        if storage.exists(uri):
+            settings[run_id] = yaml.safe_load(storage.read_bytes(uri))
+    return settings
+
+
+def _require_finished(
+    storage_root: str, known: dict[str, Settings], mine: dict[str, Settings], sweeps: Sequence[Sweep]
+) -> None:
+    """Partitions go by content, so a run of another request that forgets the same data may be reading them
+    too."""
+    if begun := [sweep for sweep in sweeps if not sweep.finished]:
+        raise InputError(
+            f"request {begun[0].settings['request']['id']}: its sweep {begun[0].sweep_id} is unfinished and"
+            f" needs the data; complete it, or remove {begun[0].uri} first"
+        )
+    forgotten = [_forgotten(settings) for settings in mine.values()]
+    for run_id, settings in sorted(known.items()):
+        uri = storage.join(storage_root, "runs", run_id)
+        if (run_id in mine or _forgotten(settings) in forgotten) and not storage.exists(
+            storage.join(uri, RESULT)
+        ):
+            raise InputError(
+                f"request {settings['request']['id']}: its run {run_id} is unfinished and needs the data;"
+                f" complete it with `python jobs/unlearn_imagenet.py --config {uri}/{SETTINGS}`, or remove"
+                f" {uri} first"
+            )
+
+
+def _forgotten(settings: Settings) -> tuple[Any, ...]:
+    request = settings["request"]
+    return sorted(request["classes"]), request["sample_ids"], settings["lake"]
+
+
+def _partitions(storage_root: str) -> list[Partition]:
+    root = storage.join(storage_root, "partitions")
+    partitions = (find_partition(storage.join(root, name)) for name in storage.listing(root))
+    return [part for part in partitions if part is not None]
+
+
+def _of_request(
+    every: Sequence[Partition], results: Sequence[dict[str, Any]], sweeps: Sequence[Sweep]
+) -> list[Partition]:
+    """The partitions that runs and sweeps used, and those cut otherwise (another seed, batch, policy) for the
+    same rows of a lake."""
+    used = {result["partition_digest"] for result in results}
+    content = {_content(part) for part in every if part.digest in used}
+    content |= {
+        (*sorted(r["request"]["classes"]), None, r["lake_digest"])
+        for r in results
+        if not r["request"].get("sample_ids")
+    }
+    content |= {sweep.content for sweep in sweeps if sweep.content is not None}
+    return [part for part in every if part.digest in used or _content(part) in content]
+
+
+def _content(part: Partition) -> tuple[Any, ...]:
+    key = part.manifest.key
+    return (*key["classes"], key["sample_ids"], key["lake"])
+
+
+def _left(
+    storage_root: str,
+    lakes: Sequence[str],
+    every: Sequence[Partition],
+    going: Sequence[Partition],
+    labels: Sequence[int],
+) -> list[str]:
+    gone = {part.digest for part in going}
+    uris = sorted({lake_uri(storage_root, name) for name in lakes})
+    others = [
+        part for part in every if part.digest not in gone and set(labels) & set(part.manifest.retain_labels)
+    ]
+    return [
+        f"the lake {uri}, to be removed and prepared again without the samples"
+        for uri in uris
+        if storage.exists(uri)
+    ] + [f"{part.uri}, another request's, which retains rows of these classes" for part in others]
+
+
+def _shown_elsewhere(storage_root: str, others: Iterable[str], labels: Sequence[int]) -> list[str]:
+    """Other requests draw these labels too, as ones that they keep."""
+    pictures = {picture("before", label) for label in labels}
+    folders = {run_id: storage.join(storage_root, "runs", run_id, SAMPLES) for run_id in sorted(others)}
+    showing = [
+        run_id
+        for run_id, folder in folders.items()
+        if pictures & {f"{SAMPLES}/{name}" for name in storage.listing(folder)}
+    ]
+    return (
+        [f"grids of other requests' runs, which show these labels: {', '.join(showing)}"] if showing else []
+    )
+
+
+def _look(
+    config: RegistryConfig, run_id: str, settings: Settings, result: dict[str, Any], labels: Sequence[int]
+) -> Run:
+    """What the run keeps of `labels`. Its report counts as long as its tensors hold one of them: it is
+    written again from the rest."""
+    uri = storage.join(config.storage, "runs", run_id)
+    pictures = [picture(moment, label) for moment in GRIDS for label in labels]
+    tensors = [
+        f"{SAMPLES}/{moment}.safetensors"
+        for moment, grids in read_grids(uri).items()
+        if set(labels) & grids.keys()
+    ]
+    samples = {f"{SAMPLES}/{name}" for name in storage.listing(storage.join(uri, SAMPLES))}
+    files = [name for name in pictures if name in samples]
+    if tensors and storage.exists(storage.join(uri, REPORT)):
+        files.append(REPORT)
+    artifacts = []
+    mlflow, mlflow_run = mlflow_run_of(config, settings, run_id)
+    if mlflow_run is not None:
+        there = {item.path for item in mlflow.list_artifacts(mlflow_run, SAMPLES)}
+        artifacts = [name for name in pictures if name in there]
+        if tensors and any(item.path == REPORT for item in mlflow.list_artifacts(mlflow_run)):
+            artifacts.append(REPORT)
+    return Run(
+        run_id=run_id,
+        uri=uri,
+        settings=settings,
+        result=result,
+        files=[*files, *tensors],
+        artifacts=artifacts,
+    )
+
+
+def mlflow_run_of(
+    config: RegistryConfig, settings: Settings, run_id: str
+) -> tuple["MlflowClient", str | None]:
+    """A client, and MLflow's id of the run, None where it has none. The store is the one given now, else the
+    run's own."""
+    tracking = settings["tracking"]
+    chosen = config.tracking.model_copy(update={"uri": config.tracking.uri or tracking["uri"]})
+    mlflow = client(chosen, config.storage, create=False)
+    experiment = mlflow.get_experiment_by_name(tracking["experiment"])
+    return mlflow, None if experiment is None else find_run(mlflow, experiment.experiment_id, run_id)

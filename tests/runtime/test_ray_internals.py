@@ -1,0 +1,52 @@
+"""What is used of Ray beyond its documented interface is still there; no cluster is started."""
+
+import inspect
+
+import pytest
+
+from pipeline.runtime import compat_ray
+
+
+def test_ray_data_has_the_switches() -> None:
+    """Otherwise: progress bars between a job's lines, and a reader that loses rows of a path listed twice."""
+    from ray.data import DataContext
+
+    compat_ray.quiet_data()
+    context = DataContext.get_current()
+    fresh = DataContext()
+    for name in ("enable_progress_bars", "use_datasource_v2", "print_on_execution_start"):
+        assert hasattr(fresh, name), name
+        assert getattr(context, name) is False, name
+
+
+def test_a_worker_can_ask_whether_its_node_is_taken_away() -> None:
+    """Otherwise: a run on spot machines loses what came after its last checkpoint."""
+    from ray.train.v2._internal.execution import context
+
+    source = inspect.getsource(context)
+    assert "preemption_context" in source and callable(context.get_train_context)
+    with pytest.raises(RuntimeError):  # no worker here
+        compat_ray.preemption_context()
+
+
+@pytest.mark.parametrize(
+    ("names", "module", "lost"),
+    [
+        (compat_ray.TRAIN.values(), "ray.train.v2._internal.constants", "a dead worker is noticed late"),
+        (
+            ["TUNE_PRINT_ALL_TRIAL_ERRORS", "TUNE_DISABLE_SIGINT_HANDLER"],
+            "ray.tune",
+            "Ctrl-C ends a sweep as if it were finished",
+        ),
+    ],
+)
+def test_the_environment_is_still_read(names: list[str], module: str, lost: str) -> None:
+    import importlib
+    from pathlib import Path
+
+    found = importlib.import_module(module)
+    assert found.__file__ is not None
+    here = Path(found.__file__)
+    files = here.parent.rglob("*.py") if here.name == "__init__.py" else [here]
+    text = "".join(path.read_text() for path in files)
+    assert [name for name in names if name not in text] == [], lost
