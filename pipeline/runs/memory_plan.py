@@ -1,7 +1,7 @@
 """What a run needs of a GPU, before there is one: the configured step is run on the meta device and its
 tensors are counted.
 
-Calibrated against the CPU allocator's own records by tests/test_memory_plan.py.
+Calibrated against the CPU allocator's own records by tests/runs/test_memory_plan.py.
 """
 
 from collections.abc import Mapping
