@@ -1,7 +1,7 @@
 """What a run needs of a GPU, before there is one: the configured step is taken on the meta device, where
 tensors have shapes and no values, and their bytes are counted.
 
-Held against the CPU allocator's own records by tests/memory/test_memory_plan.py.
+Calibrated against the CPU allocator's own records by tests/runs/test_memory_plan.py.
 """
 
 from collections.abc import Mapping

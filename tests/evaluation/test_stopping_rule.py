@@ -1,4 +1,4 @@
-"""Which weights are kept and when it is no use going on; tests/evaluation has what settled means."""
+"""Which weights are kept and when it is no use going on; test_proportion.py has what settled means."""
 
 from pipeline.evaluation.confidence import proportion
 from pipeline.evaluation.stopping_rule import SettleRule

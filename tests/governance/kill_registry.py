@@ -1,7 +1,7 @@
 """Registers and promotes a model again and again, killed (SIGKILL) at a random moment each time; prints what
 was found, as JSON lines.
 
-Run by test_tracking_kill.py in a process of its own: it forks after MLflow's slow import, and each child
+Run by test_registry_killed.py in a process of its own: it forks after MLflow's slow import, and each child
 opens its own stores.
 """
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from browser import CHROMIUM, Tab, chromium, visit
 from proof_samples import BATTERY, GOLD, MEASURES
-from test_tracking_report import grids, records
+from test_report import grids, records
 from tracking_samples import result_json
 
 from pipeline.reports.run_report import render_report
