@@ -2,7 +2,7 @@
 requests and seeds; prints a Markdown table with the model before and, where it was pretrained, one that never
 saw the class. An interrupted comparison goes on.
 
-python jobs/attack_methods.py --config jobs/configs/attack_digits.yaml [--set seeds=[0] --set processes=1 ...]
+python jobs/attack_methods.py --config jobs/configs/attack_digits.yaml [--set 'seeds=[0]' ...]
 """
 
 import sys

@@ -1,8 +1,7 @@
 """Every method and setting of a grid on several requests and seeds; prints a Markdown table and draws a
 picture of samples for each request. An interrupted comparison goes on.
 
-python jobs/compare_methods.py --config jobs/configs/compare_digits.yaml [--set seeds=[0] --set processes=1
-...]
+python jobs/compare_methods.py --config jobs/configs/compare_digits.yaml [--set 'seeds=[0]' ...]
 """
 
 import sys

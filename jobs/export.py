@@ -1,8 +1,8 @@
 """A registered version in the formats that others read: a diffusers DiTPipeline folder, or a state dict with
 the published names.
 
-python jobs/export.py --config jobs/configs/export_imagenet.yaml [--set version=champion --set format=pt --set
-output=dit.pt ...]
+python jobs/export.py --config jobs/configs/export_imagenet.yaml
+python jobs/export.py --config ... --set version=champion --set format=pt --set output=dit.pt
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Draw images from a registered version, by label and seed: one PNG, a row per label, a column per seed.
 
-python jobs/generate.py --config jobs/configs/generate_digits.yaml --set labels='[1, 7]' --set
-version=champion
+python jobs/generate.py --config jobs/configs/generate_digits.yaml
+python jobs/generate.py --config ... --set 'labels=[1, 7]' --set version=champion
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Raw images -> lake.
 
-python jobs/prepare_data.py --config jobs/configs/prepare_digits.yaml [--set source.uri=s3://bucket/images
-...]
+python jobs/prepare_data.py --config jobs/configs/prepare_digits.yaml
+python jobs/prepare_data.py --config jobs/configs/prepare_imagenet.yaml --set source.uri=s3://bucket/images
 """
 
 import sys

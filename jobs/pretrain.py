@@ -2,9 +2,8 @@
 interrupted, to the same bits.
 
 python jobs/pretrain.py --config jobs/configs/pretrain_digits.yaml [--set optim.max_steps=1200 ...]
-python jobs/pretrain.py --config jobs/configs/pretrain_digits.yaml --set without=[1]    (a gold reference that
-never saw a 1) python jobs/pretrain.py --config jobs/configs/pretrain_digits.yaml --set
-without_samples=ids.txt    (one that never saw these rows)
+python jobs/pretrain.py --config ... --set 'without=[1]'               (a reference that never saw a 1)
+python jobs/pretrain.py --config ... --set without_samples=ids.txt     (one that never saw these rows)
 """
 
 import sys

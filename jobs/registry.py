@@ -1,14 +1,14 @@
 """Registered versions: which there are, which one serves, and the way back.
 
 python jobs/registry.py list     --config jobs/configs/registry_digits.yaml
-python jobs/registry.py show     --config ... --set version=3         (absent: candidate)
-python jobs/registry.py promote  --config ... --set version=3         (absent: candidate; only what passed its
-gate) python jobs/registry.py rollback --config ...                         (champion goes back to the one
-before) python jobs/registry.py history  --config ...                         (every change of an alias, the
-chain verified) python jobs/registry.py verify   --config ... --set version=3         (absent: champion;
-certificate, log, result, weights; --replay too) python jobs/registry.py replay   --config ... --set version=3
-(absent: champion; runs its request again, compares the weights) python jobs/registry.py purge    --config ...
---request forget-1      (a finished request's partitions and pictures; leaves a tombstone)
+python jobs/registry.py show     --config ... --set version=3   (absent: candidate)
+python jobs/registry.py promote  --config ... --set version=3   (absent: candidate; what passed its gate)
+python jobs/registry.py rollback --config ...                   (champion goes back to the one before)
+python jobs/registry.py history  --config ...                   (every change of an alias, the chain verified)
+python jobs/registry.py verify   --config ... --set version=3   (absent: champion; certificate, log, weights)
+python jobs/registry.py verify   --config ... --replay          (and its request run again)
+python jobs/registry.py replay   --config ... --set version=3   (absent: champion; its request run again)
+python jobs/registry.py purge    --config ... --request forget-1 (a finished request's data and pictures)
 """
 
 import sys

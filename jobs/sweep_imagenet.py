@@ -1,8 +1,8 @@
 """Ray Tune over the main job's settings under an equal budget; the winner holds on fresh seeds before it is
 registered.
 
-python jobs/sweep_imagenet.py --config jobs/configs/sweep_quickstart.yaml [--set budget.trials=24 --set
-search.algorithm=random ...]
+python jobs/sweep_imagenet.py --config jobs/configs/sweep_quickstart.yaml
+python jobs/sweep_imagenet.py --config ... --set budget.trials=24 --set search.algorithm=random
 """
 
 import sys

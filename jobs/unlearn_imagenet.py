@@ -1,7 +1,7 @@
 """The main job: request -> partition -> unlearn on Ray Train workers -> evaluate -> gate -> register.
 
-python jobs/unlearn_imagenet.py --config jobs/configs/quickstart.yaml [--set request.classes=[3] --set
-'request.exchange={3: 5}' ...]
+python jobs/unlearn_imagenet.py --config jobs/configs/quickstart.yaml
+python jobs/unlearn_imagenet.py --config ... --set 'request.classes=[3]' --set 'request.exchange={3: 5}'
 """
 
 import sys

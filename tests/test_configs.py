@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,26 @@ def anchors(page: Path) -> set[str]:
     """What a link may name behind `#`: the page's headings as GitHub writes them."""
     headings = re.findall(r"(?m)^#+ (.+)$", page.read_text())
     return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+def test_what_a_shell_would_touch_is_quoted_in_every_example() -> None:
+    """zsh takes brackets for a pattern."""
+    texts = [ROOT / "README.md"]
+    for folder, pattern in (("jobs", "*.*"), ("pipeline", "*.py"), ("cluster", "*.*"), ("docs", "*.md")):
+        texts += (path for path in (ROOT / folder).rglob(pattern) if path.suffix != ".pyc")
+    bare = re.compile(r"--set\s+[\w.]+=(\[|\{\d|\{\})|(?<!')\brequest\.(classes|exchange)=[\[{](?!\{)")
+    unquoted = [
+        f"{path.relative_to(ROOT)}: {match[0]}" for path in texts for match in bare.finditer(path.read_text())
+    ]
+    assert unquoted == []
+
+
+def test_the_page_of_all_keys_is_up_to_date() -> None:
+    script = runpy.run_path(str(ROOT / "docs" / "generate_configuration.py"))
+    assert set(script["JOBS"]) == {path.stem for path in JOBS}
+    assert all(script["JOBS"][path.stem] is job_class(path) for path in JOBS)
+    again = "write it again: python docs/generate_configuration.py"
+    assert (ROOT / "docs" / "configuration.md").read_text() == script["page"](), again
 
 
 def test_overrides_are_yaml_by_dotted_key() -> None:

@@ -171,7 +171,7 @@ def section_at(kind: type[BaseModel], location: Sequence[str]) -> type[BaseModel
         if inner is not None and part in inner.model_fields:
             kind, annotation = inner, inner.model_fields[part].annotation
         else:
-            annotation = next(iter(_items(annotation)), annotation)
+            annotation = next(iter(items_of(annotation)), annotation)
     return section_of(annotation) or kind
 
 
@@ -184,11 +184,11 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def _items(annotation: Any) -> Iterator[Any]:
+def items_of(annotation: Any) -> Iterator[Any]:
     """What the values of a dictionary or list may be."""
     if get_origin(annotation) in (Union, UnionType, Annotated):
         for one in get_args(annotation):
-            yield from _items(one)
+            yield from items_of(one)
     elif get_origin(annotation) in (dict, list):
         yield get_args(annotation)[-1]
 
@@ -199,7 +199,7 @@ def all_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
     for name, field in kind.model_fields.items():
         inner, inside = (
             section_of(field.annotation),
-            [section for section in map(section_of, _items(field.annotation)) if section],
+            [section for section in map(section_of, items_of(field.annotation)) if section],
         )
         keys += all_keys(inner, f"{prefix}{name}.") if inner else []
         keys += [key for section in inside for key in all_keys(section, f"{prefix}{name}.<name>.")]

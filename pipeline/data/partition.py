@@ -159,7 +159,7 @@ def forget_selection(request: Request, lake: Lake, sample_ids: Sequence[str] | N
         if not request.classes:
             raise InputError(
                 "request: got neither classes nor sample_ids, expected at least one: --set"
-                " request.classes=[1]"
+                " 'request.classes=[1]'"
             )
         selected = [
             Selection(shard=shard) for shard in lake.shards(sorted(set(request.classes))) if shard.rows

@@ -53,11 +53,11 @@ def check(config: EvaluateConfig) -> Asked:
     scope = scope_of(request, lake, found.description, base, seed=config.seed, settings=config.measuring)
     if config.battery and not scope.forgotten:
         raise InputError(
-            "battery: it asks about forgotten classes, and there are none; give --set request.classes=[1]"
+            "battery: it asks about forgotten classes, and there are none; give --set 'request.classes=[1]'"
         )
     if gold and not scope.forgotten and not scope.sample_ids:
         raise InputError(
-            "gold: it asks about what was forgotten, and nothing was; give --set request.classes=[1]"
+            "gold: it asks about what was forgotten, and nothing was; give --set 'request.classes=[1]'"
         )
     for what, other in (
         ("version", found.description),

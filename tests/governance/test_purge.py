@@ -89,7 +89,7 @@ def finish(tmp_path: Path, database: str) -> Finish:
 
 
 def registry_config(root: Path, database: str, request: str) -> RegistryConfig:
-    tracking = {"uri": database, "experiment": root.name, "model_name": root.name}
+    tracking = {"uri": database, "model_name": root.name}
     return parse(RegistryConfig, {"storage": str(root), "request": request, "tracking": tracking})
 
 
@@ -296,8 +296,7 @@ def test_the_command_refuses_what_it_cannot_do(finish: Finish, tmp_path: Path, d
     spec.loader.exec_module(module)
     settings = tmp_path / "registry.yaml"
     settings.write_text(
-        f"storage: {tmp_path}\ntracking: {{uri: '{database}', experiment: {tmp_path.name}, model_name:"
-        f" {tmp_path.name}}}\n"
+        f"storage: {tmp_path}\ntracking: {{uri: '{database}', model_name: {tmp_path.name}}}\n"
     )
 
     def call(*arguments: str) -> tuple[int, str, str]:

@@ -214,10 +214,10 @@ def test_a_server_that_stays_away_is_named_with_the_object(
 
 
 def test_a_request_is_purged_from_the_bucket(server: s3_servers.Rclone, first: First, database: str) -> None:
-    from pipeline.config import RegistryConfig, Tracking, parse
+    from pipeline.config import RegistryConfig, parse
     from pipeline.governance import purge
 
-    tracking = Tracking(uri=database, model_name=MODEL).model_dump()
+    tracking = {"uri": database, "model_name": MODEL}
     config = parse(
         RegistryConfig, {"storage": ROOT_URI, "request": first.result["request"]["id"], "tracking": tracking}
     )

@@ -53,7 +53,10 @@ def test_register_promote_verify_load(bucket: str, tmp_path: Path) -> None:
         storage.write_json(storage.join(bucket, "runs", run_id, "result.json"), result)
         with Tracker(tracking=tracking, storage_root=bucket, run_id=run_id) as tracker:
             assert registry.register(tracker, folder=folder, image_shape=(8, 8, 1), result=result) == number
-    config = parse(RegistryConfig, {"storage": bucket, "tracking": tracking.model_dump()})
+    config = parse(
+        RegistryConfig,
+        {"storage": bucket, "tracking": {"uri": tracking.uri, "model_name": tracking.model_name}},
+    )
     assert promotion.promote(config)[0] == 2 and len(promotion.verify(config)) == 4
     version = registry.resolve(tracking, bucket, "champion")
     assert version.source.startswith("s3://registry/")
