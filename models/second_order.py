@@ -44,7 +44,7 @@ def attention(qkv: Tensor) -> Tensor:
     if wanted():
         return second_order_attention.attention(qkv)
     q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 x (N, heads, T, d)
-    # the fused kernel's backward is slow there: docs/LOG.md
+    # the fused kernel's backward is slow there: docs/experiments/LOG.md
     if qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16:
         table = torch.softmax((q * q.shape[-1] ** -0.5) @ k.mT, -1, dtype=torch.float32)
         return (table.to(v.dtype) @ v).transpose(1, 2)

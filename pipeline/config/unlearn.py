@@ -30,7 +30,7 @@ class Method(OpenSection):
     start: Literal["base", "exchange"] = Field(
         "base",
         description=(
-            "exchange: the forgotten labels' rows begin at those of their exchange classes (docs/methods.md)"
+            "exchange: the forgotten labels' rows begin at those of their exchange classes (docs/experiments/methods.md)"
         ),
     )
     push: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
@@ -80,7 +80,7 @@ class Partition(Section):
 
 class Optim(Section):
     """AdamW of an unlearning run. The defaults are those that served the digits model best
-    (docs/methods.md)."""
+    (docs/experiments/methods.md)."""
 
     lr: float = Field(0.01, gt=0, description="learning rate of AdamW")
     label_lr: float | None = Field(None, gt=0, description="learning rate of the label table; absent: lr")
