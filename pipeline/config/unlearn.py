@@ -30,7 +30,8 @@ class Method(OpenSection):
     start: Literal["base", "exchange"] = Field(
         "base",
         description=(
-            "exchange: the forgotten labels' rows begin at those of their exchange classes (docs/experiments/methods.md)"
+            "exchange: the forgotten labels' rows begin at those of their exchange classes"
+            " (docs/experiments/methods.md)"
         ),
     )
     push: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
