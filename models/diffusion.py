@@ -48,8 +48,8 @@ class Anchor:
 class Diffusion:
     """The process with `timesteps` steps.
 
-    Its tables, (T,) float64, are made on the CPU and copied once to every device they are asked for on: a loss
-    looks them up there and never waits for the device. They are no part of any state dict.
+    Its tables, (T,) float64, are made on the CPU and copied once to every device they are asked for on: a
+    loss looks them up there and never waits for the device. They are no part of any state dict.
     """
 
     def __init__(self, schedule: str, timesteps: int = 1000, *, learn_sigma: bool = False):
@@ -71,12 +71,10 @@ class Diffusion:
         self._on_device: dict[torch.device, dict[str, Tensor]] = {}
 
     def at(self, name: str, t: Tensor, like: Tensor) -> Tensor:
-        """Table `name` at the timesteps t (N,), shaped to broadcast over `like` (N, C, H, W), in its dtype and
-        on its device, where `t` should lie."""
+        """Table `name` at the timesteps t (N,), shaped to broadcast over `like` (N, C, H, W), in its dtype
+        and on its device, where `t` should lie."""
         if like.device not in self._on_device:
-            self._on_device[like.device] = {
-                key: table.to(like.device) for key, table in self._tables.items()
-            }
+            self._on_device[like.device] = {key: table.to(like.device) for key, table in self._tables.items()}
         table = self._on_device[like.device][name]
         return table[t.to(like.device)].to(like.dtype).view(-1, 1, 1, 1)
 
