@@ -32,7 +32,7 @@ from pipeline.config import (
 from pipeline.config.base import JobConfig, OpenSection
 from pipeline.config.reading import items_of, section_of
 from pipeline.data.sources import SOURCES
-from pipeline.unlearning.methods.interim import SETTINGS as METHODS
+from pipeline.unlearning.methods.table import settings_classes
 
 PAGE = Path(__file__).with_name("configuration.md")
 JOBS: dict[str, type[JobConfig]] = {
@@ -51,7 +51,7 @@ JOBS: dict[str, type[JobConfig]] = {
 }
 OWN: dict[str, Mapping[str, type[BaseModel]]] = {
     "source": {name: kind.settings for name, kind in SOURCES.items()},
-    "method": METHODS,
+    "method": settings_classes(),
 }
 HEAD = """# Configuration
 

@@ -46,8 +46,11 @@ class Anchor:
 
 
 class Diffusion:
-    """The process with `timesteps` steps. Buffers are float64 on the CPU; what enters the network has its
-    dtype."""
+    """The process with `timesteps` steps.
+
+    Its tables, (T,) float64, are made on the CPU and copied once to every device they are asked for on: a
+    loss looks them up there and never waits for the device. They are no part of any state dict.
+    """
 
     def __init__(self, schedule: str, timesteps: int = 1000, *, learn_sigma: bool = False):
         self.timesteps = timesteps
@@ -55,11 +58,25 @@ class Diffusion:
         self.betas = _betas(schedule, timesteps)
         self.alpha_bar = torch.cumprod(1 - self.betas, dim=0)
         previous = torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bar[:-1]])
-        self.posterior_variance = self.betas * (1 - previous) / (1 - self.alpha_bar)  # beta tilde, DDPM eq. 7
-        clipped = torch.cat([self.posterior_variance[1:2], self.posterior_variance[1:]])  # it is 0 at t = 0
-        self.posterior_log_variance = clipped.log()
-        self.posterior_mean_x0 = self.betas * previous.sqrt() / (1 - self.alpha_bar)
-        self.posterior_mean_xt = (1 - previous) * (1 - self.betas).sqrt() / (1 - self.alpha_bar)
+        variance = self.betas * (1 - previous) / (1 - self.alpha_bar)  # beta tilde, DDPM eq. 7
+        clipped = torch.cat([variance[1:2], variance[1:]])  # it is 0 at t = 0
+        self._tables = {
+            "signal": self.alpha_bar.sqrt(),
+            "noise": (1 - self.alpha_bar).sqrt(),
+            "log_beta": self.betas.log(),
+            "posterior_log_variance": clipped.log(),
+            "posterior_mean_x0": self.betas * previous.sqrt() / (1 - self.alpha_bar),
+            "posterior_mean_xt": (1 - previous) * (1 - self.betas).sqrt() / (1 - self.alpha_bar),
+        }
+        self._on_device: dict[torch.device, dict[str, Tensor]] = {}
+
+    def at(self, name: str, t: Tensor, like: Tensor) -> Tensor:
+        """Table `name` at the timesteps t (N,), shaped to broadcast over `like` (N, C, H, W), in its dtype
+        and on its device, where `t` should lie."""
+        if like.device not in self._on_device:
+            self._on_device[like.device] = {key: table.to(like.device) for key, table in self._tables.items()}
+        table = self._on_device[like.device][name]
+        return table[t.to(like.device)].to(like.dtype).view(-1, 1, 1, 1)
 
     def draw(self, shape: Sequence[int], generator: torch.Generator, *, latent: bool) -> Noise:
         """The noise of ONE row of shape (C, H, W): t () int64, eps and, for latents, the posterior draw."""
@@ -71,7 +88,7 @@ class Diffusion:
 
     def q_sample(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps (DDPM eq. 4)."""
-        return _at(self.alpha_bar.sqrt(), t, x0) * x0 + _at((1 - self.alpha_bar).sqrt(), t, x0) * eps
+        return self.at("signal", t, x0) * x0 + self.at("noise", t, x0) * eps
 
     def predict(self, net: Net, x_t: Tensor, t: Tensor, y: Tensor) -> Prediction:
         out = net(x_t, t, y)
@@ -111,7 +128,7 @@ class Diffusion:
 
     def variational_bound(self, x0: Tensor, x_t: Tensor, t: Tensor, eps: Tensor, v: Tensor) -> Tensor:
         """L_vlb of one timestep in bits per dimension (Nichol & Dhariwal 2021, section 3.1), (N,)."""
-        low, high = _at(self.posterior_log_variance, t, x_t), _at(self.betas.log(), t, x_t)
+        low, high = self.at("posterior_log_variance", t, x_t), self.at("log_beta", t, x_t)
         log_variance = (v + 1) / 2 * high + (1 - (v + 1) / 2) * low  # eq. 15
         true_mean = self._posterior_mean(x0, x_t, t)
         mean = self._posterior_mean(self.x0_from_eps(x_t, t, eps), x_t, t)
@@ -127,10 +144,10 @@ class Diffusion:
         return bits.flatten(1).mean(dim=1)
 
     def x0_from_eps(self, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        return (x_t - _at((1 - self.alpha_bar).sqrt(), t, x_t) * eps) / _at(self.alpha_bar.sqrt(), t, x_t)
+        return (x_t - self.at("noise", t, x_t) * eps) / self.at("signal", t, x_t)
 
     def _posterior_mean(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        return _at(self.posterior_mean_x0, t, x_t) * x0 + _at(self.posterior_mean_xt, t, x_t) * x_t
+        return self.at("posterior_mean_x0", t, x_t) * x0 + self.at("posterior_mean_xt", t, x_t) * x_t
 
     @torch.no_grad()
     def sample(
@@ -183,11 +200,6 @@ def _betas(schedule: str, timesteps: int) -> Tensor:
         abar = ((s + 0.008) / 1.008 * math.pi / 2).cos().square()
         return (1 - abar[1:] / abar[:-1]).clamp(max=0.999)
     raise ValueError(f"schedule: got {schedule!r}, expected linear or cosine")
-
-
-def _at(table: Tensor, t: Tensor, like: Tensor) -> Tensor:
-    """table[t] shaped to broadcast over (N, C, H, W), in the dtype and on the device of `like`."""
-    return table[t.cpu()].to(device=like.device, dtype=like.dtype).view(-1, 1, 1, 1)
 
 
 def _discretised_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:

@@ -2,19 +2,18 @@
 takes labels.
 
 `build` turns the config.json beside the weights into such a model. A new family is one class and one line in
-FAMILIES.
+FAMILIES. Shape legend: N rows, C channels, H x W, D embedding width.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from models.diffusion import Diffusion, Net, Noise, Prediction
-from models.dit import DiT, DiTConfig, dit_config
-from models.vae import SIZES as VAE_SIZES
-from models.vae import VAEModel, vae_description
+from models.dit import SIZES, DiT, DiTConfig, dit_config
+from models.vae import VAEModel
 
 
 class GenerativeModel(Protocol):
@@ -42,10 +41,8 @@ class GenerativeModel(Protocol):
         """Per-row training loss (N,); option `target` (a `Prediction`) replaces what it is
         measured against."""
 
-    def predict(self, net: Net, x0: Tensor, y: Tensor, noise: Noise, **options: Any) -> Prediction:
-        """What `net` predicts at the noised rows: the target that a frozen teacher gives. Where there are
-        latents, option `move` takes them (N, *latent) elsewhere first.
-        """
+    def predict(self, net: Net, x0: Tensor, y: Tensor, noise: Noise) -> Prediction:
+        """What `net` predicts at the noised rows: the target that a frozen teacher gives."""
 
     def sample(
         self, *, labels: Tensor, seeds: Sequence[int], cfg_scale: float, steps: int, net: Net | None = None
@@ -55,9 +52,6 @@ class GenerativeModel(Protocol):
     def decode(self, z: Tensor) -> Tensor:
         """Normal latents (N, *latent) -> rows (N, C, H, W), with a graph."""
 
-    def posterior(self, x0: Tensor) -> tuple[Tensor, Tensor]:
-        """Where rows lie among the latents: mean and deviation, (N, *latent) each."""
-
     def label_table(self) -> Tensor | None:
         """One embedding a label, (classes, D): how near the model holds two classes. None without labels."""
 
@@ -65,12 +59,36 @@ class GenerativeModel(Protocol):
         """Parameter-name prefixes of each named subset, given its K."""
 
 
+class Family(Protocol):
+    """The class of a family's models: called with a config.json, it gives one without its weights."""
+
+    sizes: Collection[str]  # names of its architectures, as model.size has them
+    conditional: bool
+
+    def __call__(self, config: dict[str, Any]) -> GenerativeModel: ...
+
+    def describe(
+        self, size: str, *, shape: Sequence[int], class_names: Sequence[str], **options: Any
+    ) -> dict[str, Any]:
+        """The config.json of a model of `size` for rows of `shape` (C, H, W); `ValueError` where they do not
+        fit."""
+
+
 class DiTModel:
     """Class-conditional DiT with Gaussian diffusion."""
 
+    sizes: ClassVar[Collection[str]] = SIZES
     conditional = True
     whole_batch = False
     latent: tuple[int, ...] | None = None
+
+    @staticmethod
+    def describe(
+        size: str, *, shape: Sequence[int], class_names: Sequence[str], **options: Any
+    ) -> dict[str, Any]:
+        return dit_description(
+            size, shape=shape, num_classes=len(class_names), class_names=class_names, **options
+        )
 
     def __init__(self, config: dict[str, Any]):
         self.config = config
@@ -95,8 +113,7 @@ class DiTModel:
     def losses(self, net: Net, x0: Tensor, y: Tensor, noise: Noise, **options: Any) -> Tensor:
         return self.diffusion.losses(net, x0, y, noise, **options)
 
-    def predict(self, net: Net, x0: Tensor, y: Tensor, noise: Noise, **options: Any) -> Prediction:
-        assert not options, "a DiT has no latents to move"
+    def predict(self, net: Net, x0: Tensor, y: Tensor, noise: Noise) -> Prediction:
         return self.diffusion.predict(net, self.diffusion.q_sample(x0, noise.t, noise.eps), noise.t, y)
 
     def sample(
@@ -119,9 +136,6 @@ class DiTModel:
     def decode(self, z: Tensor) -> Tensor:
         raise ValueError("a DiT's samples take many passes, they cannot be differentiated")
 
-    def posterior(self, x0: Tensor) -> tuple[Tensor, Tensor]:
-        raise ValueError("a DiT has no encoder: its rows have no place among latents")
-
     def label_table(self) -> Tensor:
         return self.net.get_parameter("y_embedder.embedding_table.weight")[: self.num_classes]
 
@@ -143,12 +157,21 @@ class DiTModel:
         }
 
 
-FAMILIES: dict[str, Callable[[dict[str, Any]], GenerativeModel]] = {"dit": DiTModel, "vae": VAEModel}
+FAMILIES: dict[str, Family] = {"dit": DiTModel, "vae": VAEModel}
+
+
+def family_of(size: str) -> Family:
+    """The family that has an architecture `size`. Raises `ValueError` for one that none has."""
+    for family in FAMILIES.values():
+        if size in family.sizes:
+            return family
+    known = ", ".join(name for family in FAMILIES.values() for name in family.sizes)
+    raise ValueError(f"model.size: got {size!r}, expected one of {known}")
 
 
 def is_conditional(size: str) -> bool:
-    """Whether models of `size` draw what a label asks for."""
-    return size not in VAE_SIZES
+    """Whether models of `size` draw what a label asks for; a size that no family has is refused elsewhere."""
+    return all(family.conditional for family in FAMILIES.values() if size in family.sizes)
 
 
 def describe(
@@ -156,11 +179,7 @@ def describe(
 ) -> dict[str, Any]:
     """The config.json of a model of `size`, of whichever family, for rows of `shape` (C, H, W); `ValueError`
     where they do not fit."""
-    if size in VAE_SIZES:
-        return vae_description(size, shape=shape, num_classes=len(class_names), class_names=class_names)
-    return dit_description(
-        size, shape=shape, num_classes=len(class_names), class_names=class_names, **options
-    )
+    return family_of(size).describe(size, shape=shape, class_names=class_names, **options)
 
 
 def dit_description(

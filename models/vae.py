@@ -5,10 +5,10 @@ Unconditional: a sample is one pass of the decoder from a normal latent, and can
 dicts have the published names. Shape legend: N images, C channels, H x W, Z latent.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,22 @@ class VAEConfig:
     reconstruction: Literal["bce", "mse"]  # summed over pixels; bce takes pixels as [0, 1]
     beta: float = 1.0
     num_classes: int = 10
+
+
+SIZES = {
+    "vae-mnist": VAEConfig(
+        kind="mlp", input_size=28, channels=1, widths=(400,), latent=2, reconstruction="bce"
+    ),
+    "vae-celeba": VAEConfig(
+        kind="conv",
+        input_size=64,
+        channels=3,
+        widths=(32, 64, 128, 256, 512),
+        latent=512,
+        reconstruction="mse",
+        num_classes=2,
+    ),
+}
 
 
 class Normalised(nn.Module):
@@ -133,7 +149,16 @@ class VAEModel:
     """An unconditional VAE under the pipeline's interface (models/generative.py). Its noise is the
     reparameterisation's eps."""
 
+    sizes: ClassVar[Collection[str]] = SIZES
     conditional = False
+
+    @staticmethod
+    def describe(
+        size: str, *, shape: Sequence[int], class_names: Sequence[str], **options: Any
+    ) -> dict[str, Any]:
+        return vae_description(
+            size, shape=shape, num_classes=len(class_names), class_names=class_names, **options
+        )
 
     def __init__(self, config: dict[str, Any]):
         self.config = config
@@ -185,17 +210,9 @@ class VAEModel:
         kl = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(1)
         return errors.flatten(1).sum(1) + self.architecture.beta * kl
 
-    def predict(
-        self, net: Callable[..., Any], x0: Tensor, y: Tensor, noise: Noise, **options: Any
-    ) -> Prediction:
-        """The reconstruction that `net` gives with this noise, (N, C, H, W) in [-1, 1]; option `move` as in
-        `forward`."""
-        return Prediction(self._pixels(net(x0, noise.eps.to(x0.dtype), **options)[0]), None)
-
-    def posterior(self, x0: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and deviation (N, Z) of the latents of rows."""
-        mean, log_variance = self.vae.encode(x0)
-        return mean, (0.5 * log_variance).exp()
+    def predict(self, net: Callable[..., Any], x0: Tensor, y: Tensor, noise: Noise) -> Prediction:
+        """The reconstruction that `net` gives with this noise, (N, C, H, W) in [-1, 1]."""
+        return Prediction(self._pixels(net(x0, noise.eps.to(x0.dtype))[0]), None)
 
     def decode(self, z: Tensor) -> Tensor:
         """Latents (N, Z) -> images (N, C, H, W) in [-1, 1]."""
@@ -227,22 +244,6 @@ class VAEModel:
 
     def _pixels(self, out: Tensor) -> Tensor:
         return 2 * out.sigmoid() - 1 if self.architecture.reconstruction == "bce" else out
-
-
-SIZES = {
-    "vae-mnist": VAEConfig(
-        kind="mlp", input_size=28, channels=1, widths=(400,), latent=2, reconstruction="bce"
-    ),
-    "vae-celeba": VAEConfig(
-        kind="conv",
-        input_size=64,
-        channels=3,
-        widths=(32, 64, 128, 256, 512),
-        latent=512,
-        reconstruction="mse",
-        num_classes=2,
-    ),
-}
 
 
 def vae_config(size: str, **changes: Any) -> VAEConfig:

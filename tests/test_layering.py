@@ -1,6 +1,7 @@
 """Who may import what: the rooms stand in one order and each imports only those before it."""
 
 import ast
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -153,6 +154,21 @@ def test_only_tracking_and_governance_import_mlflow_and_inside_functions() -> No
 def test_pure_rooms_stay_pure(folder: str, forbidden: list[str]) -> None:
     assert any(inside(folder)(path) for path in CODE)
     assert [(str(p), m) for p, m in importers(*forbidden) if inside(folder)(p)] == []
+
+
+def test_a_step_needs_no_storage() -> None:
+    """What the methods, the losses and a batch import, at any distance."""
+    modules = [path.with_suffix("").as_posix().replace("/", ".") for path in CODE]
+    pure = [name for name in modules if name.startswith("pipeline.unlearning.")] + ["pipeline.data.batch"]
+    code = (
+        f"import importlib, sys\nfor name in {pure!r}: importlib.import_module(name)\n"
+        "print(*(n for n in ('ray', 'mlflow', 'fsspec', 'pyarrow', 'pipeline.storage', 'pipeline.config')"
+        " if n in sys.modules))"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert len(pure) > 10 and answer.stdout.split() == []
 
 
 def test_models_import_nothing_but_torch_and_small_libraries() -> None:

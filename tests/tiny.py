@@ -14,7 +14,7 @@ from models.judge import Judge, build_judge, initialise, mlp_description, small_
 from models.vae import VAEModel
 from pipeline.data.batch import Batch
 from pipeline.seeding import generator
-from pipeline.unlearning.losses import Rows, StepRows
+from pipeline.unlearning.noising import Rows, StepRows
 
 CLASSES, SIDE = 4, 4
 

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from models.dit import DiT
 from models.generative import DiTModel
-from pipeline.unlearning.losses import Rows, StepRows
+from pipeline.unlearning.noising import Rows, StepRows
 
 
 def uno(model: DiTModel, params: Sequence[Tensor], rows: StepRows, penalty: float) -> list[Tensor]:

@@ -26,10 +26,10 @@ from pipeline.benchmarks.step import model_of, rows_of
 from pipeline.config import BenchmarkConfig, Train, parse
 from pipeline.runtime.stopwatch import Stopwatch
 from pipeline.unlearning.collectives import Collectives
-from pipeline.unlearning.gradients import Step
-from pipeline.unlearning.losses import Rows, StepRows, Weights, build_terms
-from pipeline.unlearning.methods.settings import MethodSettings
-from pipeline.unlearning.methods.table import METHODS
+from pipeline.unlearning.gradients import Gradients, LocalGradients
+from pipeline.unlearning.losses import Weights, build_terms
+from pipeline.unlearning.methods.table import METHODS, method_settings
+from pipeline.unlearning.noising import Rows, StepRows
 from pipeline.unlearning.parameters import select
 
 Seconds = dict[str, float]
@@ -109,8 +109,9 @@ def bursts(config: BenchmarkConfig, folder: str) -> list[Seconds]:
             wall, cpu = time.perf_counter(), time.process_time()
             for index in range(settings.burst):
                 terms = build_terms(model, rows, Weights(), teacher=None)
-                step = Step(index=index, params=params, terms=terms, collectives=collectives)
-                METHODS[settings.method](step, MethodSettings(penalty=0.01, surgery_every=2))
+                local = LocalGradients(params=params, terms=terms)
+                gradients = Gradients(index=index, local=local, collectives=collectives)
+                METHODS[settings.method].gradient(gradients, method_settings(settings.method, {}))
             spent = {
                 "cpu_seconds": time.process_time() - cpu,
                 "wall_seconds": time.perf_counter() - wall,

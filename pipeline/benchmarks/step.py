@@ -20,10 +20,10 @@ from pipeline.benchmarks.measure import paired_cpu_seconds, peak_bytes, ratio, r
 from pipeline.config import BenchmarkConfig
 from pipeline.seeding import generator
 from pipeline.unlearning.collectives import Collectives
-from pipeline.unlearning.gradients import Step
-from pipeline.unlearning.losses import Rows, StepRows, Weights, build_terms
-from pipeline.unlearning.methods.settings import MethodSettings
-from pipeline.unlearning.methods.table import METHODS
+from pipeline.unlearning.gradients import Gradients, LocalGradients
+from pipeline.unlearning.losses import Weights, build_terms
+from pipeline.unlearning.methods.table import METHODS, method_settings
+from pipeline.unlearning.noising import Rows, StepRows
 from pipeline.unlearning.parameters import select
 from pipeline.unlearning.penalty import penalty_directions
 
@@ -51,8 +51,10 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
             terms = build_terms(
                 model, rows, Weights(), teacher=None, micro_batches=micro_batches, joint=hvp != "recompute"
             )
-            this = Step(index=1, params=params, terms=terms, collectives=Collectives(), hvp=hvp)
-            return METHODS[method](this, MethodSettings(penalty=settings.penalty))
+            local = LocalGradients(params=params, terms=terms, hvp=hvp)
+            gradients = Gradients(index=1, local=local, collectives=Collectives())
+            own = {"penalty": settings.penalty} if METHODS[method].second_order else {}
+            return METHODS[method].gradient(gradients, method_settings(method, own))
 
         return once
 
@@ -121,9 +123,10 @@ def _errors(model: DiTModel, params: Sequence[Tensor], rows: StepRows, batch: in
         terms = build_terms(
             model, rows, Weights(), teacher=None, micro_batches=micro_batches, joint=hvp != "recompute"
         )
-        this = Step(index=1, params=params, terms=terms, collectives=Collectives(), hvp=hvp)
-        u, v, _ = penalty_directions(*this.gradients("forget", "keep", twice=True))
-        products[name] = this.second_order_product({"forget": u, "keep": v})
+        local = LocalGradients(params=params, terms=terms, hvp=hvp)
+        gradients = Gradients(index=1, local=local, collectives=Collectives())
+        u, v, _ = penalty_directions(*gradients.of("forget", "keep", twice=True))
+        products[name] = gradients.second_order_product({"forget": u, "keep": v})
     return {
         f"{name}_error": relative_error(value, products["exact"])
         for name, value in products.items()

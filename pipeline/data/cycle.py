@@ -4,8 +4,7 @@ from functools import lru_cache
 
 import torch
 
-from pipeline.data.batch import Batch
-from pipeline.data.retain_stream import lanes_of
+from pipeline.data.batch import Batch, lanes_of
 from pipeline.seeding import generator
 
 

@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import pyarrow as pa
 from pydantic import ValidationError
 
 from pipeline import storage
-from pipeline.data import parquet_shards
 from pipeline.data.parquet_shards import Kind, Shard, Stored
 from pipeline.errors import InputError
 
@@ -83,12 +81,11 @@ class Lake:
     ) -> "Batch":
         """Every row of `labels` in memory, by class and within a class by sample id."""
         # torch, which tasks that only write shards do without
-        from pipeline.data.batch import batch_of, rows_of
+        from pipeline.data.decode import read_batch
 
-        kind, shape = self.manifest.kind, self.manifest.shape
-        tables = [parquet_shards.read(self.uri, shard) for shard in self.shards(labels, split)]
-        table = pa.concat_tables([parquet_shards.schema(kind, shape).empty_table(), *tables])
-        return batch_of([rows_of(table, kind, shape)], slice(None), kind, self.manifest.encoder.scale)
+        manifest = self.manifest
+        shards = self.shards(labels, split)
+        return read_batch(self.uri, shards, manifest.kind, manifest.shape, manifest.encoder.scale)
 
 
 def lake_uri(storage_root: str, name_or_uri: str) -> str:

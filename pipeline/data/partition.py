@@ -7,7 +7,6 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 
 from pipeline import storage
 from pipeline.config import Request, UnlearnConfig
@@ -78,14 +77,9 @@ class Partition:
 
     def _read(self, files: Sequence[Shard]) -> "Batch":
         # torch, which tasks that only write files do without
-        from pipeline.data.batch import batch_of, rows_of
+        from pipeline.data.decode import read_batch
 
-        kind, shape = self.manifest.kind, self.manifest.shape
-        tables = [parquet_shards.read(self.uri, file) for file in files]
-        rows = rows_of(
-            pa.concat_tables([parquet_shards.schema(kind, shape).empty_table(), *tables]), kind, shape
-        )
-        return batch_of([rows], slice(None), kind, self.manifest.scale)
+        return read_batch(self.uri, files, self.manifest.kind, self.manifest.shape, self.manifest.scale)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,17 +13,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 
-from pipeline.data.batch import Batch, batch_of, rows_of
+from pipeline.data.batch import Batch, lanes_of
+from pipeline.data.decode import batch_of, columns_of
 from pipeline.data.partition import LaneFile, Partition
-
-
-def lanes_of(lanes: int, rank: int, world: int) -> range:
-    """The lanes of `rank`. Raises `ValueError` when `world` does not divide them."""
-    if not 0 <= rank < world or lanes % world:
-        raise ValueError(
-            f"got rank {rank} of {world} for {lanes} lanes, expected a world size that divides the lanes"
-        )
-    return range(rank, lanes, world)
 
 
 def files_to_read(partition: Partition, rank: int, world: int, start_step: int = 0) -> list[LaneFile]:
@@ -56,7 +48,7 @@ def assemble(
                 raise RuntimeError(
                     f"{partition.uri}/{file.path}: rows came out of place; remove the partition and run again"
                 )
-        parts = [rows_of(table, manifest.kind, manifest.shape) for table in tables_of_lanes]
+        parts = [columns_of(table, manifest.kind, manifest.shape) for table in tables_of_lanes]
         for step in range(max(start_step - first, 0), steps):
             yield batch_of(parts, slice(step * b, (step + 1) * b), manifest.kind, manifest.scale)
     supply.require_empty(partition.uri)

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 from pipeline.data import parquet_shards
-from pipeline.data.batch import Batch
+from pipeline.data.batch import Batch, lanes_of
 from pipeline.data.partition import Partition
-from pipeline.data.retain_stream import assemble, files_to_read, lanes_of
+from pipeline.data.retain_stream import assemble, files_to_read
 
 
 def retain_stream(partition: Partition, rank: int, world: int, start_step: int = 0) -> Iterator[Batch]:

@@ -17,11 +17,12 @@ from models.generative import DiTModel, build
 from pipeline.config import UnlearnConfig
 from pipeline.training.elastic import micro_batches, usable_world
 from pipeline.unlearning.collectives import Collectives
-from pipeline.unlearning.gradients import Step
-from pipeline.unlearning.losses import Rows, StepRows, Teacher, Weights, build_terms
-from pipeline.unlearning.methods.interim import method_settings
-from pipeline.unlearning.methods.table import METHODS
+from pipeline.unlearning.gradients import Gradients, LocalGradients
+from pipeline.unlearning.losses import Weights, build_terms
+from pipeline.unlearning.methods.table import METHODS, method_settings, own_losses
+from pipeline.unlearning.noising import Rows, StepRows
 from pipeline.unlearning.parameters import select
+from pipeline.unlearning.teacher import Teacher
 
 MODES = ("exact", "recompute", "fd_central", "fd_forward")
 GIB = 2**30
@@ -58,7 +59,9 @@ class MemoryPlan:
 
     def __init__(self, config: UnlearnConfig, description: Mapping[str, Any]) -> None:
         self.config, self.description = config, description
-        self.options, _ = method_settings(config.method.name, config.method.own)
+        self.method = METHODS[config.method.name]
+        self.options = method_settings(config.method.name, config.method.own)
+        self.has_teacher = config.method.targets == "teacher" or self.method.teacher
         model = build(dict(description), device="meta")
         assert isinstance(model, DiTModel)
         self.depth = model.architecture.depth
@@ -69,9 +72,9 @@ class MemoryPlan:
         self.need, self.step = cache(self._need), cache(self._step)
 
     @cached_property
-    def steps(self) -> "list[CountedStep]":
+    def steps(self) -> "list[Counted]":
         """Those of the method's period, taken by a model of one block."""
-        period = max(2, self.options.surgery_every)
+        period = self.method.period(self.options)
         return [self.step(1, 1, index, "recompute", None)[0] for index in range(1, period + 1)]
 
     @property
@@ -95,7 +98,7 @@ class MemoryPlan:
         peak = one + (frozen - one) * (self.depth - blocks) + (trained - one) * (blocks - 1)
         subset = FLOAT * self.trainable
         gradients = subset * max(step.vectors for step in self.steps)
-        copies = 2 if _has_teacher(self.config) else 1
+        copies = 2 if self.has_teacher else 1
         return Need(
             FLOAT * self.parameters + copies * subset, gradients, 2 * subset, max(0, peak - gradients)
         )
@@ -143,7 +146,7 @@ class MemoryPlan:
 
     def _step(
         self, depth: int, blocks: int, index: int, hvp: str, micro_batch: int | None
-    ) -> "tuple[CountedStep, int]":
+    ) -> "tuple[Counted, int]":
         """Step `index` of a model of `depth` blocks, the last `blocks` of them trained, and its peak bytes
         above the weights."""
         config, method = self.config, self.config.method
@@ -153,7 +156,7 @@ class MemoryPlan:
         with OnMeta(), torch.device("meta"), LiveBytes() as live:
             model = build({**self.description, "architecture": architecture}, device="meta")
             named = select(model, f"{self.kind}:{blocks}" if self.blocks else self.kind)
-            teacher = Teacher(model, named) if _has_teacher(config) else None
+            teacher = Teacher(model, named) if self.has_teacher else None
             x0, y = (torch.empty(self.rows, *model.shape), torch.empty(self.rows, dtype=torch.long))
             rows = Rows(x0=x0, y=y, target_y=y, noise=Noise(t=y, eps=x0))
             terms = build_terms(
@@ -163,28 +166,25 @@ class MemoryPlan:
                 teacher=teacher,
                 micro_batches=micro,
                 joint=hvp != "recompute",
+                own=own_losses(method.name, model, teacher, self.options),
                 autocast=lambda: AsOnGpu(config.train.precision),
             )
-            params = list(named.values())
-            step = CountedStep(index=index, params=params, terms=terms, collectives=Collectives(), hvp=hvp)
+            local = LocalGradients(params=list(named.values()), terms=terms, hvp=hvp)
+            step = Counted(index=index, local=local, collectives=Collectives())
             live.now = live.peak = 0  # what was there before the step
-            METHODS[method.name](step, self.options)
+            self.method.gradient(step, self.options)
         return step, live.peak
 
 
-def _has_teacher(config: UnlearnConfig) -> bool:
-    return config.method.targets == "teacher" or config.method.name == "esd"
-
-
-class CountedStep(Step):
+class Counted(Gradients):
     """Counts the `vectors` (P,) that are reduced over the workers, and the second-order `products` among
     them."""
 
     vectors = products = 0
 
-    def gradients(self, *names: str, twice: bool = False) -> list[Tensor]:
+    def of(self, *names: str, twice: bool = False) -> list[Tensor]:
         self.vectors += len(names)
-        return super().gradients(*names, twice=twice)
+        return super().of(*names, twice=twice)
 
     def second_order_product(self, directions: Mapping[str, Tensor]) -> Tensor:
         self.vectors += 1

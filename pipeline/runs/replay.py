@@ -30,6 +30,7 @@ def replay(config: RegistryConfig) -> Replay:
     from pipeline.runs import preflight
     from pipeline.runtime import cluster_ray
     from pipeline.training import worker
+    from pipeline.training.run_folder import TRAINED
 
     version = resolve(config.tracking, config.storage, config.version or CHAMPION)
     run_id = version.tags.get(RUN_ID_TAG, "")
@@ -49,7 +50,7 @@ def replay(config: RegistryConfig) -> Replay:
     partition = build_partition(prepared.config, prepared.lake, prepared.subject["neighbours"])
     try:
         worker.train(prepared.config, partition_uri=partition.uri, run_uri=place, **prepared.sources)
-        trained = weights.from_bytes(storage.read_bytes(storage.join(place, worker.TRAINED)), worker.TRAINED)
+        trained = weights.from_bytes(storage.read_bytes(storage.join(place, TRAINED)), TRAINED)
     finally:
         storage.remove(place)
     return Replay(

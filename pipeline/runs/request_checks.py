@@ -6,19 +6,15 @@ from typing import TYPE_CHECKING
 from pipeline.config import Request, UnlearnConfig
 from pipeline.config.own_settings import complete
 from pipeline.errors import InputError
+from pipeline.unlearning.methods.table import METHODS, settings_classes
 
 if TYPE_CHECKING:
     from models.generative import GenerativeModel
 
-# their gradient is that of what is kept
-WITHOUT_DRIVE = ("exchange", "finetune", "surgery", "uno", "uno_s", "salun")
-
 
 def with_own_settings(config: UnlearnConfig) -> UnlearnConfig:
     """`config` with its method's own settings checked and complete; raises `InputError`."""
-    from pipeline.unlearning.methods.interim import SETTINGS
-
-    method = complete(config.method, "method", SETTINGS)
+    method = complete(config.method, "method", settings_classes())
     return config.model_copy(update={"method": method})
 
 
@@ -85,8 +81,8 @@ def resolve(
             " label at the one exchange class it has, but a forgotten class has none or several; expected"
             " start base and push 0"
         )
-    still = config.method.name in WITHOUT_DRIVE and not config.method.hat_weight and not config.method.fold
-    if not request.exchange and config.method.targets == "teacher" and still:
+    driven = METHODS[config.method.name].drives or config.method.hat_weight or config.method.fold
+    if not request.exchange and config.method.targets == "teacher" and not driven:
         raise InputError(
             f"method.targets: with {config.method.name}, no exchange class and targets teacher nothing would"
             " move, the base model being its own teacher; expected --set method.targets=data"
@@ -144,7 +140,7 @@ def _require_unlabelled(config: UnlearnConfig) -> None:
         (bool(request.exchange), "request.exchange", request.exchange, "none"),
         (request.retain != "all", "request.retain", request.retain, "all"),
         (method.contrast, "method.contrast", method.contrast, "false"),
-        (method.name == "esd", "method.name", method.name, "a method without labels, such as surgery"),
+        (METHODS[method.name].labels, "method.name", method.name, "a method without labels, such as surgery"),
     ]
     for is_wrong, key, got, expected in wrong:
         if is_wrong:

@@ -12,6 +12,7 @@ from pipeline.runs import run_weights
 from pipeline.runs.preflight import REQUEST, SETTINGS, Prepared
 from pipeline.runtime import metrics_log, precision
 from pipeline.runtime.code_version import code_version
+from pipeline.training.run_folder import METRICS
 from pipeline.weights import feature_extractors
 
 if TYPE_CHECKING:
@@ -41,6 +42,13 @@ def measured_before(prepared: Prepared, partition_digest: str) -> tuple[str, dic
     )
     uri = storage.join(config.storage, "evaluations", f"{storage.digest_of([key, request])[:32]}.json")
     return uri, storage.read_json(uri) if storage.exists(uri) else None
+
+
+def keep_measured_before(uri: str, outcome: dict[str, Any], run_uri: str) -> None:
+    """Leave the base model's measures that a run took, for the runs after it."""
+    records = metrics_log.read(storage.join(run_uri, METRICS))
+    first = next(line for line in records if line["kind"] == "evaluation" and line["step"] == 0)
+    storage.write_json(uri, {"result": outcome["before"], "record": first})
 
 
 def result_of(

@@ -12,14 +12,17 @@ from pipeline import config as configuration
 from pipeline import storage
 from pipeline.runs import final_evaluation, run_weights
 from pipeline.runs.preflight import REQUEST, SETTINGS, Prepared, settings_text
-from pipeline.runs.result import RESULT, measured_before, publish, result_of
+from pipeline.runs.result import RESULT, keep_measured_before, measured_before, publish, result_of
 from pipeline.runtime import metrics_log
 from pipeline.runtime.code_version import code_version
 from pipeline.runtime.progress import Progress
 from pipeline.tracking import export
+from pipeline.training.run_folder import METRICS, OUTCOME, TRAINED
 from pipeline.weights import decoder, feature_extractors, model_folder
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pipeline.tracking.mlflow_runs import Tracker
 
 
@@ -38,7 +41,7 @@ def run(prepared: Prepared) -> dict[str, Any]:
         return storage.read_json(storage.join(run_uri, RESULT))
     storage.require_writable(config.storage)
     preload()
-    prepared = _with_own_weights(prepared)
+    prepared = with_own_weights(prepared)
     cpus = math.ceil(config.train.most * config.train.cpus_per_worker) + 1  # one for Ray Data
     cluster_ray.connect(max(os.cpu_count() or 1, cpus))
     cluster_ray.require_shared(config.storage)
@@ -58,7 +61,7 @@ def run(prepared: Prepared) -> dict[str, Any]:
         return finish(prepared, tracker, outcome, partition.digest, started)
 
 
-def _with_own_weights(prepared: Prepared) -> Prepared:
+def with_own_weights(prepared: Prepared) -> Prepared:
     """`prepared` with published weights written into folders of ours, which workers can read."""
     root = prepared.config.storage
     return replace(
@@ -78,7 +81,7 @@ def _train(
     from pipeline.training import worker
 
     config, run_uri = prepared.config, prepared.run_uri
-    metrics_uri, outcome_uri = (storage.join(run_uri, name) for name in (worker.METRICS, worker.OUTCOME))
+    metrics_uri, outcome_uri = (storage.join(run_uri, name) for name in (METRICS, OUTCOME))
     progress = Progress(f"unlearning by {config.method.name}", config.optim.max_steps)
 
     def watch(records: list[metrics_log.Record]) -> None:
@@ -98,11 +101,22 @@ def _train(
                 **prepared.sources,
             )
             if before is None and "failed" not in outcome:
-                records = metrics_log.read(metrics_uri)
-                first = next(r for r in records if r["kind"] == "evaluation" and r["step"] == 0)
-                storage.write_json(before_uri, {"result": outcome["before"], "record": first})
+                keep_measured_before(before_uri, outcome, run_uri)
     progress.close()
     return outcome
+
+
+def leave_model(prepared: Prepared) -> "tuple[dict[str, Tensor], str]":
+    """Write the whole model with the trained weights under the run; returns those weights and the whole's
+    digest."""
+    run_uri, base = prepared.run_uri, prepared.base
+    trained = weights.from_bytes(storage.read_bytes(storage.join(run_uri, TRAINED)), TRAINED)
+    folder, state = storage.join(run_uri, "model"), {**base.state, **trained}
+    return trained, model_folder.write(folder, base.config, state, _about(prepared), base.autoencoder)
+
+
+def _about(prepared: Prepared) -> dict[str, Any]:
+    return {"base_digest": prepared.base.digest, "run_id": prepared.run_id}
 
 
 def begin(prepared: Prepared, tags: Mapping[str, str] | None = None) -> "Tracker":
@@ -144,17 +158,13 @@ def finish(
     `started` is `time.perf_counter()` of the job's beginning; `extra` joins the result. Returns the result.
     """
     from pipeline.tracking.registry import register
-    from pipeline.training import worker
 
     run_uri = prepared.run_uri
     config, base = prepared.config, prepared.base
 
     # The weights: the base's with the trained ones in their place.
-    trained = weights.from_bytes(storage.read_bytes(storage.join(run_uri, worker.TRAINED)), worker.TRAINED)
-    state = {**base.state, **trained}
-    about = {"base_digest": base.digest, "run_id": prepared.run_id}
-    folder = storage.join(run_uri, "model")
-    digest = model_folder.write(folder, base.config, state, about, base.autoencoder)
+    trained, digest = leave_model(prepared)
+    folder, state = storage.join(run_uri, "model"), {**base.state, **trained}
 
     # Evaluate them once more, on fresh noise; the gate decides.
     proof = final_evaluation.prove(
@@ -173,7 +183,7 @@ def finish(
     artifact = folder
     if config.tracking.artifact == "delta":
         artifact = storage.join(run_uri, "delta")
-        model_folder.write_delta(artifact, base, trained, digest, about)
+        model_folder.write_delta(artifact, base, trained, digest, _about(prepared))
     image_shape = decoder.image_shape(base, prepared.model.shape)
     version = register(tracker, folder=artifact, image_shape=image_shape, result=result)
     result["model"] |= {"version": version, "alias": "candidate"}
@@ -182,7 +192,7 @@ def finish(
 
     # Publish: grids, report and, last, the result.
     result["timing"]["total_seconds"] = time.perf_counter() - started
-    publish(prepared, result, metrics_log.read(storage.join(run_uri, worker.METRICS)), tracker)
+    publish(prepared, result, metrics_log.read(storage.join(run_uri, METRICS)), tracker)
     return result
 
 

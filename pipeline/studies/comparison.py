@@ -8,7 +8,7 @@ as they come, so an interrupted comparison goes on.
 import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from pipeline.studies.resumable import markdown, results
 if TYPE_CHECKING:
     from pipeline.data.partition import Partition
     from pipeline.runs.preflight import Prepared
-    from pipeline.training.loop import Inputs
+    from pipeline.training.step import Inputs
 
 BASE = "base"
 
@@ -79,41 +79,24 @@ def assembled(config: UnlearnConfig) -> "tuple[Prepared, Partition, Inputs]":
     """All that a run of the main job needs, in this process and on one thread."""
     import torch
 
-    from pipeline.data.partition_ray import build_partition
-    from pipeline.data.retain_stream_local import retain_stream
-    from pipeline.runs import preflight
-    from pipeline.training.worker_inputs import assemble
-    from pipeline.unlearning.collectives import Collectives
+    from pipeline.runs import local, preflight
 
     torch.set_num_threads(1)
     prepared = preflight.check(config)
-    partition = build_partition(prepared.config, prepared.lake, prepared.subject["neighbours"])
-    inputs = assemble(
-        prepared.config,
-        partition,
-        model_uri=prepared.base.uri,
-        judge_uri=prepared.judge.uri,
-        described=prepared.sources["subject"],
-        heldout=lambda labels: prepared.lake.read(labels, "heldout"),
-        retain=lambda start: retain_stream(partition, 0, 1, start),
-        collectives=Collectives(),
-        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
-    )
-    return prepared, partition, inputs
+    return prepared, *local.open_run(prepared)
 
 
 def run_cell(cell: Cell, samples_uri: str) -> dict[str, Any]:
     """One run in this process, on one thread; a run that breaks down numerically is a result too."""
     from pipeline.runs.result import measured_before
-    from pipeline.training.loop import unlearn
+    from pipeline.training.loop import Hooks, unlearn
     from pipeline.training.sample_grids import draw_grids
     from pipeline.unlearning.collectives import NonFiniteError
 
     prepared, partition, inputs = assembled(cell.config)
     before_uri, base_measures = measured_before(prepared, partition.digest)
     first: list[dict[str, Any]] = []
-    inputs = replace(
-        inputs,
+    hooks = Hooks(
         before=base_measures,
         record=lambda r: first.append(r) if r["kind"] == "evaluation" and r["step"] == 0 else None,
     )
@@ -132,7 +115,7 @@ def run_cell(cell: Cell, samples_uri: str) -> dict[str, Any]:
 
     draw(BASE)
     try:
-        outcome = unlearn(inputs)
+        outcome = unlearn(inputs, hooks=hooks)
     except NonFiniteError as error:
         return {**facts, "failed": str(error)}
     if base_measures is None:  # the other rows of this request and seed start from the same measures

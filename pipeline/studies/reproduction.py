@@ -30,10 +30,10 @@ from pipeline.evaluation.metrics.frechet import Moments, frechet_distance
 from pipeline.evaluation.stopping_rule import SettleRule
 from pipeline.seeding import generator
 from pipeline.unlearning.collectives import Collectives, NonFiniteError
-from pipeline.unlearning.gradients import Step
-from pipeline.unlearning.losses import Rows, StepRows, Weights, build_terms
-from pipeline.unlearning.methods.settings import MethodSettings
-from pipeline.unlearning.methods.table import METHODS
+from pipeline.unlearning.gradients import Gradients, LocalGradients
+from pipeline.unlearning.losses import Weights, build_terms
+from pipeline.unlearning.methods.table import METHODS, method_settings
+from pipeline.unlearning.noising import Rows, StepRows
 from pipeline.unlearning.optimizer import apply_gradient
 from pipeline.unlearning.parameters import select
 from pipeline.unlearning.uniformity import hat_loss
@@ -82,11 +82,15 @@ class Trial:
             teacher=None,
             hat=(lambda: weight / size * hat()) if weight else None,
         )
-        this = Step(index=index, params=self.params, terms=terms, collectives=self.collectives)
-        gradient = METHODS[row.method](
-            this, MethodSettings(penalty=row.penalty / size, surgery_every=row.surgery_every)
+        gradients = Gradients(
+            index=index,
+            local=LocalGradients(params=self.params, terms=terms),
+            collectives=self.collectives,
         )
-        self.collectives.require_finite({**this.local, "gradient": gradient.norm()}, index)
+        values = {"penalty": row.penalty / size, "surgery_every": row.surgery_every}
+        own = {name: values[name] for name in METHODS[row.method].settings.model_fields}
+        gradient = METHODS[row.method].gradient(gradients, method_settings(row.method, own))
+        self.collectives.require_finite({**gradients.quantities, "gradient": gradient.norm()}, index)
         apply_gradient(self.optimiser, self.params, gradient, lr=self.config.lr, clip=None)
 
 

@@ -29,8 +29,9 @@ from pipeline.sweep.space import (
     importance,
     study_of,
 )
-from pipeline.sweep.trial import TRIAL, Shared, rows, trial_uri
-from pipeline.training.worker import METRICS
+from pipeline.sweep.trial import TRIAL, rows, trial_uri
+from pipeline.training.run_folder import METRICS
+from pipeline.training.worker_inputs import Sources
 
 if TYPE_CHECKING:
     from pipeline.tracking.mlflow_runs import Tracker
@@ -50,8 +51,8 @@ class PreparedSweep:
     points: list[Settings]
 
     @property
-    def shared(self) -> Shared:
-        return Shared(**self.base.sources)
+    def shared(self) -> Sources:
+        return Sources(**self.base.sources)
 
 
 def check(config: SweepConfig) -> PreparedSweep:

@@ -22,7 +22,8 @@ from pipeline.runs.result import measured_before
 from pipeline.runtime import cluster_ray, compat_ray
 from pipeline.sweep import scores
 from pipeline.sweep.space import configured, distributions, settings_at, study_of
-from pipeline.sweep.trial import SETTINGS, TRIAL, Shared, measure_base, rows, run_and_report, trial_uri
+from pipeline.sweep.trial import SETTINGS, TRIAL, measure_base, rows, run_and_report, trial_uri
+from pipeline.training.worker_inputs import Sources
 
 if TYPE_CHECKING:
     from pipeline.sweep.search import PreparedSweep
@@ -93,7 +94,7 @@ def _measure_base(
     torch.set_num_threads(settings.train.threads)
     partition = find_partition(partition_uri)
     assert partition is not None
-    return measure_base(settings, partition, Shared(**sources), torch.device("cuda" if gpu else "cpu"))
+    return measure_base(settings, partition, Sources(**sources), torch.device("cuda" if gpu else "cpu"))
 
 
 def trial_resources(prepared: "PreparedSweep") -> dict[str, float]:

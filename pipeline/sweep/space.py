@@ -15,7 +15,7 @@ from pipeline.config.sweep import Distribution
 from pipeline.errors import InputError
 from pipeline.runs.request_checks import with_own_settings
 from pipeline.sweep.scores import OBJECTIVES
-from pipeline.unlearning.methods.interim import SETTINGS
+from pipeline.unlearning.methods.table import settings_classes
 
 if TYPE_CHECKING:
     import optuna
@@ -57,7 +57,9 @@ def configured(base: UnlearnConfig, settings: Mapping[str, Any]) -> UnlearnConfi
     values = configuration.apply_overrides(base.model_dump(), _as_overrides(settings))
     config = configuration.parse(UnlearnConfig, values)
     if "method.name" in settings:
-        config.method.inherit(frozenset(key for kind in SETTINGS.values() for key in kind.model_fields))
+        config.method.inherit(
+            frozenset(key for kind in settings_classes().values() for key in kind.model_fields)
+        )
     return with_own_settings(config)
 
 
@@ -88,7 +90,8 @@ def _owner(key: str, space: Mapping[str, Distribution], base: UnlearnConfig) -> 
     """The method that a setting of one method alone belongs to, of those the space names."""
     section, _, name = key.partition(".")
     methods = (space["method.name"].choice or []) if "method.name" in space else []
-    owners = [method for method in methods if method in SETTINGS and name in SETTINGS[method].model_fields]
+    kinds = settings_classes()
+    owners = [method for method in methods if method in kinds and name in kinds[method].model_fields]
     return {"method.name": owners[0]} if section == "method" and owners else {}
 
 

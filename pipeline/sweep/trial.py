@@ -3,8 +3,8 @@ job's workers; what it reports; its weights measured again on seeds that no tria
 
 import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,38 +14,24 @@ from pipeline import config as configuration
 from pipeline import storage
 from pipeline.config import UnlearnConfig
 from pipeline.config.sweep import Verify
-from pipeline.data.lake import read_lake
 from pipeline.data.partition import Partition, find_partition
-from pipeline.data.retain_stream_local import retain_stream
 from pipeline.errors import InputError
 from pipeline.evaluation.gate import judge_gate
+from pipeline.runs.local import train
 from pipeline.runtime import metrics_log
 from pipeline.seeding import seed_of
 from pipeline.sweep import scores
 from pipeline.sweep.space import configured
-from pipeline.training import checkpoint as checkpoints
-from pipeline.training.checkpoint import Checkpoint
-from pipeline.training.loop import Inputs, unlearn
 from pipeline.training.periodic_eval import check
+from pipeline.training.run_folder import METRICS, OUTCOME, TRAINED
 from pipeline.training.sample_grids import draw_grids
-from pipeline.training.worker import CHECKPOINTS, METRICS, OUTCOME, TRAINED
-from pipeline.training.worker_inputs import assemble
-from pipeline.unlearning.collectives import Collectives, NonFiniteError
+from pipeline.training.step import Inputs
+from pipeline.training.worker_inputs import Sources, assemble
+from pipeline.unlearning.collectives import Collectives
 
 TRIAL = "trial.json"  # a trial's row of the sweep's table, written by the driver when it has ended
 SETTINGS = "settings.json"  # written by the driver when it starts
 Report = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shared:
-    """What every trial reads and none makes: URIs of lake, base weights and judge, the labels and neighbours
-    that are judged."""
-
-    lake_uri: str
-    model_uri: str
-    judge_uri: str
-    subject: Mapping[str, Any]
 
 
 def trial_uri(sweep_uri: str, number: int) -> str:
@@ -164,7 +150,7 @@ def _inline(
     return run(
         config,
         partition,
-        Shared(**plan["shared"]),
+        Sources(**plan["shared"]),
         uri=uri,
         before=prepared["before"],
         observe=see,
@@ -198,23 +184,13 @@ def _on_workers(
     return outcome
 
 
-def inputs_of(config: UnlearnConfig, partition: Partition, shared: Shared, device: torch.device) -> Inputs:
+def inputs_of(config: UnlearnConfig, partition: Partition, shared: Sources, device: torch.device) -> Inputs:
     """A single worker's inputs, its stream read without Ray."""
-    return assemble(
-        config,
-        partition,
-        model_uri=shared.model_uri,
-        judge_uri=shared.judge_uri,
-        described=shared.subject,
-        heldout=lambda labels: read_lake(shared.lake_uri).read(labels, "heldout"),
-        retain=lambda start: retain_stream(partition, 0, 1, start),
-        collectives=Collectives(),
-        device=device,
-    )
+    return assemble(config, partition, shared, collectives=Collectives(), device=device)
 
 
 def measure_base(
-    config: UnlearnConfig, partition: Partition, shared: Shared, device: torch.device
+    config: UnlearnConfig, partition: Partition, shared: Sources, device: torch.device
 ) -> dict[str, Any]:
     """{"result", "record"} of the base model, as a run's first measure gives them."""
     inputs = inputs_of(config, partition, shared, device)
@@ -226,7 +202,7 @@ def measure_base(
 def run(
     config: UnlearnConfig,
     partition: Partition,
-    shared: Shared,
+    shared: Sources,
     *,
     uri: str,
     before: dict[str, Any] | None,
@@ -241,37 +217,10 @@ def run(
     """
     started = time.perf_counter()
     inputs = inputs_of(config, partition, shared, device)
-    start = checkpoints.latest(storage.join(uri, CHECKPOINTS))
-    earlier: list[metrics_log.Record] = []
-    if start is not None:
-        records = metrics_log.read(storage.join(uri, METRICS))
-        earlier = [record for record in records if record["step"] <= start.progress["step"]]
-    writer = metrics_log.Writer(storage.join(uri, METRICS), earlier)
-
-    def record(one: metrics_log.Record) -> None:
-        writer.write(one)
-        observe(one)
-
-    def save(checkpoint: Checkpoint) -> None:
-        writer.flush()
-        checkpoints.commit(storage.join(uri, CHECKPOINTS), checkpoint)
-
-    for one in earlier:
-        observe(one)
-    ready = time.perf_counter()
-    try:
-        outcome = unlearn(replace(inputs, before=before, record=record, save=save), start)
-    except NonFiniteError as error:
-        plain: dict[str, Any] = {"failed": str(error)}
-    else:
-        seconds = {"setup": ready - started, "loop": time.perf_counter() - ready}
-        named = {field.name: getattr(outcome, field.name) for field in fields(outcome)}
-        del named["trained"]
-        plain = named | {"missing_checks": list(named.pop("missing")), "world_size": 1, "seconds": seconds}
-        storage.write_bytes(storage.join(uri, TRAINED), weights.to_bytes(outcome.trained))
-    writer.flush()
-    storage.write_json(storage.join(uri, OUTCOME), plain)
-    return plain
+    outcome = train(inputs, uri, before=before, observe=observe, setup_s=time.perf_counter() - started)
+    if "failed" in outcome:
+        storage.write_json(storage.join(uri, OUTCOME), outcome)
+    return outcome
 
 
 def on_fresh_seeds(config: UnlearnConfig, verify: Verify, attempt: int) -> UnlearnConfig:
@@ -289,7 +238,7 @@ def on_fresh_seeds(config: UnlearnConfig, verify: Verify, attempt: int) -> Unlea
 def measure_again(
     config: UnlearnConfig,
     partition: Partition,
-    shared: Shared,
+    shared: Sources,
     *,
     uri: str,
     verify: Verify,

@@ -12,8 +12,9 @@ from pipeline.evaluation.gate import judge_gate
 from pipeline.runs import preflight, unlearn
 from pipeline.runs.result import REPORT, RESULT
 from pipeline.sweep.space import configured, shown
-from pipeline.sweep.trial import Shared, measure_again, trial_uri
-from pipeline.training.worker import METRICS, OUTCOME, TRAINED
+from pipeline.sweep.trial import measure_again, trial_uri
+from pipeline.training.run_folder import METRICS, OUTCOME, TRAINED
+from pipeline.training.worker_inputs import Sources
 
 if TYPE_CHECKING:
     from pipeline.sweep.search import PreparedSweep
@@ -140,7 +141,7 @@ def _measure_again(
     return measure_again(
         settings,
         partition,
-        Shared(**sources),
+        Sources(**sources),
         uri=uri,
         verify=Verify(**verify),
         attempt=attempt,

@@ -53,6 +53,8 @@ class Sampler(PythonModel):
         """
         import torch
 
+        from models.pixels import unit_to_pixels
+
         options = {
             **self.config["sampler"],
             **{key: value for key, value in (params or {}).items() if value is not None},
@@ -80,14 +82,7 @@ class Sampler(PythonModel):
                         steps=int(options["steps"]),
                     )
                 )[: len(label)]  # (n, C, H, W) float32 in [-1, 1]
-            images.append(
-                ((x.float().clamp(-1, 1) + 1) * 127.5)
-                .round()
-                .to(torch.uint8)
-                .permute(0, 2, 3, 1)
-                .cpu()
-                .numpy()
-            )
+            images.append(unit_to_pixels(x))
         return np.concatenate(images)  # (N, H, W, C)
 
 

@@ -19,12 +19,11 @@ from torch import Tensor
 
 from pipeline import config as configuration
 from pipeline.config import UnlearnConfig
-from pipeline.data.lake import read_lake
 from pipeline.data.partition import find_partition
 from pipeline.evaluation.measure import Measures
-from pipeline.training.loop import Inputs
 from pipeline.training.periodic_eval import check, standing_in
-from pipeline.training.worker_inputs import assemble
+from pipeline.training.step import Inputs
+from pipeline.training.worker_inputs import Sources, assemble
 from pipeline.unlearning.collectives import Collectives
 from pipeline.unlearning.parameters import select
 
@@ -104,11 +103,7 @@ def _inputs(settings: str, sources: str) -> Inputs:
     return assemble(
         config,
         partition,
-        model_uri=where["model_uri"],
-        judge_uri=where["judge_uri"],
-        described=where["subject"],
-        heldout=lambda labels: read_lake(where["lake_uri"]).read(labels, "heldout"),
-        retain=lambda start: iter(()),
+        Sources.of(where),
         collectives=Collectives(),
         device=torch.device("cuda" if config.evaluate.gpus and torch.cuda.is_available() else "cpu"),
     )

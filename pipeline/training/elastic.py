@@ -1,6 +1,23 @@
-"""How many workers a run may use: the lanes are dealt out evenly, so their number has to divide them."""
+"""A run with fewer workers than it may have, and the same to the bit: a worker stands in for those that are
+missing.
+
+The lanes of the global batch are dealt out evenly over W workers. Where an elastic run's full company of F
+workers is short, each of the W there are holds the rows of F / W virtual ranks. It works them off one by one
+as those workers would, and adds up in the order in which their gradients would have been reduced.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from pipeline.config import UnlearnConfig
+from pipeline.unlearning.gradients import Local, LocalGradients
+from pipeline.unlearning.noising import StepRows
+
+# rows of a step, and which one it is -> their gradients, to be asked for
+Differentiate = Callable[[StepRows, int], Local]
 
 
 def usable_world(lanes: int, alive: int) -> int:
@@ -21,13 +38,9 @@ def micro_batches(config: UnlearnConfig, rows: int) -> int:
     return next(parts for parts in range(1, rows + 1) if rows % parts == 0 and rows // parts <= held)
 
 
-def shares(config: UnlearnConfig, world: int) -> int:
-    """How many workers' shares of the batch each of `world` workers has: more than one in an elastic run that
-    is short of workers.
-
-    Worked off one by one in `share_order` they give what the full company gives, to the bit, which needs
-    powers of two; 1 otherwise.
-    """
+def virtual_ranks(config: UnlearnConfig, world: int) -> int:
+    """How many ranks each of `world` workers stands for. More than one needs powers of two and losses that
+    are sums over rows: 1 otherwise, where the result is the same up to rounding."""
     train = config.train
     full = usable_world(config.partition.lanes, train.most)
     count, rest = divmod(full, world)
@@ -35,15 +48,72 @@ def shares(config: UnlearnConfig, world: int) -> int:
     return count if train.fewest < train.most and powers and not config.method.hat_weight else 1
 
 
-def share_order(count: int, lanes: int, each: int) -> list[int]:
-    """Where in a worker's rows (`lanes` lanes of `each` rows, in turn) the rows of its `count` shares lie,
-    share after share.
+def over_virtual_ranks(
+    differentiate: Callable[[StepRows, int], LocalGradients], config: UnlearnConfig, world: int
+) -> Differentiate:
+    """`differentiate` as it is, or of each virtual rank's rows."""
+    count, lanes = virtual_ranks(config, world), config.partition.lanes
+    if count == 1:
+        return differentiate
+    orders = rank_rows(count, lanes // world, config.optim.batch_size // lanes)
 
-    Share j is every `count`-th lane from the j-th on, as the worker `j * world` further on would have it. The
-    order of the shares is the one in which neighbours, then pairs of them are added up just as those workers'
-    gradients are.
+    def each(rows: StepRows, iteration: int) -> Local:
+        return VirtualRanks([differentiate(rows.take(torch.tensor(order)), iteration) for order in orders])
+
+    return each
+
+
+def rank_rows(count: int, lanes: int, each: int) -> list[list[int]]:
+    """Where in a worker's rows (`lanes` lanes of `each` rows, in turn) those of its `count` virtual ranks
+    lie.
+
+    Rank j has every `count`-th lane from the j-th on, as the worker `j * world` further on would. The ranks
+    come in the order in which neighbours, then pairs of them are added up as those workers' gradients are.
     """
-    order = [0]
-    while len(order) < count:  # 0 2 1 3, then 0 4 2 6 1 5 3 7: each and the one half of them further on
-        order = [2 * j for j in order] + [2 * j + 1 for j in order]
-    return [lane * each + row for j in order for lane in range(j, lanes, count) for row in range(each)]
+    ranks = [0]
+    while len(ranks) < count:  # 0 2 1 3, then 0 4 2 6 1 5 3 7: each and the one half of them further on
+        ranks = [2 * j for j in ranks] + [2 * j + 1 for j in ranks]
+    return [[lane * each + row for lane in range(j, lanes, count) for row in range(each)] for j in ranks]
+
+
+@dataclass(frozen=True)
+class VirtualRanks:
+    """The gradients of 2^k ranks on one worker: their mean. Graphs are held of one rank at a time."""
+
+    ranks: Sequence[LocalGradients]
+
+    def gradient(self, name: str, *, twice: bool) -> tuple[Tensor, Tensor]:
+        losses: list[Tensor] = []
+
+        def each() -> Iterator[Tensor]:
+            for rank in self.ranks:
+                vector, loss = rank.gradient(name, twice=twice)
+                rank.release()
+                losses.append(loss)
+                yield vector
+
+        vector = paired_sum(each())
+        return vector.div_(len(self.ranks)), torch.stack(losses).mean()
+
+    def product(self, directions: Mapping[str, Tensor]) -> Tensor:
+        def each() -> Iterator[Tensor]:
+            for rank in self.ranks:
+                if rank.hvp == "exact":  # the graphs of the first pass, made again
+                    for name in directions:
+                        rank.gradient(name, twice=True)
+                yield rank.product(directions)
+
+        return paired_sum(each()).div_(len(self.ranks))
+
+
+def paired_sum(vectors: Iterable[Tensor]) -> Tensor:
+    """The sum of 2^k vectors, neighbours first, then neighbouring pairs and so on; made in place, at most
+    k + 1 of them are held."""
+    held: list[tuple[int, Tensor]] = []  # (how many went into it, their sum)
+    for vector in vectors:
+        count = 1
+        while held and held[-1][0] == count:
+            vector, count = held.pop()[1].add_(vector), 2 * count
+        held.append((count, vector))
+    assert len(held) == 1
+    return held[0][1]

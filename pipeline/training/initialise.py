@@ -1,22 +1,20 @@
 """The weights a run begins with: the base model's, or the forgotten labels moved to where their exchange
 classes are drawn."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from pipeline.evaluation.confidence import Proportion, proportion
 from pipeline.evaluation.sampling import judge_samples, plan
+from pipeline.training.step import Inputs
 from pipeline.unlearning.label_init import start_at_exchange
-
-if TYPE_CHECKING:
-    from pipeline.training.loop import Inputs
 
 PUSHES = (0.0, 0.1, 0.25, 0.5, 1.0)  # what `push: auto` tries
 
 
-def begin(inputs: "Inputs") -> dict[int, float]:
+def begin(inputs: Inputs, record: Callable[[dict[str, Any]], None]) -> dict[int, float]:
     """Move the forgotten rows if the configuration says so; returns how far each goes beyond its exchange
-    class.
+    class. What is tried is recorded.
 
     With `push: auto` each class takes the one that `best` finds in samples on noise that no check uses. Which
     that is depends on what the base model mixes up: going beyond helps where the exchange class is sometimes
@@ -39,7 +37,7 @@ def begin(inputs: "Inputs") -> dict[int, float]:
             forgotten, drawn = _called(inputs, c, targets)
             tried[push] = (forgotten, drawn)
             fractions = {"forget_fraction": forgotten.value, "exchange_fraction": drawn}
-            inputs.record({"kind": "start", "step": 0, "class": c, "push": push, **fractions})
+            record({"kind": "start", "step": 0, "class": c, "push": push, **fractions})
             table.data[c] = row
         chosen[c] = best(tried, inputs.config.gate.max_forget_fraction) if tried else fixed
         start_at_exchange(table, {c: targets}, chosen[c])
@@ -58,7 +56,7 @@ def best(tried: Mapping[float, tuple[Proportion, float]], target: float) -> floa
     return min(tried, key=lambda push: (tried[push][0].value, -tried[push][1], push))
 
 
-def _called(inputs: "Inputs", c: int, targets: tuple[int, ...]) -> tuple[Proportion, float]:
+def _called(inputs: Inputs, c: int, targets: tuple[int, ...]) -> tuple[Proportion, float]:
     """Shares of the samples under label c that the judge calls c, and one of its exchange classes."""
     config, subject = inputs.config, inputs.subject
     evaluate = config.evaluate

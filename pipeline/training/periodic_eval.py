@@ -20,7 +20,8 @@ from pipeline.runtime.precision import autocast
 from pipeline.runtime.stopwatch import phase
 
 if TYPE_CHECKING:
-    from pipeline.training.loop import Inputs
+    from pipeline.training.loop import Hooks
+    from pipeline.training.step import Inputs
 
 MOST_PENDING = 3  # checks under way at once; the step that would send one more waits for the oldest
 
@@ -56,6 +57,7 @@ class Checks:
     """The settling rule with the weights that go with it. `missing`: steps whose check could not be made."""
 
     inputs: "Inputs"
+    hooks: "Hooks"
     named: Mapping[str, torch.nn.Parameter]
     rule: SettleRule
     before: Mapping[str, Any]  # the base model's measures
@@ -66,7 +68,7 @@ class Checks:
     def make(self, step: int, average: Mapping[str, Tensor]) -> None:
         """Check the averaged weights of `step`, or send them off to be checked."""
         self.pending[step] = {name: value.clone() for name, value in average.items()}
-        evaluator = self.inputs.evaluator
+        evaluator = self.hooks.evaluator
         with phase("evaluation"):
             if evaluator is None:
                 with standing_in(self.named, average):
@@ -76,13 +78,13 @@ class Checks:
             else:
                 evaluator.send(step, self.pending[step])
                 self.collect()
-                while len(self.pending) > MOST_PENDING and not self.inputs.interrupted():
+                while len(self.pending) > MOST_PENDING and not self.hooks.interrupted():
                     self.collect(wait_s=1.0)
 
     def collect(self, wait_s: float = 0.0) -> None:
         """Take the outcomes that have come."""
-        while self.pending and self.inputs.evaluator is not None:
-            outcome = self.inputs.evaluator.take(wait_s)
+        while self.pending and self.hooks.evaluator is not None:
+            outcome = self.hooks.evaluator.take(wait_s)
             if outcome is None:
                 return
             self._judge(*outcome)
@@ -91,7 +93,7 @@ class Checks:
     def resume(self) -> None:
         """Ask again for the pending checks of a checkpoint, on the rank that will get their outcomes and on
         no other."""
-        evaluator = self.inputs.evaluator
+        evaluator = self.hooks.evaluator
         if isinstance(evaluator, Elsewhere):
             self.pending.clear()  # the first rank's: here their outcome would be waited for without end
         for step, weights in sorted(self.pending.items()):
@@ -114,7 +116,7 @@ class Checks:
                 step, measures.decisive, retained, likeness(self.before, measures.to_result(), "low")
             ):
                 self.kept = weights
-            self.inputs.record(measures.to_record(step))
+            self.hooks.record(measures.to_record(step))
         if self.rule.stopped:
             self.pending.clear()
 

@@ -4,9 +4,9 @@ import torch
 
 from models import weights
 from models.generative import GenerativeModel
+from models.pixels import unit_to_pixels
 from pipeline import storage
 from pipeline.config import UnlearnConfig
-from pipeline.data.batch import unit_to_pixels
 from pipeline.evaluation.measure import Subject
 from pipeline.evaluation.sampling import plan, seeds_called
 

@@ -1,6 +1,7 @@
 """A worker's inputs from what lies in storage: weights, judge, partition. The same with and without Ray."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -15,40 +16,84 @@ from pipeline.config import UnlearnConfig
 from pipeline.data import retain_stream_local
 from pipeline.data.batch import Batch
 from pipeline.data.cycle import Cycle
+from pipeline.data.lake import read_lake
 from pipeline.data.partition import Partition
 from pipeline.evaluation.measure import Subject, feature_moments
 from pipeline.evaluation.metrics.manifold import K, Manifold
 from pipeline.runtime.precision import require_precision, use_tf32
-from pipeline.training.loop import Inputs
+from pipeline.training.step import Inputs, Streams
 from pipeline.unlearning.collectives import Collectives
-from pipeline.unlearning.experimental.latent_reflection import Folds, Posterior, fit
+from pipeline.unlearning.experimental.latent_reflection import reflecting
 from pipeline.unlearning.noising import exchange_rows
+from pipeline.unlearning.teacher import Teacher
 from pipeline.weights import decoder, model_folder
 from pipeline.weights.feature_extractors import open_space, read_spaces
 
-REFERENCE_ROWS = 4096  # real rows that a Frechet distance is taken to, or a fold fitted to
+REFERENCE_ROWS = 4096  # real rows that a Frechet distance is taken to
 ALIKE_ROWS = 512  # real rows of its exchange classes that a forgotten label's images are held against
 PLACED = 256  # rows that are encoded at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """What a worker reads beside its partition: URIs of lake, base weights and judge; `subject` names the
+    retained labels, neighbours and where further feature spaces lie."""
+
+    lake_uri: str
+    model_uri: str
+    judge_uri: str
+    subject: Mapping[str, Any]
+
+    @staticmethod
+    def of(values: Mapping[str, Any]) -> "Sources":
+        """Out of `values`, which may hold more."""
+        return Sources(**{field.name: values[field.name] for field in fields(Sources)})
 
 
 def assemble(
     config: UnlearnConfig,
     partition: Partition,
+    sources: Sources,
     *,
-    model_uri: str,
-    judge_uri: str,
-    described: Mapping[str, Any],
-    heldout: Callable[[Sequence[int]], Batch],
-    retain: Callable[[int], Iterator[Batch]],
     collectives: Collectives,
     device: torch.device,
+    retain: Callable[[int], Iterator[Batch]] | None = None,
 ) -> Inputs:
-    """Base weights and judge on `device`, the forget side in memory; `described` names the retained labels,
-    neighbours and where further feature spaces lie.
+    """Base weights and judge on `device`, the forget side in memory. `retain` streams this rank's retain
+    rows; without it they are read by plain pyarrow."""
+    model, to_pixels = _base_model(config, sources.model_uri, device)
+    judge, hat_judge = _judge(sources.judge_uri, device), sources.subject.get("hat_judge")
+    retained_rows, forget = _first_retained(partition), partition.forget()
+    subject = _subject(config, partition, sources, model, judge, retained_rows, forget, to_pixels, device)
+    shown_instead: Batch | None = None
+    teacher: Callable[[GenerativeModel, Mapping[str, Tensor]], Teacher] = Teacher
+    if config.method.fold:
+        shown_instead = forget
+        teacher = reflecting(model, retained_rows, forget, config.request.forgotten_classes, device)
+    if config.request.exchange and config.method.targets == "data":
+        shown_instead = exchange_rows(partition.exchange(), config.request.exchange_classes)
+    rank, world = collectives.rank, collectives.world
+    return Inputs(
+        config=config,
+        model=model,
+        streams=Streams(
+            retain=retain or (lambda start: retain_stream_local.retain_stream(partition, rank, world, start)),
+            forget=Cycle(forget, config.seed, "forget"),
+            exchange=None if shown_instead is None else Cycle(shown_instead, config.seed, "exchange"),
+        ),
+        subject=subject,
+        collectives=collectives,
+        device=device,
+        hat_judge=_judge(hat_judge, device) if hat_judge else None,
+        teacher=teacher,
+    )
 
-    `heldout` reads the never-seen rows of labels; it is asked only where named samples are forgotten.
-    """
-    stored = model_folder.read(model_uri, "model.weights")
+
+def _base_model(
+    config: UnlearnConfig, uri: str, device: torch.device
+) -> tuple[GenerativeModel, Callable[[Tensor], Tensor]]:
+    """The base model as the configuration wants it, and what makes images of its samples."""
+    stored = model_folder.read(uri, "model.weights")
     model = build(stored.config, batch_norm=config.model.batch_norm)
     weights.load_into(model.net, stored.state, stored.uri)
     model.net.to(device)
@@ -56,59 +101,58 @@ def assemble(
     use_tf32(config.train.tf32)
     if config.train.compile:
         compile_first_order(model.net)
-    to_pixels = decoder.to_pixels(stored, device)
-    judge = _judge(judge_uri, device)
+    return model, decoder.to_pixels(stored, device)
+
+
+@torch.no_grad()
+def _subject(
+    config: UnlearnConfig,
+    partition: Partition,
+    sources: Sources,
+    model: GenerativeModel,
+    judge: Judge,
+    retained_rows: Sequence[Tensor],
+    forget: Batch,
+    to_pixels: Callable[[Tensor], Tensor],
+    device: torch.device,
+) -> Subject:
+    """What is measured before, during and after. Never-seen rows are read only where named samples are
+    forgotten."""
+    described, request = sources.subject, config.request
     places: Mapping[str, str] | None = described.get("features")  # where a job has put them for its workers
     if places is None:
-        opened = read_spaces(config.features)
+        extractors = read_spaces(config.features)
     else:
-        opened = {name: model_folder.read(uri, f"features.{name}.weights") for name, uri in places.items()}
-    spaces = {name: open_space(kept.config, kept.state, device) for name, kept in opened.items()}
-    shown = _first_retained(partition)
-    with torch.no_grad():
-        pixels = [to_pixels(x) for x in shown]
-        references = {
-            name: feature_moments(space, pixels, device) for name, space in {"judge": judge, **spaces}.items()
+        extractors = {
+            name: model_folder.read(uri, f"features.{name}.weights") for name, uri in places.items()
         }
-    forget = partition.forget()
-    by_name = config.request.sample_ids is not None
-    exchange = partition.exchange() if config.request.exchange else None
-    alike = {}
-    if exchange is not None and model.conditional and not by_name:
-        alike = exchange_manifolds(judge, exchange, config.request.exchange_classes, to_pixels, device)
-    subject = Subject(
+    spaces = {name: open_space(stored.config, stored.state, device) for name, stored in extractors.items()}
+    pixels = [to_pixels(x) for x in retained_rows]
+    references = {
+        name: feature_moments(space, pixels, device) for name, space in {"judge": judge, **spaces}.items()
+    }
+    by_name = request.sample_ids is not None
+    manifolds = {}
+    if request.exchange and model.conditional and not by_name:
+        exchange = partition.exchange()
+        manifolds = exchange_manifolds(judge, exchange, request.exchange_classes, to_pixels, device)
+    heldout = None
+    if by_name:
+        heldout = read_lake(sources.lake_uri).read(sorted(set(forget.y.tolist())), "heldout")
+    return Subject(
         judge=judge,
-        forgotten=tuple(config.request.forgotten_classes),
+        forgotten=tuple(request.forgotten_classes),
         members=forget if by_name else None,
-        heldout=heldout(sorted(set(forget.y.tolist()))) if by_name else None,
+        heldout=heldout,
         membership_draws=config.evaluate.membership_draws,
-        exchange=config.request.exchange_classes,
+        exchange=request.exchange_classes,
         retained=tuple(described["retained"]),
         neighbours=tuple(described["neighbours"]),
         reference=references.pop("judge"),
         spaces=spaces,
         references=references,
-        manifolds=alike,
+        manifolds=manifolds,
         to_pixels=to_pixels,
-    )
-    shown_instead = forget if config.method.fold else None
-    if exchange is not None and config.method.targets == "data":
-        shown_instead = exchange_rows(exchange, config.request.exchange_classes)
-    return Inputs(
-        config=config,
-        model=model,
-        subject=subject,
-        retain=retain,
-        forget=Cycle(forget, config.seed, "forget"),
-        exchange=None if shown_instead is None else Cycle(shown_instead, config.seed, "exchange"),
-        collectives=collectives,
-        device=device,
-        hat_judge=_judge(described["hat_judge"], device) if described.get("hat_judge") else None,
-        folds=(
-            folds_between(model, shown, forget, config.request.forgotten_classes, device)
-            if config.method.fold
-            else None
-        ),
     )
 
 
@@ -140,32 +184,6 @@ def _judge(uri: str, device: torch.device) -> Judge:
     weights.load_into(judge.net, kept.state, kept.uri)
     judge.net.to(device).eval()
     return judge
-
-
-@torch.no_grad()
-def folds_between(
-    model: GenerativeModel,
-    kept: Sequence[Tensor],
-    forget: Batch,
-    classes: Sequence[int],
-    device: torch.device,
-) -> Folds:
-    """For each forgotten class the fold between the base model's latents of its rows and of retained ones:
-    the same on every rank."""
-    training = model.net.training
-    model.net.eval()
-
-    def place(batches: Iterable[Tensor]) -> Posterior:
-        means, deviations = zip(*(model.posterior(x.to(device)) for x in batches))
-        return torch.cat(means), torch.cat(deviations)
-
-    others, folds = place(kept), {}
-    for label in classes:
-        rows = (forget.y == label).nonzero().flatten()
-        rows = rows[:: -(-len(rows) // REFERENCE_ROWS)]
-        folds[label] = fit(others, place(forget.mean[part] for part in rows.split(PLACED)))
-    model.net.train(training)
-    return Folds(by_class=folds)
 
 
 def _first_retained(partition: Partition) -> list[Tensor]:

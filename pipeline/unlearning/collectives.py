@@ -1,7 +1,10 @@
 """All communication of the unlearning step. Reduce first, combine second: nothing else talks to the process
-group."""
+group.
 
-from collections.abc import Iterable, Mapping
+W ranks; buffers of any shape, the same on all of them.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,25 +63,11 @@ class _SameOnAllRanks(torch.autograd.Function):
         return _MeanInGraph.apply(cotangent, ctx.collectives), None
 
 
-def paired_sum(vectors: Iterable[Tensor]) -> Tensor:
-    """The sum of 2^k vectors, neighbours first, then neighbouring pairs and so on; made in place, at most k +
-    1 of them are held."""
-    held: list[tuple[int, Tensor]] = []  # (how many went into it, their sum)
-    for vector in vectors:
-        count = 1
-        while held and held[-1][0] == count:
-            vector, count = held.pop()[1].add_(vector), 2 * count
-        held.append((count, vector))
-    assert len(held) == 1
-    return held[0][1]
-
-
 class Collectives:
     """Means and sums over the ranks of a process group; without one, of a single process (world 1).
 
-    With `ordered` a mean adds in one order whatever the number of ranks, as long as that is a power of two:
-    every rank and the one half of the ranks further on, then those a quarter further on, and so on down to
-    its neighbour.
+    With `ordered` a mean is a recursive-doubling all-reduce wherever W is a power of two: its summation order
+    does not depend on W.
     """
 
     def __init__(self, group: "dist.ProcessGroup | None" = None, *, ordered: bool = False):
@@ -103,6 +92,7 @@ class Collectives:
         return self.mean_async(buffer).wait()
 
     def _sum_in_order(self, buffer: Tensor) -> Tensor:
+        """Every rank and the one half of the ranks further on, then a quarter, down to its neighbour."""
         away = self.world // 2
         other = torch.empty_like(buffer)
         while away:

@@ -1,7 +1,11 @@
-"""From streamed rows to what the loss takes: every draw is keyed by (seed, step, term, sample id), never by
-rank."""
+"""From streamed rows to what the loss takes: every random number is keyed by (seed, step, term, sample id),
+never by rank.
+
+N rows, C channels, H x W pixels or latents.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -11,10 +15,65 @@ from models.diffusion import Noise
 from models.generative import GenerativeModel
 from pipeline.data.batch import Batch
 from pipeline.seeding import generator
-from pipeline.unlearning.losses import Rows, StepRows
 
 # (y (N,), uniform draws (N,)) -> labels for student and teacher
 Relabel = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """N rows ready for the loss: x0 (posterior already drawn for latents), the label asked for, and their
+    noise."""
+
+    x0: Tensor  # (N, C, H, W)
+    y: Tensor  # (N,) label the student is asked for (the null label where it is dropped)
+    target_y: Tensor  # (N,) label the teacher is asked for
+    noise: Noise
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def take(self, index: slice | Tensor) -> "Rows":
+        """The rows at `index`, in that order."""
+        return Rows(
+            x0=self.x0[index],
+            y=self.y[index],
+            target_y=self.target_y[index],
+            noise=Noise(t=self.noise.t[index], eps=self.noise.eps[index]),
+        )
+
+    def part(self, index: int, parts: int) -> "Rows":
+        """The index-th of `parts` equal micro-batches."""
+        n = len(self) // parts
+        return self.take(slice(index * n, (index + 1) * n))
+
+    def joined(self, other: "Rows") -> "Rows":
+        """These rows, then those of `other`."""
+        return Rows(
+            x0=torch.cat([self.x0, other.x0]),
+            y=torch.cat([self.y, other.y]),
+            target_y=torch.cat([self.target_y, other.target_y]),
+            noise=Noise(
+                t=torch.cat([self.noise.t, other.noise.t]), eps=torch.cat([self.noise.eps, other.noise.eps])
+            ),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRows:
+    """A worker's share of a step: as many rows of each kind. Without an exchange side only two kinds."""
+
+    retain: Rows
+    forget: Rows
+    exchange: Rows | None
+
+    def take(self, index: slice | Tensor) -> "StepRows":
+        """The rows of each kind at `index`, in that order."""
+        return StepRows(
+            retain=self.retain.take(index),
+            forget=self.forget.take(index),
+            exchange=None if self.exchange is None else self.exchange.take(index),
+        )
 
 
 def draw_rows(
@@ -77,7 +136,7 @@ def exchange_rows(batch: Batch, exchange: Mapping[int, Sequence[int]]) -> Batch:
     order = [index for _, indices in parts for index in indices]
     labels = torch.tensor([c for c, indices in parts for _ in indices], dtype=torch.long)
     rows = batch.take(order)
-    return Batch(sample_id=rows.sample_id, draw=rows.draw, y=labels, mean=rows.mean, std=rows.std)
+    return replace(rows, y=labels)
 
 
 def ask_for(exchange: Mapping[int, Sequence[int]]) -> Relabel:
@@ -131,5 +190,5 @@ def step_rows(
     elif exchange_classes:
         x = draw(retain, term="exchange", relabel=ask_for(exchange_classes))
     if share_noise and x is not None:
-        f = Rows(x0=f.x0, y=f.y, target_y=f.target_y, noise=x.noise)
+        f = replace(f, noise=x.noise)
     return StepRows(retain=r, forget=f, exchange=x)

@@ -67,6 +67,10 @@ class Average:
 
     def __init__(self, params: Mapping[str, Tensor], decay: float):
         self.decay = decay
+        self.begin(params)
+
+    def begin(self, params: Mapping[str, Tensor]) -> None:
+        """Forget all but `params` as they are now."""
         self.values = {name: p.detach().clone() for name, p in params.items()}
 
     @torch.no_grad()

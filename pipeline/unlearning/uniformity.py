@@ -1,9 +1,9 @@
 """The paper's `hat` term: a judge pulls the mean verdict on the model's own samples towards the classes that
 are kept.
 
-KL(p || u), p the judge's mean softmax over the global batch of samples, u uniform over the retained classes.
-KL is not linear in the ranks' parts: p is averaged over ranks inside the graph, which keeps first and second
-derivatives exact.
+n samples on a rank, K classes. KL(p || u), p (K,) the judge's mean softmax over the global batch of samples,
+u (K,) uniform over the retained classes. KL is not linear in the ranks' parts: p is averaged over ranks
+inside the graph, which keeps first and second derivatives exact.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +14,7 @@ from torch import Tensor
 from models.generative import GenerativeModel
 from models.judge import Judge
 from pipeline.unlearning.collectives import Collectives
+from pipeline.unlearning.noising import sample_latents
 
 # the published constant: a class without probability, wanted or found, keeps the logarithm finite
 TINY = 1e-8
@@ -37,3 +38,22 @@ def hat_loss(
         return uniformity(collectives.mean_in_graph(mean), retained)
 
     return loss
+
+
+def sampled_hat_loss(
+    model: GenerativeModel,
+    judge: Judge,
+    *,
+    weight: float,
+    retained: Sequence[int],
+    rows: int,
+    seed: int,
+    step: int,
+    collectives: Collectives,
+    device: torch.device,
+) -> Callable[[], Tensor]:
+    """The weighted term of step `step` on fresh samples, on each rank as many as it has `rows`."""
+    first = collectives.rank * rows
+    latents = sample_latents(model, range(first, first + rows), seed=seed, step=step).to(device)
+    loss = hat_loss(model, judge, latents, retained, collectives)
+    return lambda: weight * loss()

@@ -29,11 +29,10 @@ def undisturbed(run_uri: str) -> str:
     from models.weights import weights_digest
     from pipeline import storage
     from pipeline.config import UnlearnConfig, parse
-    from pipeline.data import retain_stream_local
     from pipeline.data.partition import find_partition
     from pipeline.runs.preflight import check
     from pipeline.training.loop import unlearn
-    from pipeline.training.worker_inputs import assemble
+    from pipeline.training.worker_inputs import Sources, assemble
     from pipeline.unlearning.collectives import Collectives
 
     prepared = check(
@@ -46,13 +45,7 @@ def undisturbed(run_uri: str) -> str:
     inputs = assemble(
         prepared.config,
         partition,
-        model_uri=prepared.base.uri,
-        judge_uri=prepared.judge.uri,
-        described=prepared.subject,
-        heldout=lambda labels: prepared.lake.read(labels, "heldout"),
-        retain=lambda start: retain_stream_local.retain_stream(
-            partition, collectives.rank, collectives.world, start
-        ),
+        Sources(**prepared.sources),
         collectives=collectives,
         device=torch.device("cpu"),
     )

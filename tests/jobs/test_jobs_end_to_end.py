@@ -287,7 +287,7 @@ def test_other_runs_and_world_sizes_give_the_same_weights(
     from pipeline import storage
     from pipeline.data.partition_ray import build_partition
     from pipeline.runs import preflight
-    from pipeline.training import worker
+    from pipeline.training import run_folder, worker
 
     def trained(name: str, workers: int) -> dict[str, torch.Tensor]:
         overrides = [f"storage={pretrained}", f"run_id={name}", *UNLEARN, f"train.workers={workers}"]
@@ -302,9 +302,11 @@ def test_other_runs_and_world_sizes_give_the_same_weights(
             prepared.config, partition_uri=partition.uri, run_uri=prepared.run_uri, **prepared.sources
         )
         assert plain["world_size"] == workers
-        return weights.from_bytes(storage.read_bytes(storage.join(prepared.run_uri, worker.TRAINED)), name)
+        return weights.from_bytes(
+            storage.read_bytes(storage.join(prepared.run_uri, run_folder.TRAINED)), name
+        )
 
-    first = weights.from_bytes(storage.read_bytes(f"{pretrained}/runs/first/{worker.TRAINED}"), "first")
+    first = weights.from_bytes(storage.read_bytes(f"{pretrained}/runs/first/{run_folder.TRAINED}"), "first")
     base = weights.from_bytes(
         storage.read_bytes(f"{pretrained}/models/dit-tiny-digits/model.safetensors"), "base"
     )

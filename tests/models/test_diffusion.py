@@ -232,3 +232,22 @@ def naive_ddim(
         following = abar[times[index + 1]] if index + 1 < steps else 1.0
         x = math.sqrt(following) * x0 + math.sqrt(1 - following) * eps
     return x
+
+
+@pytest.mark.parametrize("learn_sigma", [False, True])
+def test_a_loss_never_waits_for_the_device(learn_sigma: bool) -> None:
+    """On the meta device there are no values to wait for: whatever reads one on the host fails there."""
+    d = Diffusion("cosine", learn_sigma=learn_sigma)
+    x = torch.empty((4, 1, SIDE, SIDE), device="meta")
+    y = t = torch.zeros(4, dtype=torch.long, device="meta")
+    v = torch.empty_like(x) if learn_sigma else None
+
+    def net(x_t: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        assert x_t.device == t.device == y.device
+        return torch.cat([x_t, x_t], dim=1) if learn_sigma else x_t
+
+    for target in (None, Prediction(x, v)):
+        loss = d.losses(net, x, y, Noise(t=t, eps=x), target=target)
+        assert loss.shape == (4,) and loss.device.type == "meta"
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        t.tolist()  # what a read on the host would do

@@ -11,11 +11,12 @@ from pipeline.benchmarks.measure import peak_bytes
 from pipeline.config import UnlearnConfig, parse
 from pipeline.runs.memory_plan import GIB, MODES, MemoryPlan
 from pipeline.unlearning.collectives import Collectives
-from pipeline.unlearning.gradients import Step
-from pipeline.unlearning.losses import Rows, StepRows, Teacher, Weights, build_terms
-from pipeline.unlearning.methods.settings import MethodSettings
-from pipeline.unlearning.methods.table import METHODS
+from pipeline.unlearning.gradients import Gradients, LocalGradients
+from pipeline.unlearning.losses import Weights, build_terms
+from pipeline.unlearning.methods.table import METHODS, method_settings
+from pipeline.unlearning.noising import Rows, StepRows
 from pipeline.unlearning.parameters import select
+from pipeline.unlearning.teacher import Teacher
 
 ROWS = 8
 
@@ -61,8 +62,10 @@ def measured(settings: UnlearnConfig, described: dict[str, Any], hvp: str) -> in
         terms = build_terms(
             model, data, Weights(targets=settings.method.targets), teacher=teacher, joint=hvp != "recompute"
         )
-        step = Step(index=1, params=list(named.values()), terms=terms, collectives=Collectives(), hvp=hvp)
-        METHODS[settings.method.name](step, MethodSettings())
+        local = LocalGradients(params=list(named.values()), terms=terms, hvp=hvp)
+        gradients = Gradients(index=1, local=local, collectives=Collectives())
+        name = settings.method.name
+        METHODS[name].gradient(gradients, method_settings(name, {}))
 
     return peak_bytes(run)
 

@@ -26,7 +26,6 @@ from models.weights import weights_digest
 from pipeline import storage
 from pipeline.config import RegistryConfig, Tracking, UnlearnConfig, parse, parse_stored
 from pipeline.config.evaluate import EvaluateConfig
-from pipeline.data import retain_stream_local
 from pipeline.data.partition_ray import build_partition
 from pipeline.errors import InputError
 from pipeline.evaluation.confidence import proportion
@@ -39,8 +38,8 @@ from pipeline.tracking.mlflow_runs import Tracker, client
 from pipeline.tracking.registry import register
 from pipeline.training import periodic_eval
 from pipeline.training.checkpoint import Checkpoint, latest
-from pipeline.training.loop import Outcome, unlearn
-from pipeline.training.worker_inputs import assemble
+from pipeline.training.loop import Hooks, Outcome, unlearn
+from pipeline.training.worker_inputs import Sources, assemble
 from pipeline.unlearning.collectives import Collectives
 from pipeline.weights import model_folder
 
@@ -82,11 +81,7 @@ def carry_out(config: UnlearnConfig, start: Checkpoint | None) -> tuple[Outcome,
     inputs = assemble(
         prepared.config,
         partition,
-        model_uri=prepared.base.uri,
-        judge_uri=prepared.judge.uri,
-        described=prepared.subject,
-        heldout=lambda labels: prepared.lake.read(labels, "heldout"),
-        retain=lambda step: retain_stream_local.retain_stream(partition, 0, 1, step),
+        Sources(**prepared.sources),
         collectives=Collectives(),
         device=torch.device("cpu"),
     )
@@ -95,7 +90,7 @@ def carry_out(config: UnlearnConfig, start: Checkpoint | None) -> tuple[Outcome,
     def save(checkpoint: Checkpoint) -> None:  # as it is at this step: its progress is the run's own
         saved.append(Checkpoint.from_files(checkpoint.to_files()))
 
-    return unlearn(replace(inputs, save=save), start), saved
+    return unlearn(inputs, start, hooks=Hooks(save=save)), saved
 
 
 def tell(monkeypatch: pytest.MonkeyPatch) -> None:

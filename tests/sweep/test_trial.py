@@ -17,7 +17,8 @@ from pipeline.runs import preflight
 from pipeline.runtime import metrics_log
 from pipeline.sweep import scores
 from pipeline.sweep.space import base_config, configured
-from pipeline.sweep.trial import Shared, measure_again, measure_base, run
+from pipeline.sweep.trial import measure_again, measure_base, run
+from pipeline.training.worker_inputs import Sources
 
 CPU = torch.device("cpu")
 
@@ -38,7 +39,7 @@ def partition(prepared: preflight.Prepared) -> Partition:
 
 @pytest.fixture(scope="module")
 def before(prepared: preflight.Prepared, partition: Partition) -> dict[str, Any]:
-    return measure_base(prepared.config, partition, Shared(**prepared.sources), CPU)
+    return measure_base(prepared.config, partition, Sources(**prepared.sources), CPU)
 
 
 def trained(uri: Path) -> dict[str, torch.Tensor]:
@@ -50,7 +51,7 @@ def test_a_trial_whose_seconds_are_spent_goes_on_as_if_it_had_never_stopped(
 ) -> None:
     def go(config: UnlearnConfig, name: str) -> tuple[dict[str, Any], list[metrics_log.Record]]:
         seen: list[metrics_log.Record] = []
-        shared = Shared(**prepared.sources)
+        shared = Sources(**prepared.sources)
         outcome = run(
             config,
             partition,
@@ -88,14 +89,14 @@ def test_the_base_is_measured_as_the_main_job_would(
     prepared: preflight.Prepared, partition: Partition, before: dict[str, Any]
 ) -> None:
     assert before["record"]["step"] == 0 and before["result"]["forget_fraction"]["n"] == 100
-    again = measure_base(prepared.config, partition, Shared(**prepared.sources), CPU)
+    again = measure_base(prepared.config, partition, Sources(**prepared.sources), CPU)
     assert again["result"] == before["result"]
 
 
 def test_the_verification_draws_other_images_the_same_for_both(
     prepared: preflight.Prepared, partition: Partition, before: dict[str, Any], tmp_path: Path
 ) -> None:
-    shared = Shared(**prepared.sources)
+    shared = Sources(**prepared.sources)
     outcome = run(
         prepared.config,
         partition,

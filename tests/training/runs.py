@@ -1,6 +1,7 @@
 """A whole unlearning run in memory: streams, judge and model of the smallest size, no Ray and no storage."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,12 @@ from pipeline.data.batch import Batch
 from pipeline.data.cycle import Cycle
 from pipeline.evaluation.measure import Subject, feature_moments
 from pipeline.training.checkpoint import Checkpoint
-from pipeline.training.loop import Inputs, Outcome, train_step, unlearn
+from pipeline.training.loop import Hooks, Outcome, unlearn
+from pipeline.training.step import Inputs, Streams, open_state, train_step
 from pipeline.unlearning.collectives import Collectives
-from pipeline.unlearning.losses import Teacher
 from pipeline.unlearning.methods.table import METHODS
 from pipeline.unlearning.noising import exchange_rows
-from pipeline.unlearning.optimizer import adamw
-from pipeline.unlearning.parameters import select
+from pipeline.unlearning.teacher import Teacher
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 GOLDEN_STEPS = 20
@@ -54,8 +54,6 @@ def run_config(**changes: Any) -> UnlearnConfig:
     values: dict[str, Any] = {
         "request": {"classes": [1], "exchange": {1: 2}},
         "method": {
-            "penalty": 0.01,
-            "surgery_every": 2,
             "targets": "teacher",
             "contrast": False,
             "null_fraction": 0.1,
@@ -90,14 +88,14 @@ def run_config(**changes: Any) -> UnlearnConfig:
             values[section] = {**values.get(section, {}), name: value}
         else:
             values[section] = value
+    own = {"penalty": 0.01, "surgery_every": 2, "eta": 3.0, "saliency": 0.5}
+    kind = METHODS[values["method"].get("name", "uno_s")].settings
+    values["method"] = {**{key: own[key] for key in kind.model_fields if key in own}, **values["method"]}
     return parse(UnlearnConfig, values)
 
 
-def run_inputs(
-    config: UnlearnConfig, *, dtype: torch.dtype = torch.float32, **channels: Callable[..., None]
-) -> Inputs:
-    """The inputs of one rank; `channels` may give record and save. All streams are functions of the
-    configuration."""
+def run_inputs(config: UnlearnConfig, *, dtype: torch.dtype = torch.float32) -> Inputs:
+    """The inputs of one rank. All streams are functions of the configuration."""
     collectives = Collectives(ordered=config.train.fewest < config.train.most)
     model, judge = tiny_dit(dtype=dtype), tiny_judge()
     retained = tiny_batch([0, 2, 3], each=7, seed=1, dtype=dtype)
@@ -128,16 +126,17 @@ def run_inputs(
         config=config,
         model=model,
         subject=subject,
-        retain=retain,
-        forget=Cycle(forget, config.seed, "forget"),
-        exchange=(
-            Cycle(shown, config.seed, "exchange")
-            if config.method.targets == "data" and config.request.exchange
-            else None
+        streams=Streams(
+            retain=retain,
+            forget=Cycle(forget, config.seed, "forget"),
+            exchange=(
+                Cycle(shown, config.seed, "exchange")
+                if config.method.targets == "data" and config.request.exchange
+                else None
+            ),
         ),
         collectives=collectives,
         device=torch.device("cpu"),
-        **channels,  # type: ignore[arg-type]
     )
 
 
@@ -147,10 +146,8 @@ def run(
     """What came of it, the records, and the checkpoints as files."""
     records: list[dict[str, Any]] = []
     saved: list[dict[str, bytes]] = []
-    inputs = run_inputs(
-        config, record=records.append, save=lambda checkpoint: saved.append(checkpoint.to_files())
-    )
-    return unlearn(inputs, start), records, saved
+    hooks = Hooks(record=records.append, save=lambda checkpoint: saved.append(checkpoint.to_files()))
+    return unlearn(run_inputs(config), start, hooks=hooks), records, saved
 
 
 def trained_on_this_rank(changes: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -164,27 +161,15 @@ def steps_of(
     """`steps` bare steps in float64, priming first: what they log, the parameters and the optimiser."""
     config = run_config(**changes)
     inputs = run_inputs(config, dtype=torch.float64)
-    named = select(inputs.model, config.trainable)
-    teacher = Teacher(inputs.model, named)
-    optimiser = adamw(list(named.values()), lr=config.optim.lr, weight_decay=config.optim.weight_decay)
+    state = open_state(inputs)
+    # the golden runs drop labels with either kind of target
+    state = replace(state, teacher=state.teacher or Teacher(inputs.model, state.named))
     logs = []
-    for iteration, batch in enumerate(inputs.retain(0), start=1):
-        step = iteration - config.optim.prime_steps
-        if step > steps:
+    for iteration, batch in enumerate(inputs.streams.retain(0), start=1):
+        if iteration - config.optim.prime_steps > steps:
             break
-        logs.append(
-            train_step(
-                inputs,
-                batch,
-                iteration,
-                step,
-                method=METHODS[config.method.name],
-                named=named,
-                teacher=teacher,
-                optimiser=optimiser,
-            )
-        )
-    return logs, named, optimiser
+        logs.append(train_step(inputs, state, batch, iteration))
+    return logs, state.named, state.optimizer
 
 
 def golden_losses(changes: dict[str, Any]) -> dict[str, list[float]]:

@@ -14,8 +14,9 @@ from torch import Tensor
 from models.weights import weights_digest
 from pipeline.evaluation.measure import Measures
 from pipeline.training.checkpoint import Checkpoint
-from pipeline.training.loop import Inputs, Interrupted, Outcome, unlearn
+from pipeline.training.loop import Hooks, Interrupted, Outcome, unlearn
 from pipeline.training.periodic_eval import MOST_PENDING, Elsewhere, check, standing_in
+from pipeline.training.step import Inputs
 from pipeline.unlearning.collectives import Collectives
 from pipeline.unlearning.parameters import select
 
@@ -72,9 +73,13 @@ def inputs_of(changes: dict[str, Any] | None = None, **channels: Any) -> Inputs:
     return replace(run_inputs(run_config(**(changes or SETTLES))), **channels)
 
 
+def ran(changes: dict[str, Any] | None = None, start: Checkpoint | None = None, **hooks: Any) -> Outcome:
+    return unlearn(inputs_of(changes), start, hooks=Hooks(**hooks))
+
+
 @pytest.fixture(scope="module")
 def in_place() -> Outcome:
-    return unlearn(inputs_of())
+    return ran()
 
 
 @pytest.mark.parametrize("polls", [1, 2, 5, 1000])
@@ -82,16 +87,16 @@ def test_checks_beside_the_training_decide_the_same_however_late_they_come(
     polls: int, in_place: Outcome
 ) -> None:
     evaluator = Late(polls)
-    outcome = unlearn(inputs_of(evaluator=evaluator))
+    outcome = ran(evaluator=evaluator)
     assert in_place.stopped == "settled" and decided(outcome) == decided(in_place)
     # it did run ahead
     assert evaluator.most <= MOST_PENDING + 1 and (polls < 5 or evaluator.steps[-1] > outcome.steps)
 
 
 def test_a_check_that_fails_never_settles_anything(in_place: Outcome) -> None:
-    late = unlearn(inputs_of(evaluator=Late(2, fails=(4,))))
+    late = ran(evaluator=Late(2, fails=(4,)))
     assert (in_place.settled_step, late.settled_step, late.missing) == (2, 6, (4,))
-    never = unlearn(inputs_of({**SETTLES, "optim.max_steps": 8}, evaluator=Late(2, fails=tuple(range(100)))))
+    never = ran({**SETTLES, "optim.max_steps": 8}, evaluator=Late(2, fails=tuple(range(100))))
     assert (never.settled_step, never.first_crossing_step, never.stopped) == (None, None, "steps")
     assert never.missing == (2, 4, 6, 8)
 
@@ -102,19 +107,17 @@ def test_a_run_stopped_with_checks_under_way_goes_on_to_the_same_end(in_place: O
         saved: list[dict[str, bytes]] = []
         taken: list[int] = []
         with pytest.raises(Interrupted) as stopped:
-            unlearn(
-                inputs_of(
-                    evaluator=Late(1000),
-                    timing=lambda seconds, taken=taken: taken.append(seconds["step"]),
-                    interrupted=lambda taken=taken, at=at: "told to" if len(taken) >= at - 1 else None,
-                    save=lambda checkpoint, saved=saved: saved.append(checkpoint.to_files()),
-                )
+            ran(
+                evaluator=Late(1000),
+                timing=lambda seconds, taken=taken: taken.append(seconds["step"]),
+                interrupted=lambda taken=taken, at=at: "told to" if len(taken) >= at - 1 else None,
+                save=lambda checkpoint, saved=saved: saved.append(checkpoint.to_files()),
             )
         assert stopped.value.step == at and "told to" in str(stopped.value)
         start = Checkpoint.from_files(saved[-1])
         assert (start.iteration, start.progress["step"]) == (at, at)
         assert sorted(start.pending) == [step for step in (2, 4, 6) if step <= at]
-        assert decided(unlearn(inputs_of(evaluator=Late(2)), start)) == decided(in_place)
+        assert decided(ran(start=start, evaluator=Late(2))) == decided(in_place)
 
 
 def stopped_while_waiting_and_continued() -> list[str]:
@@ -125,15 +128,15 @@ def stopped_while_waiting_and_continued() -> list[str]:
     taken: list[int] = []
     alone = dist.new_group([0])  # whoever checks does so without the other rank
     first = dist.get_rank() == 0
-    stopped = inputs_of(
-        changes,
+    stopped = inputs_of(changes)
+    hooks = Hooks(
         evaluator=Late(1000) if first else Elsewhere(),
         timing=lambda seconds: taken.append(1),
         interrupted=lambda: "told to" if len(taken) >= 5 else None,
         save=lambda checkpoint: saved.append(checkpoint.to_files()),
     )
     with pytest.raises(Interrupted):
-        unlearn(stopped)
+        unlearn(stopped, hooks=hooks)
     asked: list[int] = []
 
     def asked_too_often() -> str | None:
@@ -146,15 +149,9 @@ def stopped_while_waiting_and_continued() -> list[str]:
     )
     start = replace(Checkpoint.from_files(saved[-1]), pending=pending)
     assert start.iteration == 6 and sorted(start.pending) == [2, 4, 6]
-    again = inputs_of(
-        changes,
-        evaluator=Late(2, collectives=Collectives(alone)) if first else Elsewhere(),
-        interrupted=asked_too_often,
-    )
-    return [
-        weights_digest(unlearn(one, begun).trained)
-        for one, begun in ((again, start), (inputs_of(changes), None))
-    ]
+    evaluator = Late(2, collectives=Collectives(alone)) if first else Elsewhere()
+    again = ran(changes, start, evaluator=evaluator, interrupted=asked_too_often)
+    return [weights_digest(outcome.trained) for outcome in (again, ran(changes))]
 
 
 def saved_by(inputs: Inputs) -> dict[str, Tensor]:
@@ -170,14 +167,12 @@ def test_two_ranks_stopped_after_the_last_step_do_not_wait_for_checks_that_only_
 def test_a_stop_at_any_step_is_bit_exact_in_place(in_place: Outcome) -> None:
     saved: list[dict[str, bytes]] = []
     with pytest.raises(Interrupted):
-        unlearn(
-            inputs_of(
-                interrupted=lambda: "now" if len(saved) >= 1 else None,
-                save=lambda checkpoint: saved.append(checkpoint.to_files()),
-            )
+        ran(
+            interrupted=lambda: "now" if len(saved) >= 1 else None,
+            save=lambda checkpoint: saved.append(checkpoint.to_files()),
         )
     start = Checkpoint.from_files(saved[-1])
-    assert decided(unlearn(inputs_of(), start)) == decided(in_place)
+    assert decided(ran(start=start)) == decided(in_place)
 
 
 def test_the_guard_ends_a_run_and_gives_back_what_it_was_before(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,20 +194,14 @@ def test_the_guard_ends_a_run_and_gives_back_what_it_was_before(monkeypatch: pyt
         return replace(found, retention=replace(found.retention, mean=mean, min=mean))
 
     monkeypatch.setattr(periodic_eval, "measure", damaged)
-    outcome = unlearn(
-        inputs_of({"optim.max_steps": 40, "evaluate.guard": 0.7, "evaluate.retain_samples": 30})
-    )
+    outcome = ran({"optim.max_steps": 40, "evaluate.guard": 0.7, "evaluate.retain_samples": 30})
     assert (outcome.stopped, outcome.steps, outcome.kept_step, outcome.settled_step) == ("guard", 10, 4, None)
     assert weights_digest(outcome.trained) == weights[4] != weights[10]
 
 
 def test_every_second_of_a_step_is_counted_once() -> None:
     laps: list[dict[str, Any]] = []
-    unlearn(
-        inputs_of(
-            {"method.name": "uno", "method.penalty": 0.1}, timing=laps.append, save=lambda checkpoint: None
-        )
-    )
+    ran({"method.name": "uno", "method.penalty": 0.1}, timing=laps.append, save=lambda checkpoint: None)
     assert [lap["step"] for lap in laps] == [1, 2, 3, 4, 5, 6]
     for lap in laps:
         phases = {

@@ -6,22 +6,14 @@ from runs import run_config, run_inputs
 from torch import Tensor
 
 from models.compiling import compile_first_order
-from pipeline.training.loop import Inputs, train_step
-from pipeline.unlearning.losses import Teacher
-from pipeline.unlearning.methods.table import METHODS
-from pipeline.unlearning.optimizer import adamw
-from pipeline.unlearning.parameters import select
+from pipeline.training.step import Inputs, open_state, train_step
 
 
 def two_steps(inputs: Inputs) -> list[Tensor]:
-    named = select(inputs.model, inputs.config.trainable)
-    teacher, optimiser = Teacher(inputs.model, named), adamw(list(named.values()), lr=1e-2, weight_decay=0.0)
-    for step, batch in zip((1, 2), inputs.retain(0)):
-        method = METHODS[inputs.config.method.name]
-        train_step(
-            inputs, batch, step, step, method=method, named=named, teacher=teacher, optimiser=optimiser
-        )
-    return [parameter.detach().clone() for parameter in named.values()]
+    state = open_state(inputs)
+    for iteration, batch in zip((1, 2), inputs.streams.retain(0)):
+        train_step(inputs, state, batch, iteration)
+    return [parameter.detach().clone() for parameter in state.named.values()]
 
 
 def test_steps_are_the_same() -> None:

@@ -1,6 +1,5 @@
 """A run goes on with fewer workers, or more, and what comes out is the same to the bit."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,9 +9,9 @@ from runs import run_config, run_inputs
 
 from models.weights import weights_digest
 from pipeline.training.checkpoint import Checkpoint
-from pipeline.training.elastic import micro_batches, share_order, shares, usable_world
-from pipeline.training.loop import Interrupted, unlearn
-from pipeline.unlearning.collectives import Collectives, paired_sum
+from pipeline.training.elastic import micro_batches, paired_sum, rank_rows, usable_world, virtual_ranks
+from pipeline.training.loop import Hooks, Interrupted, unlearn
+from pipeline.unlearning.collectives import Collectives
 
 ELASTIC = {
     "train.workers": [1, 4],
@@ -60,17 +59,18 @@ def test_the_number_of_workers_changes_no_bit() -> None:
 def stopped_among_two_and_continued() -> list[Any]:
     """On each of two ranks: the whole run's digest, and the checkpoint of one that only the other rank is
     told to stop after step 3."""
-    changes = {**ELASTIC, "optim.max_steps": 6}  # two of four: each has two shares
+    changes = {**ELASTIC, "optim.max_steps": 6}  # two of four: each stands for two
     saved: list[dict[str, bytes]] = []
     taken: list[int] = []
     channels: dict[str, Any] = {
         "save": lambda checkpoint: saved.append(checkpoint.to_files()),
         "timing": lambda seconds: taken.append(1),
     }
-    inputs = replace(run_inputs(run_config(**changes)), **channels)
+    inputs = run_inputs(run_config(**changes))
     rank = inputs.collectives.rank
+    told: Any = lambda: "told to" if rank == 1 and len(taken) >= 2 else None  # noqa: E731
     with pytest.raises(Interrupted):
-        unlearn(replace(inputs, interrupted=lambda: "told to" if rank == 1 and len(taken) >= 2 else None))
+        unlearn(inputs, hooks=Hooks(**channels, interrupted=told))
     files = {name: torch.frombuffer(bytearray(data), dtype=torch.uint8) for name, data in saved[-1].items()}
     return [weights_digest(unlearn(run_inputs(run_config(**changes))).trained), files]
 
@@ -83,19 +83,17 @@ def test_two_ranks_stop_together_and_one_goes_on_to_the_same_weights() -> None:
         assert weights_digest(unlearn(run_inputs(run_config(**changes)), start).trained) == whole
 
 
-def test_a_share_is_what_the_worker_it_stands_for_would_have() -> None:
+def test_a_virtual_rank_has_what_the_worker_it_stands_for_would_have() -> None:
     """Rows of lane l are called l; a worker of `world` has the lanes rank, rank + world, ... in turn."""
     lanes, full = 16, 8
     for world, order in ((8, [0]), (4, [0, 1]), (2, [0, 2, 1, 3]), (1, [0, 4, 2, 6, 1, 5, 3, 7])):
         for rank in range(world):
             rows = [lane for lane in range(rank, lanes, world) for _ in range(3)]
             count = full // world
-            taken = [rows[i] for i in share_order(count, lanes // world, 3)]
-            each = len(taken) // count
-            expected = [
+            taken = [[rows[i] for i in places] for places in rank_rows(count, lanes // world, 3)]
+            assert taken == [
                 [lane for lane in range(rank + j * world, lanes, full) for _ in range(3)] for j in order
             ]
-            assert [taken[i * each : (i + 1) * each] for i in range(count)] == expected
 
 
 def test_fewer_workers_cut_their_share_so_that_none_holds_more() -> None:
@@ -105,13 +103,8 @@ def test_fewer_workers_cut_their_share_so_that_none_holds_more() -> None:
     fixed = run_config(**{"train.workers": 4, "optim.batch_size": 16, "partition.lanes": 4})
     assert [micro_batches(fixed, 16 // world) for world in (1, 2, 4)] == [1, 1, 1]
     assert micro_batches(run_config(**{"optim.micro_batch": 2}), 8) == 4
-    assert [shares(elastic, world) for world in (1, 2, 4)] == [4, 2, 1] and [
-        shares(fixed, world) for world in (1, 2, 4)
-    ] == [1, 1, 1]
+    assert [virtual_ranks(elastic, world) for world in (1, 2, 4)] == [4, 2, 1]
+    assert [virtual_ranks(fixed, world) for world in (1, 2, 4)] == [1, 1, 1]
     six = run_config(**{"train.workers": [1, 6], "optim.batch_size": 12, "partition.lanes": 12})
-    assert [shares(six, world) for world in (1, 2, 3, 6)] == [
-        1,
-        1,
-        1,
-        1,
-    ], "no order of six that fewer can follow"
+    counts = [virtual_ranks(six, world) for world in (1, 2, 3, 6)]
+    assert counts == [1, 1, 1, 1], "no order of six that fewer can follow"

@@ -9,10 +9,9 @@ from untrained import fill
 
 from pipeline.config import UnlearnConfig, load
 from pipeline.data.partition_ray import build_partition
-from pipeline.data.retain_stream_local import retain_stream
 from pipeline.runs import preflight
 from pipeline.training.periodic_eval import check
-from pipeline.training.worker_inputs import assemble
+from pipeline.training.worker_inputs import Sources, assemble
 from pipeline.unlearning.collectives import Collectives
 from pipeline.weights import feature_extractors
 
@@ -50,11 +49,7 @@ def test_a_run_measures_in_the_space_it_was_given(tmp_path: Path) -> None:
     inputs = assemble(
         prepared.config,
         partition,
-        model_uri=prepared.base.uri,
-        judge_uri=prepared.judge.uri,
-        described=prepared.subject | {"features": kept},
-        heldout=lambda labels: prepared.lake.read(labels, "heldout"),
-        retain=lambda start: retain_stream(partition, 0, 1, start),
+        Sources(**prepared.sources | {"subject": prepared.subject | {"features": kept}}),
         collectives=Collectives(),
         device=torch.device("cpu"),
     )

@@ -179,7 +179,7 @@ def test_the_start_is_at_the_push_that_was_tried_and_found_best() -> None:
     inputs = run_inputs(config)
     base = inputs.model.label_table().detach().clone()
     tried: list[dict[str, Any]] = []
-    chosen = begin(replace(inputs, record=tried.append))
+    chosen = begin(inputs, tried.append)
     assert [(line["class"], line["push"]) for line in tried] == [(1, push) for push in PUSHES]
     n = config.evaluate.samples
     found = {
@@ -304,7 +304,7 @@ def test_named_samples_are_watched_by_the_attack() -> None:
 
 def test_a_non_finite_loss_stops_before_the_optimiser_moves() -> None:
     inputs = run_inputs(run_config())
-    inputs.forget.batch.mean[:] = float("nan")
+    inputs.streams.forget.batch.mean[:] = float("nan")
     before = {name: p.detach().clone() for name, p in inputs.model.net.named_parameters()}
     with pytest.raises(
         NonFiniteError, match=r"step 1: loss of forget is not finite on rank 0; the optimiser was not moved"

@@ -12,8 +12,15 @@ from pipeline.data.batch import Batch
 from pipeline.training.checkpoint import Checkpoint, optimiser_moments, restore_moments
 from pipeline.training.pretrain import judge_accuracy, train_dit, train_judge
 from pipeline.unlearning.collectives import Collectives
-from pipeline.unlearning.losses import Rows, StepRows
-from pipeline.unlearning.noising import ask_for, draw_rows, drop_labels, exchange_rows, step_rows
+from pipeline.unlearning.noising import (
+    Rows,
+    StepRows,
+    ask_for,
+    draw_rows,
+    drop_labels,
+    exchange_rows,
+    step_rows,
+)
 from pipeline.unlearning.optimizer import Average, adamw, apply_gradient, warmup, warmup_cosine
 
 CPU = torch.device("cpu")

@@ -2,6 +2,7 @@
 settings are refused."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,10 +17,14 @@ from pipeline.errors import InputError
 from pipeline.evaluation.measure import measure
 from pipeline.runs.request_checks import require_fit, resolve
 from pipeline.seeding import generator
-from pipeline.training.loop import Outcome, unlearn
-from pipeline.training.worker_inputs import folds_between
+from pipeline.training.loop import Hooks, Outcome, unlearn
 from pipeline.unlearning.collectives import Collectives
-from pipeline.unlearning.experimental.latent_reflection import Fold, Folds
+from pipeline.unlearning.experimental.latent_reflection import (
+    Fold,
+    Folds,
+    ReflectingTeacher,
+    folds_between,
+)
 
 VAE: dict[str, Any] = {
     "model.size": "vae-mnist",
@@ -43,13 +48,13 @@ def unconditional(
     inputs = run_inputs(config)
     model = tiny_vae(dtype=torch.float32)
     if config.method.fold:
-        forget = inputs.forget.batch
+        forget = inputs.streams.forget.batch
         folds = Folds(by_class={1: Fold(normal=torch.tensor([0.6, 0.8], dtype=torch.float64), edge=-1.0)})
-        inputs = replace(inputs, folds=folds, exchange=Cycle(forget, config.seed, "exchange"))
+        streams = replace(inputs.streams, exchange=Cycle(forget, config.seed, "exchange"))
+        inputs = replace(inputs, streams=streams, teacher=partial(ReflectingTeacher, folds=folds))
     return unlearn(
-        replace(
-            inputs, model=model, hat_judge=hat_judge, record=(records if records is not None else []).append
-        )
+        replace(inputs, model=model, hat_judge=hat_judge),
+        hooks=Hooks(record=(records if records is not None else []).append),
     )
 
 
@@ -127,8 +132,8 @@ def test_folds_are_fitted_where_the_base_model_has_the_rows() -> None:
     assert model.net.training and set(folds.by_class) == {1, 3}
     model.net.eval()
     for label, fold in folds.by_class.items():
-        own = model.posterior(forget.mean[forget.y == label])[0].detach().double() @ fold.normal
-        others = model.posterior(kept.mean)[0].detach().double() @ fold.normal
+        own = model.vae.encode(forget.mean[forget.y == label])[0].detach().double() @ fold.normal
+        others = model.vae.encode(kept.mean)[0].detach().double() @ fold.normal
         assert ((own > fold.edge).double().mean() + (others <= fold.edge).double().mean()) / 2 > 0.75
         assert own.mean() > others.mean()
 

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from models.generative import DiTModel
 from pipeline.unlearning.collectives import Collectives
-from pipeline.unlearning.gradients import Step
-from pipeline.unlearning.losses import StepRows, Teacher, Weights, build_terms
-from pipeline.unlearning.methods.settings import MethodSettings
-from pipeline.unlearning.methods.table import METHODS
+from pipeline.unlearning.gradients import Gradients, LocalGradients
+from pipeline.unlearning.losses import Weights, build_terms
+from pipeline.unlearning.methods.table import METHODS, method_settings, own_losses
+from pipeline.unlearning.noising import StepRows
 from pipeline.unlearning.parameters import flat, select
+from pipeline.unlearning.teacher import Teacher
 
 SUBSET = "labels_and_adaln:1"
 PENALTY = 0.7  # large: a wrong sign or factor cannot hide
@@ -48,7 +49,7 @@ def take_step(
     hvp: str = "exact",
     weights: Weights | None = None,
     collectives: Collectives | None = None,
-    settings: MethodSettings | None = None,
+    settings: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float64,
     learn_sigma: bool = False,
     fd_radius: float = 2e-2,
@@ -58,18 +59,21 @@ def take_step(
     collectives = collectives or Collectives()
     model, named, teacher = student(seed, dtype=dtype, learn_sigma=learn_sigma)
     mine = share(rows, collectives.rank, collectives.world)
+    line = METHODS[method]
+    if settings is None:
+        settings = {"penalty": PENALTY} if "penalty" in line.settings.model_fields else {}
+    own = method_settings(method, settings)
     terms = build_terms(
-        model, mine, weights or Weights(), teacher=teacher, micro_batches=micro_batches, joint=joint
+        model,
+        mine,
+        weights or Weights(),
+        teacher=teacher,
+        micro_batches=micro_batches,
+        joint=joint,
+        own=own_losses(method, model, teacher, own),
     )
-    step = Step(
-        index=index,
-        params=list(named.values()),
-        terms=terms,
-        collectives=collectives,
-        hvp=hvp,
-        fd_radius=fd_radius,
-    )
-    return METHODS[method](step, settings or MethodSettings(penalty=PENALTY))
+    local = LocalGradients(params=list(named.values()), terms=terms, hvp=hvp, fd_radius=fd_radius)
+    return line.gradient(Gradients(index=index, local=local, collectives=collectives), own)
 
 
 def naive_losses(model: DiTModel, rows: StepRows, exchange_weight: float = 1.0) -> dict[str, Tensor]:

@@ -7,8 +7,9 @@ from tiny import tiny_vae, tiny_vae_rows
 from torch import Tensor
 
 from pipeline.seeding import generator
-from pipeline.unlearning.experimental.latent_reflection import Fold, Folds, fit
-from pipeline.unlearning.losses import StepRows, Teacher, Weights, build_terms
+from pipeline.unlearning.experimental.latent_reflection import Fold, Folds, ReflectingTeacher, fit
+from pipeline.unlearning.losses import Weights, build_terms
+from pipeline.unlearning.noising import StepRows
 from pipeline.unlearning.parameters import select
 
 NORMAL = torch.tensor([0.6, -0.8, 0.0], dtype=torch.float64)
@@ -81,11 +82,8 @@ def test_the_fit_tells_two_clouds_apart_where_their_means_alone_do_not() -> None
 def test_the_teacher_answers_for_forgotten_rows_from_the_kept_side() -> None:
     model = tiny_vae()
     named = select(model, "decoder")
-    teacher, folds = (
-        Teacher(model, named),
-        Folds(by_class={1: Fold(normal=torch.tensor([1.0, 0.0], dtype=torch.float64), edge=-0.2)}),
-    )
-    teacher.fold(folds)
+    folds = Folds(by_class={1: Fold(normal=torch.tensor([1.0, 0.0], dtype=torch.float64), edge=-0.2)})
+    teacher = ReflectingTeacher(model, named, folds=folds)
     rows = tiny_vae_rows("folded")
     rows.y[::2] = 1
     mean, log_variance = model.vae.encode(rows.x0)

@@ -11,10 +11,10 @@ from tiny import relative, tiny_hat_judge, tiny_latents, tiny_vae, tiny_vae_rows
 from torch import Tensor
 
 from pipeline.unlearning.collectives import Collectives
-from pipeline.unlearning.gradients import Step
-from pipeline.unlearning.losses import StepRows, Weights, build_terms
-from pipeline.unlearning.methods.settings import MethodSettings
-from pipeline.unlearning.methods.table import METHODS
+from pipeline.unlearning.gradients import Gradients, LocalGradients
+from pipeline.unlearning.losses import Weights, build_terms
+from pipeline.unlearning.methods.table import METHODS, method_settings
+from pipeline.unlearning.noising import StepRows
 from pipeline.unlearning.parameters import flat, select
 from pipeline.unlearning.uniformity import hat_loss, uniformity
 
@@ -47,8 +47,10 @@ def take(method: str, hvp: str, micro_batches: int, weight: float = WEIGHT) -> T
         micro_batches=micro_batches,
         hat=(lambda: weight * hat()) if weight else None,
     )
-    step = Step(index=1, params=params, terms=terms, collectives=collectives, hvp=hvp)
-    return METHODS[method](step, MethodSettings(penalty=PENALTY))
+    local = LocalGradients(params=params, terms=terms, hvp=hvp)
+    gradients = Gradients(index=1, local=local, collectives=collectives)
+    own = method_settings(method, {"penalty": PENALTY} if method == "uno" else {})
+    return METHODS[method].gradient(gradients, own)
 
 
 def every() -> dict[str, Tensor]:

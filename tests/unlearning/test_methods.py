@@ -7,12 +7,13 @@ from tiny import relative, tiny_dit, tiny_step_rows
 
 from models.diffusion import Prediction
 from pipeline.unlearning.collectives import Collectives
-from pipeline.unlearning.gradients import Step
+from pipeline.unlearning.gradients import Gradients, LocalGradients
 from pipeline.unlearning.label_init import start_at_exchange
-from pipeline.unlearning.losses import StepRows, Teacher, Weights, build_terms
-from pipeline.unlearning.methods.settings import MethodSettings
-from pipeline.unlearning.methods.table import METHODS
+from pipeline.unlearning.losses import Weights, build_terms
+from pipeline.unlearning.methods.table import METHODS, method_settings, own_losses
+from pipeline.unlearning.noising import StepRows
 from pipeline.unlearning.parameters import flat, select
+from pipeline.unlearning.teacher import Teacher
 
 ALL = sorted(METHODS)
 TARGETS = ["data", "teacher"]
@@ -56,11 +57,11 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(method: str, targets
 def test_a_step_leaves_parameters_and_gradients_alone(method: str, hvp: str) -> None:
     model, named, teacher = student()
     before = {name: tensor.clone() for name, tensor in model.net.state_dict().items()}
-    terms = build_terms(model, tiny_step_rows(), Weights(), teacher=teacher)
-    METHODS[method](
-        Step(index=2, params=list(named.values()), terms=terms, collectives=Collectives(), hvp=hvp),
-        MethodSettings(),
-    )
+    settings = method_settings(method, {})
+    own = own_losses(method, model, teacher, settings)
+    terms = build_terms(model, tiny_step_rows(), Weights(), teacher=teacher, own=own)
+    local = LocalGradients(params=list(named.values()), terms=terms, hvp=hvp)
+    METHODS[method].gradient(Gradients(index=2, local=local, collectives=Collectives()), settings)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.net.state_dict().items())
     assert all(parameter.grad is None for parameter in model.net.parameters())
 
@@ -106,7 +107,7 @@ def test_first_order_methods_are_what_they_say(naive: dict[str, torch.Tensor]) -
 def test_salun_moves_only_the_most_salient_parameters(
     saliency: float, naive: dict[str, torch.Tensor]
 ) -> None:
-    got = take_step("salun", tiny_step_rows(), settings=MethodSettings(saliency=saliency))
+    got = take_step("salun", tiny_step_rows(), settings={"saliency": saliency})
     count = round(saliency * got.numel())
     order = naive["forget"].abs().argsort(descending=True)
     torch.testing.assert_close(got[order[:count]], naive["keep"][order[:count]])
@@ -116,7 +117,7 @@ def test_salun_moves_only_the_most_salient_parameters(
 def test_salun_never_moves_what_the_forget_loss_does_not_see() -> None:
     """Label rows of other classes have no forget gradient: however large the share, they stay."""
     _, named, _ = student()
-    got = take_step("salun", tiny_step_rows(), settings=MethodSettings(saliency=1.0))
+    got = take_step("salun", tiny_step_rows(), settings={"saliency": 1.0})
     table = next(iter(named))
     assert table == "y_embedder.embedding_table.weight"
     rows = got[: named[table].numel()].view(named[table].shape)
@@ -126,7 +127,7 @@ def test_salun_never_moves_what_the_forget_loss_does_not_see() -> None:
 
 def test_esd_steers_away_from_the_label_towards_no_label() -> None:
     """The target (1 + eta) eps_T(null) - eta eps_T(c) of the frozen base, and the retain term."""
-    eta, rows = 3.0, tiny_step_rows()
+    eta, rows = 2.5, tiny_step_rows()
     model, named, teacher = student()
     params, f = list(named.values()), rows.forget
     null = torch.full_like(f.y, model.null_label)
@@ -134,7 +135,7 @@ def test_esd_steers_away_from_the_label_towards_no_label() -> None:
     erase = model.losses(model.net, f.x0, f.y, f.noise, target=Prediction(target, None)).mean()
     retain = model.losses(model.net, rows.retain.x0, rows.retain.y, rows.retain.noise).mean()
     wanted = flat(torch.autograd.grad(erase + retain, params), params)
-    assert relative(take_step("esd", rows, weights=Weights(eta=eta)), wanted) < 1e-12
+    assert relative(take_step("esd", rows, settings={"eta": eta}), wanted) < 1e-12
 
 
 def test_teacher_is_the_base_model_and_stays_it() -> None:
@@ -202,8 +203,9 @@ def test_from_the_exchange_start_nothing_is_left_to_learn_from_a_teacher(push: f
     assert table is not None
     start_at_exchange(table, {1: (2,)}, push)
     terms = build_terms(model, rows, Weights(targets="teacher"), teacher=teacher)
-    step = Step(index=1, params=list(named.values()), terms=terms, collectives=Collectives())
-    assert step.gradient("keep").norm().item() < 1e-12 < step.gradient("forget").norm().item()
+    local = LocalGradients(params=list(named.values()), terms=terms)
+    g_r, g_f = Gradients(index=1, local=local, collectives=Collectives()).of("keep", "forget")
+    assert g_r.norm().item() < 1e-12 < g_f.norm().item()
 
 
 def test_the_exchange_start_goes_beyond_by_the_push_and_moves_no_other_row() -> None:
@@ -233,7 +235,8 @@ def test_contrast_subtracts_the_loss_under_the_null_label() -> None:
 def test_descending_a_method_lowers_what_is_kept(method: str) -> None:
     """A small step along the result of a strong penalty or a projection still descends L_r + L_x."""
     rows = tiny_step_rows()
-    gradient = take_step(method, rows, settings=MethodSettings(penalty=PENALTY / 100))
+    settings = {"penalty": PENALTY / 100} if method == "uno" else {}
+    gradient = take_step(method, rows, settings=settings)
     model, named, _ = student()
     before = naive_losses(model, rows)["keep"].item()
     with torch.no_grad():
@@ -242,3 +245,51 @@ def test_descending_a_method_lowers_what_is_kept(method: str) -> None:
             parameter.sub_(1e-4 * gradient[start : start + parameter.numel()].view(parameter.shape))
             start += parameter.numel()
     assert naive_losses(model, rows)["keep"].item() < before
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_the_table_says_what_a_method_asks_for(method: str) -> None:
+    """Its facts are what is seen when it is asked on vectors of a few numbers."""
+
+    class Probe(Gradients):
+        def of(self, *names: str, twice: bool = False) -> list[torch.Tensor]:
+            asked.append((names, twice))
+            return [
+                torch.randn(8, generator=torch.Generator().manual_seed(index)) for index in range(len(names))
+            ]
+
+        def second_order_product(self, directions: object) -> torch.Tensor:
+            asked.append("second order")
+            return torch.ones(8)
+
+    line, settings = METHODS[method], method_settings(method, {})
+    seen = []
+    for index in range(1, 2 * line.period(settings) + 1):
+        asked: list[object] = []
+        probe = Probe(index=index, local=LocalGradients(params=[], terms={}), collectives=Collectives())
+        line.gradient(probe, settings)
+        seen.append(asked)
+    half = len(seen) // 2
+    assert seen[:half] == seen[half:]
+    assert any("second order" in asked for asked in seen) == line.second_order
+    assert line.title and line.meaning
+    uses_own = any(method in names for asked in seen for names, *_ in asked if names != "second order")
+    assert uses_own == (line.loss is not None)
+
+
+@pytest.mark.parametrize(
+    ("method", "values", "message"),
+    [
+        ("surgery", {"penalty": 0.1}, "penalty"),
+        ("uno", {"surgery_every": 2}, "surgery_every"),
+        ("uno_s", {"surgery_every": 0}, "greater than or equal to 1"),
+        ("salun", {"saliency": 1.5}, "less than or equal to 1"),
+        ("esd", {"eta": -1.0}, "greater than or equal to 0"),
+    ],
+)
+def test_a_setting_that_a_method_does_not_have_is_refused(
+    method: str, values: dict[str, float], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        method_settings(method, values)
+    assert method_settings(method, {}) == METHODS[method].settings()

@@ -10,17 +10,29 @@ along n to the kept side,
 and leaves everything else about it. It is continuous at the edge, and it turns the normal distribution beyond
 the edge into the normal distribution before it: what is drawn instead has the proportions of what is kept. No
 classifier has a part in it.
+
+N rows, Z latent dimensions. For models that encode rows to a mean and a log variance and decode latents in
+one pass (models/vae.py).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from models.diffusion import Prediction
+from models.generative import GenerativeModel
+from pipeline.data.batch import Batch
+from pipeline.unlearning.noising import Rows
+from pipeline.unlearning.teacher import Teacher
+
 # share of the kept side that no latent is folded beyond: 4.8 deviations, where a decoder has learnt nothing
 FARTHEST = 1e-6
 ROUNDS = 8
+FITTED_ROWS = 4096  # rows of a forgotten class that a fold is fitted to
+ENCODED = 256  # rows that are encoded at once
 
 Posterior = tuple[Tensor, Tensor]  # means and deviations of rows' latents, (N, *latent) each
 
@@ -57,6 +69,60 @@ class Folds:
             for fold in self.by_class.values():
                 z = fold(z)
         return z
+
+
+class ReflectingTeacher(Teacher):
+    """The base, asked where rows of the forgotten classes lie for what it draws on the kept side."""
+
+    def __init__(self, model: GenerativeModel, trained: Mapping[str, Tensor], *, folds: Folds):
+        super().__init__(model, trained)
+        self._folds = folds
+
+    def targets(self, rows: Rows) -> Prediction:
+        forgotten = torch.isin(rows.y, torch.tensor(sorted(self._folds.by_class), device=rows.y.device))
+
+        def move(z: Tensor) -> Tensor:  # (N, Z)
+            return torch.where(forgotten.view(-1, *[1] * (z.dim() - 1)), self._folds(z), z)
+
+        return self._predict(self._frozen, rows, rows.target_y, move=move)
+
+
+def reflecting(
+    model: GenerativeModel,
+    kept: Sequence[Tensor],
+    forget: Batch,
+    classes: Sequence[int],
+    device: torch.device,
+) -> Callable[[GenerativeModel, Mapping[str, Tensor]], Teacher]:
+    """A teacher whose folds are fitted to the base `model`: between its latents of the rows of each class of
+    `forget` and those of `kept`, batches (n, C, H, W)."""
+    return partial(ReflectingTeacher, folds=folds_between(model, kept, forget, classes, device))
+
+
+@torch.no_grad()
+def folds_between(
+    model: GenerativeModel,
+    kept: Sequence[Tensor],
+    forget: Batch,
+    classes: Sequence[int],
+    device: torch.device,
+) -> Folds:
+    """For each forgotten class the fold between the base model's latents of its rows and of retained ones:
+    the same on every rank."""
+    training = model.net.training
+    model.net.eval()
+
+    def encode(batches: Iterable[Tensor]) -> Posterior:
+        means, log_variances = zip(*(model.net.encode(x.to(device)) for x in batches))  # type: ignore[operator]
+        return torch.cat(means), (0.5 * torch.cat(log_variances)).exp()
+
+    others, folds = encode(kept), {}
+    for label in classes:
+        rows = (forget.y == label).nonzero().flatten()
+        rows = rows[:: -(-len(rows) // FITTED_ROWS)]
+        folds[label] = fit(others, encode(forget.mean[part] for part in rows.split(ENCODED)))
+    model.net.train(training)
+    return Folds(by_class=folds)
 
 
 def fit(kept: Posterior, forgotten: Posterior) -> Fold:

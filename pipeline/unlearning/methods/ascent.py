@@ -2,15 +2,19 @@
 
 from torch import Tensor
 
-from pipeline.unlearning.gradients import Step
+from pipeline.unlearning.gradients import Gradients
 from pipeline.unlearning.methods.settings import MethodSettings
 
 
-def ascent(step: Step, settings: MethodSettings) -> Tensor:
+def ascent(gradients: Gradients, settings: MethodSettings) -> Tensor:
     """-g_f."""
-    return -step.gradient("forget")
+    (g_f,) = gradients.of("forget")
+    return -g_f
 
 
-def ascent_descent(step: Step, settings: MethodSettings) -> Tensor:
+def ascent_descent(gradients: Gradients, settings: MethodSettings) -> Tensor:
     """Odd steps -g_f, even steps g_r."""
-    return -step.gradient("forget") if step.index % 2 else step.gradient("keep")
+    if gradients.index % 2:
+        return ascent(gradients, settings)
+    (g_r,) = gradients.of("keep")
+    return g_r

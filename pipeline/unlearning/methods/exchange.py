@@ -2,10 +2,11 @@
 
 from torch import Tensor
 
-from pipeline.unlearning.gradients import Step
+from pipeline.unlearning.gradients import Gradients
 from pipeline.unlearning.methods.settings import MethodSettings
 
 
-def exchange(step: Step, settings: MethodSettings) -> Tensor:
+def exchange(gradients: Gradients, settings: MethodSettings) -> Tensor:
     """grad (L_r + L_x)."""
-    return step.gradient("keep")
+    (g_r,) = gradients.of("keep")
+    return g_r

@@ -2,10 +2,11 @@
 
 from torch import Tensor
 
-from pipeline.unlearning.gradients import Step
+from pipeline.unlearning.gradients import Gradients
 from pipeline.unlearning.methods.settings import MethodSettings
 
 
-def finetune(step: Step, settings: MethodSettings) -> Tensor:
+def finetune(gradients: Gradients, settings: MethodSettings) -> Tensor:
     """grad L_r."""
-    return step.gradient("retain")
+    (g_r,) = gradients.of("retain")
+    return g_r

@@ -1,10 +1,9 @@
-"""What a method may be told."""
+"""The settings of a method: those all methods share stand in the configuration, its own in its file."""
 
-from dataclasses import dataclass
+from pydantic import BaseModel, ConfigDict
 
 
-@dataclass(frozen=True, kw_only=True)
-class MethodSettings:
-    penalty: float = 0.01  # lambda of grad cos^2
-    surgery_every: int = 2  # uno_s: every k-th step is a surgery step
-    saliency: float = 0.5  # salun: share of parameters that move
+class MethodSettings(BaseModel):
+    """A method without settings of its own, and the base of those that have some."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)

@@ -3,20 +3,20 @@ order."""
 
 from torch import Tensor
 
-from pipeline.unlearning.gradients import Step
+from pipeline.unlearning.gradients import Gradients
 from pipeline.unlearning.methods.settings import MethodSettings
 from pipeline.unlearning.penalty import dots, project_out
 
 
-def surgery(step: Step, settings: MethodSettings) -> Tensor:
+def surgery(gradients: Gradients, settings: MethodSettings) -> Tensor:
     """g_r - proj_{g_f} g_r (arXiv 2506.04712, section 3), with global gradients."""
-    g_f, g_r = step.gradients("forget", "keep")
-    step.log["cos"] = dots(g_f, g_r).cos
+    g_f, g_r = gradients.of("forget", "keep")
+    gradients.log["cos"] = dots(g_f, g_r).cos
     return project_out(g_r, g_f)
 
 
-def surgery_ascent(step: Step, settings: MethodSettings) -> Tensor:
+def surgery_ascent(gradients: Gradients, settings: MethodSettings) -> Tensor:
     """-(g_f - proj_{g_r} g_f): ascent on the forget loss that leaves the kept loss alone to first order."""
-    g_f, g_r = step.gradients("forget", "keep")
-    step.log["cos"] = dots(g_f, g_r).cos
+    g_f, g_r = gradients.of("forget", "keep")
+    gradients.log["cos"] = dots(g_f, g_r).cos
     return -project_out(g_f, g_r)

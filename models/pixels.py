@@ -1,0 +1,17 @@
+"""8-bit images and the numbers that models take: uint8 (N, H, W, C) on one side, [-1, 1] (N, C, H, W) on the
+other."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def pixels_to_unit(image: np.ndarray) -> Tensor:
+    """uint8 (N, H, W, C) -> float32 (N, C, H, W) in [-1, 1]."""
+    return torch.from_numpy(image).permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1.0)
+
+
+def unit_to_pixels(x: Tensor) -> np.ndarray:
+    """float (N, C, H, W) in [-1, 1] (clipped) -> uint8 (N, H, W, C)."""
+    scaled = (x.detach().float().clamp(-1, 1) + 1) * 127.5
+    return scaled.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

@@ -1,0 +1,76 @@
+"""The folder of a run as the loop fills it: metrics.jsonl, checkpoints/, trained.safetensors and, last,
+outcome.json. Written by one rank; where outcome.json lies, training is over."""
+
+from collections.abc import Callable, Container, Mapping
+from typing import Any
+
+from models import weights
+from pipeline import storage
+from pipeline.runtime import metrics_log
+from pipeline.training import checkpoint as checkpoints
+from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.loop import Outcome
+from pipeline.unlearning.collectives import Collectives
+
+METRICS, OUTCOME, TRAINED, CHECKPOINTS = "metrics.jsonl", "outcome.json", "trained.safetensors", "checkpoints"
+
+
+def latest_checkpoint(run_uri: str, collectives: Collectives) -> Checkpoint | None:
+    """Where the run under `run_uri` goes on, the same on every rank; None at its beginning."""
+    return checkpoints.same_start(checkpoints.latest(storage.join(run_uri, CHECKPOINTS)), collectives)
+
+
+class RunFolder:
+    """Open at `start`: records of what was trained beyond it are dropped. `observe` sees every record that
+    stays or is made."""
+
+    def __init__(
+        self,
+        run_uri: str,
+        start: Checkpoint | None,
+        observe: Callable[[metrics_log.Record], None] = lambda record: None,
+    ) -> None:
+        self.uri, self._observe = run_uri, observe
+        self._metrics = storage.join(run_uri, METRICS)
+        records: list[metrics_log.Record] = []
+        if start is not None:
+            records = up_to(start.progress["step"], metrics_log.read(self._metrics), set(start.pending))
+        for record in records:
+            observe(record)
+        self._writer = metrics_log.Writer(self._metrics, records)
+
+    def record(self, line: metrics_log.Record) -> None:
+        self._writer.write(line)
+        self._observe(line)
+
+    def save(self, checkpoint: Checkpoint) -> str:
+        """The records first: a checkpoint is not ahead of them. Returns the checkpoint's folder."""
+        self._writer.flush()
+        return checkpoints.commit(storage.join(self.uri, CHECKPOINTS), checkpoint)
+
+    def close(self, last: int | None = None) -> None:
+        """Write out the records, those up to step `last` where a later one does not count."""
+        self._writer.flush()
+        if last is not None:
+            metrics_log.Writer(self._metrics, up_to(last, metrics_log.read(self._metrics))).flush()
+
+
+def leave_outcome(run_uri: str, outcome: Outcome, plain: Mapping[str, Any]) -> None:
+    """The trained weights and, last, `plain`: the outcome as plain data."""
+    storage.write_bytes(storage.join(run_uri, TRAINED), weights.to_bytes(outcome.trained))
+    storage.write_json(storage.join(run_uri, OUTCOME), dict(plain))
+
+
+def up_to(
+    step: int, lines: list[metrics_log.Record], pending: Container[int] = ()
+) -> list[metrics_log.Record]:
+    """The records of a run that is taken back to `step`, with the checks of `pending` steps still to be made.
+
+    What the base model measures stays in any case.
+    """
+    return [
+        line
+        for line in lines
+        if (line["kind"] == "evaluation" and line["step"] == 0)
+        or (line["step"] <= step and not (line["kind"] == "evaluation" and line["step"] in pending))
+    ]
