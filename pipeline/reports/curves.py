@@ -7,36 +7,37 @@ from typing import Any
 from pipeline.reports.charts import Chart, Series, keys_of, layout, series_of
 from pipeline.reports.text import bound_of, given, number, share
 
+Records = Sequence[Mapping[str, Any]]
 
-def curves(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+
+def curves(result: Mapping[str, Any], records: Records) -> list[dict[str, Any]]:
     """Every curve of a run that has something to show, as the template draws it."""
-    target, floor, lowest_floor = (
-        bound_of(result, name) for name in ("forget_fraction", "retain_accuracy/mean", "retain_accuracy/min")
-    )
-    attacked = bound_of(result, "membership_auc")
     crossed, settled = result.get("first_crossing_step"), result.get("settled_step")
-    own: float | None = (((result.get("before") or {}).get("exchange_density") or {}).get("own") or {}).get(
-        "value"
-    )
-    density = series_of(records, "evaluation", "exchange_density", "forgotten label", 1, dots=True)
     marks = [(f"settled at {settled}", float(settled))] if settled is not None else []
     if crossed is not None and crossed != settled:
         marks.insert(0, (f"first under at {crossed}", float(crossed)))
-    mean = series_of(
-        records, "evaluation", "retain_accuracy/mean", "mean of the retained classes", 1, band=True, dots=True
-    )
-    lowest = series_of(records, "evaluation", "retain_accuracy/min", "lowest class", 2, dots=True)
-    floors = [("bound of the mean", floor), ("bound of the lowest", lowest_floor)]
-    floor_lines = [(f"{name} {share(bound)}", bound) for name, bound in floors if bound is not None]
-    depth = min(
-        [y for one in (mean, lowest) for _, y in one.points] + [bound for _, bound in floor_lines] + [0.95]
-    )
-    phases = list(
-        dict.fromkeys(
-            str(record["phase"]) for record in records if record.get("phase") and given(record.get("cos"))
-        )
-    )
     charts = [
+        *_forgetting(result, records, marks),
+        _retention(result, records),
+        *_optimisation(records),
+    ]
+    last = max((float(record["step"]) for record in records if "step" in record), default=0.0)
+    return [layers for chart in charts if (layers := layout(chart, last_step=last)) is not None]
+
+
+def _forgetting(
+    result: Mapping[str, Any], records: Records, marks: Sequence[tuple[str, float]]
+) -> list[Chart]:
+    """What the forgotten labels draw, how like real images that is, what a loss attack makes of named
+    samples."""
+    target, auc_target = (bound_of(result, name) for name in ("forget_fraction", "membership_auc"))
+    density = _measured(records, "exchange_density", "forgotten label")
+    before = (result.get("before") or {}).get("exchange_density") or {}
+    own: float | None = (before.get("own") or {}).get("value")
+    auc_bounds = [("chance", 0.5)]
+    if auc_target is not None:
+        auc_bounds.append((f"target {number(auc_target)}", auc_target))
+    return [
         Chart(
             title="Forgotten class still drawn",
             note=(
@@ -44,10 +45,8 @@ def curves(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> l
                 " they show instead."
             ),
             series=[
-                series_of(
-                    records, "evaluation", "forget_fraction", "forgotten class", 1, band=True, dots=True
-                ),
-                series_of(records, "evaluation", "exchange_fraction", "exchange class", 3, dots=True),
+                _measured(records, "forget_fraction", "forgotten class", band=True),
+                _measured(records, "exchange_fraction", "exchange class", 3),
             ],
             y_range=(0.0, 1.0),
             bounds=[(f"target {share(target)}", target)] if target is not None else [],
@@ -71,29 +70,45 @@ def curves(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> l
                 "How well their losses tell them from never-seen images, with its 95 % interval: at 0.5 not"
                 " at all."
             ),
-            series=[
-                series_of(
-                    records, "evaluation", "membership_auc", "area under the curve", 1, band=True, dots=True
-                )
-            ],
+            series=[_measured(records, "membership_auc", "area under the curve", band=True)],
             y_range=(0.0, 1.0),
-            bounds=[
-                ("chance", 0.5),
-                *([(f"target {number(attacked)}", attacked)] if attacked is not None else []),
-            ],
+            bounds=auc_bounds,
             marks=marks,
         ),
-        Chart(
-            title="Classes drawn right" if attacked is not None else "Other classes drawn right",
-            note=(
-                "Share of images under every label that is kept that the judge takes for that class, with the"
-                " mean's 95 % interval."
-            ),
-            series=[lowest, mean],
-            y_range=(max(0.0, math.floor(10 * (depth - 0.02)) / 10), 1.0),
-            bounds=floor_lines,
-            percent=True,
+    ]
+
+
+def _retention(result: Mapping[str, Any], records: Records) -> Chart:
+    """How often the other labels are drawn right, beside the gate's bounds."""
+    mean = _measured(records, "retain_accuracy/mean", "mean of the retained classes", band=True)
+    lowest = _measured(records, "retain_accuracy/min", "lowest class", 2)
+    floors = (("mean", "bound of the mean"), ("min", "bound of the lowest"))
+    bounds = [
+        (f"{name} {share(floor)}", floor)
+        for key, name in floors
+        if (floor := bound_of(result, f"retain_accuracy/{key}")) is not None
+    ]
+    depth = min([y for one in (mean, lowest) for _, y in one.points] + [y for _, y in bounds] + [0.95])
+    named_samples = bound_of(result, "membership_auc") is not None
+    return Chart(
+        title="Classes drawn right" if named_samples else "Other classes drawn right",
+        note=(
+            "Share of images under every label that is kept that the judge takes for that class, with the"
+            " mean's 95 % interval."
         ),
+        series=[lowest, mean],
+        y_range=(max(0.0, math.floor(10 * (depth - 0.02)) / 10), 1.0),
+        bounds=bounds,
+        percent=True,
+    )
+
+
+def _optimisation(records: Records) -> list[Chart]:
+    """Losses, the angle between the gradients, distances and norms, step by step."""
+    phases = dict.fromkeys(
+        str(record["phase"]) for record in records if record.get("phase") and given(record.get("cos"))
+    )
+    return [
         Chart(
             title="Losses",
             note="Mean over the workers: what is to be kept should stay low, what is forgotten may rise.",
@@ -106,7 +121,7 @@ def curves(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> l
             ),
             series=[
                 series_of(records, "step", "cos", f"{phase} steps", color, phase=phase)
-                for color, phase in enumerate(phases[:4], 1)
+                for color, phase in enumerate(list(phases)[:4], 1)
             ],
         ),
         Chart(
@@ -123,13 +138,13 @@ def curves(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> l
             series=_lines(records, "step", "grad_norm/"),
         ),
     ]
-    last = max((float(record["step"]) for record in records if "step" in record), default=0.0)
-    return [drawn for chart in charts if (drawn := layout(chart, last_step=last)) is not None]
 
 
-def _lines(
-    records: Sequence[Mapping[str, Any]], kind: str, prefix: str, *, dots: bool = False
-) -> list[Series]:
+def _measured(records: Records, key: str, name: str, color: int = 1, *, band: bool = False) -> Series:
+    return series_of(records, "evaluation", key, name, color, band=band, dots=True)
+
+
+def _lines(records: Records, kind: str, prefix: str, *, dots: bool = False) -> list[Series]:
     keys = keys_of(records, kind, prefix)[:4]
     return [
         series_of(records, kind, key, key.removeprefix(prefix), color, dots=dots)

@@ -19,7 +19,8 @@ SPACE = (
 
 def config(algorithm: str = "tpe", objectives: int = 2, concurrency: int = 1, seed: int = 0) -> SweepConfig:
     names = ["settled_step", "retain_accuracy/mean"][:objectives]
-    search = {"algorithm": algorithm, "objectives": names, "concurrency": concurrency, "startup_trials": 4}
+    search = {"algorithm": algorithm, "objectives": names, "concurrency": concurrency}
+    search |= {"startup_trials": 4} if algorithm == "tpe" else {}
     path = str(ROOT / "jobs/configs/sweep_quickstart.yaml")
     return load(SweepConfig, path, ["storage=/nowhere", SPACE, f"search={search}", f"seed={seed}"])
 
