@@ -78,7 +78,7 @@ class MemoryPlan:
         numbers."""
         settings = self.config.method
         options, _ = method_settings(settings.name, settings.own)
-        period = max(2, options.surgery_every)
+        period = max(2, getattr(options, "surgery_every", 2))
         found = []
         for index in range(1, period + 1):
             probe = _Probe(index=index, params=[], terms={}, collectives=Collectives())

@@ -5,7 +5,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.unlearning.methods.settings import MethodSettings
 from pipeline.unlearning.methods.table import METHODS
 
 
@@ -38,9 +37,8 @@ SETTINGS: dict[str, type[BaseModel]] = {
 }
 
 
-def method_settings(name: str, values: Mapping[str, Any]) -> tuple[MethodSettings, float]:
-    """What today's methods take, and eta."""
+def method_settings(name: str, values: Mapping[str, Any]) -> tuple[Any, float]:
+    """The method's own settings, and eta."""
     kind = SETTINGS[name]
-    own = dict(kind.model_validate({key: value for key, value in values.items() if key in kind.model_fields}))
-    eta = own.pop("eta", 3.0)
-    return MethodSettings(**own), eta
+    own = kind.model_validate({key: value for key, value in values.items() if key in kind.model_fields})
+    return own, getattr(own, "eta", 3.0)
