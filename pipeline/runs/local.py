@@ -31,7 +31,7 @@ from pipeline.errors import InputError
 from pipeline.runs import final_evaluation, preflight, run_weights
 from pipeline.runs.preflight import REQUEST, SETTINGS, Prepared
 from pipeline.runs.result import RESULT, keep_measured_before, measured_before, result_of
-from pipeline.runs.unlearn import leave_model, with_kept_weights
+from pipeline.runs.unlearn import leave_model, with_own_weights
 from pipeline.runtime import command_line, metrics_log
 from pipeline.training.loop import Hooks
 from pipeline.training.loop import unlearn as unlearn_loop
@@ -63,7 +63,7 @@ def unlearn(config: UnlearnConfig) -> LocalRun:
     config = _on_these_workers(config, collectives.world)
     prepared = _same_run(preflight.check(config))
     storage.require_writable(config.storage)
-    prepared = _first_then_others(lambda: with_kept_weights(prepared))
+    prepared = _first_then_others(lambda: with_own_weights(prepared))
     partition, inputs = open_run(prepared, collectives)
     if not storage.exists(storage.join(prepared.run_uri, RESULT)):
         if collectives.rank == 0:
