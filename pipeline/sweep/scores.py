@@ -11,6 +11,8 @@ from pipeline.errors import InputError
 # a run's outcome as plain data, or what stands in for it while it runs (`so_far`)
 Outcome = Mapping[str, Any]
 Row = Mapping[str, Any]  # a trial in the sweep's table
+Direction = Literal["minimize", "maximize"]
+Missing = Callable[[UnlearnConfig], str | None]
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
 
 
@@ -20,9 +22,9 @@ class Objective:
     report it, if so."""
 
     title: str
-    direction: Literal["minimize", "maximize"]
+    direction: Direction
     of: Callable[[Outcome, UnlearnConfig], float | None]
-    missing: Callable[[UnlearnConfig], str | None] = lambda config: None
+    missing: Missing = lambda config: None
     percent: bool = False
 
 
@@ -66,64 +68,55 @@ def _conditional(config: UnlearnConfig) -> str | None:
     return None if is_conditional(config.model.size) else f"{config.model.size} has no labels to draw from"
 
 
+def _exchanging(config: UnlearnConfig) -> str | None:
+    return None if config.request.exchange else "the request has no exchange class"
+
+
+def _share(title: str, direction: Direction, *path: str, missing: Missing) -> Objective:
+    """A share among the measures after the run."""
+    return Objective(title=title, direction=direction, of=_after(*path), missing=missing, percent=True)
+
+
+def _gpu_seconds(outcome: Outcome, config: UnlearnConfig) -> float:
+    return float(outcome["timing"]["step_seconds"] * outcome["world_size"] * config.train.gpus_per_worker)
+
+
 OBJECTIVES: dict[str, Objective] = {
     "settled_step": Objective(title="settled at step", direction="minimize", of=_settled),
-    "forget_fraction": Objective(
-        title="forgotten class drawn",
-        direction="minimize",
-        of=_after("forget_fraction", "value"),
-        missing=_by_class,
-        percent=True,
+    "forget_fraction": _share(
+        "forgotten class drawn", "minimize", "forget_fraction", "value", missing=_by_class
     ),
-    "forget_fraction/high": Objective(
-        title="forgotten class drawn, upper bound",
-        direction="minimize",
-        of=_after("forget_fraction", "high"),
-        missing=_by_class,
-        percent=True,
+    "forget_fraction/high": _share(
+        "forgotten class drawn, upper bound", "minimize", "forget_fraction", "high", missing=_by_class
     ),
     "membership_auc": Objective(
         title="attack's AUC", direction="minimize", of=_after("membership", "auc"), missing=_by_sample
     ),
-    "exchange_fraction": Objective(
-        title="exchange class drawn",
-        direction="maximize",
-        of=_after("exchange_fraction", "value"),
-        missing=lambda config: None if config.request.exchange else "the request has no exchange class",
-        percent=True,
+    "exchange_fraction": _share(
+        "exchange class drawn", "maximize", "exchange_fraction", "value", missing=_exchanging
     ),
     "exchange_density": Objective(
         title="density of the exchange class",
         direction="maximize",
         of=_after("exchange_density", "forgotten", "value"),
-        missing=lambda config: None if config.request.exchange else "the request has no exchange class",
+        missing=_exchanging,
     ),
-    "retain_accuracy/mean": Objective(
-        title="other classes right",
-        direction="maximize",
-        of=_after("retain_accuracy", "mean"),
-        missing=_conditional,
-        percent=True,
+    "retain_accuracy/mean": _share(
+        "other classes right", "maximize", "retain_accuracy", "mean", missing=_conditional
     ),
-    "retain_accuracy/min": Objective(
-        title="lowest class right",
-        direction="maximize",
-        of=_after("retain_accuracy", "min"),
-        missing=_conditional,
-        percent=True,
+    "retain_accuracy/min": _share(
+        "lowest class right", "maximize", "retain_accuracy", "min", missing=_conditional
     ),
     "fid/judge": Objective(title="Frechet distance, judge", direction="minimize", of=_after("fid", "judge")),
     "step_seconds": Objective(
         title="seconds of steps",
         direction="minimize",
-        of=lambda outcome, config: outcome["timing"]["step_seconds"],
+        of=lambda outcome, _: outcome["timing"]["step_seconds"],
     ),
     "gpu_seconds": Objective(
         title="GPU-seconds of steps",
         direction="minimize",
-        of=lambda outcome, config: (
-            outcome["timing"]["step_seconds"] * outcome["world_size"] * config.train.gpus_per_worker
-        ),
+        of=_gpu_seconds,
         missing=lambda config: (
             None
             if config.train.gpus_per_worker
@@ -223,29 +216,30 @@ def measured_twice(chosen: Mapping[str, Any], verified: Mapping[str, Any]) -> li
 def ranked(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
     """The finished trials, best first: those that pass the gate, then by the objectives in their order, then
     as they came."""
-    signs = [1 if OBJECTIVES[name].direction == "minimize" else -1 for name in names]
-
-    def key(row: Row) -> tuple[Any, ...]:
-        return (
-            not row["gate_passed"],
-            *(sign * value for sign, value in zip(signs, row["values"], strict=True)),
-            row["number"],
-        )
-
-    return sorted((row for row in rows if row["status"] == FINISHED and row["values"] is not None), key=key)
+    points = _points(rows, names)
+    by_number = {row["number"]: row for row in rows}
+    return sorted(
+        (by_number[number] for number in points),
+        key=lambda row: (not row["gate_passed"], *points[row["number"]], row["number"]),
+    )
 
 
 def front(rows: Sequence[Row], names: Sequence[str]) -> list[int]:
     """Numbers of the finished trials that no other one beats in every objective (equal ones stand side by
     side)."""
-    signs = [1 if OBJECTIVES[name].direction == "minimize" else -1 for name in names]
-    points = {
-        row["number"]: [sign * value for sign, value in zip(signs, row["values"], strict=True)]
-        for row in rows
-        if row["status"] == FINISHED and row["values"] is not None
-    }
+    points = _points(rows, names)
 
     def beaten(point: list[float]) -> bool:
         return any(all(a <= b for a, b in zip(other, point)) and other != point for other in points.values())
 
     return [number for number, point in points.items() if not beaten(point)]
+
+
+def _points(rows: Sequence[Row], names: Sequence[str]) -> dict[int, list[float]]:
+    """The objectives of the finished trials by number, all of them to be small."""
+    signs = [1 if OBJECTIVES[name].direction == "minimize" else -1 for name in names]
+    return {
+        row["number"]: [sign * value for sign, value in zip(signs, row["values"], strict=True)]
+        for row in rows
+        if row["status"] == FINISHED and row["values"] is not None
+    }
