@@ -18,15 +18,15 @@ def run(config: CompareConfig, dry_run: bool) -> None:
     from pipeline.runtime.progress import gathered
     from pipeline.studies.comparison import cells, compare, draw_sheets, table
 
-    wanted = cells(config)
+    runs = cells(config)
     uri = storage.join(config.storage, "comparisons", f"{config.name}.jsonl")
     if dry_run:
         print(
-            f"would make {len(wanted)} runs: {len(config.rows)} settings, {len(config.pairs)} requests,"
+            f"would make {len(runs)} runs: {len(config.rows)} settings, {len(config.pairs)} requests,"
             f" {len(config.seeds)} seeds"
         )
         return
-    results = gathered(compare(config, uri), f"comparing {len(config.rows)} settings", len(wanted))
+    results = gathered(compare(config, uri), f"comparing {len(config.rows)} settings", len(runs))
     print(table(results, list(config.rows)))
     print(f"\n{len(results)} runs in {uri}")
     for picture in draw_sheets(config, results, uri):

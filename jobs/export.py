@@ -17,17 +17,17 @@ from pipeline.runtime import command_line
 def run(config: ExportConfig, dry_run: bool) -> None:
     from pipeline.tracking import export
 
-    name, stored = export.source(config)
+    name, model = export.source(config)
     output = export.output_of(config, name)
     if dry_run:
         print(
-            f"would write {name} ({stored.config['size']}, digest {stored.digest[:12]}) as {config.format} to"
+            f"would write {name} ({model.config['size']}, digest {model.digest[:12]}) as {config.format} to"
             f" {output}"
         )
         return
-    files = export.export(config, stored, output)
+    files = export.export(config, model, output)
     print(
-        f"{name} ({stored.config['size']}, digest {stored.digest[:12]}) as {config.format}: {output}, {files}"
+        f"{name} ({model.config['size']}, digest {model.digest[:12]}) as {config.format}: {output}, {files}"
         " files"
     )
     if config.format == "pipeline":

@@ -31,31 +31,34 @@ def run(config: PretrainConfig, dry_run: bool) -> None:
             f"{config.optim.max_steps} steps of {config.optim.batch_size} on {config.train.workers} workers"
         )
         return
-    made = pretrain_run.pretrain(config)
-    judge = made.judge_manifest
-    held = (
+    pretrained = pretrain_run.pretrain(config)
+    judge = pretrained.judge_manifest
+    accuracies = (
         ""
         if judge["heldout_accuracy"] is None
         else f": {judge['heldout_accuracy']:.1%} right on {judge['heldout_rows']} held-out images"
     )
-    print(f"judge{held}")
-    print(f"{config.model.size}, {made.manifest['parameters']:,} parameters: {quality(made.manifest)}")
-    print(f"  {made.model_uri}")
+    print(f"judge{accuracies}")
+    print(
+        f"{config.model.size}, {pretrained.manifest['parameters']:,} parameters:"
+        f" {quality(pretrained.manifest)}"
+    )
+    print(f"  {pretrained.model_uri}")
     print(
         "  trained already with these settings, used as it is"
-        if made.reused
-        else f"  trained in {made.seconds:.1f} s"
+        if pretrained.reused
+        else f"  trained in {pretrained.seconds:.1f} s"
     )
 
 
 def quality(manifest: Mapping[str, Any]) -> str:
     """What the judge found: images drawn right or, of a model without labels, what its images are."""
-    if drawn := manifest.get("judged_right"):
-        worst = f"worst class {drawn['min']:.1%}, CFG {drawn['cfg_scale']:g}"
-        return f"{drawn['mean']:.1%} of {drawn['samples']} drawn images judged right ({worst})"
+    if judged := manifest.get("judged_right"):
+        worst = f"worst class {judged['min']:.1%}, CFG {judged['cfg_scale']:g}"
+        return f"{judged['mean']:.1%} of {judged['samples']} drawn images judged right ({worst})"
     shares = manifest["class_shares"]
-    found = ", ".join(f"{label}: {share:.1%}" for label, share in shares["per_class"].items())
-    return f"{shares['n']} drawn images judged {found}"
+    text = ", ".join(f"{label}: {share:.1%}" for label, share in shares["per_class"].items())
+    return f"{shares['n']} drawn images judged {text}"
 
 
 if __name__ == "__main__":

@@ -66,9 +66,10 @@ def promote(config: RegistryConfig, dry_run: bool) -> None:
 def rollback(config: RegistryConfig, dry_run: bool) -> None:
     from pipeline.governance import promotion
 
-    left, now = promotion.rollback(config, dry_run=dry_run)
+    previous, now = promotion.rollback(config, dry_run=dry_run)
     print(
-        f"{config.tracking.model_name}: champion {'would go' if dry_run else 'went'} back from version {left}"
+        f"{config.tracking.model_name}: champion {'would go' if dry_run else 'went'} back from version"
+        f" {previous}"
         f" to version {now}"
     )
 
@@ -76,24 +77,24 @@ def rollback(config: RegistryConfig, dry_run: bool) -> None:
 def history(config: RegistryConfig, dry_run: bool) -> None:
     from pipeline.governance import promotion
 
-    found = promotion.history(config, dry_run=dry_run)
-    for entry in found.entries:
+    entries = promotion.history(config, dry_run=dry_run)
+    for entry in entries.entries:
         moved = (
             f"{entry.alias}: {entry.came_from or 'none'} -> {entry.version}"
             if entry.alias
             else entry.details["request"]
         )
         reason = f"  override: {entry.details['override']}" if entry.details.get("override") else ""
-        if note := found.before.get(entry.number):
+        if note := entries.before.get(entry.number):
             print(f"      ({note})")
         print(
             f"{entry.number:4}  {entry.time}  {entry.action:8}  {moved:24}  {entry.by} "
             f" {entry.digest[:12]}{reason}"
         )
-    print(f"{len(found.entries)} entries, the chain is unbroken")
-    if found.now:
+    print(f"{len(entries.entries)} entries, the chain is unbroken")
+    if entries.now:
         raise InputError(
-            f"{'; '.join(found.now)}: moved by other means; promote or roll back to bring the two together"
+            f"{'; '.join(entries.now)}: moved by other means; promote or roll back to bring the two together"
         )
 
 
@@ -112,32 +113,30 @@ def replay(config: RegistryConfig, dry_run: bool) -> None:
     if dry_run:
         print("would run the version's request again and compare the weights; nothing would be registered")
         return
-    found = run_again(config)
-    what = f"{config.tracking.model_name} version {found.version} (run {found.run_id})"
-    if found.replayed != found.registered:
+    outcome = run_again(config)
+    title = f"{config.tracking.model_name} version {outcome.version} (run {outcome.run_id})"
+    if outcome.replayed != outcome.registered:
         raise InputError(
-            f"{what}: replayed weights have digest {found.replayed[:12]}, the registered ones"
-            f" {found.registered[:12]}; they are equal only with the same code, packages, kind of processor"
+            f"{title}: replayed weights have digest {outcome.replayed[:12]}, the registered ones"
+            f" {outcome.registered[:12]}; they are equal only with the same code, packages, kind of processor"
             " and number of workers"
         )
-    print(f"{what}: replayed to the bit, digest {found.replayed[:12]}")
+    print(f"{title}: replayed to the bit, digest {outcome.replayed[:12]}")
 
 
 def purge(config: RegistryConfig, dry_run: bool) -> None:
     from pipeline.governance import purge as purging
 
-    found = purging.find(config)
-    for line in found.lines:
+    plan = purging.find(config)
+    for line in plan.lines:
         print(f"{'would remove' if dry_run else 'removing'} {line}", flush=True)
-    for line in found.left:
+    for line in plan.left:
         print(f"  not removed: {line}")
     if dry_run:
-        print(f"request {found.request}: {len(found.lines)} things would go; nothing was written")
+        print(f"request {plan.request}: {len(plan.lines)} things would go; nothing was written")
         return
-    tombstone = purging.purge(config, found)
-    print(
-        f"request {found.request}: purged, {len(tombstone.sample_ids)} sample ids may not be ingested again"
-    )
+    tombstone = purging.purge(config, plan)
+    print(f"request {plan.request}: purged, {len(tombstone.sample_ids)} sample ids may not be ingested again")
 
 
 VERBS = {

@@ -20,22 +20,22 @@ def run(config: ReproduceConfig, dry_run: bool) -> None:
     from pipeline.studies import reproduction_table as reproduction
 
     inputs = reproduction.check(config)
-    wanted = len(config.rows) * len(config.seeds)
+    count = len(config.rows) * len(config.seeds)
     if dry_run:
         print(
-            f"would make {wanted} runs: {len(config.rows)} rows on {len(config.seeds)} seeds, from"
+            f"would make {count} runs: {len(config.rows)} rows on {len(config.seeds)} seeds, from"
             f" {inputs.model.uri}"
         )
         return
     storage.require_writable(config.storage)
-    found = gathered(reproduction.runs(config, inputs), f"reproducing {len(config.rows)} rows", wanted)
+    rows = gathered(reproduction.runs(config, inputs), f"reproducing {len(config.rows)} rows", count)
     page = reproduction.table(
-        config, found, reproduction.costs(config, inputs), reproduction.base(config, inputs)
+        config, rows, reproduction.costs(config, inputs), reproduction.base(config, inputs)
     )
     uri = storage.join(config.storage, "reproductions", f"{config.name}.md")
     storage.write_text(uri, page + "\n")
     print(page)
-    print(f"\n{len(found)} runs from {inputs.model.uri}; {uri}")
+    print(f"\n{len(rows)} runs from {inputs.model.uri}; {uri}")
 
 
 if __name__ == "__main__":

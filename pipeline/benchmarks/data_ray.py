@@ -39,11 +39,11 @@ def _fresh(function: Callable[..., Any], num_cpus: float) -> Any:
     )(function)
 
 
-def _memory_mb(what: str) -> float:
+def _memory_mb(field: str) -> float:
     """VmHWM: most ever resident, of this program alone (getrusage would count the one it was started from
     too). RssAnon: private now."""
     status = Path("/proc/self/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith(what)).split()[1]) / 1024
+    return int(next(line for line in status.splitlines() if line.startswith(field)).split()[1]) / 1024
 
 
 def _consume(partition: Partition, rank: int, world: int, steps: int | None) -> dict[str, float]:

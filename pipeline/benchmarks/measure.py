@@ -38,13 +38,13 @@ def peak_bytes(run: Callable[[], None]) -> int:
         run()
     results = recorded.kineto_results
     assert results is not None
-    held = peak = 0
+    current = peak = 0
     for event in sorted(
         (e for e in results.events() if e.name() == "[memory]" and e.device_type().name == "CPU"),
         key=lambda e: e.start_ns(),
     ):
-        held += event.nbytes()
-        peak = max(peak, held)
+        current += event.nbytes()
+        peak = max(peak, current)
     return peak
 
 

@@ -68,9 +68,9 @@ def refuse_idle(config: BaseModel, values: Mapping[str, Any], overrides: Collect
         ):
             continue
         switches = " and ".join(f"{switch} is {_shown(at(config, switch))}" for switch in only.switches)
-        wanted = " or ".join(f"{switch}{only.needed}" for switch in only.switches)
+        needed = " or ".join(f"{switch}{only.needed}" for switch in only.switches)
         raise InputError(
-            f"{key}: got it while {switches}, so it does nothing; expected {wanted}, or no {key}"
+            f"{key}: got it while {switches}, so it does nothing; expected {needed}, or no {key}"
         )
 
 

@@ -146,8 +146,10 @@ def explain(kind: type[BaseModel], error: ValidationError, path: str = "") -> st
         elsewhere = [before + name for name in all_keys(kind) if name.rsplit(".", 1)[-1] == location[-1]]
         hint = f"did you mean {' or '.join(elsewhere or near)}? " if near or elsewhere else ""
         of = f" of {section.rstrip('.')}" if section else ""
-        named = [name for name, field in kind.model_fields.items() if _is_open(field.annotation)]
-        own = "".join(f"; those of one {name} stand under {name}" for name in named) if not path else ""
+        open_sections = [name for name, field in kind.model_fields.items() if _is_open(field.annotation)]
+        own = (
+            "".join(f"; those of one {name} stand under {name}" for name in open_sections) if not path else ""
+        )
         return f"unknown key {key!r}: {hint}valid keys{of} are {', '.join(fields)}{own}{more}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":

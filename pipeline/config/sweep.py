@@ -22,10 +22,10 @@ class Distribution(Section):
 
     @model_validator(mode="after")
     def _one_of_them(self) -> "Distribution":
-        given = [name for name in ("loguniform", "uniform", "choice") if getattr(self, name) is not None]
-        if len(given) != 1:
+        kinds = [name for name in ("loguniform", "uniform", "choice") if getattr(self, name) is not None]
+        if len(kinds) != 1:
             raise ValueError(
-                f"got {' and '.join(given) or 'no distribution'}, expected one of loguniform, uniform and"
+                f"got {' and '.join(kinds) or 'no distribution'}, expected one of loguniform, uniform and"
                 " choice"
             )
         bounds = self.loguniform or self.uniform

@@ -171,8 +171,8 @@ def _not_measured(result: Mapping[str, Any]) -> list[str]:
     from pipeline.evaluation.metrics.table import MEASURES
 
     missing = [path for side in ("before", "after") for path in _nulls(result.get(side), side)]
-    taken = result.get("measures") or {}
-    missing += [path for name in MEASURES for path in _nulls(taken.get(name), f"measures.{name}")]
+    metrics = result.get("measures") or {}
+    missing += [path for name in MEASURES for path in _nulls(metrics.get(name), f"measures.{name}")]
     missing += [path for name in ("battery", "gold") for path in _nulls(result.get(name), name)]
     missing += [
         f"battery.attacks.{line['name']}"

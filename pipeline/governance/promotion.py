@@ -37,9 +37,9 @@ def promote(config: RegistryConfig, *, dry_run: bool = False) -> tuple[int, Entr
     Raises `InputError` when the gate did not pass and no override is given, when the version has no result,
     when result, tags and weights do not agree, or when another change came first.
     """
-    made, name, entries = _open(config, dry_run=dry_run)
+    mlflow, name, entries = _open(config, dry_run=dry_run)
     version = find_version(
-        made, name, config.version or CANDIDATE, where=tracking_uri(config.tracking, config.storage)
+        mlflow, name, config.version or CANDIDATE, where=tracking_uri(config.tracking, config.storage)
     )
     number = int(version.version)
     result = result_of(config.storage, version)
@@ -52,7 +52,7 @@ def promote(config: RegistryConfig, *, dry_run: bool = False) -> tuple[int, Entr
         )
     if config.key is not None:
         certificate.private_key(config.key)
-    serving = alias_log.current(made, name, CHAMPION) == number and champions(entries)[-1:] == [number]
+    serving = alias_log.current(mlflow, name, CHAMPION) == number and champions(entries)[-1:] == [number]
     if dry_run or (serving and not (config.key and _unsigned(entries, number))):
         return number, None
     document = certificate.issue(
@@ -65,13 +65,20 @@ def promote(config: RegistryConfig, *, dry_run: bool = False) -> tuple[int, Entr
     )
     details = {"certificate": document, "override": config.override if reasons else None}
     return number, alias_log.change(
-        made, config.storage, name, entries, action="promote", alias=CHAMPION, version=number, details=details
+        mlflow,
+        config.storage,
+        name,
+        entries,
+        action="promote",
+        alias=CHAMPION,
+        version=number,
+        details=details,
     )
 
 
 def rollback(config: RegistryConfig, *, dry_run: bool = False) -> tuple[int, int]:
     """Give champion back to the version that had it before. Returns (from, to)."""
-    made, name, entries = _open(config, dry_run=dry_run)
+    mlflow, name, entries = _open(config, dry_run=dry_run)
     line = champions(entries)
     if len(line) < 2:
         state = f"version {line[-1]} is the first champion" if line else "there is no champion yet"
@@ -79,10 +86,10 @@ def rollback(config: RegistryConfig, *, dry_run: bool = False) -> tuple[int, int
             f"{name}: nothing to roll back to, {state}; jobs/registry.py promote makes another version"
             " champion"
         )
-    find_version(made, name, str(line[-2]), where=tracking_uri(config.tracking, config.storage))
+    find_version(mlflow, name, str(line[-2]), where=tracking_uri(config.tracking, config.storage))
     if not dry_run:
         alias_log.change(
-            made, config.storage, name, entries, action="rollback", alias=CHAMPION, version=line[-2]
+            mlflow, config.storage, name, entries, action="rollback", alias=CHAMPION, version=line[-2]
         )
     return line[-1], line[-2]
 
@@ -113,7 +120,7 @@ class History:
 
 def history(config: RegistryConfig, *, dry_run: bool = False) -> History:
     """The log, held against itself and against MLflow. Raises `LogError` for a log that was edited."""
-    made, name, entries = _open(config, dry_run=dry_run)
+    mlflow, name, entries = _open(config, dry_run=dry_run)
     before: dict[int, str] = {}
     last: dict[str, int] = {}
     for entry in entries:
@@ -122,7 +129,7 @@ def history(config: RegistryConfig, *, dry_run: bool = False) -> History:
         if entry.came_from != last.get(entry.alias):
             before[entry.number] = f"{entry.alias} had been moved to version {entry.came_from} by other means"
         last[entry.alias] = entry.version
-    at = {alias: int(version) for alias, version in made.get_registered_model(name).aliases.items()}
+    at = {alias: int(version) for alias, version in mlflow.get_registered_model(name).aliases.items()}
     now = [
         f"{alias} is at version {at.get(alias, 'none')} in MLflow, the log says {last.get(alias, 'none')}"
         for alias in sorted({*at, *last})
@@ -189,10 +196,10 @@ def refusals(result: Mapping[str, Any]) -> list[str]:
 
 def _failed(check: Mapping[str, Any]) -> str:
     absent = "not reached" if check.get("name") in NOT_REACHED else "not measured"
-    said = absent if check.get("value") is None else f"{check['value']:.4g}"
+    value = absent if check.get("value") is None else f"{check['value']:.4g}"
     where = f" (class {check['class']})" if check.get("class") is not None else ""
     bound = f", bound {check['bound']:g}" if check.get("bound") is not None else ""
-    return f"{check.get('name')} is {said}{where}{bound}"
+    return f"{check.get('name')} is {value}{where}{bound}"
 
 
 def result_of(storage_root: str, version: "ModelVersion") -> dict[str, Any]:
@@ -215,34 +222,36 @@ def result_of(storage_root: str, version: "ModelVersion") -> dict[str, Any]:
 
 def _open(config: RegistryConfig, *, dry_run: bool) -> tuple["MlflowClient", str, list[Entry]]:
     """The registry with what an interrupted call left undone carried out (not on a dry run)."""
-    made, name = client(config.tracking, config.storage, create=False), config.tracking.model_name
-    require_registered(made, name, where=tracking_uri(config.tracking, config.storage))
+    mlflow, name = client(config.tracking, config.storage, create=False), config.tracking.model_name
+    require_registered(mlflow, name, where=tracking_uri(config.tracking, config.storage))
     return (
-        made,
+        mlflow,
         name,
-        alias_log.read(config.storage, name) if dry_run else alias_log.follow_log(made, config.storage, name),
+        alias_log.read(config.storage, name)
+        if dry_run
+        else alias_log.follow_log(mlflow, config.storage, name),
     )
 
 
 def _require_consistent(config: RegistryConfig, version: "ModelVersion", result: Mapping[str, Any]) -> None:
     """The result must be the one the version was registered with, and the weights those it speaks of."""
-    what = f"{version.name} version {version.version}"
-    for key, said in (("run_id", result.get("run_id")), ("weights_digest", result.get("weights_digest"))):
-        if str(said) != version.tags.get(key):
+    title = f"{version.name} version {version.version}"
+    for key, expected in (("run_id", result.get("run_id")), ("weights_digest", result.get("weights_digest"))):
+        if str(expected) != version.tags.get(key):
             raise InputError(
-                f"{what}: result.json has {key} {said}, the version was registered with"
+                f"{title}: result.json has {key} {expected}, the version was registered with"
                 f" {version.tags.get(key)}; one was changed"
             )
     passed = (result.get("gate") or {}).get("passed") is True
     if passed != (version.tags.get("gate") == "passed"):
         raise InputError(
-            f"{what}: result.json says the gate passed: {passed}, the version was registered with"
+            f"{title}: result.json says the gate passed: {passed}, the version was registered with"
             f" {version.tags.get('gate')!r}"
         )
     actual = _weights_digest(config, version)
     if actual != result.get("weights_digest"):
         raise InputError(
-            f"{what}: its {model_folder.WEIGHTS} has digest {actual[:12]}, result.json says"
+            f"{title}: its {model_folder.WEIGHTS} has digest {actual[:12]}, result.json says"
             f" {str(result.get('weights_digest'))[:12]}"
         )
 

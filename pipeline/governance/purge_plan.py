@@ -149,17 +149,21 @@ def _runs(storage_root: str) -> dict[str, Settings]:
 
 
 def _require_finished(
-    storage_root: str, known: dict[str, Settings], mine: dict[str, Settings], sweeps: Sequence[Sweep]
+    storage_root: str,
+    settings_of_runs: dict[str, Settings],
+    mine: dict[str, Settings],
+    sweeps: Sequence[Sweep],
 ) -> None:
     """Partitions go by content, so a run of another request that forgets the same data may be reading them
     too."""
-    if begun := [sweep for sweep in sweeps if not sweep.finished]:
+    if unfinished := [sweep for sweep in sweeps if not sweep.finished]:
         raise InputError(
-            f"request {begun[0].settings['request']['id']}: its sweep {begun[0].sweep_id} is unfinished and"
-            f" needs the data; complete it, or remove {begun[0].uri} first"
+            f"request {unfinished[0].settings['request']['id']}: its sweep"
+            f" {unfinished[0].sweep_id} is unfinished and"
+            f" needs the data; complete it, or remove {unfinished[0].uri} first"
         )
     forgotten = [_forgotten(settings) for settings in mine.values()]
-    for run_id, settings in sorted(known.items()):
+    for run_id, settings in sorted(settings_of_runs.items()):
         uri = storage.join(storage_root, "runs", run_id)
         if (run_id in mine or _forgotten(settings) in forgotten) and not storage.exists(
             storage.join(uri, RESULT)
@@ -275,7 +279,7 @@ def mlflow_run_of(
     """A client, and MLflow's id of the run, None where it has none. The store is the one given now, else the
     run's own."""
     tracking = settings["tracking"]
-    chosen = config.tracking.model_copy(update={"uri": config.tracking.uri or tracking["uri"]})
-    mlflow = client(chosen, config.storage, create=False)
+    store = config.tracking.model_copy(update={"uri": config.tracking.uri or tracking["uri"]})
+    mlflow = client(store, config.storage, create=False)
     experiment = mlflow.get_experiment_by_name(tracking["experiment"])
     return mlflow, None if experiment is None else find_run(mlflow, experiment.experiment_id, run_id)

@@ -40,10 +40,10 @@ def sweeps_of(storage_root: str, request_id: str) -> list[Sweep]:
         settings = described["base"]
         request = settings["request"]
         if request["id"] == request_id:
-            named, ids = request["sample_ids"], _ids_digest(request["sample_ids"])
+            ids_uri, ids = request["sample_ids"], _ids_digest(request["sample_ids"])
             content = (
                 None
-                if named and ids is None
+                if ids_uri and ids is None
                 else (*sorted(request["classes"]), ids, described["digests"]["lake"])
             )
             finished = storage.exists(storage.join(uri, SUMMARY))

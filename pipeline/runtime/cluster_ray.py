@@ -55,12 +55,12 @@ def connect(cpus: int | None = None, *, dashboard: bool = False) -> None:
 def _start(**options: Any) -> None:
     """A local cluster, tried a few times: Ray gives its own processes 30 s, which on a busy machine is not
     always enough."""
-    for left in reversed(range(START_TRIES)):
+    for tries_left in reversed(range(START_TRIES)):
         try:
             ray.init(**options)
             return
         except Exception as error:
-            if not left or "timed out during startup" not in str(error):
+            if not tries_left or "timed out during startup" not in str(error):
                 raise
             ray.shutdown()
 
@@ -167,16 +167,16 @@ def require_shared(uri: str) -> None:
     storage.write_text(probe, "")
     look = ray.remote(num_cpus=0)(os.path.exists)
     try:
-        asked = [
+        references = [
             look.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             ).remote(probe)
             for node in others
         ]
-        seen = ray.get(asked)
+        answers = ray.get(references)
     finally:
         storage.remove(probe)
-    blind = [node["NodeManagerHostname"] for node, sees in zip(others, seen, strict=True) if not sees]
+    blind = [node["NodeManagerHostname"] for node, sees in zip(others, answers, strict=True) if not sees]
     if blind:
         raise InputError(
             f"storage: {uri!r} is a folder of this machine that {', '.join(sorted(set(blind)))} cannot see;"

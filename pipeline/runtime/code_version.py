@@ -17,7 +17,7 @@ def code_version() -> str | None:
     if not (root / ".git").exists():  # a repository further up is another project's
         return None
     try:
-        said = subprocess.run(
+        git = subprocess.run(
             ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],
             capture_output=True,
             text=True,
@@ -26,4 +26,4 @@ def code_version() -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return said.stdout.strip() or None
+    return git.stdout.strip() or None

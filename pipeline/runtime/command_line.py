@@ -80,14 +80,16 @@ def _main(
     for key in flags:
         parser.add_argument(f"--{key}", action="store_true", help=f"the same as --set {key}=true")
     arguments = parser.parse_args(argv)
-    given = [f"{key}={value}" for key in shorthands if (value := getattr(arguments, key)) is not None]
-    given += [f"{key}=true" for key in flags if getattr(arguments, key)]
-    chosen = run[arguments.verb] if isinstance(run, Mapping) else run
+    shorthand_values = [
+        f"{key}={value}" for key in shorthands if (value := getattr(arguments, key)) is not None
+    ]
+    shorthand_values += [f"{key}=true" for key in flags if getattr(arguments, key)]
+    function = run[arguments.verb] if isinstance(run, Mapping) else run
     try:
-        config = configuration.load(kind, arguments.config, [*arguments.overrides, *given])
+        config = configuration.load(kind, arguments.config, [*arguments.overrides, *shorthand_values])
         if isinstance(run, Mapping):
             require_keys_of_verb(config, arguments.verb)
-        chosen(config, arguments.dry_run)
+        function(config, arguments.dry_run)
     except InputError as error:
         print(redact(f"error: {' '.join(str(error).split())}"), file=sys.stderr)
         return 2
@@ -106,10 +108,10 @@ def require_keys_of_verb(config: configuration.JobConfig, verb: str) -> None:
     verb reads."""
     keys_of_verb: dict[str, tuple[str, ...]] = getattr(config, "keys_of_verb", {})
     of_some_verb = {key for keys in keys_of_verb.values() for key in keys}
-    read = keys_of_verb.get(verb, ())
-    for key in sorted((config.model_fields_set & of_some_verb) - set(read)):
+    own_keys = keys_of_verb.get(verb, ())
+    for key in sorted((config.model_fields_set & of_some_verb) - set(own_keys)):
         readers = ", ".join(other for other, keys in keys_of_verb.items() if key in keys)
         raise InputError(
             f"{key}: got {getattr(config, key)!r}, which {verb} does nothing with ({readers} would); expected"
-            f" {' or '.join(read) if read else 'none of these keys'}"
+            f" {' or '.join(own_keys) if own_keys else 'none of these keys'}"
         )

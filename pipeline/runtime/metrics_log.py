@@ -24,9 +24,9 @@ class Writer:
     """Appends records. Object stores cannot append, so the file is written whole, at most every `every_s`
     seconds."""
 
-    def __init__(self, uri: str, kept: list[Record] | None = None, every_s: float = 1.0):
+    def __init__(self, uri: str, earlier: list[Record] | None = None, every_s: float = 1.0):
         self._uri, self._every_s, self._written_at = uri, every_s, 0.0
-        self._lines = [json.dumps(record, allow_nan=False) for record in kept or []]
+        self._lines = [json.dumps(record, allow_nan=False) for record in earlier or []]
 
     def write(self, record: Record) -> None:
         self._lines.append(json.dumps(record, allow_nan=False))

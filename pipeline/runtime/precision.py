@@ -35,14 +35,14 @@ def require_precision(device: "torch.device", config: "UnlearnConfig | PretrainC
     """Raise `InputError` where bfloat16 is asked of a GPU without it. CPUs compute it, slowly."""
     import torch
 
-    asked = next(
+    setting = next(
         (key for key in ("train", "evaluate") if getattr(getattr(config, key), "precision", None) == "bf16"),
         None,
     )
-    if asked and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if setting and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         name = torch.cuda.get_device_name(device)
         raise InputError(
-            f"{asked}.precision: got bf16, which {name} does not have; expected fp32, or a GPU of compute"
+            f"{setting}.precision: got bf16, which {name} does not have; expected fp32, or a GPU of compute"
             " capability 8.0 or newer"
         )
 

@@ -11,11 +11,11 @@ from tqdm import tqdm
 class Progress:
     """Counts to `total`. In a log it prints a line at most every `every_s` seconds, and at the end."""
 
-    def __init__(self, what: str, total: int, every_s: float = 10.0):
-        self._what, self._total, self._every_s = what, total, every_s
+    def __init__(self, title: str, total: int, every_s: float = 10.0):
+        self._what, self._total, self._every_s = title, total, every_s
         self._count, self._note = 0, ""
         self._bar = (
-            tqdm(total=total, desc=what, leave=False, dynamic_ncols=True) if sys.stderr.isatty() else None
+            tqdm(total=total, desc=title, leave=False, dynamic_ncols=True) if sys.stderr.isatty() else None
         )
         self._printed, self._printed_at = 0, time.monotonic()
 
@@ -58,10 +58,10 @@ class Progress:
         )
 
 
-def gathered(results: Iterable[dict[str, Any]], what: str, total: int) -> list[dict[str, Any]]:
+def gathered(results: Iterable[dict[str, Any]], title: str, total: int) -> list[dict[str, Any]]:
     """All `results` of a study, counted as they come; the line names the `row` that each belongs to."""
     gathered_results = []
-    with Progress(what, total) as progress:
+    with Progress(title, total) as progress:
         for result in results:
             gathered_results.append(result)
             progress.at(len(gathered_results), result["row"])

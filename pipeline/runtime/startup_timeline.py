@@ -36,5 +36,5 @@ def process_start() -> float:
 def spans(moments: dict[str, float]) -> dict[str, float]:
     """Seconds from each milestone to the next, named after where they lead, and their total."""
     names = sorted(moments, key=lambda name: moments[name])
-    found = {name: round(moments[name] - moments[before], 3) for before, name in pairwise(names)}
-    return {**found, "total": round(moments[names[-1]] - moments[names[0]], 3)}
+    seconds = {name: round(moments[name] - moments[before], 3) for before, name in pairwise(names)}
+    return {**seconds, "total": round(moments[names[-1]] - moments[names[0]], 3)}

@@ -48,10 +48,10 @@ class Stopwatch:
         if self._on_cuda and stamps:
             stamps[-1][1].synchronize()
         seconds: dict[str, float] = {}
-        for (name, begun), (_, ended) in pairwise(stamps):
+        for (name, start), (_, ended) in pairwise(stamps):
             if name is not None:
                 seconds[name] = seconds.get(name, 0.0) + (
-                    begun.elapsed_time(ended) / 1000 if self._on_cuda else ended - begun
+                    start.elapsed_time(ended) / 1000 if self._on_cuda else ended - start
                 )
         return seconds
 

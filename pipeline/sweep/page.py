@@ -31,11 +31,11 @@ def render_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    named = text.namer(summary["class_names"])
+    name_of = text.namer(summary["class_names"])
     winner = summary["winner"]
     return environment.get_template("sweep.html").render(
         sweep_id=summary["sweep_id"],
-        title=f"Sweep: {text.title_of(summary['request'], named)}",
+        title=f"Sweep: {text.title_of(summary['request'], name_of)}",
         verdict=_verdict(winner),
         lead=_lead(summary),
         tiles=_tiles(summary),
@@ -43,9 +43,9 @@ def render_page(
         verified=_verified(summary),
         winner=winner,
         charts=[
-            drawn
+            chart_layout
             for chart in (*_fronts(summary), _curves(summary, checks, target))
-            if (drawn := layout(chart, last_step=last_step)) is not None
+            if (chart_layout := layout(chart, last_step=last_step)) is not None
         ],
         importance=[
             (OBJECTIVES[name].title, sorted(shares.items(), key=lambda item: -item[1]))

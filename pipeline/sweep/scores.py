@@ -193,7 +193,9 @@ def so_far(checks: Sequence[Mapping[str, Any]], step_seconds: float, world: int)
     }
 
 
-def measured_twice(chosen: Mapping[str, Any], verified: Mapping[str, Any]) -> list[tuple[str, float, float]]:
+def measured_twice(
+    selection: Mapping[str, Any], verified: Mapping[str, Any]
+) -> list[tuple[str, float, float]]:
     """(objective, as it was when the trial was chosen, on fresh seeds) of all that was
     measured both times."""
     names = (
@@ -203,11 +205,11 @@ def measured_twice(chosen: Mapping[str, Any], verified: Mapping[str, Any]) -> li
         "retain_accuracy/mean",
         "retain_accuracy/min",
     )
-    read = {"membership_auc": ("membership", "auc"), "forget_fraction": ("forget_fraction", "value")}
+    paths = {"membership_auc": ("membership", "auc"), "forget_fraction": ("forget_fraction", "value")}
     pairs = []
     for name in names:
-        block, key = read.get(name) or name.split("/")
-        old, new = (((side.get(block) or {}).get(key)) for side in (chosen, verified))
+        block, key = paths.get(name) or name.split("/")
+        old, new = (((side.get(block) or {}).get(key)) for side in (selection, verified))
         if old is not None and new is not None:
             pairs.append((name, old, new))
     return pairs

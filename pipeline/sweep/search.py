@@ -67,10 +67,10 @@ def check(config: SweepConfig) -> PreparedSweep:
         )
     prepared = preflight.check(base)
     _check_trainables(config, prepared)
-    described = _described(config, prepared)
-    sweep_id = config.run_id or f"sweep-{storage.digest_of(described)[:10]}"
+    description = _described(config, prepared)
+    sweep_id = config.run_id or f"sweep-{storage.digest_of(description)[:10]}"
     uri = storage.join(config.storage, "sweeps", sweep_id)
-    _require_same(uri, sweep_id, described)
+    _require_same(uri, sweep_id, description)
     return PreparedSweep(
         config=config, sweep_id=sweep_id, uri=uri, base=prepared, points=_points(config, prepared.config)
     )

@@ -202,8 +202,8 @@ class Suggestions(OptunaSearch):
             study_name=study.study_name,
             storage=trials,
         )
-        taken = {row["number"] for row in ended} | under_way.keys()
-        free = [number for number in range(config.budget.trials + len(taken)) if number not in taken]
+        numbers = {row["number"] for row in ended} | under_way.keys()
+        free = [number for number in range(config.budget.trials + len(numbers)) if number not in numbers]
         self._uri, self._axes, self._numbers = prepared.uri, config.space, [*under_way, *free]
         self._budget, self._max_steps = config.budget.steps, prepared.base.config.optim.max_steps
         self._spent = sum(int(row["step"] or 0) for row in ended)
@@ -271,7 +271,7 @@ def _row(trial: Any, error: str | None) -> Row:
     last = trial.last_result or {}
     failure = error or last.get("failed")
     status = scores.FAILED if failure else scores.FINISHED if last.get("finished") else scores.STOPPED
-    read = ("step", "held", "settled_step", "first_crossing_step", "after")
+    keys = ("step", "held", "settled_step", "first_crossing_step", "after")
     return {
         "number": trial.config["number"],
         "settings": dict(trial.config["settings"]),
@@ -281,7 +281,7 @@ def _row(trial: Any, error: str | None) -> Row:
         "values": None if failure else last.get("values"),
         "gate_passed": bool(last.get("gate_passed")),
         "seconds": {**(last.get("seconds") or {}), "wall": time.time() - trial.config["suggested_at"]},
-        **{key: last.get(key) for key in read},
+        **{key: last.get(key) for key in keys},
     }
 
 

@@ -82,8 +82,8 @@ def _register(
     """The trial as a run of its own: what it was trained with, what it measured on fresh seeds, version and
     report."""
     started = time.perf_counter()
-    named = settings.model_copy(update={"run_id": f"{prepared.sweep_id}-best"})
-    best = preflight.check(named)
+    named_settings = settings.model_copy(update={"run_id": f"{prepared.sweep_id}-best"})
+    best = preflight.check(named_settings)
     result_uri = storage.join(best.run_uri, RESULT)
     if storage.exists(result_uri):
         result = storage.read_json(result_uri)

@@ -181,14 +181,14 @@ def carried_out(mlflow: "MlflowClient", storage_root: str, name: str, entries: l
     if tag is None:
         return 0
     number, _, digest = tag.partition(":")
-    done = int(number)
-    if done > len(entries) or entries[done - 1].digest != digest:
+    count = int(number)
+    if count > len(entries) or entries[count - 1].digest != digest:
         raise LogError(
-            f"{storage.join(folder(storage_root, name), 'log')}: MLflow has entry {done}"
+            f"{storage.join(folder(storage_root, name), 'log')}: MLflow has entry {count}"
             f" ({digest[:12]}), which is not in the log: entries were removed or replaced; restore the folder"
             " from a copy"
         )
-    return done
+    return count
 
 
 def certificate_uri(storage_root: str, name: str, version: int) -> str:

@@ -22,10 +22,10 @@ def source(config: ExportConfig) -> tuple[str, model_folder.Stored]:
         name = f"{config.tracking.model_name}-v{version.version}"
         stored = model_folder.read(str(local_copy(config.tracking, config.storage, version)), "version")
     if config.encoder.weights:
-        described, state = import_published.read_autoencoder(
+        description, state = import_published.read_autoencoder(
             fetching.locate(config.encoder.weights), "encoder.weights", config.encoder.sha256
         )
-        stored = model_folder.with_autoencoder(stored, described, state)
+        stored = model_folder.with_autoencoder(stored, description, state)
     return name, stored
 
 

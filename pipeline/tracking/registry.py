@@ -35,24 +35,24 @@ def register(
     `candidate` moves to the version unless it is already at a newer one. A second call for the same run
     registers nothing new; a call after an interrupted one completes it.
     """
-    made, name = tracker.client, tracker.tracking.model_name
-    _require_model(made, name)
-    version = _version_of_run(made, name, tracker.run_id)
+    mlflow, name = tracker.client, tracker.tracking.model_name
+    _require_model(mlflow, name)
+    version = _version_of_run(mlflow, name, tracker.run_id)
     tracker.set_tags(version_tags(result))
     if version is None:
         with tempfile.TemporaryDirectory() as temporary:
             save_pyfunc(folder, Path(temporary) / "model", image_shape=image_shape)
-            made.log_artifacts(tracker.mlflow_run_id, str(Path(temporary) / "model"), artifact_path="model")
-        source = f"{made.get_run(tracker.mlflow_run_id).info.artifact_uri}/model"
+            mlflow.log_artifacts(tracker.mlflow_run_id, str(Path(temporary) / "model"), artifact_path="model")
+        source = f"{mlflow.get_run(tracker.mlflow_run_id).info.artifact_uri}/model"
         tags = {RUN_ID_TAG: tracker.run_id, **version_tags(result)}
         version = int(
-            made.create_model_version(name, source, run_id=tracker.mlflow_run_id, tags=tags).version
+            mlflow.create_model_version(name, source, run_id=tracker.mlflow_run_id, tags=tags).version
         )
-    entries = alias_log.follow_log(made, tracker.storage_root, name)
+    entries = alias_log.follow_log(mlflow, tracker.storage_root, name)
     newest = max((entry.version for entry in entries if entry.alias == CANDIDATE), default=0)
     if version > newest:
         alias_log.change(
-            made, tracker.storage_root, name, entries, action="register", alias=CANDIDATE, version=version
+            mlflow, tracker.storage_root, name, entries, action="register", alias=CANDIDATE, version=version
         )
     return version
 
@@ -160,12 +160,12 @@ def local_copy(tracking: Registry, storage_root: str, version: "ModelVersion") -
     )
 
 
-def require_registered(made: "MlflowClient", name: str, *, where: str) -> "RegisteredModel":
+def require_registered(mlflow: "MlflowClient", name: str, *, where: str) -> "RegisteredModel":
     """The registered model `name`; raises `InputError` when there is none."""
     from mlflow.exceptions import MlflowException
 
     try:
-        return made.get_registered_model(name)
+        return mlflow.get_registered_model(name)
     except MlflowException as error:
         raise InputError(
             f"tracking.model_name: no model {name!r} is registered at {where}; jobs/unlearn_imagenet.py"
@@ -173,19 +173,19 @@ def require_registered(made: "MlflowClient", name: str, *, where: str) -> "Regis
         ) from error
 
 
-def find_version(made: "MlflowClient", name: str, which: str, *, where: str) -> "ModelVersion":
+def find_version(mlflow: "MlflowClient", name: str, which: str, *, where: str) -> "ModelVersion":
     """The version with the alias or number `which`; the `InputError` otherwise says what there is."""
     from mlflow.exceptions import MlflowException
 
-    model = require_registered(made, name, where=where)
+    model = require_registered(mlflow, name, where=where)
     try:
         return (
-            made.get_model_version(name, which)
+            mlflow.get_model_version(name, which)
             if which.isdigit()
-            else made.get_model_version_by_alias(name, which)
+            else mlflow.get_model_version_by_alias(name, which)
         )
     except MlflowException as error:
-        numbers = sorted(int(version.version) for version in versions(made, name))
+        numbers = sorted(int(version.version) for version in versions(mlflow, name))
         there = [*sorted(model.aliases), *map(str, numbers)]
         hint = "; jobs/registry.py promote makes a champion" if which == CHAMPION else ""
         raise InputError(
@@ -196,13 +196,13 @@ def find_version(made: "MlflowClient", name: str, which: str, *, where: str) -> 
 
 def rows(tracking: Registry, storage_root: str) -> list[tuple[str, ...]]:
     """(version, aliases, gate, method, request, run) of every version, newest first."""
-    made, name = client(tracking, storage_root, create=False), tracking.model_name
-    model = require_registered(made, name, where=tracking_uri(tracking, storage_root))
+    mlflow, name = client(tracking, storage_root, create=False), tracking.model_name
+    model = require_registered(mlflow, name, where=tracking_uri(tracking, storage_root))
     names: dict[int, list[str]] = {}
     for alias, at in model.aliases.items():
         names.setdefault(int(at), []).append(alias)
     table: list[tuple[str, ...]] = []
-    for version in versions(made, name):
+    for version in versions(mlflow, name):
         tags = version.tags
         request = tags.get("request_id") or f"forget {tags.get('request_classes', '?')}"
         aliases_here = ", ".join(sorted(names.get(int(version.version), []))) or "-"
@@ -219,28 +219,28 @@ def rows(tracking: Registry, storage_root: str) -> list[tuple[str, ...]]:
     return table
 
 
-def versions(made: "MlflowClient", name: str) -> list["ModelVersion"]:
+def versions(mlflow: "MlflowClient", name: str) -> list["ModelVersion"]:
     """All versions of `name`, newest first."""
     every: list[ModelVersion] = []
     token = None
     while True:
-        page = made.search_model_versions(f"name = '{name}'", max_results=1000, page_token=token)
+        page = mlflow.search_model_versions(f"name = '{name}'", max_results=1000, page_token=token)
         every += page
         token = page.token
         if not token:
             return sorted(every, key=lambda version: -int(version.version))
 
 
-def _version_of_run(made: "MlflowClient", name: str, run_id: str) -> int | None:
-    versions_of_run = made.search_model_versions(f"name = '{name}' and tags.{RUN_ID_TAG} = '{run_id}'")
+def _version_of_run(mlflow: "MlflowClient", name: str, run_id: str) -> int | None:
+    versions_of_run = mlflow.search_model_versions(f"name = '{name}' and tags.{RUN_ID_TAG} = '{run_id}'")
     return min((int(version.version) for version in versions_of_run), default=None)
 
 
-def _require_model(made: "MlflowClient", name: str) -> None:
+def _require_model(mlflow: "MlflowClient", name: str) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
-        made.create_registered_model(name)
+        mlflow.create_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

@@ -155,8 +155,8 @@ def ask_for(exchange: Mapping[int, Sequence[int]]) -> Relabel:
         return c, y if y in exchange[c] else exchange[c][int(rest * len(exchange[c]))]
 
     def relabel(y: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        asked = [ask(label, place) for label, place in zip(y.tolist(), uniform.tolist(), strict=True)]
-        student, teacher = torch.tensor(asked, dtype=torch.long).reshape(-1, 2).unbind(1)
+        pairs = [ask(label, place) for label, place in zip(y.tolist(), uniform.tolist(), strict=True)]
+        student, teacher = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).unbind(1)
         return student, teacher
 
     return relabel

@@ -27,12 +27,12 @@ def select(model: GenerativeModel, name: str) -> dict[str, nn.Parameter]:
             f" {', '.join(f'{g}:K' if g.endswith('adaln') else g for g in groups)}"
         )
     prefixes = tuple(groups[kind](int(count) if separator else 0))
-    chosen = {}
+    parameters = {}
     for key, parameter in model.net.named_parameters():
         parameter.requires_grad_(key.startswith(prefixes))
         if parameter.requires_grad:
-            chosen[key] = parameter
-    return chosen
+            parameters[key] = parameter
+    return parameters
 
 
 def label_parameter(model: GenerativeModel, named: Mapping[str, Tensor]) -> str | None:

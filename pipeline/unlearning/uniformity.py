@@ -22,9 +22,9 @@ TINY = 1e-8
 
 def uniformity(probabilities: Tensor, retained: Sequence[int]) -> Tensor:
     """KL(p || uniform over `retained`) of mean probabilities (classes,), ()."""
-    wanted = torch.zeros_like(probabilities)
-    wanted[list(retained)] = 1 / len(retained)
-    return (probabilities * ((probabilities + TINY) / (wanted + TINY)).log()).sum()
+    target = torch.zeros_like(probabilities)
+    target[list(retained)] = 1 / len(retained)
+    return (probabilities * ((probabilities + TINY) / (target + TINY)).log()).sum()
 
 
 def hat_loss(
