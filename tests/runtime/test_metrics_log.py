@@ -29,7 +29,7 @@ def test_the_last_records_arrive_though_no_poll_came_after_them(tmp_path: Path) 
 
 def test_a_writer_that_waits_for_more_writes_the_rest_when_told(tmp_path: Path) -> None:
     uri = str(tmp_path / "metrics.jsonl")
-    writer = Writer(uri, kept=[{"step": 1}], every_s=3600)
+    writer = Writer(uri, earlier=[{"step": 1}], every_s=3600)
     writer.write({"step": 2})
     writer.write({"step": 3})
     writer.flush()
@@ -41,7 +41,7 @@ def test_records_taken_back_by_a_continued_run_are_followed_from_where_they_end(
     uri, taken = str(tmp_path / "metrics.jsonl"), []
     follower = Follower(uri, taken.extend, every_s=3600)
     for steps in ([1, 2, 3, 4], [1, 2], [1, 2, 3], [1, 2, 3]):
-        Writer(uri, kept=[{"step": step} for step in steps]).flush()
+        Writer(uri, earlier=[{"step": step} for step in steps]).flush()
         follower._poll()
     assert [record["step"] for record in taken] == [1, 2, 3, 4, 3]
 
@@ -50,7 +50,7 @@ def test_a_store_that_does_not_answer_once_is_asked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri, taken = str(tmp_path / "metrics.jsonl"), []
-    Writer(uri, kept=[{"step": 1}]).flush()
+    Writer(uri, earlier=[{"step": 1}]).flush()
     follower = Follower(uri, taken.extend, every_s=3600)
 
     def away(uri: str) -> bool:
