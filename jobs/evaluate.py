@@ -23,26 +23,26 @@ def run(config: EvaluateConfig, dry_run: bool) -> None:
     from pipeline.runs import version_evaluation
     from pipeline.runtime import cluster_ray
 
-    asked = version_evaluation.check(config)
+    evaluation = version_evaluation.check(config)
     what = ", ".join(
         [
-            *asked.measures,
-            *(["the battery"] if asked.attacks else []),
-            *(["the gold reference"] if asked.gold else []),
+            *evaluation.metrics,
+            *(["the attack suite"] if evaluation.attacks else []),
+            *(["the gold reference"] if evaluation.facts["gold"] else []),
         ]
     )
-    print(f"{asked.facts['what']} ({asked.facts['weights_digest'][:12]}): {what}", flush=True)
-    for warning in asked.warnings:
+    print(f"{evaluation.facts['what']} ({evaluation.facts['weights_digest'][:12]}): {what}", flush=True)
+    for warning in evaluation.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    output = version_evaluation.output_uri(config, asked.facts)
+    output = version_evaluation.output_uri(config, evaluation.facts)
     if dry_run:
         print(f"dry run: it can be measured; the result would be written to {output}")
         return
     cluster_ray.connect()
-    found = evaluate_ray.evaluate(asked)
-    storage.write_json(output, found)
-    print(table(found))
-    print(f"\n{found['seconds']:.0f} s on {found['workers']} workers; {output}")
+    result = evaluate_ray.evaluate(evaluation)
+    storage.write_json(output, result)
+    print(table(result))
+    print(f"\n{result['seconds']:.0f} s on {result['workers']} workers; {output}")
 
 
 if __name__ == "__main__":

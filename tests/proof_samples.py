@@ -5,72 +5,98 @@ from typing import Any
 
 import torch
 
-from pipeline.config.measuring import Attacks
-from pipeline.evaluation.attacks.suite import attacks, battery_result
+from pipeline.config.measuring import Attacks, Measuring
+from pipeline.evaluation.attacks.suite import battery_result
+from pipeline.evaluation.attacks.table import attempts_of
 from pipeline.evaluation.confidence import proportion
-from pipeline.evaluation.metrics.leakage import leakage
-from pipeline.evaluation.metrics.membership import membership
+from pipeline.evaluation.context import AFTER, EvalSpec
+from pipeline.evaluation.metrics.leakage import leaked
+from pipeline.evaluation.metrics.membership import attack
 from pipeline.evaluation.metrics.relearning import relearn_steps
+from pipeline.evaluation.metrics.retain_accuracy import accuracy
 from pipeline.evaluation.metrics.timestep_loss import loss_by_timestep
 
-KEPT = {"mean": proportion(178, 180).to_dict(), "min": proportion(19, 20).to_dict() | {"class": 8}}
+KEPT = accuracy([7] * 160 + [8] * 20, [7] * 159 + [1] + [8] * 19 + [1], [8])
+SPEC = EvalSpec(
+    forgotten=(1,),
+    exchange={},
+    retained=(0, 2),
+    neighbours=(),
+    null_label=10,
+    timesteps=1000,
+    num_classes=10,
+    settings=Measuring(relearn_checks=[0, 1, 2]),
+)
 
 
 def battery(**hits: int) -> dict[str, Any]:
     """The battery's block: so many of 200 after each kind of attack (absent: none); -1: the attack failed."""
-    made = attacks(Attacks(), 2.0, 20)
-    found: dict[str, Any] = {}
-    for name, attack in made.items():
-        count = hits.get(attack.kind, 0)
+    attempts = attempts_of(Attacks(), Measuring())
+    outcomes: dict[str, Any] = {}
+    for name, attempt in attempts.items():
+        count = hits.get(attempt.kind, 0)
         share = {
             "forget_fraction": proportion(max(count, 0), 200).to_dict(),
             "retain_accuracy": KEPT,
             "seconds": 1.0,
         }
-        found[name] = {"error": "ValueError: the loss is not finite"} if count < 0 else share
-    return battery_result(found, made, 0.05)
+        outcomes[name] = {"error": "ValueError: the loss is not finite"} if count < 0 else share
+    return battery_result(outcomes, attempts, 0.05)
 
 
 def _losses(scale: float) -> dict[str, Any]:
-    def group(level: float) -> dict[str, torch.Tensor]:
-        return {
-            f"bin/{index}": torch.tensor([50.0, 50 * level / (index + 1), 51 * (level / (index + 1)) ** 2])
-            for index in range(10)
-        }
+    def sums(level: float, index: int) -> torch.Tensor:
+        return torch.tensor([50.0, 50 * level / (index + 1), 51 * (level / (index + 1)) ** 2])
 
-    return loss_by_timestep({"forget_heldout": group(scale), "retain_heldout": group(0.5)}, 1000, 10)
+    levels = {"forget_heldout": scale, "retain_heldout": 0.5}
+    partials = {
+        f"loss/{AFTER}/{group}/{index}": sums(level, index)
+        for group, level in levels.items()
+        for index in range(10)
+    }
+    return loss_by_timestep(SPEC, partials, AFTER)
 
 
 BATTERY = battery(embedding=190, finetune=9)
-MEASURES: dict[str, Any] = {
-    "leakage": {
-        side: leakage([0] * 50 + [2] * 50, [0] * 49 + [1] + [2] * 50, [1] * 6 + [0] * 94, [1])
-        for side in ("after", "before", "gold")
+_LEAKED = leaked([0] * 50 + [2] * 50, [0] * 49 + [1] + [2] * 50, [1] * 6 + [0] * 94, [1])
+_HITS = {"forgotten_label": [0, 10, 60], "never_trained_label": [30, 0, 0]}
+_RELEARNED = relearn_steps(
+    SPEC,
+    {
+        f"relearn/{variant}/{name}": torch.tensor(values)
+        for variant, hits in _HITS.items()
+        for name, values in (
+            ("hits", hits),
+            ("sampled", [100 if h or i == 0 else 0 for i, h in enumerate(hits)]),
+        )
     },
-    "loss_by_timestep": {"after": _losses(0.9), "before": _losses(0.5), "gold": _losses(0.8)},
-    "membership_auc": {"after": membership([0.3, 0.2, 0.4], [0.3, 0.4, 0.5]).to_dict()},
-    "relearn_steps": relearn_steps(
-        {
-            f"{variant}/{name}": torch.tensor(values)
-            for variant, hits in (("forgotten_label", [0, 10, 60]), ("never_trained_label", [30, 0, 0]))
-            for name, values in (
-                ("hits", hits),
-                ("drawn", [100 if h or i == 0 else 0 for i, h in enumerate(hits)]),
-            )
+    AFTER,
+)
+
+
+def _near(drift: float) -> dict[str, Any]:
+    return {
+        "agreement": proportion(440, 450).to_dict()
+        | {"per_class": {"0": proportion(49, 50).to_dict(), "7": proportion(47, 50).to_dict()}},
+        "fid": {"judge": 3.2},
+        "paired_drift": {
+            "judge": {"mean": drift, "unpaired": 8.6, "relative": 0.47, "n": 450, "per_class": {"0": 4.0}}
         },
-        [0, 1, 2],
-        1.0,
-    ),
-}
-_SIDE = {
-    "agreement": (
-        proportion(440, 450).to_dict()
-        | {"per_class": {"0": proportion(49, 50).to_dict(), "7": proportion(47, 50).to_dict()}}
-    ),
-    "forget_fraction": proportion(0, 200).to_dict(),
-    "frechet": {"judge": 3.2},
-    "paired_drift": {
-        "judge": {"mean": 4.0, "unpaired": 8.6, "relative": 0.47, "n": 450, "per_class": {"0": 4.0}}
+    }
+
+
+MEASURES: dict[str, Any] = {
+    "after": {
+        "leakage": _LEAKED,
+        "loss_by_timestep": _losses(0.9),
+        "membership": attack([0.3, 0.2, 0.4], [0.3, 0.4, 0.5]),
+        "relearn_steps": _RELEARNED,
+        "retrained_reference": _near(4.0),
+    },
+    "before": {
+        "leakage": _LEAKED,
+        "loss_by_timestep": _losses(0.5),
+        "retrained_reference": _near(2.0),
     },
 }
 GOLD: dict[str, Any] = {
@@ -78,6 +104,6 @@ GOLD: dict[str, Any] = {
     "weights_digest": "e" * 64,
     "forget_fraction": proportion(3, 200).to_dict(),
     "retain_accuracy": KEPT,
-    "after": _SIDE,
-    "before": _SIDE | {"paired_drift": {"judge": _SIDE["paired_drift"]["judge"] | {"mean": 2.0}}},
+    "leakage": _LEAKED,
+    "loss_by_timestep": _losses(0.8),
 }

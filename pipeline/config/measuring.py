@@ -1,15 +1,36 @@
 """How much is drawn, judged and tried when a model is measured, and when it is attacked."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails
 
 from pipeline.config.base import Section
 
 
-class Measuring(Section):
-    """What the measures of pipeline/evaluation draw. Shares come with n and a 95 % interval: these numbers
-    decide its width."""
+class WithNamed(Section):
+    """A section that also takes mappings by name: settings of single metrics or attacks, which their table
+    checks."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_else(cls, values: Any) -> Any:
+        unknown = [
+            InitErrorDetails(type="extra_forbidden", loc=(key,), input=value)
+            for key, value in (values.items() if isinstance(values, Mapping) else ())
+            if key not in cls.model_fields and not isinstance(value, Mapping)
+        ]
+        if unknown:
+            raise ValidationError.from_exception_data(cls.__name__, unknown)
+        return values
+
+
+class Measuring(WithNamed):
+    """What the metrics of pipeline/evaluation sample. Shares come with n and a 95 % interval: these numbers
+    decide its width. A metric with settings of its own has them under its name."""
 
     samples: int = Field(
         200, ge=20, description="images drawn under the forgotten labels together, at each CFG scale"
@@ -48,8 +69,9 @@ class Measuring(Section):
     relearn_samples: int = Field(100, ge=20, description="images drawn at each of these checks")
 
 
-class Attacks(Section):
-    """The robustness battery: what is tried to bring a forgotten class back."""
+class Attacks(WithNamed):
+    """The attack suite: what is tried to bring a forgotten class back. An attack with settings of its own
+    has them under its name."""
 
     samples: int = Field(200, ge=20, description="images drawn under the forgotten labels after each attack")
     retain_samples: int = Field(

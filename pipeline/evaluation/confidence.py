@@ -1,7 +1,9 @@
-"""A measured share with its 95 % Wilson interval."""
+"""Measured quantities with their 95 % intervals: shares (Wilson) and means (normal)."""
 
 import math
 from dataclasses import asdict, dataclass
+
+from torch import Tensor
 
 Z = 1.959963984540054  # two-sided 95 %
 
@@ -27,3 +29,17 @@ def proportion(hits: int, n: int) -> Proportion:
     centre = (p + Z * Z / (2 * n)) / (1 + Z * Z / n)
     half = Z / (1 + Z * Z / n) * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
     return Proportion(p, n, 0.0 if hits == 0 else centre - half, 1.0 if hits == n else centre + half)
+
+
+def share(hits: list[bool]) -> dict[str, float] | None:
+    """The share of `hits` that are true, as plain data; None of nothing."""
+    return proportion(sum(hits), len(hits)).to_dict() if hits else None
+
+
+def mean_and_half(sums: Tensor) -> tuple[float, float | None]:
+    """Mean and half its 95 % interval (None of a single value) from count, sum and sum of squares (3,)."""
+    count, total, squares = (float(value) for value in sums)
+    mean = total / count
+    if count <= 1:
+        return mean, None
+    return mean, Z * math.sqrt(max(0.0, (squares - count * mean * mean) / (count - 1)) / count)

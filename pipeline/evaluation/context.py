@@ -1,9 +1,10 @@
-"""What a measure is given: the models side by side, the judge, the rows, and what was
-asked to be forgotten."""
+"""What an evaluation is given: the question as plain data (`EvalSpec`), and the models, judge and rows
+that it is asked of (`EvalContext`)."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,14 +14,24 @@ from models.generative import GenerativeModel
 from models.judge import Judge
 from pipeline.config.measuring import Measuring
 from pipeline.data.batch import Batch
+from pipeline.evaluation.manifold import Manifold
 
 AFTER, BEFORE, GOLD = "after", "before", "gold"
-Rows = Callable[[Sequence[int], Literal["train", "heldout"]], Batch]
+JUDGE = "judge"  # the feature space that is always there: the judge's last hidden layer
+RETAINED, UNLABELLED = "retained", "null"  # groups of images: under retained labels, under the null label
+Split = Literal["train", "heldout"]
+Rows = Callable[[Sequence[int], Split], Batch]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scope:
-    """The question, as plain data: which classes were to be forgotten, which are kept, how much is drawn."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EvalSpec:
+    """The question, as plain data: which classes were to be forgotten, which are retained, how much is
+    sampled.
+
+    The noise of every image is keyed by (seed, purpose). `joint`: forgotten and retained labels are
+    sampled in one plan at `settings.cfg_scale` alone, cut into at least `cuts` blocks; otherwise each CFG
+    scale, the retained labels and the null label have a plan of their own.
+    """
 
     forgotten: tuple[int, ...]
     exchange: Mapping[int, Sequence[int]]
@@ -28,47 +39,61 @@ class Scope:
     neighbours: tuple[int, ...]
     null_label: int
     timesteps: int
-    seed: int
-    settings: Measuring
+    num_classes: int
+    seed: int = 0
+    settings: Measuring = field(default_factory=Measuring)
+    own: Mapping[str, Any] = field(default_factory=dict)  # settings of single metrics, by metric
     conditional: bool = True  # whether the model draws what a label asks for
     sample_ids: tuple[str, ...] = ()  # where samples are named, the forgotten rows; `forgotten` is then empty
     sample_classes: tuple[int, ...] = ()  # the classes they are of
+    purpose: str = "measured"
+    joint: bool = False
+    cuts: int = 1
+    top: int = 5  # predictions of the judge that are kept of every image
+
+    @property
+    def forgotten_group(self) -> str:
+        """The name of the images under the forgotten labels at the main CFG scale."""
+        return forgotten_at(self.settings.cfg_scale)
+
+
+def forgotten_at(cfg_scale: float) -> str:
+    return f"forgotten@{cfg_scale:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench:
-    """`model` is what is measured, `base` the same before it forgot, `gold` one that never saw what it forgot
-    (None: there is none).
+class EvalContext:
+    """`model` is what is evaluated, `base` the same before it forgot, `gold` one that never saw what it
+    forgot (None: there is none).
 
     `rows(labels, split)` reads rows of the lake, by class and sample id. `spaces`: where distances are taken
-    beside the judge's features.
+    beside the judge's features. `real` and `manifolds`: what real rows come to, where that is known already
+    (None: it is computed from `rows`). `autocast` surrounds the sampler.
     """
 
     model: GenerativeModel
-    base: GenerativeModel | None
+    base: GenerativeModel | None = None
+    gold: GenerativeModel | None = None
     judge: Judge
-    scope: Scope
+    spec: EvalSpec
     rows: Rows
     to_pixels: Callable[[Tensor], Tensor] = lambda x: x
     spaces: Mapping[str, FeatureSpace] = field(default_factory=dict)
-    gold: GenerativeModel | None = None
+    real: Mapping[str, Tensor] | None = None
+    manifolds: Mapping[int, Manifold] | None = None
+    autocast: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @property
     def sides(self) -> dict[str, GenerativeModel]:
-        """The models that are measured alike, by name."""
-        there = {AFTER: self.model, BEFORE: self.base, GOLD: self.gold}
-        return {side: model for side, model in there.items() if model is not None}
+        """The models that are evaluated alike, by name."""
+        models = {AFTER: self.model, BEFORE: self.base, GOLD: self.gold}
+        return {side: model for side, model in models.items() if model is not None}
+
+    @property
+    def feature_spaces(self) -> dict[str, FeatureSpace]:
+        """The judge's, then the others."""
+        return {JUDGE: self.judge, **self.spaces}
 
     @property
     def device(self) -> torch.device:
         return next(self.judge.net.parameters()).device
-
-
-def pick(rows: Batch, n: int, seed: int, purpose: str) -> Batch:
-    """At most `n` of `rows`, chosen by (seed, purpose) and kept in their order."""
-    from pipeline.seeding import generator
-
-    if len(rows) <= n:
-        return rows
-    chosen = torch.randperm(len(rows), generator=generator(seed, purpose))[:n]
-    return rows.take(sorted(chosen.tolist()))

@@ -1,71 +1,73 @@
-"""Any list of measures, and the battery, on any model: Ray tasks side by side, each a shard of some work,
-merged on the driver."""
+"""Any list of metrics, and the attack suite, on any model: Ray tasks side by side, each a shard of some
+computation, merged on the driver."""
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from models import weights
 from models.generative import GenerativeModel, build
 from models.judge import build_judge
-from models.latents import decoder
 from pipeline.config import Request
 from pipeline.config.evaluate import Workers
 from pipeline.config.measuring import Attacks, Measuring
 from pipeline.data.lake import Lake, read_lake
 from pipeline.errors import InputError
-from pipeline.evaluation.attacks.suite import attacks, battery_result
-from pipeline.evaluation.computations import WORKS
-from pipeline.evaluation.context import AFTER, BEFORE, GOLD, Bench, Scope
-from pipeline.evaluation.metrics.retrained_reference import gold_result
-from pipeline.evaluation.metrics.table import results, works_of
+from pipeline.evaluation.attacks.suite import battery_result
+from pipeline.evaluation.attacks.table import attempts_of
+from pipeline.evaluation.context import AFTER, BEFORE, GOLD, EvalContext, EvalSpec
+from pipeline.evaluation.metrics.table import computations_of, metric_settings, results
 from pipeline.evaluation.neighbours import nearest_classes
-from pipeline.evaluation.partials import Shard, added
-from pipeline.weights import model_folder
+from pipeline.evaluation.partials import Shard, merge
+from pipeline.weights import decoder
 from pipeline.weights.feature_extractors import open_space
+from pipeline.weights.model_folder import Stored
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Weights = tuple[dict[str, Any], Mapping[str, "Tensor"]]  # config.json and what lies beside it
 RETRIES = 2  # of a task whose worker died
+OF_GOLD = ("forget_fraction", "retain_accuracy", "retrained_reference")  # what a gold reference is there for
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """An evaluation that was checked: what is measured, against what, by whom, and how much of it.
+class Evaluation:
+    """An evaluation that was checked: what is evaluated, against what, by whom, and how much of it.
 
-    `bound` is the gate's on the forget fraction, by which the battery's verdicts go.
+    `models` by side: after and, where there are any, before and gold. `spaces`: where distances are taken
+    beside the judge's features. `bound` is the gate's on the forget fraction, by which the attacks'
+    verdicts go.
     """
 
-    subject: Weights = field(repr=False)
-    base: Weights | None = field(repr=False)
-    judge: Weights = field(repr=False)
-    gold: Weights | None = field(repr=False)
-    autoencoder: Weights | None = field(repr=False)  # of models of latents: what makes images of them
+    models: Mapping[str, Stored] = field(repr=False)
+    judge: Stored = field(repr=False)
     lake: str
-    scope: Scope
-    measures: tuple[str, ...]
+    spec: EvalSpec
+    metrics: tuple[str, ...]
     attacks: Attacks | None
     bound: float
     workers: Workers
     facts: dict[str, Any]  # what goes into the JSON as it is: names and digests
     warnings: tuple[str, ...] = ()
-    # of distances, beside the judge's
-    spaces: Mapping[str, Weights] = field(default_factory=dict, repr=False)
+    spaces: Mapping[str, Stored] = field(default_factory=dict, repr=False)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The metrics, with those that a gold reference is there for."""
+        return tuple(dict.fromkeys([*self.metrics, *(OF_GOLD if GOLD in self.models else ())]))
 
 
-def scope_of(
+def spec_of(
     request: Request,
     lake: Lake,
     description: dict[str, Any],
-    base: model_folder.Stored | None,
+    base: Stored | None,
     *,
     seed: int,
     settings: Measuring,
-) -> Scope:
-    """The question that `request` asks of the lake's classes."""
+) -> EvalSpec:
+    """The question that `request` asks of the lake's classes. Raises `InputError` where there is none."""
     from pipeline.data.partition import find_ids, read_sample_ids
 
     labels = [item.label for item in lake.manifest.classes]
@@ -79,6 +81,7 @@ def scope_of(
     retained = tuple(label for label in labels if label not in forgotten)
     if not retained:
         raise InputError("request.classes: got every class of the lake, expected at least one to be kept")
+    own = metric_settings(settings)
     model = build(description)
     if base is not None:
         model = build(base.config)
@@ -86,88 +89,63 @@ def scope_of(
     ids = read_sample_ids(request) or []
     classes = tuple(request.classes)
     if ids and not classes:
-        found = find_ids(lake, lake.shards(), ids)
-        classes = tuple(sorted({shard.label for shard in lake.shards() if len(found[shard.path][0])}))
-    return Scope(
+        positions = find_ids(lake, lake.shards(), ids)
+        classes = tuple(sorted({shard.label for shard in lake.shards() if len(positions[shard.path][0])}))
+    near = (
+        nearest_classes(model, forgotten, retained, request.neighbours)
+        if forgotten and base is not None
+        else ()
+    )
+    return EvalSpec(
         forgotten=forgotten,
         exchange=request.exchange_classes,
         retained=retained,
-        neighbours=(
-            tuple(nearest_classes(model, forgotten, retained, request.neighbours))
-            if forgotten and base is not None
-            else ()
-        ),
+        neighbours=tuple(near),
         null_label=model.null_label,
         timesteps=int(model.config.get("timesteps", 1)),
+        num_classes=len(labels),
         seed=seed,
         settings=settings,
+        own=own,
         conditional=model.conditional,
         sample_ids=tuple(ids),
         sample_classes=classes,
     )
 
 
-def evaluate(asked: Asked) -> dict[str, Any]:
-    """Everything that was asked for, as plain data: {measures, battery, gold, …}. Needs a connected Ray."""
+def evaluate(evaluation: Evaluation) -> dict[str, Any]:
+    """Everything that was asked for, as plain data: {before, after, gold, battery, …}, the sides as in
+    result.json. Needs a connected Ray."""
     import ray
 
     started = time.perf_counter()
-    scope, wanted = asked.scope, asked.workers
-    shared: Any = ray.put(
-        {
-            "model": asked.subject,
-            "base": asked.base,
-            "judge": asked.judge,
-            "gold": asked.gold,
-            "autoencoder": asked.autoencoder,
-            "spaces": dict(asked.spaces),
-        }
-    )
-    worker = ray.remote(_task).options(
-        num_cpus=wanted.cpus_per_worker,
-        num_gpus=wanted.gpus_per_worker,
-        max_retries=RETRIES,
-        retry_exceptions=False,
-    )
+    spec, workers, names = evaluation.spec, evaluation.workers, evaluation.names
+    shared: Any = ray.put(evaluation)
+    options: dict[str, Any] = {"num_cpus": workers.cpus_per_worker, "num_gpus": workers.gpus_per_worker}
+    options |= {"max_retries": RETRIES, "retry_exceptions": False}
+    shard = ray.remote(_shard).options(**options)
+    attack = ray.remote(_attempt).options(**options)
 
-    def start(kind: str, name: str, rank: int = 0, world: int = 1) -> Any:
-        job = {
-            "kind": kind,
-            "name": name,
-            "rank": rank,
-            "world": world,
-            "lake": asked.lake,
-            "threads": wanted.threads,
-        }
-        return worker.remote(shared, replace(scope), asked.attacks, job)
-
-    made = (
-        attacks(asked.attacks, scope.settings.cfg_scale, scope.settings.sampler_steps)
-        if asked.attacks
-        else {}
-    )
-    names, sides = list(asked.measures), {AFTER: asked.subject, BEFORE: asked.base, GOLD: asked.gold}
-    works = dict.fromkeys([*works_of(names, scope), *(["drawing"] if asked.gold else [])])
-    shards = {
-        work: [start("work", work, rank, wanted.workers) for rank in range(wanted.workers)] for work in works
-    }
-    tried = {name: start("attack", name) for name in made}
-    sums = {work: added(_tensors(ray.get(parts))) for work, parts in shards.items()}
-    found = {name: _outcome(reference) for name, reference in tried.items()}
+    attempts = attempts_of(evaluation.attacks, spec.settings) if evaluation.attacks else {}
+    shards = [
+        shard.remote(shared, name, rank)
+        for name in computations_of(names, spec)
+        for rank in range(workers.workers)
+    ]
+    tried = {name: attack.remote(shared, name) for name in attempts}
+    sides = results(names, spec, merge(_tensors(ray.get(shards))), list(evaluation.models))
+    outcomes = {name: _outcome(reference) for name, reference in tried.items()}
     return {
-        **asked.facts,
-        "forgotten": list(scope.forgotten),
-        "seed": scope.seed,
-        "settings": scope.settings.model_dump(mode="json"),
-        "measures": (
-            results(names, scope, sums, [side for side, model in sides.items() if model is not None])
-            if names
-            else None
-        ),
-        "battery": battery_result(found, made, asked.bound) if made else None,
-        "gold": asked.facts["gold"] | gold_result(scope, sums["drawing"]) if asked.gold else None,
-        "warnings": list(asked.warnings),
-        "workers": wanted.workers,
+        **evaluation.facts,
+        "forgotten": list(spec.forgotten),
+        "seed": spec.seed,
+        "settings": spec.settings.model_dump(mode="json"),
+        "before": sides.get(BEFORE) if names else None,
+        "after": sides[AFTER] if names else None,
+        "gold": {**evaluation.facts["gold"], **sides[GOLD]} if GOLD in sides else None,
+        "battery": battery_result(outcomes, attempts, evaluation.bound) if attempts else None,
+        "warnings": list(evaluation.warnings),
+        "workers": workers.workers,
         "seconds": time.perf_counter() - started,
     }
 
@@ -179,7 +157,7 @@ def _tensors(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, "Tensor"]]:
 
 
 def _outcome(reference: Any) -> dict[str, Any]:
-    """What an attack's task returned; a task that failed says why, which never counts as an attack that was
+    """What an attempt's task returned; a task that failed says why, which never counts as an attack that was
     withstood."""
     import ray
 
@@ -192,64 +170,52 @@ def _outcome(reference: Any) -> dict[str, Any]:
         return {"error": f"{type(error).__name__}: the worker did not finish"}
 
 
-def _task(
-    shared: Mapping[str, Any], scope: Scope, settings: Attacks | None, job: Mapping[str, Any]
-) -> dict[str, Any]:
-    """On a worker: one shard of a work (arrays by name), or one attack (plain data)."""
+def _shard(evaluation: Evaluation, name: str, rank: int) -> dict[str, Any]:
+    """On a worker: one shard of a computation, arrays by name."""
+    context = _opened(evaluation)
+    compute = computations_of(evaluation.names, evaluation.spec)[name]
+    partials = compute(context, Shard(rank, evaluation.workers.workers))
+    return {key: value.cpu().numpy() for key, value in partials.items()}
+
+
+def _attempt(evaluation: Evaluation, name: str) -> dict[str, Any]:
+    """On a worker: one attempt of an attack, plain data."""
+    assert evaluation.attacks is not None
+    started, context = time.perf_counter(), _opened(evaluation)
+    attempt = attempts_of(evaluation.attacks, evaluation.spec.settings)[name]
+    return {**attempt.run(context, evaluation.attacks), "seconds": time.perf_counter() - started}
+
+
+def _opened(evaluation: Evaluation) -> EvalContext:
+    """Models and judge loaded, on a GPU where this process has one."""
     import torch
 
     from pipeline.runtime import compat_ray
     from pipeline.runtime.precision import use_tf32
 
     compat_ray.quiet_data()
-    torch.set_num_threads(job["threads"])
+    torch.set_num_threads(evaluation.workers.threads)
     use_tf32(False)
-    started = time.perf_counter()
-    bench = open_bench(shared, scope, job["lake"])
-    shard = Shard(job["rank"], job["world"])
-    if job["kind"] == "attack":
-        assert settings is not None
-        attack = attacks(settings, scope.settings.cfg_scale, scope.settings.sampler_steps)[job["name"]]
-        return {**attack.run(bench), "seconds": time.perf_counter() - started}
-    return {name: value.cpu().numpy() for name, value in WORKS[job["name"]](bench, shard).items()}
-
-
-def open_bench(parts: Mapping[str, Any], scope: Scope, lake_at: str) -> Bench:
-    """Models and judge loaded, on a GPU where this process has one."""
-    import torch
-
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    description, state = parts["judge"]
-    judge = build_judge(description)
-    weights.load_into(judge.net, state, "judge")
-    judge.net.to(device).eval()
-    lake = read_lake(lake_at)
-    to_pixels = (
-        None
-        if parts["autoencoder"] is None
-        else decoder(parts["autoencoder"][0], parts["autoencoder"][1], device)
-    )
 
-    def rows(labels: Sequence[int], split: Literal["train", "heldout"]) -> Any:
-        return lake.read(labels, split)
+    def loaded(model: Any, stored: Stored) -> Any:
+        weights.load_into(model.net, stored.state, stored.uri)
+        model.net.to(device).eval()
+        return model
 
-    return Bench(
-        model=_model(parts["model"], device),
-        base=None if parts["base"] is None else _model(parts["base"], device),
-        gold=None if parts["gold"] is None else _model(parts["gold"], device),
-        judge=judge,
-        scope=scope,
-        rows=rows,
+    models: dict[str, GenerativeModel] = {
+        side: loaded(build(stored.config), stored) for side, stored in evaluation.models.items()
+    }
+    return EvalContext(
+        model=models[AFTER],
+        base=models.get(BEFORE),
+        gold=models.get(GOLD),
+        judge=loaded(build_judge(evaluation.judge.config), evaluation.judge),
+        spec=evaluation.spec,
+        rows=read_lake(evaluation.lake).read,
         spaces={
-            name: open_space(described, state, device)
-            for name, (described, state) in parts.get("spaces", {}).items()
+            name: open_space(stored.config, stored.state, device)
+            for name, stored in evaluation.spaces.items()
         },
-        **({} if to_pixels is None else {"to_pixels": to_pixels}),
+        to_pixels=decoder.to_pixels(evaluation.models[AFTER], device),
     )
-
-
-def _model(stored: Weights, device: Any) -> GenerativeModel:
-    model = build(stored[0])
-    weights.load_into(model.net, stored[1], "model")
-    model.net.to(device).eval()
-    return model

@@ -1,16 +1,17 @@
-"""What the shards of a measurement add up to: named tensors, merged by addition.
+"""What the shards of an evaluation add up to: named tensors, merged by addition.
 
-Counts and sums are float64 or int64. A value that belongs to one place (a verdict, a row of features) stands
-in a tensor of zeros of the full size, so that adding places it: exactly, whatever the number of shards.
+Counts and sums are float64 or int64. A value that belongs to one place (a prediction, a row of features)
+stands in a tensor of zeros of the full size, so that adding puts it there: exactly, whatever the number of
+shards.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-Sums = dict[str, Tensor]
+Partials = dict[str, Tensor]
 
 
 class Ranks(Protocol):
@@ -23,7 +24,7 @@ class Ranks(Protocol):
 
 
 class Shard:
-    """One of `world` shards whose sums somebody else adds."""
+    """One of `world` shards whose partials somebody else adds."""
 
     def __init__(self, rank: int = 0, world: int = 1):
         self.rank, self.world = rank, world
@@ -32,25 +33,32 @@ class Shard:
         return buffer
 
 
-def tally(into: Sums, name: str, value: Tensor) -> None:
-    """Add `value` to the sum called `name`."""
-    into[name] = into[name] + value if name in into else value
+def add_into(partials: Partials, name: str, value: Tensor) -> None:
+    """Add `value` to the partial called `name`."""
+    partials[name] = partials[name] + value if name in partials else value
 
 
-def added(parts: Iterable[Mapping[str, Tensor]]) -> Sums:
-    """The sums of all parts together; a name that a part lacks counts as zero there."""
-    whole: Sums = {}
+def merge(parts: Iterable[Mapping[str, Tensor]]) -> Partials:
+    """All parts together; a name that a part lacks counts as zero there."""
+    whole: Partials = {}
     for part in parts:
         for name, value in part.items():
-            tally(whole, name, value)
+            add_into(whole, name, value)
     return whole
 
 
-def below(sums: Mapping[str, Tensor], prefix: str) -> Sums:
-    """The sums whose name starts with `prefix/`, without it."""
+def all_reduce(partials: Partials, ranks: Ranks, device: torch.device) -> Partials:
+    """The sums over ranks, on all of them. Collective: every rank gives the same names and shapes."""
+    if ranks.world == 1:
+        return partials
+    return {name: ranks.sum(partials[name].to(device)).cpu() for name in sorted(partials)}
+
+
+def below(partials: Mapping[str, Tensor], prefix: str) -> Partials:
+    """The partials whose name starts with `prefix/`, without it."""
     return {
         name.removeprefix(f"{prefix}/"): value
-        for name, value in sums.items()
+        for name, value in partials.items()
         if name.startswith(f"{prefix}/")
     }
 
@@ -65,8 +73,18 @@ def blocks(n: int, size: int, rank: int, world: int) -> Iterator[list[int]]:
         yield list(range(start, min(start + size, n)))
 
 
-def placed(length: int, positions: list[int], values: Tensor) -> Tensor:
-    """Zeros of (length, ...) with `values` (len(positions), ...) at `positions`."""
+def scatter(length: int, positions: Sequence[int], values: Tensor) -> Tensor:
+    """Zeros of (length, ...) with `values` (len(positions), ...) at `positions`; positions from `length`
+    on are left out."""
     whole = torch.zeros((length, *values.shape[1:]), dtype=values.dtype)
-    whole[positions] = values
+    inside = [index for index, position in enumerate(positions) if position < length]
+    whole[[positions[index] for index in inside]] = values[inside]
     return whole
+
+
+def moments_of_values(values: Tensor) -> Tensor:
+    """(3,) count, sum and sum of squares of `values`, float64: what shards add for a mean and its
+    interval."""
+    values = values.double().cpu()
+    count = torch.tensor(float(len(values)), dtype=torch.float64)
+    return torch.stack([count, values.sum(), values.square().sum()])

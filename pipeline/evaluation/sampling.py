@@ -1,8 +1,12 @@
-"""Drawing images and asking the judge, sharded over ranks: image k depends on its label and seed alone."""
+"""Images sampled and judged, sharded over ranks: image k depends on its label and seed alone.
+
+N images of a plan, n of a block, F features of a space.
+"""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -10,45 +14,29 @@ from torch import Tensor
 from models.features.table import FeatureSpace
 from models.generative import GenerativeModel
 from models.judge import Judge
-from pipeline.evaluation.metrics.frechet import Moments
-from pipeline.evaluation.metrics.manifold import Manifold
-from pipeline.evaluation.partials import Ranks, Shard, blocks
-from pipeline.seeding import seed_of
-from pipeline.unlearning.collectives import Collectives
+from pipeline.evaluation.context import RETAINED, UNLABELLED, EvalContext, EvalSpec, forgotten_at
+from pipeline.evaluation.partials import Partials, Ranks, Shard, add_into, blocks, scatter
+from pipeline.evaluation.rows import real_features
+from pipeline.seeding import generator, seed_of
 
 LANES = 8  # ranks that can share one plan; a block of images never depends on how many do
-NO_SPACES: Mapping[str, FeatureSpace] = {}
-NO_MANIFOLDS: Mapping[int, Manifold] = {}
-Autocast = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to draw: one (label, seed) an image, guidance, sampler steps."""
+    """What to sample: one (label, seed) an image, guidance, sampler steps. `groups`: positions by what the
+    images are asked about."""
 
     labels: tuple[int, ...]
     seeds: tuple[int, ...]
     cfg_scale: float
     steps: int
     batch: int = 128
+    groups: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
-
-@dataclass(frozen=True, kw_only=True)
-class Verdicts:
-    """What the judge called each image of a plan: `labels` asked for, `called` (N,), both in plan order on
-    every rank.
-
-    `moments` are those of the judge's features per asked label, `further` those of each further space over
-    the labels it was asked for.
-    `balls` (N,): in how many balls of the manifold of its label an image's features lie; 0 for labels that
-    were given none.
-    """
-
-    labels: tuple[int, ...]
-    called: tuple[int, ...]
-    moments: Mapping[int, Moments]
-    further: Mapping[str, Moments] = field(default_factory=dict)
-    balls: tuple[int, ...] = ()
+    def cut(self, least: int) -> "Plan":
+        """The same in at least `least` blocks."""
+        return replace(self, batch=min(self.batch, max(1, -(-len(self.labels) // least))))
 
 
 def plan(
@@ -59,147 +47,213 @@ def plan(
         (label, seed_of(seed, purpose, label, k)) for label, n in sorted(counts.items()) for k in range(n)
     ]
     return Plan(
-        labels=tuple(p[0] for p in pairs),
-        seeds=tuple(p[1] for p in pairs),
+        labels=tuple(label for label, _ in pairs),
+        seeds=tuple(one for _, one in pairs),
         cfg_scale=cfg_scale,
         steps=steps,
         batch=batch,
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Block:
-    """Images that were drawn together and judged: `positions` in the plan, `labels` asked for (n,), the
-    judge's first calls, best first (n, k), its features (n, F), and those of the `further` spaces; all on the
-    CPU."""
+@lru_cache(maxsize=4)
+def plans(spec: EvalSpec) -> tuple[Plan, ...]:
+    """What an evaluation samples: groups `retained`, `null`, and `forgotten@<scale>` at each CFG scale.
 
-    positions: list[int]
-    labels: Tensor
-    ranked: Tensor
-    features: Tensor
-    further: Mapping[str, Tensor]
+    Plans of a group of their own mix their labels at random. (Not in turns: within a block every pair must
+    be as likely to share its label as not to, or kernel distances come out too low.)
+    """
+    s = spec.settings
+    each = -(-s.samples // max(1, len(spec.forgotten)))
+    of_retained, of_forgotten = (
+        dict.fromkeys(spec.retained, s.retain_samples),
+        dict.fromkeys(spec.forgotten, each),
+    )
+
+    def sampled(counts: Mapping[int, int], cfg_scale: float) -> Plan:
+        return plan(
+            counts,
+            seed=spec.seed,
+            purpose=spec.purpose,
+            cfg_scale=cfg_scale,
+            steps=s.sampler_steps,
+            batch=s.block,
+        )
+
+    if spec.joint:
+        labelled = of_retained | of_forgotten
+        joint = sampled(labelled if spec.conditional else {0: s.samples}, s.cfg_scale).cut(spec.cuts)
+        every = range(len(joint.labels))  # of a model without labels each image answers both questions
+        groups = {
+            RETAINED: [i for i in every if not spec.conditional or joint.labels[i] not in spec.forgotten],
+            spec.forgotten_group: [
+                i for i in every if not spec.conditional or joint.labels[i] in spec.forgotten
+            ],
+        }
+        if not spec.forgotten:
+            del groups[spec.forgotten_group]
+        return (replace(joint, groups=groups),)
+
+    def mixed(name: str, counts: Mapping[int, int], cfg_scale: float) -> Plan:
+        ordered = sampled(counts, cfg_scale)
+        order = torch.randperm(len(ordered.labels), generator=generator(spec.seed, "order")).tolist()
+        return replace(
+            ordered,
+            labels=tuple(ordered.labels[i] for i in order),
+            seeds=tuple(ordered.seeds[i] for i in order),
+            groups={name: range(len(order))},
+        )
+
+    scales = list(dict.fromkeys([s.cfg_scale, *s.cfg_scales])) if spec.forgotten else []
+    return (
+        mixed(RETAINED, of_retained, s.cfg_scale),
+        *(mixed(forgotten_at(scale), of_forgotten, scale) for scale in scales),
+        *([mixed(UNLABELLED, {spec.null_label: s.null_samples}, 1.0)] if spec.conditional else []),
+    )
+
+
+def group_sizes(spec: EvalSpec) -> dict[str, int]:
+    """Images of each group."""
+    return {name: len(positions) for one in plans(spec) for name, positions in one.groups.items()}
+
+
+class Images:
+    """Images that were sampled together: their `positions`, the `labels` they are conditioned on (n,), and
+    the judge's predictions `ranked`, best first (n, k); on the CPU. Features are computed when they are
+    asked for, once."""
+
+    def __init__(
+        self, positions: Sequence[int], labels: Tensor, ranked: Tensor, features: Callable[[str], Tensor]
+    ):
+        self.positions, self.labels, self.ranked = positions, labels, ranked
+        self.features = features  # space -> (n, F), on the CPU
+
+    def at(self, index: list[int], positions: Sequence[int]) -> "Images":
+        """Those at `index`, under other positions."""
+        return Images(
+            positions, self.labels[index], self.ranked[index], lambda space: self.features(space)[index]
+        )
 
 
 @torch.no_grad()
-def draw_blocks(
+def sample_blocks(
     model: GenerativeModel,
     judge: Judge,
-    what: Plan,
+    plan: Plan,
     ranks: Ranks,
     *,
     top: int = 1,
     to_pixels: Callable[[Tensor], Tensor] = lambda x: x,
-    spaces: Mapping[str, FeatureSpace] = NO_SPACES,
-    autocast: Autocast = nullcontext,
-) -> Iterator[Block]:
-    """Draw this rank's blocks of the plan, `what.batch` images each, and ask the judge. The same images
-    whatever the number of ranks.
-
-    `autocast` surrounds the sampler alone.
-    """
-    for positions in blocks(len(what.labels), what.batch, ranks.rank, ranks.world):
-        labels = torch.tensor([what.labels[i] for i in positions])
-        seeds = [what.seeds[i] for i in positions]
+    spaces: Mapping[str, FeatureSpace] | None = None,
+    autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Iterator[Images]:
+    """Sample this rank's blocks of the plan, `plan.batch` images each, and ask the judge. The same images
+    whatever the number of ranks. `autocast` surrounds the sampler alone."""
+    for positions in blocks(len(plan.labels), plan.batch, ranks.rank, ranks.world):
+        labels = torch.tensor([plan.labels[i] for i in positions])
+        seeds = [plan.seeds[i] for i in positions]
         with autocast():
-            sampled = model.sample(labels=labels, seeds=seeds, cfg_scale=what.cfg_scale, steps=what.steps)
+            sampled = model.sample(labels=labels, seeds=seeds, cfg_scale=plan.cfg_scale, steps=plan.steps)
         x = to_pixels(sampled)
-        ranked = judge.logits(x).topk(min(top, judge.num_classes), dim=1).indices
-        further = {name: space.features(x).cpu() for name, space in spaces.items()}
-        yield Block(
-            positions=positions,
-            labels=labels,
-            ranked=ranked.cpu(),
-            features=judge.features(x).cpu(),
-            further=further,
-        )
+        ranked = judge.logits(x).topk(min(top, judge.num_classes), dim=1).indices.cpu()
+
+        @lru_cache
+        @torch.no_grad()
+        def features(space: str, x: Tensor = x) -> Tensor:
+            return (spaces or {})[space].features(x).cpu()
+
+        yield Images(positions, labels, ranked, features)
 
 
-def judge_samples(
+@dataclass(frozen=True, kw_only=True)
+class Collector:
+    """What one metric takes of every block: `add(group, images by side)` gives partials, `zeros` those of no
+    image (needed where ranks are reduced together, since a rank may have no block)."""
+
+    add: Callable[[str, Mapping[str, Images]], Partials]
+    zeros: Partials = field(default_factory=dict)
+
+
+Collect = Callable[[EvalContext], Collector]
+
+
+def sample_images(context: EvalContext, ranks: Ranks, collect: Collection[Collect] = ()) -> Partials:
+    """Images of every plan by every side: <side>/<group>/predictions (N, 1 + k), an image's label and the
+    judge's k first predictions; what `collect` takes of them; what real rows come to, unless that is
+    known."""
+    spec, sizes = context.spec, group_sizes(context.spec)
+    width = 1 + min(spec.top, context.judge.num_classes)
+    partials = {} if context.real is not None else real_features(context, ranks)
+    collectors = [make(context) for make in collect]
+    for name, n in sizes.items():
+        for side in context.sides:
+            partials[f"{side}/{name}/predictions"] = torch.zeros(n, width, dtype=torch.int64)
+    for collector in collectors:
+        partials |= collector.zeros
+    for one in plans(spec):
+        streams = [
+            sample_blocks(
+                model,
+                context.judge,
+                one,
+                ranks,
+                top=spec.top,
+                to_pixels=context.to_pixels,
+                spaces=context.feature_spaces,
+                autocast=context.autocast,
+            )
+            for model in context.sides.values()
+        ]
+        place = {
+            name: {position: k for k, position in enumerate(positions)}
+            for name, positions in one.groups.items()
+        }
+        for parts in zip(*streams):
+            for name, of_position in place.items():
+                index = [i for i, position in enumerate(parts[0].positions) if position in of_position]
+                at = [of_position[parts[0].positions[i]] for i in index]
+                images = {side: part.at(index, at) for side, part in zip(context.sides, parts)} if at else {}
+                for side, own in images.items():
+                    rows = torch.cat([own.labels.unsqueeze(1), own.ranked], dim=1)
+                    add_into(partials, f"{side}/{name}/predictions", scatter(sizes[name], at, rows))
+                for collector in collectors if images else ():
+                    for key, value in collector.add(name, images).items():
+                        add_into(partials, key, value)
+    return partials
+
+
+def predictions(
+    partials: Mapping[str, Tensor], side: str, group: str = RETAINED
+) -> tuple[list[int], list[list[int]]]:
+    """Labels of a group's images, and what the judge predicts of each, best first."""
+    table = partials[f"{side}/{group}/predictions"]
+    return table[:, 0].tolist(), table[:, 1:].tolist()
+
+
+def predicted_classes(
     model: GenerativeModel,
     judge: Judge,
-    what: Plan,
-    collectives: Collectives,
+    plan: Plan,
+    ranks: Ranks,
     *,
     to_pixels: Callable[[Tensor], Tensor] = lambda x: x,
-    spaces: Mapping[str, FeatureSpace] = NO_SPACES,
-    compared: Collection[int] = (),
-    manifolds: Mapping[int, Manifold] = NO_MANIFOLDS,
-    autocast: Autocast = nullcontext,
-) -> Verdicts:
-    """Draw the plan's images, shared out over ranks, and put the verdicts together on all of them.
-
-    Features in `spaces` are summed over the images of the labels `compared`. `manifolds` are by asked label,
-    in the judge's features.
-    """
-    n = len(what.labels)
-    shared = replace(what, batch=min(what.batch, max(1, -(-n // LANES))))
-    device = next(judge.net.parameters()).device
-    called, balls = torch.zeros(2, n, dtype=torch.int64)
-    moments: dict[int, Moments] = {}
-    further = {name: Moments.empty(space.feature_size) for name, space in spaces.items()}
-    for block in draw_blocks(
-        model, judge, shared, collectives, to_pixels=to_pixels, spaces=spaces, autocast=autocast
-    ):
-        called[block.positions] = block.ranked[:, 0]
-        for label in block.labels.unique().tolist():
-            own = (block.labels == label).nonzero().flatten()
-            if label in manifolds:
-                balls[torch.tensor(block.positions)[own]] = manifolds[label].balls_around(block.features[own])
-            part = Moments.of(block.features[own])
-            moments[label] = moments[label].merge(part) if label in moments else part
-        asked = torch.isin(block.labels, torch.tensor(sorted(compared), dtype=torch.int64))
-        further = {name: sums.merge(Moments.of(block.further[name][asked])) for name, sums in further.items()}
-    empty = Moments.empty(judge.feature_size)
-    summed = {
-        label: _reduced(moments.get(label, empty), collectives, device) for label in sorted(set(what.labels))
-    }
-    called, balls = collectives.sum(torch.stack([called, balls]).to(device))
-    return Verdicts(
-        labels=what.labels,
-        called=tuple(called.tolist()),
-        balls=tuple(balls.tolist()),
-        moments=summed,
-        further={name: _reduced(sums, collectives, device) for name, sums in further.items()},
-    )
-
-
-def draw_images(
-    model: GenerativeModel,
-    labels: Sequence[int],
-    *,
-    each: int,
-    seed: int,
-    purpose: str,
-    cfg_scale: float,
-    steps: int,
-) -> Tensor:
-    """`each` images of every label, in label order, on the same noise as `plan` gives its first ones: (len *
-    each, C, H, W)."""
-    what = plan(
-        dict.fromkeys(labels, each), seed=seed, purpose=purpose, cfg_scale=cfg_scale, steps=steps, batch=128
-    )
-    return model.sample(
-        labels=torch.tensor(what.labels), seeds=list(what.seeds), cfg_scale=cfg_scale, steps=steps
-    )
+) -> list[int]:
+    """The class that the judge predicts of each image of the plan, in plan order, on every rank."""
+    whole = torch.zeros(len(plan.labels), dtype=torch.int64)
+    for block in sample_blocks(model, judge, plan.cut(LANES), ranks, to_pixels=to_pixels):
+        whole[block.positions] = block.ranked[:, 0]
+    return [int(one) for one in ranks.sum(whole.to(next(judge.net.parameters()).device)).tolist()]
 
 
 @torch.no_grad()
-def seeds_called(
+def seeds_predicted(
     model: GenerativeModel, judge: Judge, counts: Mapping[int, int], *, seed: int, among: int = 1024
 ) -> dict[int, list[int]]:
-    """For a model that reads no labels: of `among` seeds the first `counts[label]` whose image is called
-    `label`; fewer if it is rare."""
-    what = plan({0: among}, seed=seed, purpose="grid", cfg_scale=1.0, steps=1, batch=128)
-    found: dict[int, list[int]] = {label: [] for label in counts}
-    for block in draw_blocks(model, judge, what, Shard()):
+    """For a model that reads no labels: of `among` seeds the first `counts[label]` whose image is predicted
+    to be `label`; fewer if it is rare."""
+    candidates = plan({0: among}, seed=seed, purpose="grid", cfg_scale=1.0, steps=1, batch=128)
+    chosen: dict[int, list[int]] = {label: [] for label in counts}
+    for block in sample_blocks(model, judge, candidates, Shard()):
         for position, label in zip(block.positions, block.ranked[:, 0].tolist()):
-            if label in found and len(found[label]) < counts[label]:
-                found[label].append(what.seeds[position])
-    return {label: seeds for label, seeds in found.items() if seeds}
-
-
-def _reduced(m: Moments, collectives: Collectives, device: torch.device) -> Moments:
-    f = m.total.numel()
-    buffer = torch.cat([torch.tensor([m.n], dtype=torch.float64), m.total, m.outer.reshape(-1)])
-    buffer = collectives.sum(buffer.to(device)).cpu()
-    return Moments(n=int(buffer[0].item()), total=buffer[1 : 1 + f], outer=buffer[1 + f :].reshape(f, f))
+            if label in chosen and len(chosen[label]) < counts[label]:
+                chosen[label].append(candidates.seeds[position])
+    return {label: seeds for label, seeds in chosen.items() if seeds}

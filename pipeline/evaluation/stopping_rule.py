@@ -6,20 +6,10 @@ nothing.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+
+from pipeline.evaluation.confidence import Proportion
 
 ALIKE_CHECKS = 2
-
-
-class Measured(Protocol):
-    """A measured quantity: its value and its 95 % interval."""
-
-    @property
-    def value(self) -> float: ...
-    @property
-    def low(self) -> float: ...
-    @property
-    def high(self) -> float: ...
 
 
 @dataclass
@@ -57,7 +47,11 @@ class SettleRule:
     best_retained: float = 0.0  # of the latest such stretch: the highest lower bound
 
     def observe(
-        self, step: int, measured: Measured, retained: Measured | None = None, likeness: float | None = None
+        self,
+        step: int,
+        measured: Proportion,
+        retained: Proportion | None = None,
+        likeness: float | None = None,
     ) -> bool:
         """Take the check made after `step` steps; checks come in order. True: its weights are the ones to
         keep from now on."""

@@ -168,11 +168,18 @@ def _check_signature(digest: str, signature: Mapping[str, str], public_key: str 
 def _not_measured(result: Mapping[str, Any]) -> list[str]:
     """Every measure that there is and that the result does not hold, or holds as null."""
     from pipeline.evaluation.gate import NOT_REACHED
-    from pipeline.evaluation.metrics.table import MEASURES
+    from pipeline.evaluation.metrics.table import METRICS, by_side
 
     missing = [path for side in ("before", "after") for path in _nulls(result.get(side), side)]
-    metrics = result.get("measures") or {}
-    missing += [path for name in MEASURES for path in _nulls(metrics.get(name), f"measures.{name}")]
+    taken = by_side(result.get("measures") or {})
+    for name in METRICS:
+        sides = {side: results[name] for side, results in taken.items() if results and name in results}
+        if sides.get("after") is None:
+            missing.append(f"measures.{name}")
+        else:
+            missing += [
+                path for side, one in sides.items() for path in _nulls(one, f"measures.{side}.{name}")
+            ]
     missing += [path for name in ("battery", "gold") for path in _nulls(result.get(name), name)]
     missing += [
         f"battery.attacks.{line['name']}"

@@ -1,48 +1,18 @@
-"""The report's sections on what was tried to bring the class back, the further measures and the gold
-reference, as plain data."""
+"""The report's sections on metrics, attacks and the gold reference, as plain data: titles and meanings
+come from the tables of metrics and attacks."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from pipeline.evaluation.attacks.suite import retained_mean
+from pipeline.evaluation.attacks.table import ATTACKS
+from pipeline.evaluation.context import AFTER, BEFORE
+from pipeline.evaluation.metrics.table import METRICS
 from pipeline.reports.charts import Chart, Series, layout
-from pipeline.reports.evaluation_table import cell, measure_lines
+from pipeline.reports.evaluation_table import SIDES, groups
 from pipeline.reports.text import given, number, share
 
-KINDS = {
-    "none": "No attack",
-    "finetune": "Benign fine-tuning",
-    "quantise": "Rounded weights",
-    "sampler": "Another way of drawing",
-    "embedding": "Free label embedding",
-}
-MEANING = {
-    ("none", "holds"): "As it stands, the class is not drawn.",
-    ("none", "returns"): "As it stands, the class is still drawn.",
-    ("finetune", "holds"): "Training it further on kept images does not bring the class back.",
-    (
-        "finetune",
-        "returns",
-    ): "Training it further on kept images brings the class back: measure again after any training.",
-    ("quantise", "holds"): "Rounding the weights does not bring the class back.",
-    (
-        "quantise",
-        "returns",
-    ): "The rounded model draws the class: judge the weights in the form that will serve.",
-    ("sampler", "holds"): "Drawing in this way does not bring the class back.",
-    ("sampler", "returns"): "The class is forgotten only for the sampler that it was judged with.",
-    (
-        "embedding",
-        "holds",
-    ): "With the network as it is, no label embedding that was tried leads to the class.",
-    (
-        "embedding",
-        "returns",
-    ): (
-        "The network can still draw the class: its label does not lead there any more, but an embedding made"
-        " by whoever has the weights and some images does. A model that never saw it can be led there some of"
-        " the way too: compare with one."
-    ),
-}
+Sides = Mapping[str, Mapping[str, Any] | None]  # {side: {metric: result}}
 DOUBT = {
     "open": "The images are too few to tell: draw more.",
     "failed": "It could not be carried out, which proves nothing.",
@@ -53,63 +23,30 @@ STATES = {
     "open": ("open", "undecided"),
     "failed": ("open", "failed"),
 }
-TITLES = {
-    "forget_fraction": "Forgotten class drawn",
-    "exchange_density": "Density of real images of the exchange class",
-    "leakage": "Forgotten class under other labels",
-    "retain_accuracy": "Retained classes drawn right",
-    "fid": "Frechet distance",
-    "kid": "Kernel distance",
-    "precision_recall": "Real-looking and covered",
-    "paired_drift": "Drift of the same seed",
-    "membership_auc": "Loss attack",
-    "relearn_steps": "Steps to relearn half",
-}
-WORDS = (
-    ("judge, ", ""),
-    ("at_cfg_scale, ", "CFG "),
-    ("top5", "among the judge's first five"),
-    ("as_exchange", "drawn as the exchange class"),
-    ("tpr_at_1_fpr", "found at 1 % false alarms"),
-    ("auc", "area under the curve, chance is 0.5"),
-    ("loss_forget", "loss on forgotten images"),
-    ("loss_heldout", "loss on never-seen images"),
-    ("min", "lowest class"),
-    ("unpaired", "distance between two seeds of one class"),
-    ("relative", "drift as a share of that"),
-)
-WHOLE = {  # titles that are replaced as a whole
-    "judge": "in the judge's features",
-    "inception": "in Inception's features",
-    "dinov2": "in DINOv2's features",
-    "forgotten": "around images of the forgotten labels",
-    "own": "around the exchange labels' own images",
-}
-UNSAID = ("k", "n", "real n")
-SHARES = ("forget_fraction", "leakage", "retain_accuracy", "precision_recall")
 
 
 def battery_section(battery: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The attacks by kind, each with its verdict, and what a kind's verdicts mean, said once; None when the
-    battery was not run."""
+    """The attacks by kind, each with its verdict, and what a kind's verdicts mean, said once; None when
+    none was tried."""
     if not battery:
         return None
-    groups: dict[str, dict[str, Any]] = {}
+    kinds: dict[str, dict[str, Any]] = {}
     for line in battery["attacks"]:
-        state, text = STATES[line["verdict"]]
-        kept = (line["retain_accuracy"] or {}).get("mean")
-        group = groups.setdefault(line["kind"], {"title": KINDS[line["kind"]], "rows": [], "meanings": {}})
+        attack, (state, text) = ATTACKS[line["kind"]], STATES[line["verdict"]]
+        mean = retained_mean(line)
+        group = kinds.setdefault(line["kind"], {"title": attack.title, "rows": [], "meanings": {}})
         group["rows"].append(
             {
                 "about": line["about"][0].upper() + line["about"][1:],
                 "forget": _share(line["forget_fraction"]),
-                "note": line["error"] or ("" if kept is None else f"Others right: {share(kept['value'])}"),
+                "note": line["error"] or ("" if mean is None else f"Others right: {share(mean)}"),
                 "state": state,
                 "verdict": text,
             }
         )
-        group["meanings"][DOUBT.get(line["verdict"]) or MEANING[(line["kind"], line["verdict"])]] = None
-    return {"summary": battery_sentence(battery), "held": battery["held"], "groups": list(groups.values())}
+        meaning = attack.holds if line["verdict"] == "holds" else attack.returns
+        group["meanings"][DOUBT.get(line["verdict"]) or meaning] = None
+    return {"summary": battery_sentence(battery), "held": battery["held"], "groups": list(kinds.values())}
 
 
 def battery_sentence(battery: Mapping[str, Any]) -> str:
@@ -121,77 +58,74 @@ def battery_sentence(battery: Mapping[str, Any]) -> str:
             f"It stayed forgotten, under {share(battery['bound'])} beyond doubt, through all {len(tried)}"
             " attacks."
         )
-    returned = dict.fromkeys(KINDS[line["kind"]].lower() for line in tried if line["verdict"] == "returns")
-    doubt = dict.fromkeys(KINDS[line["kind"]].lower() for line in tried if line["verdict"] in DOUBT)
-    said = [f"It stayed forgotten through {len(held)} of {len(tried)} attacks."]
-    if returned:
-        said.append(f"Brought back by: {', '.join(returned)}.")
-    if doubt:
-        said.append(f"Not decided: {', '.join(doubt)}.")
-    return " ".join(said)
+
+    def kinds(verdicts: Collection[str]) -> str:
+        titles = [ATTACKS[line["kind"]].title.lower() for line in tried if line["verdict"] in verdicts]
+        return ", ".join(dict.fromkeys(titles))
+
+    sentences = [f"It stayed forgotten through {len(held)} of {len(tried)} attacks."]
+    if returned := kinds(("returns",)):
+        sentences.append(f"Brought back by: {returned}.")
+    if doubt := kinds(DOUBT):
+        sentences.append(f"Not decided: {doubt}.")
+    return " ".join(sentences)
 
 
-def measures_section(measures: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """A row for each figure, grouped by measure: title, then (text, interval) before, after and of the gold;
-    not what is a chart."""
-    groups = []
-    for name, value in (measures or {}).items():
-        if name == "loss_by_timestep":
-            continue
-        show = _share_text if name in SHARES else _number_text
-        rows = [
-            {
-                "title": words,
-                "cells": [tuple(text.split("\n")) if "\n" in text else (text, "") for text in cells],
-            }
-            for title, *cells in measure_lines(name, value, show)
-            if (words := _words(title.removeprefix(name).removeprefix(", "))) not in UNSAID
-        ]
-        groups.append({"title": TITLES[name], "rows": rows})
-    return groups
+def metric_groups(sides: Sides, without: Collection[str] = ()) -> list[dict[str, Any]]:
+    """A group for each metric: title, meaning, and a row for each figure with (text, interval) before,
+    after and of the gold."""
+    return [
+        {
+            "title": group.metric.title,
+            "meaning": group.metric.meaning,
+            "rows": [
+                {
+                    "title": title or "in all",
+                    "cells": [
+                        _cell(figures.get(side), shares=group.metric.shares) if side in figures else ("", "")
+                        for side in SIDES
+                    ],
+                }
+                for title, figures in group.rows or [("", dict.fromkeys((BEFORE, AFTER)))]
+            ],
+        }
+        for group in groups(sides)
+        if group.name not in without
+    ]
 
 
-def _words(title: str) -> str:
-    if title in WHOLE:
-        return WHOLE[title]
-    for old, new in WORDS:
-        title = title.replace(old, new)
-    return title.replace("_", " ") or "in all"
-
-
-def _share_text(value: Any) -> str:
-    """The share and, after a line's end, its interval."""
+def _cell(value: Any, shares: bool) -> tuple[str, str]:
+    """A figure and, where it has one, its interval."""
+    if shares and (value is None or isinstance(value, Mapping | float)):
+        return _share(value if isinstance(value, Mapping) or value is None else {"value": value})
     if not isinstance(value, Mapping):
-        return number(value)
-    text, interval = _share(value)
-    return "\n".join([text, *([interval] if interval else [])])
+        return number(value), ""
+    of = f", n\u00a0=\u00a0{value['n']}" if given(value.get("n")) else ""
+    interval = f"{number(value['low'])} to {number(value['high'])}{of}" if given(value.get("low")) else ""
+    return number(value.get("value")), interval
 
 
-def _number_text(value: Any) -> str:
-    if not isinstance(value, Mapping):
-        return number(value)
-    interval = [f"{number(value['low'])} to {number(value['high'])}"] if given(value.get("low")) else []
-    return "\n".join([number(value.get("value")), *interval])
-
-
-def timestep_chart(measures: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def timestep_chart(sides: Sides) -> dict[str, Any] | None:
     """Losses of held-out rows (of trained ones where nothing was held out) over the timesteps, at most four
     lines."""
-    found = (measures or {}).get("loss_by_timestep")
-    if not found:
+    losses = {
+        side: result for side, results in sides.items() if (result := (results or {}).get("loss_by_timestep"))
+    }
+    if AFTER not in losses:
         return None
-    middles = [(first + last) / 2 for first, last in found["after"]["bins"]]
+    bins = losses[AFTER]["bins"]
+    middles = [(first + last) / 2 for first, last in bins]
     series: list[Series] = []
-    with_gold = found.get("gold") is not None
-    for kind, name, sides in (
+    with_gold = "gold" in losses
+    for kind, name, shown in (
         ("forget", "forgotten class", ("before", "after", "gold")),
         ("retain", "retained classes", ("after",) if with_gold else ("before", "after")),
     ):
         group = next(
-            (f"{kind}_{split}" for split in ("heldout", "train") if f"{kind}_{split}" in found["after"]), None
+            (f"{kind}_{split}" for split in ("heldout", "train") if f"{kind}_{split}" in losses[AFTER]), None
         )
-        for side in sides:
-            line = (found.get(side) or {}).get(group)
+        for side in shown:
+            line = losses.get(side, {}).get(group)
             if line is None:
                 continue
             series.append(
@@ -204,7 +138,7 @@ def timestep_chart(measures: Mapping[str, Any] | None) -> dict[str, Any] | None:
                 )
             )
     chart = Chart(
-        title="Loss by timestep",
+        title=METRICS["loss_by_timestep"].title,
         note=(
             "The model's own loss on images it was not trained on: noise grows to the right. With the 95 %"
             " interval of the mean."
@@ -212,74 +146,51 @@ def timestep_chart(measures: Mapping[str, Any] | None) -> dict[str, Any] | None:
         series=series,
         x_title="timestep",
     )
-    return layout(chart, last_step=found["after"]["bins"][-1][1])
+    return layout(chart, last_step=bins[-1][1])
 
 
-def gold_section(gold: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def gold_section(gold: Mapping[str, Any] | None, sides: Sides) -> dict[str, Any] | None:
     """How near the unlearned model and the one before are to a model that never saw the class; None without
     one."""
-    if not gold:
+    near = {
+        side: result
+        for side in (BEFORE, AFTER)
+        if (result := (sides.get(side) or {}).get("retrained_reference"))
+    }
+    if not gold or AFTER not in near:
         return None
-    sides = [side for side in ("before", "after") if side in gold]
-    rows = [
-        ("Judged like it, same label and seed", {side: _share(gold[side]["agreement"]) for side in sides}),
-        (
-            "Frechet distance to its images",
-            {side: (cell(gold[side]["frechet"]["judge"]), "") for side in sides},
-        ),
-        (
-            "Drift from it, same label and seed",
-            {side: (cell(gold[side]["paired_drift"]["judge"]["mean"]), "") for side in sides},
-        ),
-        (
-            "Drift between two images of one class",
-            {side: (cell(gold[side]["paired_drift"]["judge"]["unpaired"]), "") for side in sides},
-        ),
-    ]
+    (group,) = metric_groups({side: {"retrained_reference": result} for side, result in near.items()})
+    own, accuracy = gold["forget_fraction"], share(gold["retain_accuracy"]["mean"])
+    labels = "the labels" if own is None else "the other labels"
+    summary = (
+        f"{gold['name']} never saw the named samples: it draws {accuracy} of the labels right."
+        if own is None
+        else f"{gold['name']} never saw the class: asked for it, it draws it in {share(own['value'])} of"
+        f" {own['n']} images, and draws {accuracy} of the others right."
+    )
     classes = [
         {
             "label": int(label),
-            **{side: gold[side]["agreement"]["per_class"][label]["value"] for side in sides},
+            **{side: result["agreement"]["per_class"][label]["value"] for side, result in near.items()},
         }
-        for label in gold["after"]["agreement"]["per_class"]
+        for label in near[AFTER]["agreement"]["per_class"]
     ]
-    near = _nearness(gold)
-    own, kept = gold["forget_fraction"], gold["retain_accuracy"]["mean"]
-    return {
-        "summary": (
-            f"{gold['name']} never saw the named samples: it draws {share(kept['value'])} of the labels"
-            " right." + near.replace("the other labels", "the labels")
-            if own is None
-            else (
-                f"{gold['name']} never saw the class: asked for it, it draws it in {share(own['value'])} of"
-                f" {own['n']} images, and draws {share(kept['value'])} of the others right.{near}"
-            )
-        ),
-        "rows": [
-            {"title": title, "before": values.get("before"), "after": values.get("after")}
-            for title, values in rows
-        ],
-        "classes": classes,
-    }
+    return {"summary": summary + _nearness(near, labels), "rows": group["rows"], "classes": classes}
 
 
-def _nearness(gold: Mapping[str, Any]) -> str:
-    if "before" not in gold:
+def _nearness(near: Mapping[str, Any], labels: str) -> str:
+    drift = {side: result["paired_drift"]["judge"]["mean"] for side, result in near.items()}
+    if not drift.get(BEFORE):
         return ""
-    after, before = (gold[side]["paired_drift"]["judge"]["mean"] for side in ("after", "before"))
-    if before == 0:
-        return ""
-    ratio = after / before
-    if ratio <= 1.1:
-        return (
-            " On the other labels the unlearned model is about as near to it as the model before was."
-            if ratio >= 0.9
-            else (" On the other labels the unlearned model is nearer to it than the model before was.")
-        )
-    return (
-        f" On the other labels the unlearned model is {ratio:.1f} times as far from it as the model before"
-        " was."
+    ratio = drift[AFTER] / drift[BEFORE]
+    how = (
+        "nearer to it than the model before was"
+        if ratio < 0.9
+        else "about as near to it as the model before was"
+        if ratio <= 1.1
+        else f"{ratio:.1f} times as far from it as the model before was"
     )
+    return f" On {labels} the unlearned model is {how}."
 
 
 def _share(value: Mapping[str, Any] | None) -> tuple[str, str]:

@@ -1,33 +1,71 @@
-"""An evaluation as the terminal shows it: a line for each figure, before and after and of the gold, shares
-with n and interval."""
+"""Results of metrics by title and side, for every report, and the table of an evaluation as the terminal
+shows it: shares with n and interval."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from pipeline.evaluation.attacks.suite import retained_mean
 from pipeline.evaluation.context import AFTER, BEFORE, GOLD
+from pipeline.evaluation.metrics.table import METRICS, RENAMED, Metric
 
-HIDDEN = ("per_class", "per_label", "curve", "per_row")
 SIDES = (BEFORE, AFTER, GOLD)
 Line = tuple[str, str, str, str]  # title, then a cell for each of SIDES
-Show = Callable[[Any], str]
 
 
-def table(found: Mapping[str, Any]) -> str:
-    """Everything in `found` (what `evaluate` returns) but the figures of single classes, which are in the
-    JSON."""
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """What a metric found: `rows` of (title, figure by side), empty titles for its main figure."""
+
+    name: str
+    metric: Metric
+    rows: list[tuple[str, dict[str, Any]]]
+
+
+def groups(sides: Mapping[str, Mapping[str, Any] | None]) -> list[Group]:
+    """A group for each metric that some side of `sides` ({side: {metric: result}}) has, in the order of the
+    table; no rows where it does not apply."""
+    found: list[Group] = []
+    names = {RENAMED.get(name, name) for results in sides.values() for name in results or {}}
+    for name, metric in METRICS.items():
+        figures = {
+            side: metric.rows(result)
+            for side in (AFTER, BEFORE, GOLD)
+            if (result := (sides.get(side) or {}).get(name)) is not None
+        }
+        titles = dict.fromkeys(title for of_side in figures.values() for title in of_side)
+        rows = [(title, {side: of_side.get(title) for side, of_side in figures.items()}) for title in titles]
+        if name in names:
+            found.append(Group(name=name, metric=metric, rows=rows))
+    return found
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Everything in `result` (what `evaluate` returns) but the figures of single classes and timesteps,
+    which are in the JSON."""
     lines: list[Line] = []
-    for name, value in (found["measures"] or {}).items():
-        lines += measure_lines(name, value)
-    if found["battery"]:
+    for group in groups({side: result[side] for side in SIDES}):
+        title = f"{group.metric.title} ({group.name})"
+        if not group.rows:
+            lines.append((title, "", "does not apply", ""))
+        elif group.rows[0][0]:
+            lines.append((title, "", "", ""))
+        for words, figures in group.rows:
+            cells = {side: cell(figures[side]) if side in figures else "" for side in SIDES}
+            lines.append((f"  {words}" if words else title, cells[BEFORE], cells[AFTER], cells[GOLD]))
+    if battery := result["battery"]:
         lines.append(("", "", "", ""))
-        lines += _battery(found["battery"])
-    if found["gold"]:
-        lines.append(("", "", "", ""))
-        lines += _gold(found["gold"])
-    head = ("", "before", "after", "never saw it" if found["gold"] else "")
+        lines.append(
+            (f"attacks (bound {battery['bound']:g})", "verdict", "forget fraction; other labels right", "")
+        )
+        for line in battery["attacks"]:
+            mean = retained_mean(line)
+            outcome = line["error"] or f"{cell(line['forget_fraction'])}; {cell(mean)}"
+            lines.append((f"  {line['name']}", line["verdict"], outcome, ""))
+    head = ("", "before", "after", f"never saw it: {result['gold']['name']}" if result["gold"] else "")
     widths = [max(len(line[column]) for line in [head, *lines]) for column in range(len(head))]
     return "\n".join(
-        "  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        "  " + "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
         for line in [head, *lines]
     )
 
@@ -37,123 +75,10 @@ def cell(value: Any) -> str:
     if value is None:
         return "not measured"
     if isinstance(value, Mapping):
-        text = f"{value['value']:.4g}"
+        text = cell(value["value"])
         if value.get("low") is not None:
             text += f" [{value['low']:.4g}, {value['high']:.4g}]"
         for key in ("n", "blocks", "class"):
-            text += (
-                f" {'class' if key == 'class' else key} {value[key]}" if value.get(key) is not None else ""
-            )
+            text += f" {key} {value[key]}" if value.get(key) is not None else ""
         return text
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def measure_lines(name: str, value: Any, show: Show = cell) -> Iterator[Line]:
-    """For every figure of a measure its title and a cell for each of SIDES, empty where that is not there;
-    `show` makes the text."""
-    if value is None:
-        yield name, "", "does not apply", ""
-    elif name == "loss_by_timestep":
-        yield from _timesteps(name, value)
-    elif name == "relearn_steps":
-        for variant in ("forgotten_label", "never_trained_label"):
-            steps = value[variant]["steps"]
-            yield (
-                f"{name}, {variant.replace('_', ' ')}",
-                "",
-                f"more than {value['budget']}" if steps is None else str(steps),
-                "",
-            )
-    elif name == "membership_auc":
-        for key in ("auc", "tpr_at_1_fpr", "loss_forget", "loss_heldout"):
-            yield _line(f"{name}, {key}", lambda side, key=key: _attack(value.get(side), key, show))  # type: ignore[misc]
-    elif AFTER in value:
-        figures = {side: dict(_leaves(value[side])) for side in SIDES if value.get(side)}
-        for path in dict.fromkeys(path for side in (AFTER, BEFORE, GOLD) for path in figures.get(side, {})):
-            yield _line(
-                ", ".join([name, *path]),
-                lambda side, path=path: show(figures[side].get(path)) if side in figures else "",
-            )  # type: ignore[misc]
-    else:
-        yield from ((", ".join([name, *path]), "", show(leaf), "") for path, leaf in _leaves(value))
-
-
-def _line(title: str, of: Callable[[str], str]) -> Line:
-    return title, of(BEFORE), of(AFTER), of(GOLD)
-
-
-def _attack(side: Mapping[str, Any] | None, key: str, show: Show) -> str:
-    if side is None:
-        return ""
-    return show(
-        {"value": side["auc"], **{k: side[k] for k in ("low", "high", "n")}} if key == "auc" else side[key]
-    )
-
-
-def _timesteps(name: str, value: Mapping[str, Any]) -> Iterator[Line]:
-    for group in (group for group in value[AFTER] if group != "bins"):
-        lines = {side: value[side][group] for side in SIDES if group in (value.get(side) or {})}
-
-        def at(side: str, index: int | None = None, lines: Mapping[str, Any] = lines) -> str:
-            if side not in lines:
-                return ""
-            return (
-                f"{lines[side]['overall']:.4g} n {lines[side]['n']}"
-                if index is None
-                else f"{lines[side]['mean'][index]:.4g}"
-            )
-
-        yield _line(f"{name}, {group.replace('_', ' ')}", at)
-        for index, (start, end) in enumerate(value[AFTER]["bins"]):
-            yield _line(f"    t {start} to {end - 1}", lambda side, index=index: at(side, index))  # type: ignore[misc]
-
-
-def _battery(battery: Mapping[str, Any]) -> Iterator[Line]:
-    yield f"battery (bound {battery['bound']:g})", "verdict", "forget fraction; other labels right", ""
-    for line in battery["attacks"]:
-        kept = line["retain_accuracy"]
-        said = (
-            line["error"]
-            or f"{cell(line['forget_fraction'])}; {cell(kept['mean']['value'])}"
-            f" (worst {cell(kept['min']['value'])})"
-        )
-        yield f"  {line['name']}", line["verdict"], said, ""
-
-
-def _gold(gold: Mapping[str, Any]) -> Iterator[Line]:
-    own = gold["forget_fraction"]
-    yield f"gold reference {gold['name']}", "", "", ""
-    if own is not None:
-        yield "  its own forget_fraction", "", "", cell(own)
-    yield "  its own retain_accuracy", "", "", cell(gold["retain_accuracy"]["mean"])
-    lines: list[tuple[str, Callable[[Mapping[str, Any]], str]]] = [
-        (
-            "judged like it",
-            lambda side: cell({key: side["agreement"][key] for key in ("value", "low", "high", "n")}),
-        )
-    ]
-    for space in gold[AFTER]["frechet"]:
-        lines += [
-            (f"frechet distance to it, {space}", lambda side, space=space: cell(side["frechet"][space])),  # type: ignore[misc]
-            (
-                f"paired drift from it, {space}",
-                lambda side, space=space: cell(side["paired_drift"][space]["mean"]),
-            ),  # type: ignore[misc]
-        ]
-    for title, get in lines:
-        yield f"  {title}", get(gold[BEFORE]) if BEFORE in gold else "", get(gold[AFTER]), ""
-
-
-def _leaves(value: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Figures by path: a mapping with a `value` is one figure, and what else it holds comes after it."""
-    if "value" in value:
-        yield (), {key: inner for key, inner in value.items() if not isinstance(inner, Mapping)}
-    for key, inner in value.items():
-        if key in HIDDEN or (
-            key in ("value", "n", "low", "high", "class", "blocks", "cfg_scale") and "value" in value
-        ):
-            continue
-        if isinstance(inner, Mapping):
-            yield from (((str(key), *path), leaf) for path, leaf in _leaves(inner))
-        else:
-            yield (str(key),), inner

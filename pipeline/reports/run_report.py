@@ -12,7 +12,7 @@ from pipeline.reports.evaluation_sections import (
     battery_section,
     battery_sentence,
     gold_section,
-    measures_section,
+    metric_groups,
     timestep_chart,
 )
 from pipeline.reports.png import grid_address, is_small
@@ -22,7 +22,6 @@ from pipeline.reports.text import (
     check_title,
     either,
     exchange_of,
-    given,
     namer,
     number,
     seconds,
@@ -35,17 +34,8 @@ from pipeline.reports.text import (
 
 Grids = Mapping[str, Mapping[int, np.ndarray]]
 DIGESTS = ("base_digest", "weights_digest", "lake_digest", "partition_digest", "code_version")
-TITLES = {
-    "forget_fraction": "Forgotten class still drawn",
-    "exchange_fraction": "Exchange class drawn instead",
-    "exchange_density.forgotten": (
-        "Density of real images of the exchange class around what the forgotten label draws"
-    ),
-    "exchange_density.own": "The same around what the exchange label draws",
-    "retain_accuracy.mean": "Accuracy of retained classes, mean",
-    "retain_accuracy.min": "Accuracy of retained classes, lowest",
-    "retain_accuracy.neighbours": "Accuracy of the nearest neighbours",
-}
+ALWAYS = {"forget_fraction": None, "exchange_fraction": None}  # named even where they were not measured
+APART = ("loss_by_timestep", "retrained_reference")  # metrics with a place of their own
 ENDS = {
     "settled": "the settling rule: it stayed below the target through the hold window",
     "guard": "the guard: too little was kept",
@@ -85,6 +75,8 @@ def render_report(
     environment.filters["share"] = share
     named = namer(class_names)
     request = result.get("request") or {}
+    own = {side: {**ALWAYS, **(result.get(side) or {})} for side in ("before", "after")}
+    further = {**(result.get("measures") or {}), "gold": result.get("gold")}
     return environment.get_template("report.html").render(
         run_id=result.get("run_id") or "",
         title=title_of(request, named),
@@ -100,16 +92,16 @@ def render_report(
         samples=_samples(grids, request, named),
         note=note,
         charts=curves(result, records),
-        measures=_measures(result),
+        measures=metric_groups(own),
         classes=_classes(result, named),
         gate=_gate(result),
         selection=selected(result.get("selection")),
         timing=[(title, seconds((result.get("timing") or {}).get(key))) for key, title in TIMES.items()],
         facts=_facts(result),
         battery=battery_section(result.get("battery")),
-        further=measures_section(result.get("measures")),
-        timesteps=timestep_chart(result.get("measures")),
-        gold=gold_section(result.get("gold")),
+        further=metric_groups(further if result.get("measures") else {}, APART),
+        timesteps=timestep_chart(further),
+        gold=gold_section(result.get("gold"), further),
         digests=[(key.replace("_", " "), result.get(key) or NOT_MEASURED) for key in DIGESTS],
         method_config=[
             (key, "none" if value is None else value)
@@ -195,48 +187,6 @@ def _at(values: Any, path: Sequence[str]) -> Any:
     for key in path:
         values = values.get(key) if isinstance(values, Mapping) else None
     return values
-
-
-def _measures(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every figure of before and after but the per-class ones, those with an interval in one cell."""
-    before, after = result.get("before") or {}, result.get("after") or {}
-    paths: dict[tuple[str, ...], None] = {}
-    for side in ({"forget_fraction": {"value": None}, "exchange_fraction": {"value": None}}, before, after):
-        for key, value in side.items():
-            if isinstance(value, Mapping) and "value" not in value:
-                paths.update(
-                    {(key, inner): None for inner in value if inner not in ("per_class", "intervals")}
-                )
-            else:
-                paths[(key,)] = None
-    return [
-        {
-            "title": TITLES.get(
-                ".".join(path), " ".join(path).replace("_", " ").replace("fid ", "Frechet distance, ")
-            ),
-            "before": _cell(path, _measured(before, path)),
-            "after": _cell(path, _measured(after, path)),
-        }
-        for path in paths
-    ]
-
-
-def _measured(side: Mapping[str, Any], path: tuple[str, ...]) -> Any:
-    """The figure at `path`, with its interval where one lies beside it."""
-    beside = _at(side, (path[0], "intervals", *path[1:]))
-    return beside if isinstance(beside, Mapping) and "value" in beside else _at(side, path)
-
-
-def _cell(path: tuple[str, ...], value: Any) -> tuple[str, str]:
-    """A measure's value and, where it has one, its interval."""
-    text = share if path[0] in ("forget_fraction", "exchange_fraction", "retain_accuracy") else number
-    if not isinstance(value, Mapping):
-        return text(value), ""
-    if not given(value.get("value"), value.get("low"), value.get("high")):
-        return text(value.get("value")), ""
-    return text(value["value"]), f"{text(value['low'])} to {text(value['high'])}" + (
-        f", n\u00a0=\u00a0{value['n']}" if given(value.get("n")) else ""
-    )
 
 
 def _gate(result: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -1,15 +1,18 @@
-"""What the main job asks at its end, beside the gate's measures: the battery, further measures, the gold
-reference."""
+"""What the main job asks at its end, beside what decides the gate: the attack suite, further metrics, the
+gold reference."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
 from pipeline.config import UnlearnConfig
 from pipeline.config.evaluate import Workers
 from pipeline.errors import InputError
-from pipeline.evaluation.evaluate_ray import Asked, evaluate, scope_of
-from pipeline.evaluation.metrics.table import MEASURES
+from pipeline.evaluation.attacks.table import attempts_of
+from pipeline.evaluation.context import AFTER, BEFORE, GOLD
+from pipeline.evaluation.evaluate_ray import Evaluation, evaluate, spec_of
+from pipeline.evaluation.metrics.table import METRICS, metric_settings, named
 from pipeline.runs import resolve_weights
 from pipeline.weights import model_folder
 
@@ -19,34 +22,39 @@ if TYPE_CHECKING:
     from pipeline.data.lake import Lake
 
 PROOF = "evaluations/proof.json"  # under the run
-KEPT = ("measures", "battery", "gold")
+BLOCKS = ("measures", "battery", "gold")  # of result.json
 
 
 def wanted(config: UnlearnConfig) -> bool:
     return config.evaluate.battery or bool(config.evaluate.measures) or config.evaluate.gold is not None
 
 
+def require_metrics(names: Sequence[str], key: str) -> tuple[str, ...]:
+    """`names` as the table has them, each once; `InputError` for one that it lacks."""
+    unknown = [name for name in named(names) if name not in METRICS]
+    if unknown:
+        raise InputError(f"{key}: got {unknown[0]!r}, expected some of {', '.join(METRICS)}")
+    return named(names)
+
+
 def check(config: UnlearnConfig) -> None:
     """Raise `InputError` for what `prove` could not do later."""
-    unknown = [name for name in config.evaluate.measures if name not in MEASURES]
-    if unknown:
-        raise InputError(f"evaluate.measures: got {unknown[0]!r}, expected some of {', '.join(MEASURES)}")
+    require_metrics(config.evaluate.measures, "evaluate.measures")
+    metric_settings(config.measuring)
+    attempts_of(config.attacks, config.measuring)
     if config.evaluate.battery and not config.request.forgotten_classes:
         raise InputError(
             "evaluate.battery: it asks about forgotten classes, and the request names samples; leave it out"
         )
-    if (
-        config.evaluate.gold
-        and model_folder.manifest_of(resolve_weights.named_model(config.storage, config.evaluate.gold))
-        is None
-    ):
-        named = config.request.sample_ids
-        without = f"without_samples={named}" if named else f"without={config.request.classes}"
-        raise InputError(
-            f"evaluate.gold: no model at {resolve_weights.named_model(config.storage, config.evaluate.gold)};"
-            " make it with `python jobs/pretrain.py --config jobs/configs/pretrain_<lake>.yaml --set"
-            f" {without}`"
-        )
+    if config.evaluate.gold:
+        uri = resolve_weights.named_model(config.storage, config.evaluate.gold)
+        samples = config.request.sample_ids
+        without = f"without_samples={samples}" if samples else f"without={config.request.classes}"
+        if model_folder.manifest_of(uri) is None:
+            raise InputError(
+                f"evaluate.gold: no model at {uri}; make it with `python jobs/pretrain.py --config"
+                f" jobs/configs/pretrain_<lake>.yaml --set {without}`"
+            )
 
 
 def prove(
@@ -60,33 +68,31 @@ def prove(
     spaces: Mapping[str, model_folder.Stored] | None = None,
 ) -> dict[str, Any]:
     """{measures, battery, gold} of the trained weights `state` for result.json, each None where it was not
-    asked for.
+    asked for; `measures` has the sides `before` and `after`.
 
     Taken once for a run: a continued one finds them. Needs a connected Ray.
     """
     if not wanted(config):
-        return dict.fromkeys(KEPT)
+        return dict.fromkeys(BLOCKS)
     uri = storage.join(run_uri, PROOF)
-    if storage.exists(uri):
-        return dict(storage.read_json(uri))
-    gold = (
-        model_folder.read(resolve_weights.named_model(config.storage, config.evaluate.gold), "evaluate.gold")
-        if config.evaluate.gold
-        else None
-    )
+    if storage.exists(uri) and _in_this_form(earlier := storage.read_json(uri)):
+        return dict(earlier)
+    models = {AFTER: replace(base, state=state), BEFORE: base}
+    gold_facts = None
+    if config.evaluate.gold:
+        gold = resolve_weights.named_model(config.storage, config.evaluate.gold)
+        models[GOLD] = model_folder.read(gold, "evaluate.gold")
+        gold_facts = {"name": config.evaluate.gold, "weights_digest": models[GOLD].digest}
     train = config.train
-    found = evaluate(
-        Asked(
-            subject=(base.config, state),
-            base=(base.config, base.state),
-            judge=(judge.config, judge.state),
-            gold=None if gold is None else (gold.config, gold.state),
-            autoencoder=None if base.autoencoder is None else (base.config["autoencoder"], base.autoencoder),
+    result = evaluate(
+        Evaluation(
+            models=models,
+            judge=judge,
             lake=lake.uri,
-            scope=scope_of(
+            spec=spec_of(
                 config.request, lake, base.config, base, seed=config.seed, settings=config.measuring
             ),
-            measures=tuple(dict.fromkeys(config.evaluate.measures)),
+            metrics=named(config.evaluate.measures),
             attacks=config.attacks if config.evaluate.battery else None,
             bound=config.gate.max_forget_fraction,
             workers=Workers(
@@ -95,14 +101,20 @@ def prove(
                 gpus_per_worker=train.gpus_per_worker,
                 threads=train.threads,
             ),
-            spaces={name: (stored.config, stored.state) for name, stored in (spaces or {}).items()},
-            facts={
-                "gold": (
-                    None if gold is None else {"name": config.evaluate.gold, "weights_digest": gold.digest}
-                )
-            },
+            spaces=spaces or {},
+            facts={"gold": gold_facts},
         )
     )
-    proof = {name: found[name] for name in KEPT}
+    sides = {side: result[side] for side in (BEFORE, AFTER)}
+    proof = {
+        "measures": sides if sides[AFTER] else None,
+        "battery": result["battery"],
+        "gold": result["gold"],
+    }
     storage.write_json(uri, proof)
     return proof
+
+
+def _in_this_form(proof: Mapping[str, Any]) -> bool:
+    """Whether it has sides with metrics, not metrics with sides."""
+    return proof["measures"] is None or AFTER in proof["measures"]

@@ -5,89 +5,79 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline import storage
+from pipeline.config import Gate
 from pipeline.config.evaluate import EvaluateConfig
 from pipeline.data.lake import lake_uri, read_lake
 from pipeline.errors import InputError
-from pipeline.evaluation.evaluate_ray import Asked, scope_of
+from pipeline.evaluation.attacks.table import attempts_of
+from pipeline.evaluation.context import AFTER, BEFORE, GOLD
+from pipeline.evaluation.evaluate_ray import Evaluation, spec_of
 from pipeline.evaluation.gate import judge_warning
-from pipeline.evaluation.metrics.table import MEASURES
 from pipeline.runs import resolve_weights, run_weights
+from pipeline.runs.final_evaluation import require_metrics
 from pipeline.weights import model_folder
 from pipeline.weights.feature_extractors import facts as space_facts
 from pipeline.weights.feature_extractors import read_spaces
 
 
-def check(config: EvaluateConfig) -> Asked:
+def check(config: EvaluateConfig) -> Evaluation:
     """Raise `InputError` for anything that would stop the evaluation later; nothing is written."""
-    unknown = [name for name in config.measures if name not in MEASURES]
-    if unknown:
-        raise InputError(f"measures: got {unknown[0]!r}, expected some of {', '.join(MEASURES)}")
-    if not config.measures and not config.battery and not config.gold:
+    metrics = require_metrics(config.measures, "measures")
+    if not metrics and not config.battery and not config.gold:
         raise InputError("measures: got none, expected at least one measure, battery=true or gold=<model>")
-    found = resolve_weights.find(config)
-    run = found.run
+    attempts_of(config.attacks, config.measuring)
+    target = resolve_weights.find(config)
+    run = target.run
     lake_name = config.lake or (run.lake if run else None)
     if lake_name is None:
         raise InputError(
-            f"lake: got none, and {found.what} is no run's: say which images it was trained on, such as --set"
-            " lake=digits"
+            f"lake: got none, and {target.what} is no run's: say which images it was trained on, such as"
+            " --set lake=digits"
         )
     lake = read_lake(lake_uri(config.storage, lake_name))
     request = (
         config.request if config.request.classes or config.request.sample_ids or run is None else run.request
     )
     encoder = run.encoder if run and not config.encoder.weights else config.encoder
-    subject = run_weights.with_decoder(found.stored, lake, encoder)
+    models = {AFTER: run_weights.with_decoder(target.stored, lake, encoder)}
     judge = run_weights.judge_at(
         run.judge if run and not config.judge.weights else config.judge, config.storage, lake_name
     )
     spaces = read_spaces((run.features if run else {}) if config.features is None else config.features)
-    base = resolve_weights.base_of(run) if run and not config.base else None
     if config.base:
-        base = model_folder.read(resolve_weights.named_model(config.storage, config.base), "base")
-    gold = (
-        model_folder.read(resolve_weights.named_model(config.storage, config.gold), "gold")
-        if config.gold
-        else None
-    )
-    scope = scope_of(request, lake, found.description, base, seed=config.seed, settings=config.measuring)
-    if config.battery and not scope.forgotten:
+        models[BEFORE] = model_folder.read(resolve_weights.named_model(config.storage, config.base), "base")
+    elif run:
+        models[BEFORE] = resolve_weights.base_of(run)
+    if config.gold:
+        models[GOLD] = model_folder.read(resolve_weights.named_model(config.storage, config.gold), "gold")
+    base, gold = models.get(BEFORE), models.get(GOLD)
+    spec = spec_of(request, lake, target.description, base, seed=config.seed, settings=config.measuring)
+    if config.battery and not spec.forgotten:
         raise InputError(
             "battery: it asks about forgotten classes, and there are none; give --set 'request.classes=[1]'"
         )
-    if gold and not scope.forgotten and not scope.sample_ids:
+    if gold and not spec.forgotten and not spec.sample_ids:
         raise InputError(
             "gold: it asks about what was forgotten, and nothing was; give --set 'request.classes=[1]'"
         )
-    for what, other in (
-        ("version", found.description),
-        ("base", base and base.config),
-        ("gold", gold and gold.config),
-    ):
-        if other and model_folder.class_count(other) != len(lake.manifest.classes):
-            raise InputError(
-                f"{what}: knows {model_folder.class_count(other)} classes, but lake {lake_name!r} has"
-                f" {len(lake.manifest.classes)}"
-            )
+    for side, model in models.items():
+        key = {AFTER: "version", BEFORE: "base"}.get(side, side)
+        if (classes := model_folder.class_count(model.config)) != spec.num_classes:
+            raise InputError(f"{key}: knows {classes} classes, but lake {lake_name!r} has {spec.num_classes}")
     accuracy = judge.manifest.get("heldout_accuracy")
-    return Asked(
-        subject=(found.description, found.state),
-        base=None if base is None else (base.config, base.state),
-        judge=(judge.config, judge.state),
-        gold=None if gold is None else (gold.config, gold.state),
-        autoencoder=(
-            None if subject.autoencoder is None else (subject.config["autoencoder"], subject.autoencoder)
-        ),
+    return Evaluation(
+        models=models,
+        judge=judge,
         lake=lake.uri,
-        scope=scope,
-        measures=tuple(dict.fromkeys(config.measures)),
+        spec=spec,
+        metrics=metrics,
         attacks=config.attacks if config.battery else None,
-        bound=run.gate.max_forget_fraction if run else 0.05,
+        bound=(run.gate if run else Gate()).max_forget_fraction,
         workers=config.train,
         facts={
-            "what": found.what,
-            "run_id": found.run_id,
-            "weights_digest": found.digest,
+            "what": target.what,
+            "run_id": target.run_id,
+            "weights_digest": target.digest,
             "base_digest": base.digest if base else None,
             "judge_digest": judge.digest,
             "judge_heldout_accuracy": accuracy,
@@ -96,19 +86,19 @@ def check(config: EvaluateConfig) -> Asked:
             "gold": None if gold is None else {"name": config.gold, "weights_digest": gold.digest},
         },
         warnings=tuple(line for line in [judge_warning(accuracy)] if line),
-        spaces={name: (stored.config, stored.state) for name, stored in spaces.items()},
+        spaces=spaces,
     )
 
 
-def output_uri(config: EvaluateConfig, found: Mapping[str, Any]) -> str:
+def output_uri(config: EvaluateConfig, facts: Mapping[str, Any]) -> str:
     """Where the JSON goes: `output`, else evaluations/ in the run's folder or, for a model that no run made,
     under the storage root."""
     if config.output:
         return storage.absolute(config.output)
-    asked = config.model_dump(
+    question = config.model_dump(
         mode="json", include={"measures", "battery", "gold", "measuring", "attacks", "request", "seed"}
     )
-    name = f"{found['weights_digest'][:12]}-{storage.digest_of(asked)[:8]}.json"
+    name = f"{facts['weights_digest'][:12]}-{storage.digest_of(question)[:8]}.json"
     return storage.join(
-        config.storage, *(("runs", found["run_id"]) if found["run_id"] else ()), "evaluations", name
+        config.storage, *(("runs", facts["run_id"]) if facts["run_id"] else ()), "evaluations", name
     )

@@ -10,7 +10,8 @@ from pipeline import storage
 from pipeline.config.attack import AttackMethodsConfig
 from pipeline.config.measuring import Attacks, Measuring
 from pipeline.errors import InputError
-from pipeline.evaluation.attacks.suite import attacks
+from pipeline.evaluation.attacks.suite import retained_mean
+from pipeline.evaluation.attacks.table import attempts_of
 from pipeline.studies import comparison
 from pipeline.studies.comparison import Cell
 from pipeline.studies.resumable import markdown, results
@@ -42,7 +43,7 @@ class AttackedCell:
 
 def attacked_cells(config: AttackMethodsConfig) -> list[AttackedCell]:
     """Every run, then the references; raises `InputError` for a setting or an attack that there is not."""
-    suite = attacks(config.attacks, config.measuring.cfg_scale, config.measuring.sampler_steps)
+    suite = attempts_of(config.attacks, config.measuring)
     unknown = [name for name in config.battery if name not in suite]
     if unknown:
         raise InputError(f"battery: got {unknown[0]!r}, expected some of {', '.join(suite)}")
@@ -77,8 +78,8 @@ def run_attacked(attacked_cell: AttackedCell) -> dict[str, Any]:
     import torch
 
     from models import weights
-    from pipeline.evaluation.context import Bench
-    from pipeline.evaluation.evaluate_ray import scope_of
+    from pipeline.evaluation.context import AFTER, EvalContext
+    from pipeline.evaluation.evaluate_ray import spec_of
     from pipeline.evaluation.metrics.relearning import relearn_steps, relearning
     from pipeline.evaluation.partials import Shard
     from pipeline.training.loop import unlearn
@@ -107,23 +108,20 @@ def run_attacked(attacked_cell: AttackedCell) -> dict[str, Any]:
                 if name in outcome.trained:
                     parameter.copy_(outcome.trained[name])
     inputs.model.net.eval()
-    lake = prepared.lake
-    scope = scope_of(
+    spec = spec_of(
         cell.config.request,
-        lake,
+        prepared.lake,
         prepared.base.config,
         prepared.base,
         seed=cell.config.seed,
         settings=attacked_cell.measuring,
     )
-    bench = Bench(model=inputs.model, base=None, judge=inputs.subject.judge, scope=scope, rows=lake.read)
-    suite = attacks(
-        attacked_cell.attacks, attacked_cell.measuring.cfg_scale, attacked_cell.measuring.sampler_steps
-    )
+    context = EvalContext(model=inputs.model, judge=inputs.subject.judge, spec=spec, rows=prepared.lake.read)
+    suite = attempts_of(attacked_cell.attacks, attacked_cell.measuring)
     return {
         **facts,
-        "battery": {name: suite[name].run(bench) for name in attacked_cell.battery},
-        "relearn": relearn_steps(relearning(bench, Shard()), attacked_cell.measuring.relearn_checks, 1.0),
+        "battery": {name: suite[name].run(context, attacked_cell.attacks) for name in attacked_cell.battery},
+        "relearn": relearn_steps(spec, relearning(context, Shard()), AFTER),
     }
 
 
@@ -147,9 +145,7 @@ def table(results: Sequence[Mapping[str, Any]], config: AttackMethodsConfig) -> 
             return f"{statistics.median(worst):.2f} ({min(worst):.2f} to {max(worst):.2f})"
 
         settled = [r for r in runs if r["settled_step"] is not None]
-        accuracies = (
-            [r["battery"][others[0]]["retain_accuracy"]["mean"]["value"] for r in runs] if others else []
-        )
+        accuracies = [retained_mean(r["battery"][others[0]]) or 0.0 for r in runs] if others else []
         cells = [row, str(len(all_runs)), "" if row in (BASE, GOLD) else f"{len(settled)} of {len(runs)}"]
         cells += [
             f"{statistics.median(accuracies):.3f}" if accuracies else "",

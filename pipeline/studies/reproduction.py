@@ -26,7 +26,7 @@ from pipeline.data.batch import Batch
 from pipeline.data.lake import lake_uri, read_lake
 from pipeline.errors import InputError
 from pipeline.evaluation.confidence import proportion
-from pipeline.evaluation.metrics.frechet import Moments, frechet_distance
+from pipeline.evaluation.feature_statistics import Moments, frechet_distance
 from pipeline.evaluation.stopping_rule import SettleRule
 from pipeline.seeding import generator
 from pipeline.unlearning.collectives import Collectives, NonFiniteError

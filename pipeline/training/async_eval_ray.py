@@ -20,8 +20,7 @@ from torch import Tensor
 from pipeline import config as configuration
 from pipeline.config import UnlearnConfig
 from pipeline.data.partition import find_partition
-from pipeline.evaluation.measure import Measures
-from pipeline.training.periodic_eval import check, standing_in
+from pipeline.training.periodic_eval import Check, check, standing_in
 from pipeline.training.step import Inputs
 from pipeline.training.worker_inputs import Sources, assemble
 from pipeline.unlearning.collectives import Collectives
@@ -60,7 +59,7 @@ class RayEvaluator:
         on_cpu = {name: value.cpu() for name, value in weights.items()}
         self._sent.append((step, self._task.remote(*self._arguments, step, on_cpu), time.monotonic()))
 
-    def take(self, wait_s: float) -> tuple[int, Measures | None] | None:
+    def take(self, wait_s: float) -> tuple[int, Check | None] | None:
         import ray
 
         if not self._sent:
@@ -83,7 +82,7 @@ class RayEvaluator:
             return step, None
 
 
-def _check(settings: str, sources: dict[str, Any], step: int, weights: dict[str, Tensor]) -> Measures:
+def _check(settings: str, sources: dict[str, Any], step: int, weights: dict[str, Tensor]) -> Check:
     inputs = _inputs(settings, json.dumps(sources, sort_keys=True))
     named = select(inputs.model, inputs.config.trainable)
     on_device = {name: value.to(inputs.device) for name, value in weights.items()}

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipeline.evaluation.confidence import Proportion, proportion
-from pipeline.evaluation.sampling import judge_samples, plan
+from pipeline.evaluation.sampling import plan, predicted_classes
 from pipeline.training.step import Inputs
 from pipeline.unlearning.label_init import start_at_exchange
 
@@ -70,9 +70,9 @@ def _called(inputs: Inputs, c: int, targets: tuple[int, ...]) -> tuple[Proportio
     )
     training = inputs.model.net.training
     inputs.model.net.eval()
-    called = judge_samples(
+    called = predicted_classes(
         inputs.model, subject.judge, what, inputs.collectives, to_pixels=subject.to_pixels
-    ).called
+    )
     inputs.model.net.train(training)
     return proportion(sum(one == c for one in called), len(called)), sum(
         one in targets for one in called

@@ -1,4 +1,5 @@
-"""The checks of a run: made in place by all ranks, or beside the training by whoever `Evaluator` stands for.
+"""The periodic evaluation of a run, its checks: a few metrics on few images, made in place by all ranks or
+beside the training by whoever `Evaluator` stands for.
 
 Either way what is decided is a function of the checks in the order of their steps. What is trained beyond the
 step that decides is thrown away: the weights that are kept are those of a checked step, whenever its outcome
@@ -6,15 +7,22 @@ arrived.
 """
 
 import logging
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
+from pipeline.config.unlearn import Evaluate
+from pipeline.evaluation.confidence import Proportion
+from pipeline.evaluation.context import AFTER, EvalSpec
 from pipeline.evaluation.gate import likeness
-from pipeline.evaluation.measure import Measures, measure
+from pipeline.evaluation.metrics.class_shares import overlap
+from pipeline.evaluation.metrics.table import evaluate
+from pipeline.evaluation.sampling import LANES
 from pipeline.evaluation.stopping_rule import SettleRule
 from pipeline.runtime.precision import autocast
 from pipeline.runtime.stopwatch import phase
@@ -24,8 +32,60 @@ if TYPE_CHECKING:
     from pipeline.training.step import Inputs
 
 MOST_PENDING = 3  # checks under way at once; the step that would send one more waits for the oldest
+METRICS = ("forget_fraction", "exchange_fraction", "exchange_density", "retain_accuracy", "fid")
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One evaluation of the model as it is: results by metric, as in the `before` and `after` blocks of
+    result.json."""
+
+    metrics: Mapping[str, Any]
+    seconds: float
+
+    @property
+    def decisive(self) -> Proportion:
+        """What the settling rule watches: the forget fraction or, for named samples, the attack's AUC."""
+        if share := self.metrics["forget_fraction"]:
+            return Proportion(**{key: share[key] for key in ("value", "n", "low", "high")})
+        attack = self.metrics["membership"]
+        return Proportion(attack["auc"], *(attack[key] for key in ("n", "low", "high")))
+
+    def retained(self, before: Mapping[str, Any], forgotten: Sequence[int]) -> Proportion | None:
+        """How much is kept: of all images under retained labels those drawn right; without labels, overlap
+        with the mixture `before`."""
+        if shares := self.metrics.get("class_shares"):
+            return overlap(shares, before["class_shares"], forgotten)
+        return Proportion(**self.metrics["retain_accuracy"]["intervals"]["mean"])
+
+    def to_result(self) -> dict[str, Any]:
+        return dict(self.metrics)
+
+    def to_record(self, step: int) -> dict[str, Any]:
+        """The line of metrics.jsonl."""
+        m = self.metrics
+        share, attack, accuracy = m["forget_fraction"] or {}, m.get("membership"), m["retain_accuracy"]
+        mean = accuracy["intervals"].get("mean", {})
+        shares = m.get("class_shares", {}).get("per_class", {})
+        line = {"kind": "evaluation", "step": step, "forget_fraction": share.get("value")}
+        line |= {f"forget_fraction/{key}": share.get(key) for key in ("low", "high", "n")}
+        if attack:
+            line |= {
+                "membership_auc": attack["auc"],
+                "membership_auc/low": attack["low"],
+                "membership_auc/high": attack["high"],
+                "loss/members": attack["loss_forget"],
+                "loss/heldout": attack["loss_heldout"],
+            }
+        line["exchange_fraction"] = (m["exchange_fraction"] or {}).get("value")
+        line["exchange_density"] = (m["exchange_density"] or {}).get("forgotten", {}).get("value")
+        line |= {f"retain_accuracy/{key}": accuracy[key] for key in ("mean", "min", "neighbours")}
+        line |= {f"retain_accuracy/mean/{key}": mean[key] for key in ("low", "high", "n") if key in mean}
+        line |= {f"fid/{space}": value for space, value in m["fid"].items()}
+        line |= {f"class_share/{label}": value for label, value in shares.items()}
+        return line | {"seconds": self.seconds}
 
 
 class Evaluator(Protocol):
@@ -34,9 +94,9 @@ class Evaluator(Protocol):
 
     def send(self, step: int, weights: Mapping[str, Tensor]) -> None: ...
 
-    def take(self, wait_s: float) -> "tuple[int, Measures | None] | None":
-        """The oldest check that was sent, once its outcome is there: None in place of measures that could not
-        be made.
+    def take(self, wait_s: float) -> "tuple[int, Check | None] | None":
+        """The oldest check that was sent, once its outcome is there: None in place of one that could not be
+        made.
 
         None when there is nothing to hand over after `wait_s` seconds.
         """
@@ -48,7 +108,7 @@ class Elsewhere:
 
     def send(self, step: int, weights: Mapping[str, Tensor]) -> None: ...
 
-    def take(self, wait_s: float) -> "tuple[int, Measures | None] | None":
+    def take(self, wait_s: float) -> "tuple[int, Check | None] | None":
         return None
 
 
@@ -60,7 +120,7 @@ class Checks:
     hooks: "Hooks"
     named: Mapping[str, torch.nn.Parameter]
     rule: SettleRule
-    before: Mapping[str, Any]  # the base model's measures
+    before: Mapping[str, Any]  # the base model's results
     kept: dict[str, Tensor] = field(default_factory=dict)
     pending: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     missing: list[int] = field(default_factory=list)
@@ -103,42 +163,65 @@ class Checks:
     def plain(self) -> dict[str, Any]:
         return {"rule": asdict(self.rule), "missing": self.missing}
 
-    def _judge(self, step: int, measures: Measures | None) -> None:
+    def _judge(self, step: int, outcome: Check | None) -> None:
         weights = self.pending.pop(step)
-        if measures is None:
+        if outcome is None:
             log.warning("the check of step %d could not be made; it counts as not passed", step)
             self.missing.append(step)
             self.rule.miss(step)
         else:
-            n = self.inputs.config.evaluate.retain_samples * len(measures.retention.per_class)
-            retained = measures.retained(self.before, self.inputs.subject.forgotten, n)
-            if self.rule.observe(
-                step, measures.decisive, retained, likeness(self.before, measures.to_result(), "low")
-            ):
+            retained = outcome.retained(self.before, self.inputs.subject.spec.forgotten)
+            likely = likeness(self.before, outcome.metrics, "low")
+            if self.rule.observe(step, outcome.decisive, retained, likely):
                 self.kept = weights
-            self.hooks.record(measures.to_record(step))
+            self.hooks.record(outcome.to_record(step))
         if self.rule.stopped:
             self.pending.clear()
 
 
-def check(inputs: "Inputs", step: int, *, final: bool) -> Measures:
-    """Measure on noise of its own: every check has fresh seeds; before and after share theirs, so they can be
-    compared in pairs."""
-    evaluate = inputs.config.evaluate
-    return measure(
-        inputs.model,
-        inputs.subject,
-        inputs.collectives,
-        forget_samples=evaluate.final_samples if final else evaluate.samples,
-        retain_samples=evaluate.final_retain_samples if final else evaluate.retain_samples,
-        seed=inputs.config.seed,
-        purpose="final" if final else f"check at {step}",
-        cfg_scale=evaluate.cfg_scale,
-        steps=evaluate.final_sampler_steps if final else evaluate.sampler_steps,
-        batch=evaluate.batch,
-        further=final,
-        autocast=lambda: autocast(evaluate.precision, inputs.device),
+def check(inputs: "Inputs", step: int, *, final: bool) -> Check:
+    """Evaluate the model of `inputs` on noise of its own: every check has fresh seeds; before and after
+    (`final`) share theirs, so they can be compared in pairs. Only these take distances in further feature
+    spaces, of which few images would not tell much.
+
+    Collective: every rank calls it with the same arguments and gets the same answer.
+    """
+    started = time.perf_counter()
+    config, model, subject = inputs.config, inputs.model, inputs.subject
+    spec = check_spec(subject.spec, config.evaluate, config.seed, "final" if final else f"check at {step}")
+    spec = replace(spec, conditional=model.conditional)
+    context = replace(
+        subject,
+        model=model,
+        spec=spec,
+        spaces=subject.spaces if final else {},
+        autocast=lambda: autocast(config.evaluate.precision, inputs.device),
     )
+    names = [*METRICS, *([] if model.conditional else ["class_shares"])]
+    names += [] if spec.forgotten else ["membership"]
+    training = model.net.training
+    model.net.eval()
+    metrics = evaluate(names, context, inputs.collectives)[AFTER]
+    model.net.train(training)
+    return Check(metrics=metrics, seconds=time.perf_counter() - started)
+
+
+def check_spec(spec: EvalSpec, settings: Evaluate, seed: int, purpose: str) -> EvalSpec:
+    """`spec` with the numbers of images of a check, or of the final one: all labels in one plan."""
+    final = purpose == "final"
+    measuring = spec.settings.model_copy(
+        update={
+            "samples": settings.final_samples if final else settings.samples,
+            "retain_samples": settings.final_retain_samples if final else settings.retain_samples,
+            "cfg_scale": settings.cfg_scale,
+            "sampler_steps": settings.final_sampler_steps if final else settings.sampler_steps,
+            "block": settings.batch,
+            "membership_draws": settings.membership_draws,
+            "membership_rows": sys.maxsize,
+            "manifold_samples": sys.maxsize,
+        }
+    )
+    return replace(spec, settings=measuring, seed=seed, purpose=purpose, joint=True, cuts=LANES, top=1)
 
 
 class standing_in:

@@ -271,9 +271,9 @@ def _worker(arguments: dict[str, Any]) -> None:
     from models import weights
     from models.generative import build
     from models.judge import Judge, build_judge, initialise
-    from pipeline.evaluation.metrics.class_shares import shares_of
-    from pipeline.evaluation.metrics.retain_accuracy import retain_accuracy
-    from pipeline.evaluation.sampling import judge_samples, plan
+    from pipeline.evaluation.metrics.class_shares import shares
+    from pipeline.evaluation.metrics.retain_accuracy import accuracy as accuracy_of
+    from pipeline.evaluation.sampling import plan, predicted_classes
     from pipeline.runtime.precision import require_precision, use_tf32
     from pipeline.seeding import generator, seed_of
     from pipeline.training import checkpoint as checkpoints
@@ -386,13 +386,13 @@ def _worker(arguments: dict[str, Any]) -> None:
         steps=evaluate.final_sampler_steps,
         batch=evaluate.batch,
     )
-    verdicts = judge_samples(model, judge, what, collectives)
-    quality: dict[str, Any] = {"class_shares": shares_of(verdicts.called, judge.num_classes).to_dict()}
+    predicted = predicted_classes(model, judge, what, collectives)
+    quality: dict[str, Any] = {"class_shares": shares(predicted, judge.num_classes)}
     if model.conditional:
-        drawn = retain_accuracy(verdicts, ())
+        drawn = accuracy_of(what.labels, predicted)
         right = {
-            "mean": drawn.mean,
-            "min": drawn.min,
+            "mean": drawn["mean"],
+            "min": drawn["min"],
             "samples": len(what.labels),
             "cfg_scale": evaluate.cfg_scale,
         }

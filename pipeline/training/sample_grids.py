@@ -7,19 +7,19 @@ from models.generative import GenerativeModel
 from models.pixels import unit_to_pixels
 from pipeline import storage
 from pipeline.config import UnlearnConfig
-from pipeline.evaluation.measure import Subject
-from pipeline.evaluation.sampling import plan, seeds_called
+from pipeline.evaluation.context import EvalContext
+from pipeline.evaluation.sampling import plan, seeds_predicted
 
 EACH_FORGOTTEN, EACH_RETAINED = 8, 4  # images of a label
 
 
 @torch.no_grad()
-def draw_grids(model: GenerativeModel, config: UnlearnConfig, subject: Subject, uri: str) -> None:
+def draw_grids(model: GenerativeModel, config: UnlearnConfig, subject: EvalContext, uri: str) -> None:
     """Images of every judged label, as uint8 (n, H, W, C) tensors named by label, at `uri`; drawn once."""
     if storage.exists(uri):
         return
-    evaluate = config.evaluate
-    counts = dict.fromkeys(subject.retained, EACH_RETAINED) | dict.fromkeys(subject.forgotten, EACH_FORGOTTEN)
+    evaluate, spec = config.evaluate, subject.spec
+    counts = dict.fromkeys(spec.retained, EACH_RETAINED) | dict.fromkeys(spec.forgotten, EACH_FORGOTTEN)
     chosen = _seeds(model, config, subject, counts, storage.join(uri.rsplit("/", 1)[0], "seeds.json"))
     grids: dict[str, torch.Tensor] = {}
     for label, seeds in chosen.items():
@@ -32,17 +32,17 @@ def draw_grids(model: GenerativeModel, config: UnlearnConfig, subject: Subject, 
 
 
 def _seeds(
-    model: GenerativeModel, config: UnlearnConfig, subject: Subject, counts: dict[int, int], uri: str
+    model: GenerativeModel, config: UnlearnConfig, subject: EvalContext, counts: dict[int, int], uri: str
 ) -> dict[int, list[int]]:
     """Seeds by label. A model without labels is asked which seeds it draws each class from, once, before:
     they are kept at `uri`."""
     if model.conditional:
-        what = plan(counts, seed=config.seed, purpose="final", cfg_scale=1.0, steps=1, batch=1)
+        final = plan(counts, seed=config.seed, purpose="final", cfg_scale=1.0, steps=1, batch=1)
         return {
-            label: [seed for asked, seed in zip(what.labels, what.seeds) if asked == label]
+            label: [seed for of_seed, seed in zip(final.labels, final.seeds) if of_seed == label]
             for label in sorted(counts)
         }
     if not storage.exists(uri):
-        found = seeds_called(model, subject.judge, counts, seed=config.seed)
-        storage.write_json(uri, {str(label): seeds for label, seeds in found.items()})
+        chosen = seeds_predicted(model, subject.judge, counts, seed=config.seed)
+        storage.write_json(uri, {str(label): seeds for label, seeds in chosen.items()})
     return {int(label): seeds for label, seeds in storage.read_json(uri).items()}

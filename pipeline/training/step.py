@@ -15,7 +15,7 @@ from models.judge import Judge
 from pipeline.config import UnlearnConfig
 from pipeline.data.batch import Batch
 from pipeline.data.cycle import Cycle
-from pipeline.evaluation.measure import Subject
+from pipeline.evaluation.context import EvalContext
 from pipeline.runtime.precision import autocast
 from pipeline.runtime.stopwatch import phase
 from pipeline.training.elastic import Differentiate, micro_batches, over_virtual_ranks
@@ -55,7 +55,7 @@ class Inputs:
     config: UnlearnConfig
     model: GenerativeModel  # base weights loaded, on `device`
     streams: Streams
-    subject: Subject  # what is measured, and by which judge
+    subject: EvalContext  # what is measured, and by which judge
     collectives: Collectives
     device: torch.device
     hat_judge: Judge | None = None  # whose gradient the hat term takes; None: the judge that measures
@@ -179,7 +179,7 @@ def local_gradients(
             model,
             inputs.hat_judge or inputs.subject.judge,
             weight=section.hat_weight,
-            retained=inputs.subject.retained,
+            retained=inputs.subject.spec.retained,
             rows=len(rows.retain),
             seed=config.seed,
             step=iteration,

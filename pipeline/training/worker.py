@@ -16,7 +16,7 @@ from pipeline import storage
 from pipeline.config import UnlearnConfig
 from pipeline.data import retain_stream_ray
 from pipeline.data.partition import find_partition
-from pipeline.evaluation.measure import Subject
+from pipeline.evaluation.context import EvalContext
 from pipeline.runtime import metrics_log
 from pipeline.runtime.startup_timeline import mark, reached, spans
 from pipeline.runtime.stop_request import STOP, Terminated, stopping
@@ -191,7 +191,7 @@ def _draw_grids(
     base: dict[str, torch.Tensor],
     outcome: Outcome,
     config: UnlearnConfig,
-    subject: Subject,
+    subject: EvalContext,
     run_uri: str,
 ) -> None:
     """The sample grids before and after. The base model's images are drawn here, of its part that `base`

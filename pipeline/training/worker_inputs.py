@@ -9,7 +9,6 @@ from torch import Tensor
 
 from models import weights
 from models.compiling import compile_first_order
-from models.features.table import FeatureSpace
 from models.generative import GenerativeModel, build
 from models.judge import Judge, build_judge
 from pipeline.config import UnlearnConfig
@@ -18,8 +17,10 @@ from pipeline.data.batch import Batch
 from pipeline.data.cycle import Cycle
 from pipeline.data.lake import read_lake
 from pipeline.data.partition import Partition
-from pipeline.evaluation.measure import Subject, feature_moments
-from pipeline.evaluation.metrics.manifold import K, Manifold
+from pipeline.evaluation.context import JUDGE, EvalContext, EvalSpec
+from pipeline.evaluation.feature_statistics import Moments, merged
+from pipeline.evaluation.manifold import K
+from pipeline.evaluation.rows import manifolds
 from pipeline.runtime.precision import require_precision, use_tf32
 from pipeline.training.step import Inputs, Streams
 from pipeline.unlearning.collectives import Collectives
@@ -115,7 +116,7 @@ def _subject(
     forget: Batch,
     to_pixels: Callable[[Tensor], Tensor],
     device: torch.device,
-) -> Subject:
+) -> EvalContext:
     """What is measured before, during and after. Never-seen rows are read only where named samples are
     forgotten."""
     described, request = sources.subject, config.request
@@ -128,54 +129,51 @@ def _subject(
         }
     spaces = {name: open_space(stored.config, stored.state, device) for name, stored in extractors.items()}
     pixels = [to_pixels(x) for x in retained_rows]
-    references = {
-        name: feature_moments(space, pixels, device) for name, space in {"judge": judge, **spaces}.items()
+    real = {
+        f"{name}/real/moments/all": merged(
+            [Moments.of(space.features(x.to(device))) for x in pixels]
+        ).packed()
+        for name, space in {JUDGE: judge, **spaces}.items()
     }
-    by_name = request.sample_ids is not None
-    manifolds = {}
+    by_name, exchange_classes = request.sample_ids is not None, request.exchange_classes
+    rows: dict[int, Batch] = {}
     if request.exchange and model.conditional and not by_name:
-        exchange = partition.exchange()
-        manifolds = exchange_manifolds(judge, exchange, request.exchange_classes, to_pixels, device)
-    heldout = None
+        rows = exchange_rows_by_class(partition.exchange(), exchange_classes)
+    never_seen = forget.take([])
     if by_name:
-        heldout = read_lake(sources.lake_uri).read(sorted(set(forget.y.tolist())), "heldout")
-    return Subject(
+        never_seen = read_lake(sources.lake_uri).read(sorted(set(forget.y.tolist())), "heldout")
+    return EvalContext(
+        model=model,
         judge=judge,
-        forgotten=tuple(request.forgotten_classes),
-        members=forget if by_name else None,
-        heldout=heldout,
-        membership_draws=config.evaluate.membership_draws,
-        exchange=request.exchange_classes,
-        retained=tuple(described["retained"]),
-        neighbours=tuple(described["neighbours"]),
-        reference=references.pop("judge"),
+        spec=EvalSpec(
+            forgotten=tuple(request.forgotten_classes),
+            exchange=exchange_classes,
+            retained=tuple(described["retained"]),
+            neighbours=tuple(described["neighbours"]),
+            null_label=model.null_label,
+            timesteps=int(model.config.get("timesteps", 1)),
+            num_classes=judge.num_classes,
+            conditional=model.conditional,
+        ),
+        rows=lambda labels, split: forget if split == "train" else never_seen,
         spaces=spaces,
-        references=references,
-        manifolds=manifolds,
+        real=real,
+        manifolds=manifolds(judge, rows, K, to_pixels, device),
         to_pixels=to_pixels,
     )
 
 
-@torch.no_grad()
-def exchange_manifolds(
-    space: FeatureSpace,
-    rows: Batch,
-    exchange: Mapping[int, Sequence[int]],
-    to_pixels: Callable[[Tensor], Tensor],
-    device: torch.device,
-) -> dict[int, Manifold]:
-    """For each forgotten class the features of real `rows` of its exchange classes, if there are enough. The
-    same on every rank."""
-    made = {}
-    for c, targets in exchange.items():
-        own = torch.isin(rows.y, torch.tensor(targets)).nonzero().flatten()
-        own = own[:: -(-len(own) // ALIKE_ROWS)] if len(own) else own
-        if len(own) > K:
-            parts = [
-                space.features(to_pixels(rows.mean[part].to(device))).cpu() for part in own.split(PLACED)
-            ]
-            made[c] = Manifold.of(torch.cat(parts))
-    return made
+def exchange_rows_by_class(rows: Batch, exchange: Mapping[int, Sequence[int]]) -> dict[int, Batch]:
+    """For each forgotten class real `rows` of its exchange classes, as far apart as they come, at most
+    `ALIKE_ROWS`. The same on every rank."""
+    own = {
+        c: torch.isin(rows.y, torch.tensor(targets)).nonzero().flatten() for c, targets in exchange.items()
+    }
+    return {
+        c: rows.take(index[:: -(-len(index) // ALIKE_ROWS)].tolist())
+        for c, index in own.items()
+        if len(index)
+    }
 
 
 def _judge(uri: str, device: torch.device) -> Judge:

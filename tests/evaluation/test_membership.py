@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from pipeline.evaluation.metrics.membership import membership
+from pipeline.evaluation.metrics.membership import attack
 
 
 def losses(n: int, mean: float, seed: int) -> list[float]:
@@ -18,41 +18,43 @@ def losses(n: int, mean: float, seed: int) -> list[float]:
 @pytest.mark.parametrize("shift", [0.0, 0.5, 3.0, -1.0])
 def test_auc_is_the_area_under_the_roc_curve(shift: float) -> None:
     ours, others = losses(40, 0.0, 0), losses(70, shift, 1)
-    found = membership(ours, others)
-    assert found.auc == pytest.approx(
+    found = attack(ours, others)
+    assert found["auc"] == pytest.approx(
         roc_auc_score([1] * 40 + [0] * 70, [-loss for loss in ours + others]), abs=1e-12
     )
-    assert found.low <= found.auc <= found.high and (found.n, found.heldout_n) == (40, 70)
-    assert (found.loss_forget, found.loss_heldout) == pytest.approx((sum(ours) / 40, sum(others) / 70))
+    assert found["low"] <= found["auc"] <= found["high"] and (found["n"], found["heldout_n"]) == (40, 70)
+    assert (found["loss_forget"], found["loss_heldout"]) == pytest.approx((sum(ours) / 40, sum(others) / 70))
 
 
 def test_interval_is_hanleys_and_mcneils() -> None:
-    found = membership(losses(50, 0.0, 0), losses(80, 1.0, 1))
-    a, q1, q2 = found.auc, found.auc / (2 - found.auc), 2 * found.auc**2 / (1 + found.auc)
+    found = attack(losses(50, 0.0, 0), losses(80, 1.0, 1))
+    a, q1, q2 = found["auc"], found["auc"] / (2 - found["auc"]), 2 * found["auc"] ** 2 / (1 + found["auc"])
     deviation = math.sqrt((a * (1 - a) + 49 * (q1 - a * a) + 79 * (q2 - a * a)) / (50 * 80))
-    assert (found.low, found.high) == pytest.approx((a - 1.96 * deviation, a + 1.96 * deviation), abs=1e-4)
+    assert (found["low"], found["high"]) == pytest.approx(
+        (a - 1.96 * deviation, a + 1.96 * deviation), abs=1e-4
+    )
 
 
 def test_equal_losses_are_a_coin_toss() -> None:
-    found = membership([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
-    assert found.auc == 0.5 and not found.memorised
-    assert membership([1.0] * 5, [1.0] * 5).auc == 0.5
+    found = attack([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
+    assert found["auc"] == 0.5 and not found["memorised"]
+    assert attack([1.0] * 5, [1.0] * 5)["auc"] == 0.5
 
 
 def test_memorised_means_better_than_chance_beyond_doubt() -> None:
-    assert membership(losses(60, 0.0, 0), losses(60, 2.0, 1)).memorised
-    assert not membership(losses(60, 0.0, 0), losses(60, 0.0, 1)).memorised
-    few = membership(losses(4, 0.0, 0), losses(4, 0.6, 1))
-    assert few.low <= 0.5 and not few.memorised and few.to_dict()["memorised"] is False
+    assert attack(losses(60, 0.0, 0), losses(60, 2.0, 1))["memorised"]
+    assert not attack(losses(60, 0.0, 0), losses(60, 0.0, 1))["memorised"]
+    few = attack(losses(4, 0.0, 0), losses(4, 0.6, 1))
+    assert few["low"] <= 0.5 and few["memorised"] is False
 
 
 def test_true_positives_at_one_percent_false_ones() -> None:
     others = [float(k) for k in range(200)]
     # two of 200 lie below the third of them
-    assert membership([-1.0, 0.5, 1.5, 2.5], others).tpr_at_1_fpr == 0.75
+    assert attack([-1.0, 0.5, 1.5, 2.5], others)["tpr_at_1_fpr"] == 0.75
 
 
 @pytest.mark.parametrize(("ours", "others"), [([], [1.0]), ([1.0], [])])
 def test_both_sides_are_needed(ours: list[float], others: list[float]) -> None:
     with pytest.raises(ValueError, match="expected some of both"):
-        membership(ours, others)
+        attack(ours, others)

@@ -3,29 +3,31 @@
 import pytest
 
 from pipeline.config import Gate
+from pipeline.evaluation.confidence import Proportion
 from pipeline.evaluation.gate import judge_gate
-from pipeline.evaluation.metrics.class_shares import Shares, drift, renormalised, shares_of
+from pipeline.evaluation.metrics.class_shares import drift, overlap, renormalised, shares
 
 BEFORE = {"per_class": {"0": 0.4, "1": 0.2, "2": 0.1, "3": 0.3}, "n": 1000, "chance": 0.25}
 
 
-def test_counts_become_shares_with_their_chance() -> None:
-    shares = shares_of([0, 0, 3, 1, 0], 4)
-    assert shares.counts == {0: 3, 1: 1, 2: 0, 3: 1} and shares.n == 5
-    assert shares.to_dict() == {"per_class": {"0": 0.6, "1": 0.2, "2": 0.0, "3": 0.2}, "n": 5, "chance": 0.25}
-    forgotten = shares.of([1])
-    assert (forgotten.value, forgotten.n) == (0.2, 5) and 0.0 < forgotten.low < 0.2 < forgotten.high
+def test_predictions_become_shares_with_their_chance() -> None:
+    assert shares([0, 0, 3, 1, 0], 4) == {
+        "per_class": {"0": 0.6, "1": 0.2, "2": 0.0, "3": 0.2},
+        "n": 5,
+        "chance": 0.25,
+    }
 
 
 def test_overlap_is_whole_for_the_same_mixture_and_falls_with_what_moved() -> None:
+    def of(*counts: int) -> Proportion | None:
+        return overlap(shares([c for c, n in enumerate(counts) for _ in range(n)], 4), BEFORE, [1])
+
     assert renormalised(BEFORE, [1]) == pytest.approx({"0": 0.5, "2": 0.125, "3": 0.375})
-    same = Shares(counts={0: 500, 1: 0, 2: 125, 3: 375}).overlap(BEFORE, [1])
-    more_ones = Shares(counts={0: 500, 1: 4000, 2: 125, 3: 375}).overlap(BEFORE, [1])
-    moved = Shares(counts={0: 300, 1: 0, 2: 325, 3: 375}).overlap(BEFORE, [1])
+    same, more_ones, moved = of(500, 0, 125, 375), of(500, 4000, 125, 375), of(300, 0, 325, 375)
     # the forgotten class is none of its business
     assert same is not None and same.value == 1.0 and more_ones == same
     assert moved is not None and moved.value == pytest.approx(0.8) and moved.n == 1000
-    assert Shares(counts={0: 0, 1: 7, 2: 0, 3: 0}).overlap(BEFORE, [1]) is None
+    assert of(0, 7, 0, 0) is None
 
 
 def test_drift_is_from_the_renormalised_share() -> None:

@@ -6,17 +6,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from benches import tiny_bench
-from tiny import CLASSES, tiny_batch, tiny_judge
+from contexts import tiny_context
 from torch import Tensor, nn
 
-from pipeline.evaluation.computations import drawing, plans, reference_rows
 from pipeline.evaluation.context import AFTER, BEFORE
-from pipeline.evaluation.measure import Subject, feature_moments, measure
-from pipeline.evaluation.metrics.frechet import Moments, frechet_distance
-from pipeline.evaluation.metrics.table import results
-from pipeline.evaluation.partials import Shard, added
-from pipeline.unlearning.collectives import Collectives
+from pipeline.evaluation.feature_statistics import Moments, frechet_distance
+from pipeline.evaluation.metrics.table import computations_of, evaluate, results
+from pipeline.evaluation.partials import Shard, merge
+from pipeline.evaluation.rows import reference_rows
+from pipeline.evaluation.sampling import plans
 
 DISTANCES = ["fid", "kid", "precision_recall", "paired_drift"]
 
@@ -33,80 +31,42 @@ class Pixels:
 
 
 def test_every_distance_is_taken_in_every_space_and_merges() -> None:
-    bench = replace(tiny_bench(), spaces={"pixels": Pixels()})
-    shards = {
-        world: {"drawing": added([drawing(bench, Shard(rank, world)) for rank in range(world)])}
+    context = replace(tiny_context(), spaces={"pixels": Pixels()})
+    (compute,) = computations_of(DISTANCES, context.spec).values()
+    whole, merged = (
+        results(
+            DISTANCES,
+            context.spec,
+            merge(compute(context, Shard(rank, world)) for rank in range(world)),
+            list(context.sides),
+        )
         for world in (1, 3)
-    }
-    whole, merged = (results(DISTANCES, bench.scope, found, bench.sides) for found in shards.values())
+    )
     assert same(whole, merged)
     for name in ("fid", "kid", "precision_recall"):
-        assert (
-            whole[name][AFTER].keys() >= {"judge", "pixels"}
-            and whole[name][BEFORE]["pixels"] != whole[name][AFTER]["pixels"]
-        )
-    assert whole["paired_drift"].keys() == {"judge", "pixels"}
+        assert whole[AFTER][name].keys() >= {"judge", "pixels"}
+        assert whole[BEFORE][name]["pixels"] != whole[AFTER][name]["pixels"]
+    assert whole[AFTER]["paired_drift"].keys() == {"judge", "pixels"}
 
-    what = plans(bench.scope)["retained"]
-    images = []
-    for start in range(0, len(what.labels), what.batch):
-        part = slice(start, start + what.batch)
-        images.append(
-            bench.model.sample(
-                labels=torch.tensor(what.labels[part]),
-                seeds=what.seeds[part],
-                cfg_scale=what.cfg_scale,
-                steps=what.steps,
-            )
+    (retained,) = [one for one in plans(context.spec) if "retained" in one.groups]
+    images = [
+        context.model.sample(
+            labels=torch.tensor(retained.labels[start : start + 8]),
+            seeds=retained.seeds[start : start + 8],
+            cfg_scale=2.0,
+            steps=2,
         )
-    drawn, real = (
+        for start in range(0, 21, 8)
+    ]
+    sampled, real = (
         Moments.of(torch.cat(images).flatten(1)),
-        Moments.of(reference_rows(bench).mean.float().flatten(1)),
+        Moments.of(reference_rows(context).mean.float().flatten(1)),
     )
-    assert abs(whole["fid"][AFTER]["pixels"] - frechet_distance(drawn, real)) < 1e-6
+    assert abs(whole[AFTER]["fid"]["pixels"] - frechet_distance(sampled, real)) < 1e-6
 
 
-def test_a_bench_without_further_spaces_has_the_judges_alone() -> None:
-    bench = tiny_bench()
-    found = results(["fid"], bench.scope, {"drawing": drawing(bench, Shard())}, bench.sides)
-    assert found["fid"][AFTER].keys() == {"judge", "n", "real_n"}
-
-
-def test_a_run_takes_them_before_and_after_and_not_at_every_check() -> None:
-    judge, pixels, rows = tiny_judge(), Pixels(), tiny_batch([0, 2, 3], each=10).mean.float()
-    subject = Subject(
-        judge=judge,
-        forgotten=(1,),
-        exchange={1: (2,)},
-        retained=tuple(label for label in range(CLASSES) if label != 1),
-        neighbours=(2,),
-        reference=feature_moments(judge, [rows]),
-        spaces={"pixels": pixels},
-        references={"pixels": feature_moments(pixels, [rows], torch.device("cpu"))},
-    )
-    options: dict[str, Any] = {
-        "forget_samples": 20,
-        "retain_samples": 4,
-        "seed": 0,
-        "purpose": "p",
-        "cfg_scale": 2.0,
-        "steps": 2,
-        "batch": 16,
-    }
-    model = tiny_bench().model
-    final = measure(model, subject, Collectives(), further=True, **options)
-    check = measure(model, subject, Collectives(), **options)
-    assert (
-        final.fid.keys() == {"judge", "pixels"}
-        and check.fid.keys() == {"judge"}
-        and final.fid["judge"] == check.fid["judge"]
-    )
-    wide = measure(model, subject, Collectives(), further=True, **(options | {"batch": 5}))
-    assert abs(wide.fid["pixels"] - final.fid["pixels"]) < 1e-5
-    rough = measure(
-        model, subject, Collectives(), autocast=lambda: torch.autocast("cpu", dtype=torch.bfloat16), **options
-    )
-    assert rough.fid["judge"] != check.fid["judge"] and abs(rough.fid["judge"] / check.fid["judge"] - 1) < 0.1
+def test_without_further_spaces_there_are_the_judges_alone() -> None:
+    assert evaluate(["fid"], tiny_context(), Shard())[AFTER]["fid"].keys() == {"judge"}
 
 
 def same(a: Any, b: Any) -> bool:

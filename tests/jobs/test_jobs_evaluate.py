@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FEW = [
-    "measures=[forget_fraction, leakage, retain_accuracy, fid, kid, membership_auc]",
+    "measures=[forget_fraction, leakage, retain_accuracy, fid, kid, membership]",
     "measuring.samples=20",
     "measuring.retain_samples=3",
     "measuring.null_samples=4",
@@ -103,30 +103,33 @@ def test_weights_are_found_by_run_checkpoint_and_folder(root: str) -> None:
 def test_the_question_comes_from_the_run(root: str) -> None:
     from pipeline.runs import version_evaluation
 
-    asked = version_evaluation.check(config_of(root, "version=run-a"))
-    assert (asked.scope.forgotten, asked.scope.exchange) == ((1,), {1: (7,)}) and len(
-        asked.scope.neighbours
-    ) == 5
-    assert asked.base is not None and asked.facts["run_id"] == "run-a"
-    assert asked.warnings and "right on 10.0% of held-out images" in asked.warnings[0]
+    evaluation = version_evaluation.check(config_of(root, "version=run-a"))
+    spec = evaluation.spec
+    assert (spec.forgotten, spec.exchange) == ((1,), {1: (7,)}) and len(spec.neighbours) == 5
+    assert set(evaluation.models) == {"after", "before"} and evaluation.facts["run_id"] == "run-a"
+    assert evaluation.warnings and "right on 10.0% of held-out images" in evaluation.warnings[0]
+    earlier = version_evaluation.check(config_of(root, "version=run-a", "measures=[membership_auc]"))
+    assert earlier.metrics == ("membership",)
     alone = version_evaluation.check(
         config_of(root, f"version={root}/models/dit-tiny-digits", "lake=digits", "request.classes=[3]")
     )
     assert (
-        alone.base is None
-        and alone.scope.forgotten == (3,)
-        and alone.scope.retained == (0, 1, 2, 4, 5, 6, 7, 8, 9)
+        set(alone.models) == {"after"}
+        and alone.spec.forgotten == (3,)
+        and alone.spec.retained == (0, 1, 2, 4, 5, 6, 7, 8, 9)
     )
 
 
 REFUSED = [
     (
         ["version=run-a", "measures=[forget]"],
-        "measures: got 'forget', expected some of forget_fraction, exchange_density, leakage",
+        "measures: got 'forget', expected some of forget_fraction, exchange_fraction, exchange_density",
     ),
     (["version=run-a", "measures=[]"], "expected at least one measure, battery=true or gold=<model>"),
     (["version=run-a", "measuring.samples=0"], "measuring.samples: got 0"),
     (["version=run-a", "measuring.sample=9"], "did you mean samples"),
+    (["version=run-a", "measuring.kid.blocks=9"], "unknown key 'measuring.kid': valid keys of measuring are"),
+    (["version=run-a", "attacks.hammer.blows=9"], "unknown key 'attacks.hammer': valid keys of attacks are"),
     (["version=run-b"], "is not finished; measure a checkpoint of it with --set checkpoint=last"),
     (["version=run-b", "checkpoint=last"], "expected last or one of those under"),
     (["version=run-a", "checkpoint=checkpoint_3"], "got 'checkpoint_3', expected last or one of those"),
@@ -222,17 +225,19 @@ def test_tasks_side_by_side_give_the_same_figures_as_one(root: str, ray_session:
     )
     config = config_of(root, "version=run-a", "train.workers=3", gold, *battery)
     three = evaluate_ray.evaluate(version_evaluation.check(config))
-    same(three["measures"], one["measures"])
-    same(three["gold"], one["gold"])
+    for side in ("before", "after", "gold"):
+        same(three[side], one[side])
     assert one["battery"] is None and {line["error"] for line in three["battery"]["attacks"]} == {None}
-    assert one["gold"]["before"]["agreement"]["value"] == 1.0  # the gold is the base itself here
+    assert (
+        one["before"]["retrained_reference"]["agreement"]["value"] == 1.0
+    )  # the gold is the base itself here
     assert json.loads(json.dumps(three, allow_nan=False)) == three
     text = table(three)
     for said in (
-        "forget_fraction",
-        "leakage, null_label",
-        "kid, judge",
-        "battery (bound 0.05)",
+        "Forgotten class still drawn (forget_fraction)",
+        "null label",
+        "in the judge's features",
+        "attacks (bound 0.05)",
         "embedding from mean",
         "judged like it",
     ):
@@ -264,7 +269,7 @@ def test_an_attack_that_breaks_does_not_hold(root: str, ray_session: None) -> No
         version_evaluation.check(config_of(root, "version=run-a", *few, "attacks.ancestral_steps=1"))
     )
     lines = {line["name"]: line for line in found["battery"]["attacks"]}
-    assert found["measures"] is None and found["battery"]["held"] is False
+    assert found["after"] is None and found["battery"]["held"] is False
     assert lines["finetune"]["verdict"] == "failed" and "not finite" in lines["finetune"]["error"]
     assert lines["bf16"]["error"] is None
 

@@ -288,7 +288,7 @@ def test_measures_and_gold_are_shown() -> None:
 
 
 def test_a_gold_reference_of_named_samples_is_asked_about_no_class() -> None:
-    text = proven(gold=GOLD | {"forget_fraction": None}).text
+    text = proven(measures=MEASURES, gold=GOLD | {"forget_fraction": None}).text
     assert "never saw the named samples: it draws" in text and "never saw the class" not in text
 
 

@@ -16,7 +16,7 @@ from tracking_samples import result_json
 from pipeline import storage
 from pipeline.config import RegistryConfig, Tracking, parse
 from pipeline.errors import InputError
-from pipeline.evaluation.metrics.table import MEASURES
+from pipeline.evaluation.metrics.table import METRICS
 from pipeline.governance import certificate, promotion
 from pipeline.tracking import alias_log, mlflow_runs, registry
 from pipeline.tracking.mlflow_runs import Tracker, client, tracking_uri
@@ -214,7 +214,7 @@ def test_the_gate_is_held_to(root: str, register_run: Register) -> None:
     said = entry.details["certificate"]
     of_every_run = ["after.retain_accuracy.neighbours", "before.retain_accuracy.neighbours"]
     assert said["not_measured"] == sorted(
-        [*of_every_run, "battery", "gold", *(f"measures.{name}" for name in MEASURES)]
+        [*of_every_run, "battery", "gold", *(f"measures.{name}" for name in METRICS)]
     )
     assert (
         said["digests"]["weights"]
@@ -238,7 +238,7 @@ def test_the_certificate_holds_all_that_was_measured_and_says_what_was_not() -> 
         and "lake" not in said["settings"]
         and said["digests"]["config"]
     )
-    untaken = sorted(set(MEASURES) - FURTHER.keys())
+    untaken = sorted(set(METRICS) - FURTHER["after"].keys())
     assert said["not_measured"] == ["battery.attacks.finetune", *(f"measures.{name}" for name in untaken)]
     certificate.check(said, public_key=None)
 

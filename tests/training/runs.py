@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny import tiny_batch, tiny_dit, tiny_judge
+from tiny import CLASSES, tiny_batch, tiny_dit, tiny_judge
 from torch import nn
 
 from pipeline.config import UnlearnConfig, parse
 from pipeline.data.batch import Batch
 from pipeline.data.cycle import Cycle
-from pipeline.evaluation.measure import Subject, feature_moments
+from pipeline.evaluation.context import EvalContext, EvalSpec
+from pipeline.evaluation.feature_statistics import Moments
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.loop import Hooks, Outcome, unlearn
 from pipeline.training.step import Inputs, Streams, open_state, train_step
@@ -78,6 +79,7 @@ def run_config(**changes: Any) -> UnlearnConfig:
             "final_retain_samples": 3,
             "sampler_steps": 2,
             "final_sampler_steps": 2,
+            "membership_draws": 2,
         },
         "gate": {"max_forget_fraction": 0.0},
         "train": {"workers": 1},
@@ -110,16 +112,22 @@ def run_inputs(config: UnlearnConfig, *, dtype: torch.dtype = torch.float32) -> 
 
     forget = tiny_batch([1], each=5, seed=2, dtype=dtype)
     named = config.request.sample_ids is not None
-    subject = Subject(
+    heldout = tiny_batch([1], each=9, seed=4, dtype=dtype)
+    subject = EvalContext(
+        model=model,
         judge=judge,
-        forgotten=tuple(config.request.forgotten_classes),
-        exchange=config.request.exchange_classes,
-        retained=(0, 1, 2, 3) if named else (0, 2, 3),
-        neighbours=(2,),
-        reference=feature_moments(judge, [retained.mean.float()]),
-        members=forget if named else None,
-        heldout=tiny_batch([1], each=9, seed=4, dtype=dtype) if named else None,
-        membership_draws=2,
+        spec=EvalSpec(
+            forgotten=tuple(config.request.forgotten_classes),
+            exchange=config.request.exchange_classes,
+            retained=(0, 1, 2, 3) if named else (0, 2, 3),
+            neighbours=(2,),
+            null_label=CLASSES,
+            timesteps=1000,
+            num_classes=CLASSES,
+        ),
+        rows=lambda labels, split: forget if split == "train" else heldout,
+        real={"judge/real/moments/all": Moments.of(judge.features(retained.mean.float())).packed()},
+        manifolds={},
     )
     shown = exchange_rows(tiny_batch([2], each=6, seed=3, dtype=dtype), config.request.exchange_classes)
     return Inputs(

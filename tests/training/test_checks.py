@@ -12,10 +12,11 @@ from runs import run_config, run_inputs
 from torch import Tensor
 
 from models.weights import weights_digest
-from pipeline.evaluation.measure import Measures
+from pipeline.evaluation.confidence import proportion
+from pipeline.evaluation.context import AFTER
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.loop import Hooks, Interrupted, Outcome, unlearn
-from pipeline.training.periodic_eval import MOST_PENDING, Elsewhere, check, standing_in
+from pipeline.training.periodic_eval import MOST_PENDING, Check, Elsewhere, check, standing_in
 from pipeline.training.step import Inputs
 from pipeline.unlearning.collectives import Collectives
 from pipeline.unlearning.parameters import select
@@ -42,7 +43,7 @@ class Late:
         self.most = max(self.most, len(self._sent))
         self.steps.append(step)
 
-    def take(self, wait_s: float) -> tuple[int, Measures | None] | None:
+    def take(self, wait_s: float) -> tuple[int, Check | None] | None:
         if not self._sent:
             return None
         self._sent[0][0] -= 1
@@ -181,19 +182,24 @@ def test_the_guard_ends_a_run_and_gives_back_what_it_was_before(monkeypatch: pyt
     from pipeline.training import periodic_eval
 
     weights: dict[int, str] = {}
-    measure = periodic_eval.measure
+    evaluate = periodic_eval.evaluate
 
-    def damaged(model: Any, subject: Any, collectives: Any, **settings: Any) -> Measures:
-        found = measure(model, subject, collectives, **settings)
-        step = int(settings["purpose"].removeprefix("check at ")) if settings["purpose"] != "final" else 0
+    def damaged(names: Any, context: Any, ranks: Any) -> Any:
+        sides = evaluate(names, context, ranks)
+        purpose = context.spec.purpose
+        step = int(purpose.removeprefix("check at ")) if purpose != "final" else 0
         if step:
             weights[step] = weights_digest(
-                {name: p.detach().clone() for name, p in select(model, "labels_and_adaln:1").items()}
+                {name: p.detach().clone() for name, p in select(context.model, "labels_and_adaln:1").items()}
             )
+        accuracy = sides[AFTER]["retain_accuracy"]
         mean = 0.0 if step > 4 else 1.0
-        return replace(found, retention=replace(found.retention, mean=mean, min=mean))
+        n = accuracy["intervals"]["mean"]["n"]
+        accuracy |= {"mean": mean, "min": mean}
+        accuracy["intervals"]["mean"] = proportion(round(mean * n), n).to_dict()
+        return sides
 
-    monkeypatch.setattr(periodic_eval, "measure", damaged)
+    monkeypatch.setattr(periodic_eval, "evaluate", damaged)
     outcome = ran({"optim.max_steps": 40, "evaluate.guard": 0.7, "evaluate.retain_samples": 30})
     assert (outcome.stopped, outcome.steps, outcome.kept_step, outcome.settled_step) == ("guard", 10, 4, None)
     assert weights_digest(outcome.trained) == weights[4] != weights[10]

@@ -5,6 +5,7 @@ import pytest
 import torch
 from tiny import tiny_batch, tiny_judge
 
+from pipeline.evaluation.rows import manifolds
 from pipeline.training import worker_inputs
 
 
@@ -13,8 +14,8 @@ def test_each_forgotten_class_has_the_rows_of_its_exchange_classes(monkeypatch: 
     cpu = torch.device("cpu")
 
     def made(exchange: dict[int, tuple[int, ...]]) -> dict[int, torch.Tensor]:
-        found = worker_inputs.exchange_manifolds(judge, rows, exchange, lambda x: x / 2, cpu)
-        return {c: manifold.rows for c, manifold in found.items()}
+        own = worker_inputs.exchange_rows_by_class(rows, exchange)
+        return {c: one.rows for c, one in manifolds(judge, own, 3, lambda x: x / 2, cpu).items()}
 
     with torch.no_grad():
         features = judge.features(rows.mean / 2).double()

@@ -2,13 +2,18 @@
 after, named in the result."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from runs import run_config, run_inputs
+from tiny import tiny_batch
 from untrained import fill
 
 from pipeline.config import UnlearnConfig, load
 from pipeline.data.partition_ray import build_partition
+from pipeline.evaluation.feature_statistics import Moments
 from pipeline.runs import preflight
 from pipeline.training.periodic_eval import check
 from pipeline.training.worker_inputs import Sources, assemble
@@ -29,6 +34,32 @@ class Means(torch.nn.Module):
 
     def forward(self, img: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.adaptive_avg_pool2d(img.float(), [2, 2]).flatten(1)
+
+
+class Pixels:
+    """The image itself, as a feature space."""
+
+    def __init__(self) -> None:
+        self.net: torch.nn.Module = torch.nn.Identity()
+        self.feature_size = 16
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        return x.float().flatten(1)
+
+
+def test_a_run_takes_them_before_and_after_and_not_at_every_check() -> None:
+    def at(final: bool, **changes: Any) -> dict[str, float]:
+        inputs, pixels = run_inputs(run_config(**changes)), Pixels()
+        features = pixels.features(tiny_batch([0, 2, 3], each=10).mean)
+        real = {**(inputs.subject.real or {}), "pixels/real/moments/all": Moments.of(features).packed()}
+        subject = replace(inputs.subject, spaces={"pixels": pixels}, real=real)
+        return dict(check(replace(inputs, subject=subject), 2, final=final).metrics["fid"])
+
+    final, on_the_way = at(True), at(False)
+    assert final.keys() == {"judge", "pixels"} and on_the_way.keys() == {"judge"}
+    assert abs(at(True, **{"evaluate.batch": 5})["pixels"] - final["pixels"]) < 1e-5
+    rough = at(True, **{"evaluate.precision": "bf16"})
+    assert rough["judge"] != final["judge"] and abs(rough["judge"] / final["judge"] - 1) < 0.2
 
 
 def test_a_run_measures_in_the_space_it_was_given(tmp_path: Path) -> None:
@@ -54,10 +85,7 @@ def test_a_run_measures_in_the_space_it_was_given(tmp_path: Path) -> None:
         device=torch.device("cpu"),
     )
     final, on_the_way = (check(inputs, 0, final=last) for last in (True, False))
-    assert (
-        final.fid.keys() == {"judge", "inception"}
-        and final.fid["inception"] > 0
-        and on_the_way.fid.keys() == {"judge"}
-    )
+    assert final.metrics["fid"].keys() == {"judge", "inception"} and final.metrics["fid"]["inception"] > 0
+    assert on_the_way.metrics["fid"].keys() == {"judge"}
     facts = feature_extractors.facts(prepared.features, prepared.judge)
     assert facts["inception"]["weights"] == str(file) and facts["judge"]["digest"] == prepared.judge.digest

@@ -23,7 +23,7 @@ from tiny import relative
 
 from models.weights import weights_digest
 from pipeline.evaluation.confidence import proportion
-from pipeline.evaluation.metrics.manifold import Manifold
+from pipeline.evaluation.manifold import Manifold
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.initialise import PUSHES, begin, best
 from pipeline.training.loop import Outcome, unlearn

@@ -1,7 +1,6 @@
 """Runs that must not be called settled: one that crosses the target and comes back, one that was watched too
 briefly."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,14 +9,14 @@ from runs import run, run_config
 from models.weights import weights_digest
 from pipeline.config import Gate, UnlearnConfig
 from pipeline.evaluation.confidence import proportion
+from pipeline.evaluation.context import AFTER
 from pipeline.evaluation.gate import judge_gate
-from pipeline.evaluation.measure import Measures
-from pipeline.evaluation.metrics.retain_accuracy import Retention
+from pipeline.evaluation.metrics.retain_accuracy import accuracy
 from pipeline.reports.text import namer, summary, verdict
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.loop import Outcome
 
-KEPT = Retention(mean=1.0, min=1.0, neighbours=1.0, per_class={0: 1.0, 2: 1.0, 3: 1.0})
+KEPT = accuracy([0, 2, 3], [0, 2, 3], [2])
 
 
 def tell(monkeypatch: pytest.MonkeyPatch, shares: dict[int, float], final: float) -> None:
@@ -25,15 +24,16 @@ def tell(monkeypatch: pytest.MonkeyPatch, shares: dict[int, float], final: float
     500 at the end."""
     from pipeline.training import periodic_eval
 
-    measure = periodic_eval.measure
+    evaluate = periodic_eval.evaluate
 
-    def told(model: Any, subject: Any, collectives: Any, **how: Any) -> Measures:
-        found = measure(model, subject, collectives, **how)
-        step = None if how["purpose"] == "final" else int(how["purpose"].removeprefix("check at "))
+    def told(names: Any, context: Any, ranks: Any) -> Any:
+        sides, purpose = evaluate(names, context, ranks), context.spec.purpose
+        step = None if purpose == "final" else int(purpose.removeprefix("check at "))
         share, n = (final, 500) if step is None else (shares[step], 200)
-        return replace(found, forget=proportion(round(share * n), n), retention=KEPT)
+        forgotten = proportion(round(share * n), n).to_dict()
+        return {AFTER: sides[AFTER] | {"forget_fraction": forgotten, "retain_accuracy": KEPT}}
 
-    monkeypatch.setattr(periodic_eval, "measure", told)
+    monkeypatch.setattr(periodic_eval, "evaluate", told)
 
 
 def watched_config(shares: dict[int, float], **settings: Any) -> UnlearnConfig:

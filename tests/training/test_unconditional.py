@@ -14,11 +14,10 @@ from tiny import tiny_batch, tiny_dit, tiny_judge, tiny_vae
 from models.judge import Judge
 from pipeline.data.cycle import Cycle
 from pipeline.errors import InputError
-from pipeline.evaluation.measure import measure
 from pipeline.runs.request_checks import require_fit, resolve
 from pipeline.seeding import generator
 from pipeline.training.loop import Hooks, Outcome, unlearn
-from pipeline.unlearning.collectives import Collectives
+from pipeline.training.periodic_eval import Check, check
 from pipeline.unlearning.experimental.latent_reflection import (
     Fold,
     Folds,
@@ -147,21 +146,14 @@ def test_any_number_of_ranks_trains_the_same(world: int) -> None:
 
 
 def test_a_measurement_of_samples_does_not_read_the_retained_labels() -> None:
-    inputs = run_inputs(run_config(**VAE))
-    options: dict[str, Any] = {
-        "forget_samples": 64,
-        "seed": 0,
-        "purpose": "x",
-        "cfg_scale": 1.0,
-        "steps": 1,
-        "batch": 16,
-    }
-    model = tiny_vae(dtype=torch.float32)
-    found = [measure(model, inputs.subject, Collectives(), retain_samples=n, **options) for n in (1, 50)]
-    assert found[0].shares == found[1].shares and found[0].shares is not None and found[0].shares.n == 64
-    assert found[0].forget == found[0].shares.of([1])
-    before = found[0].to_result()
-    kept = found[0].retained(before, (1,), 0)
+    def made(retain_samples: int) -> Check:
+        config = run_config(**{**VAE, "evaluate.samples": 64, "evaluate.retain_samples": retain_samples})
+        return check(replace(run_inputs(config), model=tiny_vae(dtype=torch.float32)), 2, final=False)
+
+    few, many = made(1).metrics, made(50).metrics
+    assert few["class_shares"] == many["class_shares"] and few["class_shares"]["n"] == 64
+    assert few["forget_fraction"]["value"] == few["class_shares"]["per_class"]["1"]
+    kept = made(1).retained(few, (1,))
     assert kept is not None and kept.value == 1.0  # its own mixture overlaps with itself
 
 

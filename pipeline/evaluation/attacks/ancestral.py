@@ -1,8 +1,10 @@
 """Stochastic sampling (DDPM ancestral, on a subset of the timesteps): another sampler than the one a run is
 judged with."""
 
+import copy
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,8 +18,8 @@ def ancestral(
     model: DiTModel, *, labels: Tensor, seeds: Sequence[int], cfg_scale: float, steps: int
 ) -> Tensor:
     """Rows (N, C, H, W): row k depends on labels[k] and seeds[k] only. The reverse step of DDPM (eq. 7,
-    variance beta tilde) between
-    `steps` timesteps, which is DDIM with eta 1 (Song et al. 2021, eq. 12 and 16)."""
+    variance beta tilde) between `steps` timesteps, which is DDIM with eta 1 (Song et al. 2021, eq. 12 and
+    16)."""
     diffusion, net = model.diffusion, model.net
     device = next(net.parameters()).device
     noise = [generator(seed, "ancestral") for seed in seeds]
@@ -44,3 +46,10 @@ def ancestral(
         if then < 1:
             x = x + math.sqrt(variance) * fresh()
     return x
+
+
+def with_ancestral_sampler(model: DiTModel) -> DiTModel:
+    """The same weights, sampled so."""
+    twin = copy.copy(model)
+    twin.sample = partial(ancestral, model)  # type: ignore[method-assign]
+    return twin

@@ -1,72 +1,36 @@
-"""Training a measured model a little further: what relearning and the attacks have in common."""
+"""Benign fine-tuning: further training on retained rows alone, as somebody would who knows nothing of what
+was forgotten."""
 
-import copy
-from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 
-import torch
-from torch import Tensor, nn
+from pipeline.config.measuring import Attacks, Measuring
+from pipeline.evaluation.attacks.suite import Attempt
+from pipeline.evaluation.attacks.tuning import copied, tune
+from pipeline.evaluation.context import EvalContext
+from pipeline.unlearning.noising import drop_labels
+from pipeline.unlearning.parameters import select
 
-from models.generative import GenerativeModel
-from pipeline.data.batch import Batch
-from pipeline.data.cycle import Cycle
-from pipeline.unlearning.noising import Relabel, draw_rows
-from pipeline.unlearning.optimizer import adamw, apply_gradient
-from pipeline.unlearning.parameters import flat
-
-CLIP = 1.0
+NULL_SHARE = 0.1  # of the rows that it sees, as in pretraining
 
 
-def copied(model: GenerativeModel) -> GenerativeModel:
-    """The model with weights of its own."""
-    twin = copy.copy(model)
-    twin.net = copy.deepcopy(model.net)
-    return twin
+def attempts(settings: Attacks, measuring: Measuring, own: object) -> list[Attempt]:
+    steps, lr = settings.finetune_steps, settings.finetune_lr
+    about = f"every parameter, on retained rows alone, {steps} steps, lr {lr:g}"
+    return [Attempt(name="finetune", about=about, change=partial(finetuned, settings=settings))]
 
 
-def label_weights(model: GenerativeModel) -> nn.Parameter:
-    """The table of label embeddings, (classes + 1, D), of a model that takes labels."""
-    return model.net.get_parameter("y_embedder.embedding_table.weight")
-
-
-def tune(
-    model: GenerativeModel,
-    named: Mapping[str, nn.Parameter],
-    rows: Batch,
-    *,
-    steps: int,
-    lr: float,
-    batch: int,
-    seed: int,
-    purpose: str,
-    relabel: Relabel | None = None,
-    mask: Tensor | None = None,
-    stop: Callable[[int], bool] = lambda step: False,
-) -> int:
-    """Minimise the model's own loss on `rows` over `named` in place; the number of steps taken.
-
-    Row and noise of every step come from (seed, purpose). `mask` (P,) holds still what it is 0 at.
-    `stop(step)` is asked after every step, with the model in eval mode.
-    """
-    cycle, device = Cycle(rows, seed, purpose), next(model.net.parameters()).device
-    params = list(named.values())
-    optimiser = adamw(params, lr=lr, weight_decay=0.0)
-    for step in range(1, steps + 1):
-        model.net.train()
-        drawn = draw_rows(
-            model,
-            cycle.take(step - 1, batch, 1, 0, 1),
-            seed=seed,
-            step=step,
-            term=purpose,
-            device=device,
-            relabel=relabel,
-        )
-        loss = model.losses(model.net, drawn.x0, drawn.y, drawn.noise).mean()
-        gradient = flat(torch.autograd.grad(loss, params, allow_unused=True), params)
-        if not torch.isfinite(gradient).all():
-            raise ValueError(f"{purpose}: the loss is not finite at step {step}; lower its learning rate")
-        apply_gradient(optimiser, params, gradient if mask is None else gradient * mask, lr=lr, clip=CLIP)
-        model.net.eval()
-        if stop(step):
-            return step
-    return steps
+def finetuned(context: EvalContext, settings: Attacks) -> EvalContext:
+    model = copied(context.model)
+    tune(
+        model,
+        select(model, "all"),
+        context.rows(list(context.spec.retained), "train"),
+        steps=settings.finetune_steps,
+        lr=settings.finetune_lr,
+        batch=settings.finetune_batch,
+        seed=context.spec.seed,
+        purpose="benign fine-tuning",
+        relabel=drop_labels(NULL_SHARE, model.null_label),
+    )
+    return replace(context, model=model)

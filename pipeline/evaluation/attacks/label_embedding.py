@@ -6,56 +6,71 @@ the way to it was removed.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
 from models.generative import GenerativeModel
-from pipeline.config.measuring import Attacks
-from pipeline.evaluation.attacks.fine_tuning import copied, label_weights, tune
-from pipeline.evaluation.context import Bench
-from pipeline.evaluation.metrics.relearning import few_images, renew_labels
+from pipeline.config.measuring import Attacks, Measuring
+from pipeline.evaluation.attacks.suite import Attempt
+from pipeline.evaluation.attacks.tuning import copied, label_weights, renew_labels, tune
+from pipeline.evaluation.context import EvalContext, EvalSpec
+from pipeline.evaluation.rows import few_images
 
 
 @torch.no_grad()
-def _own(bench: Bench, model: GenerativeModel) -> None:
-    """Start from what the label holds now."""
-
-
-@torch.no_grad()
-def _mean(bench: Bench, model: GenerativeModel) -> None:
-    """Start from the mean of the retained labels."""
+def _at_the_mean(model: GenerativeModel, spec: EvalSpec) -> None:
     table = label_weights(model)
-    table[list(bench.scope.forgotten)] = table[list(bench.scope.retained)].mean(0)
+    table[list(spec.forgotten)] = table[list(spec.retained)].mean(0)
 
 
-def _random(bench: Bench, model: GenerativeModel) -> None:
-    """Start from a random embedding like the retained ones."""
-    renew_labels(model, bench.scope)
+@dataclass(frozen=True)
+class Start:
+    """Where the search begins: in words, and what is done to the label table."""
+
+    about: str
+    move: Callable[[GenerativeModel, EvalSpec], None]
 
 
-STARTS: dict[str, Callable[[Bench, GenerativeModel], None]] = {"own": _own, "mean": _mean, "random": _random}
+STARTS = {
+    "own": Start("the label's own embedding", lambda model, spec: None),
+    "mean": Start("the mean of the retained labels", _at_the_mean),
+    "random": Start("a random embedding", renew_labels),
+}
 
 
-def attacked_by_embedding(bench: Bench, settings: Attacks, start: str) -> GenerativeModel:
-    """The model with embeddings of the forgotten labels optimised on real images of their classes; nothing
-    else has moved."""
-    model = copied(bench.model)
-    STARTS[start](bench, model)
+def attempts(settings: Attacks, measuring: Measuring, own: object) -> list[Attempt]:
+    return [
+        Attempt(
+            name=f"embedding from {name}",
+            about=f"optimised for {settings.embedding_steps} steps from {start.about}, the network frozen",
+            change=partial(attacked_by_embedding, settings=settings, start=name),
+        )
+        for name, start in STARTS.items()
+    ]
+
+
+def attacked_by_embedding(context: EvalContext, settings: Attacks, start: str) -> EvalContext:
+    """With embeddings of the forgotten labels optimised on real images of their classes; nothing else has
+    moved."""
+    model, spec = copied(context.model), context.spec
+    STARTS[start].move(model, spec)
     for parameter in model.net.parameters():
         parameter.requires_grad_(False)
     table = label_weights(model)
     table.requires_grad_(True)
     mask = torch.zeros_like(table)
-    mask[list(bench.scope.forgotten)] = 1.0
+    mask[list(spec.forgotten)] = 1.0
     tune(
         model,
         {"labels": table},
-        few_images(bench, settings.embedding_images),
+        few_images(context, settings.embedding_images),
         steps=settings.embedding_steps,
         lr=settings.embedding_lr,
         batch=settings.embedding_batch,
-        seed=bench.scope.seed,
+        seed=spec.seed,
         purpose=f"embedding from {start}",
         mask=mask.reshape(-1),
     )
-    return model
+    return replace(context, model=model)

@@ -1,7 +1,32 @@
 """Weights as a deployment may round them: int8 with a scale per output channel, or bfloat16."""
 
+from dataclasses import replace
+from functools import partial
+
 import torch
 from torch import Tensor, nn
+
+from pipeline.config.measuring import Attacks, Measuring
+from pipeline.evaluation.attacks.suite import Attempt
+from pipeline.evaluation.attacks.tuning import copied
+from pipeline.evaluation.context import EvalContext
+
+
+def attempts(settings: Attacks, measuring: Measuring, own: object) -> list[Attempt]:
+    return [
+        Attempt(
+            name=kind,
+            about=f"weights rounded to {kind}",
+            change=partial(quantised, kind=kind),
+        )
+        for kind in ("int8", "bf16")
+    ]
+
+
+def quantised(context: EvalContext, kind: str) -> EvalContext:
+    model = copied(context.model)
+    quantise(model.net, kind)
+    return replace(context, model=model)
 
 
 def to_int8(weight: Tensor) -> Tensor:

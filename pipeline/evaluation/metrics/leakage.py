@@ -1,35 +1,36 @@
 """Leakage: the forgotten class drawn under labels that never asked for it, and under the null label."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.evaluation.confidence import proportion
+from torch import Tensor
+
+from pipeline.evaluation.confidence import share
+from pipeline.evaluation.context import UNLABELLED, EvalSpec
+from pipeline.evaluation.sampling import predictions
 
 
-def leakage(
-    labels: Sequence[int], called: Sequence[int], unlabelled: Sequence[int], forgotten: Sequence[int]
+def leakage(spec: EvalSpec, partials: Mapping[str, Tensor], side: str) -> dict[str, Any]:
+    """Shares that are predicted to be a forgotten class: under all other labels together, by label, and
+    under the null label."""
+    labels, ranked = predictions(partials, side)
+    _, unlabelled = predictions(partials, side, UNLABELLED)
+    return leaked(labels, [row[0] for row in ranked], [row[0] for row in unlabelled], spec.forgotten)
+
+
+def leaked(
+    labels: Sequence[int], predicted: Sequence[int], unlabelled: Sequence[int], forgotten: Sequence[int]
 ) -> dict[str, Any]:
-    """Shares that the judge calls a forgotten class: under all other labels together, by label, and under the
-    null label.
-
-    `labels` and `called` (N,) are of images under the other labels, `unlabelled` are the calls of those under
-    the null label.
-    """
+    """`labels` and `predicted` (N,) are of images under the other labels, `unlabelled` are the predictions
+    of those under the null label."""
     hits: dict[int, list[bool]] = {}
-    for label, call in zip(labels, called, strict=True):
+    for label, prediction in zip(labels, predicted, strict=True):
         if label not in forgotten:
-            hits.setdefault(label, []).append(call in forgotten)
-    every = [hit for of_label in hits.values() for hit in of_label]
-    per_label = {
-        str(label): proportion(sum(found), len(found)).to_dict() for label, found in sorted(hits.items())
-    }
+            hits.setdefault(label, []).append(prediction in forgotten)
+    per_label = {str(label): share(of_label) or {} for label, of_label in sorted(hits.items())}
     return {
-        "other_labels": proportion(sum(every), len(every)).to_dict() if every else None,
+        "other_labels": share([hit for of_label in hits.values() for hit in of_label]),
         "worst_label": max(per_label, key=lambda label: per_label[label]["value"]) if per_label else None,
-        "null_label": (
-            proportion(sum(call in forgotten for call in unlabelled), len(unlabelled)).to_dict()
-            if unlabelled
-            else None
-        ),
+        "null_label": share([prediction in forgotten for prediction in unlabelled]),
         "per_label": per_label,
     }

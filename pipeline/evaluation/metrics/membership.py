@@ -6,52 +6,81 @@ measure.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from models.generative import GenerativeModel
 from pipeline.data.batch import Batch
 from pipeline.evaluation.confidence import Z
-from pipeline.evaluation.partials import Ranks, blocks
+from pipeline.evaluation.context import EvalContext, EvalSpec, Split
+from pipeline.evaluation.partials import Partials, Ranks, blocks
+from pipeline.evaluation.rows import forgotten_rows, pick
 from pipeline.evaluation.sampling import LANES
+from pipeline.seeding import seed_of
 from pipeline.unlearning.noising import draw_rows
 
 
-@dataclass(frozen=True, kw_only=True)
-class Membership:
-    """`auc` = P(loss of a never-seen row > loss of a forgotten sample), with its 95 % interval (Hanley &
-    McNeil 1982); goal 0.5."""
-
-    auc: float
-    low: float
-    high: float
-    n: int  # forgotten samples
-    heldout_n: int
-    tpr_at_1_fpr: float
-    loss_forget: float
-    loss_heldout: float
-
-    @property
-    def value(self) -> float:
-        return self.auc
-
-    @property
-    def memorised(self) -> bool:
-        """Whether the attack does better than chance beyond its own uncertainty."""
-        return self.low > 0.5
-
-    def to_dict(self) -> dict[str, float]:
-        return asdict(self) | {"memorised": self.memorised}
+def membership_losses(context: EvalContext, ranks: Ranks) -> Partials:
+    """membership/<side>/members (N,) and membership/<side>/heldout (M,): losses of the forgotten rows and of
+    never-seen rows of their classes."""
+    spec, s = context.spec, context.spec.settings
+    splits: tuple[tuple[str, Split], ...] = (("members", "train"), ("heldout", "heldout"))
+    rows = {
+        name: pick(forgotten_rows(context, split), s.membership_rows, spec.seed, "membership")
+        for name, split in splits
+    }
+    return {
+        f"membership/{side}/{name}": row_losses(
+            model,
+            some,
+            draws=s.membership_draws,
+            seed=seed_of(spec.seed, spec.purpose),
+            batch=s.block,
+            ranks=ranks,
+        )
+        for side, model in context.sides.items()
+        for name, some in rows.items()
+    }
 
 
-def membership(member: Sequence[float], heldout: Sequence[float]) -> Membership:
-    """From per-sample losses. Raises `ValueError` when either side is empty."""
-    m, h = len(member), len(heldout)
+@torch.no_grad()
+def row_losses(
+    model: GenerativeModel, rows: Batch, *, draws: int, seed: int, batch: int, ranks: Ranks
+) -> Tensor:
+    """The model's own loss of this rank's blocks of rows (every world-th), in their places (N,) float64,
+    averaged over `draws` timesteps and noises that depend on the sample alone."""
+    device = next(model.net.parameters()).device
+    losses = torch.zeros(len(rows), dtype=torch.float64, device=device)
+    model.net.eval()
+    size = min(batch, max(1, -(-len(rows) // LANES)))
+    for index in blocks(len(rows), size, ranks.rank, ranks.world):
+        part = rows.take(index)
+        for k in range(draws):
+            noised = draw_rows(model, part, seed=seed, step=k, term="membership", device=device)
+            losses[index] += model.losses(model.net, noised.x0, noised.y, noised.noise).double() / draws
+    return losses.cpu()
+
+
+def membership(spec: EvalSpec, partials: Mapping[str, Tensor], side: str) -> dict[str, Any] | None:
+    """None where there are no forgotten or no never-seen rows."""
+    members, heldout = (partials[f"membership/{side}/{name}"].tolist() for name in ("members", "heldout"))
+    return attack(members, heldout) if members and heldout else None
+
+
+def attack(members: Sequence[float], heldout: Sequence[float]) -> dict[str, Any]:
+    """From per-sample losses: `auc` = P(loss of a never-seen row > loss of a forgotten sample), goal 0.5,
+    with its 95 % interval (Hanley & McNeil 1982), the share of forgotten samples found at 1 % false
+    alarms, and `memorised`: whether the attack does better than chance beyond its own uncertainty.
+
+    Raises `ValueError` when either side is empty.
+    """
+    m, h = len(members), len(heldout)
     if not m or not h:
         raise ValueError(f"membership: got {m} forgotten and {h} never-seen rows, expected some of both")
-    a, b = torch.tensor(member, dtype=torch.float64), torch.tensor(heldout, dtype=torch.float64)
+    a, b = torch.tensor(members, dtype=torch.float64), torch.tensor(heldout, dtype=torch.float64)
     # (m, h)
     ahead = (b.unsqueeze(0) > a.unsqueeze(1)).double() + 0.5 * (b.unsqueeze(0) == a.unsqueeze(1)).double()
     auc = ahead.mean().item()
@@ -60,33 +89,29 @@ def membership(member: Sequence[float], heldout: Sequence[float]) -> Membership:
         max(0.0, auc * (1 - auc) + (m - 1) * (q1 - auc * auc) + (h - 1) * (q2 - auc * auc)) / (m * h)
     )
     threshold = b.sort().values[int(0.01 * h)]  # no more than 1 % of the never-seen rows lie below it
-    return Membership(
-        auc=auc,
-        low=max(0.0, auc - spread),
-        high=min(1.0, auc + spread),
-        n=m,
-        heldout_n=h,
-        tpr_at_1_fpr=(a < threshold).double().mean().item(),
-        loss_forget=a.mean().item(),
-        loss_heldout=b.mean().item(),
-    )
+    low = max(0.0, auc - spread)
+    return {
+        "auc": auc,
+        "low": low,
+        "high": min(1.0, auc + spread),
+        "n": m,
+        "heldout_n": h,
+        "tpr_at_1_fpr": (a < threshold).double().mean().item(),
+        "loss_forget": a.mean().item(),
+        "loss_heldout": b.mean().item(),
+        "memorised": low > 0.5,
+    }
 
 
-@torch.no_grad()
-def sample_losses(
-    model: GenerativeModel, rows: Batch, *, draws: int, seed: int, batch: int, collectives: Ranks
-) -> list[float]:
-    """The model's own loss of every row, averaged over `draws` timesteps and noises that depend on the sample
-    alone.
-
-    Sharded: each rank takes every world-th block of rows, all get the whole answer.
-    """
-    device = next(model.net.parameters()).device
-    losses = torch.zeros(len(rows), dtype=torch.float64, device=device)
-    size = min(batch, max(1, -(-len(rows) // LANES)))
-    for index in blocks(len(rows), size, collectives.rank, collectives.world):
-        part = rows.take(index)
-        for k in range(draws):
-            drawn = draw_rows(model, part, seed=seed, step=k, term="membership", device=device)
-            losses[index] += model.losses(model.net, drawn.x0, drawn.y, drawn.noise).double() / draws
-    return [float(value) for value in collectives.sum(losses).tolist()]
+def figures(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What a report shows."""
+    words = {
+        "tpr_at_1_fpr": "found at 1 % false alarms",
+        "loss_forget": "loss on forgotten images",
+        "loss_heldout": "loss on never-seen images",
+    }
+    auc = {"value": result["auc"], **{key: result[key] for key in ("low", "high", "n") if key in result}}
+    return {
+        "area under the curve, chance is 0.5": auc,
+        **{text: result[key] for key, text in words.items() if key in result},
+    }

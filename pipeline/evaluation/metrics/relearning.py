@@ -5,115 +5,106 @@ The same is asked of a label that was never trained (the forgotten label's embed
 network). A forgotten label that learns much sooner than that one still held the class.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from models.generative import GenerativeModel
-from pipeline.evaluation.attacks.fine_tuning import copied, label_weights, tune
+from pipeline.evaluation.attacks.tuning import copied, renew_labels, tune
 from pipeline.evaluation.confidence import proportion
-from pipeline.evaluation.context import Bench, Scope, pick
-from pipeline.evaluation.partials import Ranks, Shard, Sums
-from pipeline.evaluation.sampling import draw_blocks, plan
-from pipeline.seeding import generator
+from pipeline.evaluation.context import AFTER, BEFORE, EvalContext, EvalSpec
+from pipeline.evaluation.metrics.forget_fraction import forget_fraction
+from pipeline.evaluation.partials import Partials, Ranks, Shard
+from pipeline.evaluation.rows import few_images
+from pipeline.evaluation.sampling import sample_images
 from pipeline.unlearning.parameters import select
 
 VARIANTS = ("forgotten_label", "never_trained_label")
 
 
-def relearning(bench: Bench, ranks: Ranks) -> Sums:
-    """For each variant the hits (checks,) and images drawn (checks,) after each number of steps, up to the
-    first half of all."""
+def relearning(context: EvalContext, ranks: Ranks) -> Partials:
+    """For each variant relearn/<variant>/hits (checks,) and …/sampled (checks,), images after each number of
+    steps, up to the first half of all."""
     return {
         name: value
         for index, variant in enumerate(VARIANTS)
         if index % ranks.world == ranks.rank
-        for name, value in _curve(bench, variant).items()
+        for name, value in _curve(context, variant).items()
     }
 
 
-def relearn_steps(sums: Mapping[str, Tensor], checks: Sequence[int], old: float) -> dict[str, Any]:
-    """For each variant the first check at which the share is half of `old`, None within the budget, and the
-    shares on the way."""
-    found: dict[str, Any] = {"threshold": old / 2, "budget": checks[-1]}
+def relearn_steps(spec: EvalSpec, partials: Mapping[str, Tensor], side: str) -> dict[str, Any]:
+    """For each variant the first check at which the share is half of the old one, None within the budget,
+    and the shares on the way. Without the model before, half of all images is what has to come back."""
+    before = f"{BEFORE}/{spec.forgotten_group}/predictions"
+    old = (forget_fraction(spec, partials, BEFORE) or {})["value"] if before in partials else 1.0
+    checks = spec.settings.relearn_checks
+    result: dict[str, Any] = {"threshold": old / 2, "budget": checks[-1]}
     for variant in VARIANTS:
-        hits, drawn = sums[f"{variant}/hits"].tolist(), sums[f"{variant}/drawn"].tolist()
-        curve = [(step, proportion(h, n).to_dict()) for step, h, n in zip(checks, hits, drawn) if n]
+        hits, sampled = (partials[f"relearn/{variant}/{name}"].tolist() for name in ("hits", "sampled"))
+        curve = [(step, proportion(h, n).to_dict()) for step, h, n in zip(checks, hits, sampled) if n]
         reached = [step for step, share in curve if share["value"] >= old / 2]
-        found[variant] = {
+        result[variant] = {
             "steps": reached[0] if reached else None,
             "curve": [{"step": step, **share} for step, share in curve],
         }
-    return found
+    return result
 
 
-def _curve(bench: Bench, variant: str) -> Sums:
-    scope, s = bench.scope, bench.scope.settings
-    model = copied(bench.model)
+def _curve(context: EvalContext, variant: str) -> Partials:
+    spec, s = context.spec, context.spec.settings
+    model = copied(context.model)
     if variant == "never_trained_label":
-        renew_labels(model, scope)
-    images = few_images(bench, s.relearn_images)
+        renew_labels(model, spec)
     checks = s.relearn_checks
-    hits, drawn = torch.zeros(len(checks), dtype=torch.int64), torch.zeros(len(checks), dtype=torch.int64)
+    hits, sampled = (torch.zeros(len(checks), dtype=torch.int64) for _ in range(2))
 
-    def check(step: int) -> bool:
+    def half_is_back(step: int) -> bool:
         if step not in checks:
             return False
-        index = checks.index(step)
-        hits[index], drawn[index] = count_forgotten(
-            bench, model, s.relearn_samples, purpose=f"relearn at {step}"
-        )
-        return 2 * int(hits[index]) >= int(drawn[index])
+        index, share = checks.index(step), share_at(context, model, step)
+        hits[index], sampled[index] = round(share["value"] * share["n"]), share["n"]
+        return 2 * int(hits[index]) >= int(sampled[index])
 
     model.net.eval()
-    if not check(0):
+    if not half_is_back(0):
         tune(
             model,
             select(model, "all"),
-            images,
+            few_images(context, s.relearn_images),
             steps=checks[-1],
             lr=s.relearn_lr,
             batch=s.relearn_batch,
-            seed=scope.seed,
+            seed=spec.seed,
             purpose="relearn",
-            stop=check,
+            stop=half_is_back,
         )
-    return {f"{variant}/hits": hits, f"{variant}/drawn": drawn}
+    return {f"relearn/{variant}/hits": hits, f"relearn/{variant}/sampled": sampled}
 
 
-def few_images(bench: Bench, n: int) -> Any:
-    """`n` training rows of each forgotten class."""
-    parts = [
-        pick(bench.rows([label], "train"), n, bench.scope.seed, f"few of {label}")
-        for label in bench.scope.forgotten
-    ]
-    whole = bench.rows(list(bench.scope.forgotten), "train")
-    chosen = {name for part in parts for name in part.sample_id}
-    return whole.take([index for index, name in enumerate(whole.sample_id) if name in chosen])
-
-
-@torch.no_grad()
-def renew_labels(model: GenerativeModel, scope: Scope) -> None:
-    """Draw the embeddings of the forgotten labels anew, from the mean and deviation of the retained ones."""
-    table = label_weights(model)
-    kept = table[list(scope.retained)]
-    for label in scope.forgotten:
-        fresh = torch.randn(table.shape[1], generator=generator(scope.seed, "fresh label", label)).to(table)
-        table[label] = kept.mean(0) + kept.std(0) * fresh
-
-
-def count_forgotten(bench: Bench, model: GenerativeModel, samples: int, *, purpose: str) -> tuple[int, int]:
-    """How many of about `samples` images under the forgotten labels the judge calls that class, and of how
-    many."""
-    scope, s = bench.scope, bench.scope.settings
-    counts = dict.fromkeys(scope.forgotten, -(-samples // len(scope.forgotten)))
-    what = plan(
-        counts, seed=scope.seed, purpose=purpose, cfg_scale=s.cfg_scale, steps=s.sampler_steps, batch=s.block
+def share_at(context: EvalContext, model: GenerativeModel, step: int) -> dict[str, Any]:
+    """The forget fraction of about `relearn_samples` images after `step` steps."""
+    spec = context.spec
+    few = replace(
+        spec,
+        retained=(),
+        settings=spec.settings.model_copy(update={"samples": spec.settings.relearn_samples}),
+        purpose=f"relearn at {step}",
+        joint=True,
+        top=1,
     )
-    found = [
-        block.ranked[:, 0] == block.labels
-        for block in draw_blocks(model, bench.judge, what, Shard(), to_pixels=bench.to_pixels)
-    ]
-    return int(torch.cat(found).sum()), len(what.labels)
+    alone = replace(context, model=model, base=None, gold=None, spec=few, real={})
+    return forget_fraction(few, sample_images(alone, Shard()), AFTER) or {}
+
+
+def figures(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What a report shows."""
+    return {
+        variant.replace("_", " "): f"more than {result['budget']}"
+        if result[variant]["steps"] is None
+        else str(result[variant]["steps"])
+        for variant in VARIANTS
+    }

@@ -1,268 +1,278 @@
-"""The table of measures: which work each is made of, and what it makes of the sums. A new one is one file and
-one line here."""
+"""The table of metrics: what each is computed from, what it makes of the merged partials, and how a report
+calls it. A new one is one file and one line here."""
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-import torch
+from pydantic import BaseModel
 from torch import Tensor
 
-from pipeline.evaluation.computations import JUDGE, forgotten_plan, plans
-from pipeline.evaluation.confidence import proportion
-from pipeline.evaluation.context import AFTER, BEFORE, Scope
-from pipeline.evaluation.metrics import (
-    kid,
-    leakage,
-    manifold,
-    membership,
-    paired_drift,
-    relearning,
-    retain_accuracy,
-    timestep_loss,
-)
-from pipeline.evaluation.metrics.forget_fraction import exchange_density
-from pipeline.evaluation.metrics.frechet import Moments, frechet_distance
-from pipeline.evaluation.metrics.manifold import Manifold
-from pipeline.evaluation.partials import below
-from pipeline.evaluation.sampling import Verdicts
+from pipeline.evaluation.context import AFTER, BEFORE, GOLD, EvalContext, EvalSpec
+from pipeline.evaluation.metrics import membership, relearning, retain_accuracy, timestep_loss
+from pipeline.evaluation.metrics.class_shares import class_shares
+from pipeline.evaluation.metrics.exchange_density import collect_balls, exchange_density
+from pipeline.evaluation.metrics.exchange_fraction import exchange_fraction
+from pipeline.evaluation.metrics.fid import collect_moments, fid
+from pipeline.evaluation.metrics.forget_fraction import forget_fraction
+from pipeline.evaluation.metrics.kid import collect_mmd, kid
+from pipeline.evaluation.metrics.leakage import leakage
+from pipeline.evaluation.metrics.paired_drift import collect_drift, paired_drift
+from pipeline.evaluation.metrics.precision_recall import collect_features, precision_recall
+from pipeline.evaluation.metrics.retrained_reference import retrained_reference
+from pipeline.evaluation.own_settings import NoSettings, own_settings
+from pipeline.evaluation.partials import Partials, Ranks, all_reduce
+from pipeline.evaluation.sampling import Collect, sample_images
 
-Found = Mapping[str, Mapping[str, Tensor]]  # work -> merged sums
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measure:
-    """`result(scope, sums of the works, side)` gives plain data, None where it does not apply.
-
-    `of`: each side by itself (after, before and gold), the model after alone, or both together, which needs a
-    before.
-    """
-
-    works: tuple[str, ...]
-    result: Callable[[Scope, Found, str], Any]
-    about: str
-    of: Literal["each", "after", "both"] = "each"
-    needs: Callable[[Scope], bool] = lambda scope: True
-
-
-def results(names: list[str], scope: Scope, found: Found, sides: Collection[str]) -> dict[str, Any]:
-    """`{measure: {"after": …, "before": …, "gold": …}}` for the `sides` there are, or the figure itself for a
-    measure of both together.
-
-    None where a measure does not apply.
-    """
-    made: dict[str, Any] = {}
-    for name in names:
-        measure = MEASURES[name]
-        if not measure.needs(scope):
-            made[name] = None
-        elif measure.of == "each":
-            made[name] = {side: measure.result(scope, found, side) for side in sides}
-        else:
-            made[name] = (
-                measure.result(scope, found, AFTER) if BEFORE in sides or measure.of == "after" else None
-            )
-    return made
-
-
-def _called(scope: Scope, found: Found, side: str, plan: str) -> tuple[tuple[int, ...], Tensor]:
-    """Labels of a plan and the judge's ranked calls (N, 5)."""
-    return plans(scope)[plan].labels, found["drawing"][f"{side}/{plan}/ranked"]
-
-
-def _forget(scope: Scope, found: Found, side: str) -> dict[str, Any]:
-    def shares(scale: float) -> dict[str, Any]:
-        labels, ranked = _called(scope, found, side, f"forgotten@{scale:g}")
-        own: list[list[int]] = ranked.tolist()
-        first = [row[0] == label for label, row in zip(labels, own)]
-        five = [label in row for label, row in zip(labels, own)]
-        exchanged = [
-            row[0] in scope.exchange[label] for label, row in zip(labels, own) if label in scope.exchange
-        ]
-        return {
-            **proportion(sum(first), len(first)).to_dict(),
-            "top5": proportion(sum(five), len(five)).to_dict(),
-            "as_exchange": proportion(sum(exchanged), len(exchanged)).to_dict() if exchanged else None,
-        }
-
-    s = scope.settings
-    return {
-        **shares(s.cfg_scale),
-        "cfg_scale": s.cfg_scale,
-        "at_cfg_scale": {f"{scale:g}": shares(scale) for scale in s.cfg_scales},
-    }
-
-
-def _leakage(scope: Scope, found: Found, side: str) -> dict[str, Any]:
-    labels, ranked = _called(scope, found, side, "retained")
-    _, unlabelled = _called(scope, found, side, "null")
-    return leakage.leakage(labels, ranked[:, 0].tolist(), unlabelled[:, 0].tolist(), scope.forgotten)
-
-
-def _retain(scope: Scope, found: Found, side: str) -> dict[str, Any]:
-    labels, ranked = _called(scope, found, side, "retained")
-    return retain_accuracy.retain_shares(labels, ranked[:, 0].tolist(), scope.neighbours)
-
-
-def moments_of(sums: Mapping[str, Tensor], name: str) -> Moments:
-    """Those that the sums of `drawing` hold as `name`, <space>/<side>."""
-    return Moments(n=int(sums[f"{name}/n"].item()), total=sums[f"{name}/total"], outer=sums[f"{name}/outer"])
-
-
-def spaces_of(found: Found) -> list[str]:
-    """The feature spaces that distances were taken in, the judge's first."""
-    return [name.removesuffix("/real/n") for name in found["drawing"] if name.endswith("/real/n")]
-
-
-def _fid(scope: Scope, found: Found, side: str) -> dict[str, Any]:
-    sums = found["drawing"]
-    drawn, real = moments_of(sums, f"{JUDGE}/{side}"), moments_of(sums, f"{JUDGE}/real")
-    distances = {
-        space: frechet_distance(moments_of(sums, f"{space}/{side}"), moments_of(sums, f"{space}/real"))
-        for space in spaces_of(found)
-    }
-    return {**distances, "n": drawn.n, "real_n": real.n}
-
-
-def _kid(scope: Scope, found: Found, side: str) -> dict[str, Any]:
-    blocks = {space: found["drawing"].get(f"{space}/{side}/kid") for space in spaces_of(found)}
-    return {space: None if sums is None else kid.kid(sums) for space, sums in blocks.items()}
-
-
-def _manifold(scope: Scope, found: Found, side: str) -> dict[str, Any] | None:
-    sums, k = found["drawing"], scope.settings.manifold_k
-    shares: dict[str, Any] = {}
-    for space in spaces_of(found):
-        drawn, real = sums[f"{space}/{side}/features"], sums[f"{space}/real/features"]
-        if min(len(drawn), len(real)) <= k:
-            return None
-        shares[space] = {
-            name: value.to_dict() for name, value in manifold.precision_recall(drawn, real, k).items()
-        }
-    return {**shares, "k": k}
-
-
-def _exchange_density(scope: Scope, found: Found, side: str) -> dict[str, Any] | None:
-    sums, k = found["drawing"], scope.settings.manifold_k
-    real = {c: sums[f"{JUDGE}/exchange/{c}"] for c in scope.forgotten if c in scope.exchange}
-    alike = {c: Manifold.of(rows, k) for c, rows in real.items() if len(rows) > k}
-    of_label = {label: one for c, one in alike.items() for label in (*scope.exchange[c], c)}
-    labels: list[int] = []
-    balls: list[int] = []
-    for name, features in (
-        (forgotten_plan(scope), sums[f"{JUDGE}/{side}/forgotten"]),
-        ("retained", sums[f"{JUDGE}/{side}/features"]),
-    ):
-        asked = torch.tensor(plans(scope)[name].labels[: len(features)])
-        for label, one in of_label.items():
-            own = features[asked == label]
-            labels += [label] * len(own)
-            balls += one.balls_around(own).tolist()
-    verdicts = Verdicts(labels=tuple(labels), called=(), moments={}, balls=tuple(balls))
-    measured = exchange_density(verdicts, {c: scope.exchange[c] for c in alike}, k)
-    return {**measured.to_dict(), "k": k} if measured else None
-
-
-def _drift(scope: Scope, found: Found, side: str) -> dict[str, Any]:
-    return {
-        space: paired_drift.paired_drift(
-            below(found["drawing"], f"{space}/drift/{AFTER}/{BEFORE}"), scope.retained
-        )
-        for space in spaces_of(found)
-    }
-
-
-def _timesteps(scope: Scope, found: Found, side: str) -> dict[str, Any]:
-    sums = below(found["losing"], side)
-    names = dict.fromkeys(name.split("/")[0] for name in sums)
-    return timestep_loss.loss_by_timestep(
-        {name: below(sums, name) for name in names}, scope.timesteps, scope.settings.timestep_bins
-    )
-
-
-def _membership(scope: Scope, found: Found, side: str) -> dict[str, Any] | None:
-    members, heldout = (found["attacking"][f"{side}/{name}"].tolist() for name in ("members", "heldout"))
-    return membership.membership(members, heldout).to_dict() if members and heldout else None
-
-
-def _relearn(scope: Scope, found: Found, side: str) -> dict[str, Any]:
-    before = f"{BEFORE}/{forgotten_plan(scope)}/ranked"
-    old = 1.0  # without the model before, half of all images is what has to come back
-    if before in found["drawing"]:
-        old = _forget(scope, found, BEFORE)["value"]
-    return relearning.relearn_steps(found["relearning"], scope.settings.relearn_checks, old)
-
-
-def _classes(scope: Scope) -> bool:
-    return bool(scope.forgotten)
-
-
-def _labels(scope: Scope) -> bool:
-    return scope.conditional
-
-
-def _both(scope: Scope) -> bool:
-    return _classes(scope) and _labels(scope)
-
-
-def _exchange(scope: Scope) -> bool:
-    return _both(scope) and bool(scope.exchange)
-
-
-MEASURES: dict[str, Measure] = {
-    "forget_fraction": Measure(
-        works=("drawing",),
-        result=_forget,
-        needs=_classes,
-        about="forgotten class still drawn, at each CFG scale",
-    ),
-    "exchange_density": Measure(
-        works=("drawing",),
-        result=_exchange_density,
-        needs=_exchange,
-        about="how thickly real images of the exchange class lie around what the forgotten label draws",
-    ),
-    "leakage": Measure(
-        works=("drawing",),
-        result=_leakage,
-        needs=_both,
-        about="forgotten class drawn under other labels and none",
-    ),
-    "retain_accuracy": Measure(
-        works=("drawing",), result=_retain, needs=_labels, about="other labels drawn right"
-    ),
-    "fid": Measure(works=("drawing",), result=_fid, about="Frechet distance to real retained rows"),
-    "kid": Measure(works=("drawing",), result=_kid, about="kernel distance to real retained rows"),
-    "precision_recall": Measure(
-        works=("drawing",),
-        result=_manifold,
-        about="share of images that look real, share of real rows covered",
-    ),
-    "paired_drift": Measure(
-        works=("drawing",),
-        result=_drift,
-        of="both",
-        needs=_labels,
-        about="how far the same seed moved under the same label",
-    ),
-    "loss_by_timestep": Measure(
-        works=("losing",), result=_timesteps, about="the model's own loss, trained on and held out"
-    ),
-    "membership_auc": Measure(
-        works=("attacking",), result=_membership, about="loss attack, forgotten rows against never-seen ones"
-    ),
-    "relearn_steps": Measure(
-        works=("drawing", "relearning"),
-        result=_relearn,
-        of="after",
-        needs=_both,
-        about="steps until half of it is back, against a label that was never trained",
-    ),
+Computation = Callable[[EvalContext, Ranks], Partials]
+HIDDEN = ("per_class", "per_label", "intervals", "k", "n")  # what a report does not list
+PARTS = ("value", "n", "low", "high", "class", "blocks")  # of one figure
+SPACES = {
+    "judge": "in the judge's features",
+    "inception": "in Inception's features",
+    "dinov2": "in DINOv2's features",
 }
 
 
-def works_of(names: list[str], scope: Scope) -> list[str]:
-    """The work that `names` are made of, each once."""
-    return list(
-        dict.fromkeys(work for name in names if MEASURES[name].needs(scope) for work in MEASURES[name].works)
-    )
+def leaves(result: Mapping[str, Any], words: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
+    """Title and figure of all that `result` holds but the figures of single classes: a mapping with a
+    `value` is one figure, and what else it holds comes after it."""
+    if "value" in result:
+        yield "", {key: inner for key, inner in result.items() if key in PARTS}
+    for key, inner in result.items():
+        if key in HIDDEN or (key in PARTS and "value" in result):
+            continue
+        title = words.get(key, key.replace("_", " "))
+        if isinstance(inner, Mapping):
+            yield from (
+                (", ".join(filter(None, [title, rest])), figure) for rest, figure in leaves(inner, words)
+            )
+        else:
+            yield title, inner
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """`result(spec, partials, side)` gives plain data, None where there is nothing to tell.
+
+    `title` and `meaning` are shown by reports; `words` say what parts of the result are, `figures` (result
+    -> figure by title) lists them where that is not enough; `shares`: its figures are shares. `collect`
+    takes something of every block of sampled images, `computations` are made beside the images; `sampled`
+    False: needs no images. `sides` it is taken of; `against`: another side that has to be there.
+    `settings`: those of its own, under measuring.<name>, in `spec.own[name]`.
+    """
+
+    title: str
+    meaning: str
+    result: Callable[[EvalSpec, Partials, str], Any]
+    collect: Sequence[Collect] = ()
+    computations: Sequence[Computation] = ()
+    sampled: bool = True
+    sides: Sequence[str] = (AFTER, BEFORE, GOLD)
+    against: str | None = None
+    applies: Callable[[EvalSpec], bool] = lambda spec: True
+    settings: type[BaseModel] = NoSettings
+    shares: bool = False
+    words: Mapping[str, str] = field(default_factory=dict)
+    figures: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+
+    def rows(self, result: Mapping[str, Any]) -> dict[str, Any]:
+        """Figures by title, as reports list them."""
+        return dict(self.figures(result) if self.figures else leaves(result, SPACES | dict(self.words)))
+
+
+def _classes(spec: EvalSpec) -> bool:
+    return bool(spec.forgotten)
+
+
+def _labels(spec: EvalSpec) -> bool:
+    return spec.conditional
+
+
+def _both(spec: EvalSpec) -> bool:
+    return _classes(spec) and _labels(spec)
+
+
+def _exchange(spec: EvalSpec) -> bool:
+    return _both(spec) and bool(spec.exchange)
+
+
+METRICS: dict[str, Metric] = {
+    "forget_fraction": Metric(
+        title="Forgotten class still drawn",
+        meaning="Share of images under the forgotten label that the judge takes for that class.",
+        result=forget_fraction,
+        applies=_classes,
+        shares=True,
+        words={"top5": "among the judge's first five", "at_cfg_scale": "CFG"},
+    ),
+    "exchange_fraction": Metric(
+        title="Exchange class drawn instead",
+        meaning="Share of images under the forgotten label that the judge takes for its exchange class.",
+        result=exchange_fraction,
+        applies=_exchange,
+        shares=True,
+        words={"at_cfg_scale": "CFG"},
+    ),
+    "exchange_density": Metric(
+        title="Density of real images of the exchange class",
+        meaning="How thickly they lie around what is drawn: 1 for real images, 0 where nothing real is near.",
+        result=exchange_density,
+        collect=(collect_balls,),
+        applies=_exchange,
+        words={
+            "forgotten": "around images of the forgotten labels",
+            "own": "around the exchange labels' own images",
+        },
+    ),
+    "leakage": Metric(
+        title="Forgotten class under other labels",
+        meaning="Share of images under other labels, and under none, that the judge takes for it.",
+        result=leakage,
+        applies=_both,
+        shares=True,
+    ),
+    "retain_accuracy": Metric(
+        title="Retained classes drawn right",
+        meaning="Share of images under every label that is kept that the judge takes for that class.",
+        result=retain_accuracy.retain_accuracy,
+        shares=True,
+        figures=retain_accuracy.figures,
+    ),
+    "fid": Metric(
+        title="Frechet distance",
+        meaning="Between drawn and real images of the retained classes; lower is closer.",
+        result=fid,
+        collect=(collect_moments,),
+        words=SPACES,
+    ),
+    "class_shares": Metric(
+        title="Shares of all images",
+        meaning="Which classes a model without labels draws.",
+        result=class_shares,
+        applies=lambda spec: not spec.conditional,
+        shares=True,
+    ),
+    "membership": Metric(
+        title="Loss attack",
+        meaning="How well their losses tell forgotten images from never-seen ones.",
+        result=membership.membership,
+        computations=(membership.membership_losses,),
+        sampled=False,
+        figures=membership.figures,
+    ),
+    "kid": Metric(
+        title="Kernel distance",
+        meaning="Between drawn and real images of the retained classes; lower is closer.",
+        result=kid,
+        collect=(collect_moments, collect_mmd),
+    ),
+    "precision_recall": Metric(
+        title="Real-looking and covered",
+        meaning="Share of drawn images that look real, and of real ones that could be drawn.",
+        result=precision_recall,
+        collect=(collect_moments, collect_features),
+        shares=True,
+    ),
+    "paired_drift": Metric(
+        title="Drift of the same seed",
+        meaning="How far the image of a seed moved under the same retained label.",
+        result=paired_drift,
+        collect=(collect_moments, collect_drift),
+        sides=(AFTER,),
+        against=BEFORE,
+        applies=_labels,
+        words={
+            "unpaired": "distance between two seeds of one class",
+            "relative": "drift as a share of that",
+        },
+    ),
+    "loss_by_timestep": Metric(
+        title="Loss by timestep",
+        meaning="The model's own loss on images it was trained on and on never-seen ones.",
+        result=timestep_loss.loss_by_timestep,
+        computations=(timestep_loss.timestep_losses,),
+        sampled=False,
+        figures=timestep_loss.figures,
+    ),
+    "relearn_steps": Metric(
+        title="Steps to relearn half",
+        meaning="Fine-tuning steps on few forgotten images, against a label that was never trained.",
+        result=relearning.relearn_steps,
+        computations=(relearning.relearning,),
+        sides=(AFTER,),
+        applies=_both,
+        figures=relearning.figures,
+    ),
+    "retrained_reference": Metric(
+        title="Against a model that never saw it",
+        meaning="How far it behaves like that model on the retained labels and the same seeds.",
+        result=retrained_reference,
+        collect=(collect_moments, collect_drift),
+        sides=(AFTER, BEFORE),
+        against=GOLD,
+        words={
+            "agreement": "judged like it",
+            "fid": "Frechet distance to its images",
+            "paired_drift": "drift from it",
+            "mean": "",
+            "unpaired": "between two images of one class",
+            "relative": "as a share of that",
+        },
+    ),
+}
+RENAMED = {"membership_auc": "membership"}  # in configurations of earlier runs
+
+
+def named(names: Collection[str]) -> tuple[str, ...]:
+    """Metrics by the names they have now, each once."""
+    return tuple(dict.fromkeys(RENAMED.get(name, name) for name in names))
+
+
+def by_side(measures: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The `measures` block of a result.json, {side: {metric: result}}, whenever it was written: earlier
+    ones hold {metric: {side: result}}."""
+    if AFTER in measures:
+        return measures
+    sides: dict[str, dict[str, Any]] = {}
+    for name, results in measures.items():
+        of_sides = results if isinstance(results, Mapping) and AFTER in results else {AFTER: results}
+        for side, result in of_sides.items():
+            sides.setdefault(side, {})[RENAMED.get(name, name)] = result
+    return sides
+
+
+def metric_settings(measuring: BaseModel) -> dict[str, BaseModel]:
+    """The metrics' own settings, checked. Raises `InputError` for those that there are not."""
+    return own_settings("measuring", measuring, {name: metric.settings for name, metric in METRICS.items()})
+
+
+def computations_of(names: Collection[str], spec: EvalSpec) -> dict[str, Computation]:
+    """What `names` are computed from, each once."""
+    metrics = [METRICS[name] for name in names if METRICS[name].applies(spec)]
+    collect = list(dict.fromkeys(one for metric in metrics for one in metric.collect))
+    own = {one.__name__: one for metric in metrics for one in metric.computations}
+    if not any(metric.sampled for metric in metrics):
+        return own
+    return {"sample_images": lambda context, ranks: sample_images(context, ranks, collect), **own}
+
+
+def results(
+    names: Collection[str], spec: EvalSpec, partials: Mapping[str, Tensor], sides: Collection[str]
+) -> dict[str, dict[str, Any]]:
+    """{side: {metric: result}}, None where a metric does not apply."""
+    by_side: dict[str, dict[str, Any]] = {side: {} for side in sides}
+    for name in names:
+        metric = METRICS[name]
+        there = metric.applies(spec) and (metric.against is None or metric.against in sides)
+        for side in (side for side in sides if side in metric.sides):
+            by_side[side][name] = metric.result(spec, dict(partials), side) if there else None
+    return by_side
+
+
+def evaluate(names: Collection[str], context: EvalContext, ranks: Ranks) -> dict[str, dict[str, Any]]:
+    """{side: {metric: result}} of all sides. Collective: every rank gets the same answer."""
+    partials: Partials = {}
+    for compute in computations_of(names, context.spec).values():
+        partials |= all_reduce(compute(context, ranks), ranks, context.device)
+    return results(names, context.spec, partials | dict(context.real or {}), context.sides)

@@ -1,5 +1,8 @@
-"""Frechet distance between two sets of features from exactly mergeable float64 sums (Heusel et al. 2017)."""
+"""Feature statistics as exactly mergeable float64 sums, and the Frechet distance between two of them
+(Heusel et al. 2017). N rows, F features."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,18 +18,20 @@ class Moments:
     outer: Tensor
 
     @staticmethod
-    def empty(features: int) -> "Moments":
-        return Moments(
-            n=0,
-            total=torch.zeros(features, dtype=torch.float64),
-            outer=torch.zeros(features, features, dtype=torch.float64),
-        )
-
-    @staticmethod
     def of(features: Tensor) -> "Moments":
         """The moments of rows (N, F)."""
         rows = features.detach().cpu().to(torch.float64)
         return Moments(n=len(rows), total=rows.sum(0), outer=rows.T @ rows)
+
+    @staticmethod
+    def unpacked(packed: Tensor) -> "Moments":
+        features = math.isqrt(len(packed))  # 1 + F + F^2 numbers lie between F^2 and (F + 1)^2
+        total, outer = packed[1 : 1 + features], packed[1 + features :]
+        return Moments(n=int(packed[0].item()), total=total, outer=outer.reshape(features, features))
+
+    def packed(self) -> Tensor:
+        """(1 + F + F^2,): what shards add."""
+        return torch.cat([torch.tensor([self.n], dtype=torch.float64), self.total, self.outer.reshape(-1)])
 
     def merge(self, other: "Moments") -> "Moments":
         return Moments(n=self.n + other.n, total=self.total + other.total, outer=self.outer + other.outer)
@@ -39,7 +44,7 @@ class Moments:
         return mean, (self.outer - self.n * torch.outer(mean, mean)) / (self.n - 1)
 
 
-def merged(parts: "list[Moments]") -> Moments:
+def merged(parts: Sequence[Moments]) -> Moments:
     whole = parts[0]
     for part in parts[1:]:
         whole = whole.merge(part)

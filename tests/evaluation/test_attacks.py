@@ -1,20 +1,25 @@
 """The battery: each attack does what it says to a copy, and its verdict never calls a doubt a success."""
 
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from benches import tiny_bench, tiny_model
+from contexts import tiny_context, tiny_model
 
-from pipeline.config.measuring import Attacks
+from pipeline.config.measuring import Attacks, Measuring
 from pipeline.evaluation.attacks.ancestral import ancestral
-from pipeline.evaluation.attacks.fine_tuning import copied, label_weights
 from pipeline.evaluation.attacks.label_embedding import STARTS, attacked_by_embedding
 from pipeline.evaluation.attacks.quantization import quantise, to_bf16, to_int8
-from pipeline.evaluation.attacks.suite import attacks, battery_result, judged, verdict
+from pipeline.evaluation.attacks.suite import battery_result, verdict
+from pipeline.evaluation.attacks.table import ATTACKS, attempts_of
+from pipeline.evaluation.attacks.tuning import copied, label_weights
 from pipeline.evaluation.confidence import proportion
-from pipeline.evaluation.metrics.relearning import few_images
+from pipeline.evaluation.context import EvalContext
+from pipeline.evaluation.metrics.membership import row_losses
+from pipeline.evaluation.partials import Shard
+from pipeline.evaluation.rows import few_images
+from pipeline.seeding import seed_of
 
 FEW = Attacks(
     samples=20,
@@ -31,9 +36,9 @@ FEW = Attacks(
 
 
 def test_every_attack_runs_leaves_the_model_alone_and_says_what_it_did() -> None:
-    bench = tiny_bench()
-    made = attacks(FEW, 2.0, 2)
-    assert list(made) == [
+    context = tiny_context()
+    attempts = attempts_of(FEW, context.spec.settings)
+    assert list(attempts) == [
         "none",
         "finetune",
         "int8",
@@ -43,17 +48,27 @@ def test_every_attack_runs_leaves_the_model_alone_and_says_what_it_did() -> None
         "ancestral",
         *(f"embedding from {start}" for start in STARTS),
     ]
-    found: dict[str, Any] = {name: attack.run(bench) for name, attack in made.items()}
+    outcomes = {name: attempt.run(context, FEW) for name, attempt in attempts.items()}
     assert all(
-        one["forget_fraction"]["n"] == 20 and one["retain_accuracy"]["mean"]["n"] == 6
-        for one in found.values()
+        one["forget_fraction"]["n"] == 20 and one["retain_accuracy"]["intervals"]["mean"]["n"] == 6
+        for one in outcomes.values()
     )
-    assert found["none"] == judged(bench, tiny_model(0), FEW)  # nothing that ran has moved the model
-    result = battery_result(found, made, 0.05)
-    assert [line["name"] for line in result["attacks"]] == list(made) and all(
-        line["about"] for line in result["attacks"]
-    )
+    untouched = replace(context, model=tiny_model(0))  # nothing that ran has moved the model
+    assert outcomes["none"] == attempts["none"].run(untouched, FEW)
+    assert outcomes["none"]["forget_fraction"]["value"] == forgotten_share(context)
+    assert len({str(one) for one in outcomes.values()}) > 5
+    result = battery_result(outcomes, attempts, 0.05)
+    assert [line["name"] for line in result["attacks"]] == list(attempts)
+    assert all(line["about"] and line["kind"] in ATTACKS for line in result["attacks"])
     assert result["held"] == all(line["verdict"] == "holds" for line in result["attacks"])
+
+
+@torch.no_grad()
+def forgotten_share(context: EvalContext) -> float:
+    """Written out: 20 images under label 1 on the suite's noise."""
+    seeds = [seed_of(0, "battery", 1, k) for k in range(20)]
+    x = context.model.sample(labels=torch.tensor([1] * 20), seeds=seeds, cfg_scale=2.0, steps=2)
+    return (context.judge.logits(x).argmax(1) == 1).double().mean().item()
 
 
 def test_int8_is_within_half_a_level_and_bf16_within_its_rounding() -> None:
@@ -90,30 +105,27 @@ def test_int8_leaves_biases_and_bf16_does_not() -> None:
 
 @pytest.mark.parametrize("start", list(STARTS))
 def test_the_embedding_attack_moves_nothing_but_the_forgotten_label(start: str) -> None:
-    bench = tiny_bench()
-    model = attacked_by_embedding(bench, FEW, start)
-    before = dict(bench.model.net.named_parameters())
+    context = tiny_context()
+    model = attacked_by_embedding(context, FEW, start).model
+    before = dict(context.model.net.named_parameters())
     for name, value in model.net.named_parameters():
         if name == "y_embedder.embedding_table.weight":
             assert (value != before[name]).any(dim=1).tolist() == [False, True, False, False, False]
         else:
             assert value.equal(before[name]), name
-    images = few_images(bench, FEW.embedding_images)
+    images = few_images(context, FEW.embedding_images)
     assert len(images) == 3 and set(images.y.tolist()) == {1}
 
 
 def test_the_embedding_attack_lowers_the_loss_on_the_forgotten_class() -> None:
-    from pipeline.evaluation.metrics.membership import sample_losses
-    from pipeline.evaluation.partials import Shard
-
-    bench = tiny_bench()
-    attacked = attacked_by_embedding(bench, FEW.model_copy(update={"embedding_steps": 60}), "mean")
-    start = copied(bench.model)
+    context = tiny_context()
+    attacked = attacked_by_embedding(context, FEW.model_copy(update={"embedding_steps": 60}), "mean").model
+    start = copied(context.model)
     with torch.no_grad():
         label_weights(start)[1] = label_weights(start)[[0, 2, 3]].mean(0)
-    rows = few_images(bench, 3)
+    rows = few_images(context, 3)
     old, new = (
-        np.mean(sample_losses(model, rows, draws=16, seed=3, batch=4, collectives=Shard()))
+        row_losses(model, rows, draws=16, seed=3, batch=4, ranks=Shard()).mean().item()
         for model in (start, attacked)
     )
     assert new < old
@@ -164,7 +176,7 @@ def test_a_verdict_is_by_the_interval(hits: int, n: int, said: str) -> None:
 
 
 def test_an_attack_that_failed_or_never_ran_does_not_count_as_withstood() -> None:
-    made = attacks(FEW, 2.0, 2)
+    made = attempts_of(FEW, Measuring())
     good = {name: {"forget_fraction": proportion(0, 200).to_dict(), "retain_accuracy": None} for name in made}
     assert battery_result(good, made, 0.05)["held"] is True
     for broken in (

@@ -1,4 +1,4 @@
-"""A bench of the smallest parts: an untrained DiT before and after, a judge, rows in memory."""
+"""An evaluation context of the smallest parts: an untrained DiT before and after, a judge, rows in memory."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,7 +9,7 @@ from tiny import CLASSES, tiny_batch, tiny_dit, tiny_judge
 from models.generative import DiTModel
 from pipeline.config.measuring import Measuring
 from pipeline.data.batch import Batch
-from pipeline.evaluation.context import Bench, Scope
+from pipeline.evaluation.context import EvalContext, EvalSpec
 
 FEW = Measuring(
     samples=20,
@@ -41,7 +41,7 @@ def rows(labels: Sequence[int], split: str) -> Batch:
     return replace(batch, sample_id=tuple(f"{split}-{name}" for name in batch.sample_id))
 
 
-def tiny_bench(*, base: bool = True, **scope: Any) -> Bench:
+def tiny_context(*, base: bool = True, **spec: Any) -> EvalContext:
     """Class 1 forgotten, 2 drawn in its place; two models that differ."""
     values: dict[str, Any] = {
         "forgotten": (1,),
@@ -50,13 +50,14 @@ def tiny_bench(*, base: bool = True, **scope: Any) -> Bench:
         "neighbours": (2,),
         "null_label": CLASSES,
         "timesteps": 1000,
+        "num_classes": CLASSES,
         "seed": 0,
         "settings": FEW,
     }
-    return Bench(
+    return EvalContext(
         model=tiny_model(0),
         base=tiny_model(1) if base else None,
         judge=tiny_judge(),
-        scope=Scope(**(values | scope)),
+        spec=EvalSpec(**(values | spec)),
         rows=rows,
     )

@@ -1,0 +1,76 @@
+"""The table of attacks: how each is tried, how a report calls it and what its verdicts mean. A new one is
+one file and one line here."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic import BaseModel
+
+from pipeline.config.measuring import Attacks, Measuring
+from pipeline.evaluation.attacks import fine_tuning, label_embedding, quantization, samplers
+from pipeline.evaluation.attacks.suite import Attempt
+from pipeline.evaluation.own_settings import NoSettings, own_settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack:
+    """`attempts(attacks section, measuring section, own settings)` are the ways it is tried, each
+    independent of the others. `holds` and `returns` say what it means that the class stays away or comes
+    back. `settings`: those of its own, under attacks.<name>."""
+
+    title: str
+    holds: str
+    returns: str
+    attempts: Callable[[Attacks, Measuring, Any], Sequence[Attempt]]
+    settings: type[BaseModel] = NoSettings
+
+
+ATTACKS: dict[str, Attack] = {
+    "none": Attack(
+        title="No attack",
+        holds="As it stands, the class is not drawn.",
+        returns="As it stands, the class is still drawn.",
+        attempts=lambda settings, measuring, own: [
+            Attempt(name="none", about="the model as it is", change=lambda context: context)
+        ],
+    ),
+    "finetune": Attack(
+        title="Benign fine-tuning",
+        holds="Training it further on kept images does not bring the class back.",
+        returns="Training it further on kept images brings the class back: measure again after any training.",
+        attempts=fine_tuning.attempts,
+    ),
+    "quantise": Attack(
+        title="Rounded weights",
+        holds="Rounding the weights does not bring the class back.",
+        returns="The rounded model draws the class: judge the weights in the form that will serve.",
+        attempts=quantization.attempts,
+    ),
+    "sampler": Attack(
+        title="Another way of drawing",
+        holds="Drawing in this way does not bring the class back.",
+        returns="The class is forgotten only for the sampler that it was judged with.",
+        attempts=samplers.attempts,
+    ),
+    "embedding": Attack(
+        title="Free label embedding",
+        holds="With the network as it is, no label embedding that was tried leads to the class.",
+        returns=(
+            "The network can still draw the class: its label does not lead there any more, but an embedding"
+            " made by whoever has the weights and some images does. A model that never saw it can be led"
+            " there some of the way too: compare with one."
+        ),
+        attempts=label_embedding.attempts,
+    ),
+}
+
+
+def attempts_of(settings: Attacks, measuring: Measuring) -> dict[str, Attempt]:
+    """Every attempt of the suite by name. Raises `InputError` for settings of an attack that there is not."""
+    own = own_settings("attacks", settings, {name: attack.settings for name, attack in ATTACKS.items()})
+    return {
+        attempt.name: replace(attempt, kind=kind)
+        for kind, attack in ATTACKS.items()
+        for attempt in attack.attempts(settings, measuring, own[kind])
+    }

@@ -1,0 +1,25 @@
+"""What is drawn instead: how often an image under a forgotten label is predicted to be its exchange class."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from pipeline.evaluation.confidence import share
+from pipeline.evaluation.context import EvalSpec, forgotten_at
+from pipeline.evaluation.sampling import predictions
+
+
+def exchange_fraction(spec: EvalSpec, partials: Mapping[str, Tensor], side: str) -> dict[str, Any] | None:
+    """Share of images under a forgotten label that are predicted to be one of its exchange classes; with
+    several CFG scales `at_cfg_scale`. None without exchange classes."""
+
+    def at(cfg_scale: float) -> dict[str, Any] | None:
+        labels, ranked = predictions(partials, side, forgotten_at(cfg_scale))
+        return share(
+            [row[0] in spec.exchange[label] for label, row in zip(labels, ranked) if label in spec.exchange]
+        )
+
+    s, main = spec.settings, at(spec.settings.cfg_scale)
+    further = {f"{scale:g}": at(scale) for scale in s.cfg_scales} if not spec.joint else {}
+    return main and main | ({"at_cfg_scale": further} if further else {})
