@@ -37,11 +37,11 @@ class Measuring(WithNamed):
     )
     retain_samples: int = Field(50, ge=2, description="images drawn under each retained label")
     null_samples: int = Field(200, ge=1, description="images drawn under the null label")
-    cfg_scale: float = Field(2.0, ge=0)
+    cfg_scale: float = Field(2.0, ge=0, description="scale of classifier-free guidance")
     cfg_scales: list[float] = Field(
         [1.0, 4.0], description="further scales at which the forgotten labels are drawn"
     )
-    sampler_steps: int = Field(20, ge=1)
+    sampler_steps: int = Field(20, ge=1, description="sampler steps")
     block: int = Field(50, ge=4, description="images drawn together; also the block of the kernel distance")
     reference_rows: int = Field(2000, ge=2, description="real retained rows that distances are taken to")
     manifold_k: int = Field(
@@ -53,14 +53,14 @@ class Measuring(WithNamed):
     loss_rows: int = Field(
         100, ge=2, description="rows of each kind whose loss is taken in every timestep bin"
     )
-    timestep_bins: int = Field(10, ge=1)
+    timestep_bins: int = Field(10, ge=1, description="equal stretches of the timesteps")
     membership_draws: int = Field(16, ge=1, description="noises over which a row's loss is averaged")
     membership_rows: int = Field(500, ge=2, description="rows on either side of the loss attack, at most")
     relearn_images: int = Field(
         10, ge=1, description="images of a forgotten class that it is taught again with"
     )
-    relearn_lr: float = Field(1e-4, gt=0)
-    relearn_batch: int = Field(32, ge=1)
+    relearn_lr: float = Field(1e-4, gt=0, description="learning rate of that teaching")
+    relearn_batch: int = Field(32, ge=1, description="rows in a step of it")
     relearn_checks: list[Annotated[int, Field(ge=0)]] = Field(
         [0, 1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96],
         min_length=1,
@@ -78,13 +78,13 @@ class Attacks(WithNamed):
         20, ge=1, description="images drawn under each retained label after each attack"
     )
     finetune_steps: int = Field(100, ge=1, description="benign fine-tuning on retained rows, every parameter")
-    finetune_lr: float = Field(1e-3, gt=0)
-    finetune_batch: int = Field(64, ge=1)
+    finetune_lr: float = Field(1e-3, gt=0, description="learning rate of it")
+    finetune_batch: int = Field(64, ge=1, description="rows in a step of it")
     embedding_steps: int = Field(
         300, ge=1, description="steps of the free label embedding against the frozen network"
     )
-    embedding_lr: float = Field(0.05, gt=0)
-    embedding_batch: int = Field(64, ge=1)
+    embedding_lr: float = Field(0.05, gt=0, description="learning rate of it")
+    embedding_batch: int = Field(64, ge=1, description="rows in a step of it")
     embedding_images: int = Field(64, ge=1, description="images of a forgotten class that the attacker has")
     cfg_scales: list[float] = Field([1.0, 4.0, 8.0], description="CFG scales to try")
     sampler_steps: list[int] = Field([8, 50], description="numbers of deterministic steps to try")

@@ -235,10 +235,17 @@ def _classes(result: Mapping[str, Any], named: Namer) -> list[dict[str, Any]]:
     return rows
 
 
+def _method(name: str | None) -> str:
+    """The method as its line in the table says it; a name that the table does not have, as it is."""
+    from pipeline.unlearning.methods.table import METHODS
+
+    method = METHODS.get(name or "")
+    return f"{method.title} ({name}): {method.meaning}" if method else name or NOT_MEASURED
+
+
 def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     keys = (
         "run_id",
-        "method",
         "seed",
         "world_size",
         "steps",
@@ -250,6 +257,7 @@ def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     spaces = result.get("features") or {}
     computed = result.get("precision") or {}
     return [
+        ("method", _method(result.get("method"))),
         *((key.replace("_", " "), number(result.get(key))) for key in keys),
         ("ended by", ENDS.get(str(result.get("stopped")), NOT_MEASURED)),
         ("checks that failed", ", ".join(f"step {step}" for step in missing) or "none"),

@@ -108,7 +108,7 @@ def test_a_method_of_ones_own(module: ModuleType, monkeypatch: pytest.MonkeyPatc
     assert parse_given(UnlearnConfig, yaml.safe_load(dump(config))) == config
     method = {"method": "toy", "method_config": config.method.model_dump(mode="json")}
     report = render_report(result_json("r", "d" * 64) | method, [], {}, dump(config))
-    assert "toy" in report and "strength" in report and "3.0" in report
+    assert "A toy (toy): " in report and "method strength" in report and ">3.0<" in report
 
 
 def test_a_source_of_ones_own(module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
