@@ -18,7 +18,7 @@ from pipeline.config import RegistryConfig, Tracking, parse
 from pipeline.errors import InputError
 from pipeline.evaluation.metrics.table import METRICS
 from pipeline.governance import certificate, promotion
-from pipeline.tracking import alias_log, mlflow_runs, registry
+from pipeline.tracking import alias_log, compat, registry
 from pipeline.tracking.mlflow_runs import Tracker, client, tracking_uri
 
 Register = Callable[..., int]
@@ -74,7 +74,7 @@ def test_a_continued_run_is_the_same_mlflow_run(root: str) -> None:
 def test_the_load_of_the_machine_is_recorded_beside_the_run(
     root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mlflow_runs, "SYSTEM_S", 0.02)
+    monkeypatch.setattr(compat, "SYSTEM_S", 0.02)
     for turn in (1, 2):  # the second continues the first: the steps go on
         with Tracker(tracking=Tracking(), storage_root=root, run_id="watched", system=True) as tracker:
             assert tracker._monitor is not None
