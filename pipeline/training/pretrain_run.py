@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline import config as configuration
 from pipeline import storage
 from pipeline.config import PretrainConfig
 from pipeline.data.lake import Lake, lake_uri, read_lake
@@ -227,6 +226,7 @@ def _train(
 ) -> None:
     from pipeline.runtime import cluster_ray
     from pipeline.training.launch_ray import launch
+    from pipeline.training.pretrain_worker import run_worker
 
     cluster_ray.connect()
     cluster_ray.require_shared(config.storage)
@@ -256,7 +256,7 @@ def _train(
     }
     with metrics_log.Follower(metrics_uri, show):
         launch(
-            _worker,
+            run_worker,
             arguments,
             config.train,
             storage_uri=scratch,
@@ -265,154 +265,3 @@ def _train(
     progress.close()
     # Ray Train's own notes and the checkpoints; the weights lie in their folders
     storage.remove(storage.join(scratch, name))
-
-
-def _worker(arguments: dict[str, Any]) -> None:
-    from models import weights
-    from models.generative import build
-    from models.judge import Judge, build_judge, initialise
-    from pipeline.evaluation.metrics.class_shares import shares
-    from pipeline.evaluation.metrics.retain_accuracy import accuracy as accuracy_of
-    from pipeline.evaluation.sampling import plan, predicted_classes
-    from pipeline.runtime.precision import require_precision, use_tf32
-    from pipeline.seeding import generator, seed_of
-    from pipeline.training import checkpoint as checkpoints
-    from pipeline.training.launch_ray import worker_setup
-    from pipeline.training.pretrain import LANES, Keeping, judge_accuracy, train_dit, train_judge
-
-    config = configuration.parse(PretrainConfig, arguments["config"])
-    place = worker_setup(config.train, LANES, config.model.size)
-    if place is None:
-        return
-    device, collectives = place
-    require_precision(device, config)
-    use_tf32(config.train.tf32)
-    first = collectives.rank == 0
-    lake = read_lake(arguments["lake_uri"])
-    seen = [item.label for item in lake.manifest.classes if item.label not in config.without]
-    rows, seed, made_with = seen_rows(config, lake), config.seed, arguments["made_with"]
-    (description, judge_descriptions), fresh = arguments["described"], arguments["fresh"]
-    of_stage = {
-        stage: checkpoints.same_start(
-            checkpoints.latest(storage.join(arguments["checkpoints_uri"], stage)), collectives
-        )
-        for stage in (*fresh, MODEL)
-    }
-    done = {stage: 0 if start is None else start.iteration for stage, start in of_stage.items()}
-    told = metrics_log.read(arguments["metrics_uri"]) if first else []
-    writer = metrics_log.Writer(
-        arguments["metrics_uri"], [line for line in told if line["step"] <= done.get(line["of"], 0)]
-    )
-
-    def progress(of: str) -> Any:
-        return (
-            (lambda step, loss: writer.write({"of": of, "step": step, "loss": loss}))
-            if first
-            else (lambda step, loss: None)
-        )
-
-    def keeping(stage: str) -> Keeping:
-        uri = storage.join(arguments["checkpoints_uri"], stage)
-        return Keeping(
-            start=of_stage[stage],
-            save=(lambda checkpoint: checkpoints.commit(uri, checkpoint)) if first else None,
-            every_s=config.checkpoint_s,
-        )
-
-    def own_seed(name: str) -> int:
-        return seed if name == "judge" else seed_of(seed, name)
-
-    common = {"seed": seed, "device": device, "collectives": collectives, "precision": config.train.precision}
-    judges: dict[str, Judge] = {}
-    for name, uri in arguments["judge_uris"].items():
-        if name in fresh:
-            judges[name] = build_judge(judge_descriptions[name])
-            initialise(judges[name].net, generator(own_seed(name), "judge"))
-        else:
-            stored = model_folder.read(uri, "judge.weights")
-            judges[name] = build_judge(stored.config)
-            weights.load_into(judges[name].net, stored.state, stored.uri)
-        judges[name].net.to(device).eval()
-    for name in fresh:
-        optim = config.judges[name]
-        train_judge(
-            judges[name],
-            rows,
-            noise=optim.noise,
-            shift=optim.shift,
-            label_smoothing=optim.label_smoothing,
-            batch_size=optim.batch_size,
-            steps=optim.max_steps,
-            lr=optim.lr,
-            ema=optim.ema,
-            warmup_steps=optim.warmup_steps,
-            clip=None,
-            weight_decay=optim.weight_decay,
-            progress=progress(name),
-            keeping=keeping(name),
-            **(common | {"seed": own_seed(name)}),
-        )
-    judge = judges["judge"]
-    heldout = lake.read(split="heldout")
-    accuracy = {
-        name: judge_accuracy(judges[name], heldout, device=device) if len(heldout) else None for name in fresh
-    }
-
-    model = build(description, batch_norm="tracked")
-    model.net.initialise(generator(seed, "model"))  # type: ignore[operator]
-    model.net.to(device).train()
-    train_dit(
-        model,
-        rows,
-        label_dropout=config.label_dropout,
-        batch_size=config.optim.batch_size,
-        steps=config.optim.max_steps,
-        lr=config.optim.lr,
-        warmup_steps=config.optim.warmup_steps,
-        clip=config.optim.clip,
-        weight_decay=config.optim.weight_decay,
-        ema=config.optim.ema,
-        progress=progress(MODEL),
-        keeping=keeping(MODEL),
-        **common,
-    )
-    model.net.eval()
-    evaluate = config.evaluate
-    what = plan(
-        dict.fromkeys(seen, evaluate.retain_samples),  # a model without labels draws as many
-        seed=seed,
-        purpose="pretrained",
-        cfg_scale=evaluate.cfg_scale,
-        steps=evaluate.final_sampler_steps,
-        batch=evaluate.batch,
-    )
-    predicted = predicted_classes(model, judge, what, collectives)
-    quality: dict[str, Any] = {"class_shares": shares(predicted, judge.num_classes)}
-    if model.conditional:
-        drawn = accuracy_of(what.labels, predicted)
-        right = {
-            "mean": drawn["mean"],
-            "min": drawn["min"],
-            "samples": len(what.labels),
-            "cfg_scale": evaluate.cfg_scale,
-        }
-        quality = {"judged_right": right}
-    if first:
-        writer.flush()
-        for name, judge_made_with in fresh.items():
-            model_folder.write(
-                arguments["judge_uris"][name],
-                judges[name].config,
-                judges[name].net.state_dict(),
-                {
-                    "made_with": judge_made_with,
-                    "heldout_accuracy": accuracy[name],
-                    "heldout_rows": len(heldout),
-                },
-            )
-        model_folder.write(
-            arguments["model_uri"],
-            description,
-            model.net.state_dict(),
-            {"made_with": made_with, "parameters": sum(p.numel() for p in model.net.parameters()), **quality},
-        )
