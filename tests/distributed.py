@@ -1,5 +1,6 @@
 """Run a function on every rank of a gloo world, each rank in a process of its own."""
 
+import multiprocessing
 import tempfile
 from collections.abc import Callable
 from datetime import timedelta
@@ -11,6 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 TIMEOUT = timedelta(seconds=120)  # a rank that hangs fails the test instead of the machine
+multiprocessing.set_forkserver_preload(["torch", "tiny"])  # imported once a session, not once a rank
 
 
 def run_world(world: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -20,7 +22,9 @@ def run_world(world: int, function: Callable[..., Any], *arguments: Any) -> list
     `function` is importable by name. An exception on any rank is raised here, with its traceback.
     """
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_rank, (world, folder, function, arguments), nprocs=world)
+        mp.start_processes(
+            _rank, (world, folder, function, arguments), nprocs=world, start_method="forkserver"
+        )
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(world)]
 
 
