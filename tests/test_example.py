@@ -67,8 +67,8 @@ def test_the_example_forgets_a_digit_without_ray(trained: str, monkeypatch: pyte
     exec(
         compile(block.replace('"storage=runs"', repr(f"storage={trained}")), "docs/python.md", "exec"), names
     )
-    before: Mapping[str, Any] = names["outcome"].before
-    after: Mapping[str, Any] = names["outcome"].after
+    before: Mapping[str, Any] = names["run"].result["before"]
+    after: Mapping[str, Any] = names["run"].result["after"]
     assert before["forget_fraction"]["value"] > 0.8
     assert after["forget_fraction"]["value"] < 0.1
     assert after["retain_accuracy"]["mean"] > before["retain_accuracy"]["mean"] - 0.05

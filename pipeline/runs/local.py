@@ -22,6 +22,7 @@ import torch.distributed as dist
 
 from models import weights
 from models.generative import GenerativeModel
+from models.judge import Judge
 from pipeline import config as configuration
 from pipeline import storage
 from pipeline.config import UnlearnConfig
@@ -45,11 +46,12 @@ ResultT = TypeVar("ResultT")
 
 @dataclass(frozen=True, kw_only=True)
 class LocalRun:
-    """What a run left: `result` as result.json has it, `model` with the trained weights."""
+    """What a run left: `result` as result.json has it, `model` with the trained weights, and its judge."""
 
     uri: str
     result: dict[str, Any]
     model: GenerativeModel
+    judge: Judge
 
 
 def unlearn(config: UnlearnConfig) -> LocalRun:
@@ -82,7 +84,7 @@ def unlearn(config: UnlearnConfig) -> LocalRun:
     inputs.model.net.load_state_dict(dict(weights.from_bytes(trained, TRAINED)), strict=False)
     inputs.model.net.eval()
     result = storage.read_json(storage.join(prepared.run_uri, RESULT))
-    return LocalRun(uri=prepared.run_uri, result=result, model=inputs.model)
+    return LocalRun(uri=prepared.run_uri, result=result, model=inputs.model, judge=inputs.subject.judge)
 
 
 def open_run(prepared: Prepared, collectives: Collectives | None = None) -> tuple[Partition, Inputs]:

@@ -1,5 +1,8 @@
 """Where a run starts: at the base weights, or with the forgotten labels already where their exchange classes
-are drawn."""
+are drawn.
+
+The label table is (classes, D), one embedding a class.
+"""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,4 +1,7 @@
-"""AdamW over the trained subset, driven by one flat gradient; averaged weights; learning-rate schedule."""
+"""AdamW over the trained subset, driven by one flat gradient; averaged weights; learning-rate schedule.
+
+P trained parameters.
+"""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,5 +1,8 @@
 """Trainable subsets by name. The optimiser, every gradient and every reduction see these parameters and no
-others."""
+others.
+
+P trained parameters in all; classes x D the label table.
+"""
 
 from collections.abc import Mapping, Sequence
 

@@ -2,6 +2,8 @@
 
 cos^2 is not linear in per-worker gradients, and a projection is not either: both take vectors that were
 averaged over every rank and micro-batch first. Dot products are accumulated in float64.
+
+P trained parameters.
 """
 
 from dataclasses import dataclass

@@ -1,1 +1,1 @@
-"""One file a method, each a function from a step to the gradient that the optimiser gets."""
+"""One file a method, each a function from a step's gradients to the vector (P,) that the optimiser gets."""
