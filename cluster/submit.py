@@ -141,9 +141,9 @@ def prepare(arguments: argparse.Namespace) -> Submission:
     ]
     for override in sets:
         require_no_secret(f"--set {override.partition('=')[0]}", override)
-    values = configuration.apply_overrides(configuration.read_yaml(str(CHECKOUT / config_path)), sets)
-    require_reachable_storage(values.get("storage"))
-    config = configuration.parse(kind, values)
+    file = configuration.read_yaml(str(CHECKOUT / config_path))
+    require_reachable_storage(configuration.apply_overrides(file, sets).get("storage"))
+    config = configuration.parse_given(kind, file, sets)
 
     metadata = {"job": arguments.job, "config": config_path}
     name = arguments.job.replace("_", "-")

@@ -32,6 +32,8 @@ from pipeline.config import (
 from pipeline.config.base import JobConfig, OpenSection
 from pipeline.config.reading import items_of, section_of
 from pipeline.data.sources import SOURCES
+from pipeline.evaluation.attacks.table import ATTACKS
+from pipeline.evaluation.metrics.table import METRICS
 from pipeline.unlearning.methods.table import settings_classes
 
 PAGE = Path(__file__).with_name("configuration.md")
@@ -52,6 +54,10 @@ JOBS: dict[str, type[JobConfig]] = {
 OWN: dict[str, Mapping[str, type[BaseModel]]] = {
     "source": {name: kind.settings for name, kind in SOURCES.items()},
     "method": settings_classes(),
+}
+UNDER: dict[str, Mapping[str, type[BaseModel]]] = {  # under their names, beside the keys of all
+    "attacks": {name: attack.settings for name, attack in ATTACKS.items()},
+    "measuring": {name: metric.settings for name, metric in METRICS.items()},
 }
 HEAD = """# Configuration
 
@@ -85,6 +91,10 @@ def section(job: str, config: type[JobConfig]) -> Iterator[str]:
                 for line in rows(own, {}, f"{name}."):
                     things.setdefault(tuple(line), []).append(thing)
             yield from table([f"{line[0]} ({', '.join(named)})", *line[1:]] for line, named in things.items())
+    for name in sorted(UNDER.keys() & config.model_fields.keys()):
+        lines = [line for thing, own in UNDER[name].items() for line in rows(own, {}, f"{name}.{thing}.")]
+        if lines:
+            yield from [f"Settings of one name of `{name}`:\n", *table(lines)]
 
 
 def notes(config: type[JobConfig]) -> Iterator[tuple[str, str]]:

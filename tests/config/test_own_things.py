@@ -105,7 +105,7 @@ def test_a_method_of_ones_own(module: ModuleType, monkeypatch: pytest.MonkeyPatc
 
     config = configured(strength=3)
     assert yaml.safe_load(dump(config))["method"]["strength"] == 3.0
-    assert parse_given(UnlearnConfig, yaml.safe_load(dump(config))) == config
+    assert parse_given(UnlearnConfig, yaml.safe_load(dump(config))).method == config.method
     method = {"method": "toy", "method_config": config.method.model_dump(mode="json")}
     report = render_report(result_json("r", "d" * 64) | method, [], {}, dump(config))
     assert "A toy (toy): " in report and "method strength" in report and ">3.0<" in report

@@ -1,7 +1,6 @@
 """What the main job starts from is held against the lake and the device, in one line where
 it does not fit."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -94,7 +93,7 @@ def test_what_will_run_is_what_fits() -> None:
     )
     with pytest.raises(InputError, match=r"train\.memory_gib: fd_central needs .*lower optim\.micro_batch"):
         run_weights.choose(small, base)
-    given = replace(choice, hvp="recompute", micro_batch=4)
+    given = choice._replace(hvp="recompute", micro_batch=4)
     assert (
         run_weights.fitted(config, given).method.hvp == "recompute"
         and run_weights.fitted(config, given).optim.micro_batch == 4
