@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from pipeline.config.evaluate import EvaluateConfig
 from pipeline.data.partition_ray import build_partition
 from pipeline.errors import InputError
 from pipeline.evaluation.confidence import proportion
-from pipeline.evaluation.metrics.retain_accuracy import Retention
+from pipeline.evaluation.context import AFTER
 from pipeline.evaluation.stopping_rule import SettleRule
 from pipeline.governance import promotion
 from pipeline.runs import preflight, resolve_weights
@@ -95,20 +95,22 @@ def carry_out(config: UnlearnConfig, start: Checkpoint | None) -> tuple[Outcome,
 
 def tell(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checks find what CHECKS says: gone for good from step 2 on, but best as a whole at step 2."""
-    measure = periodic_eval.measure
+    evaluate = periodic_eval.evaluate
 
-    def told(model: Any, subject: Any, collectives: Any, **how: Any) -> Any:
-        purpose = how["purpose"]
+    def told(names: Any, context: Any, ranks: Any) -> Any:
+        results, purpose = evaluate(names, context, ranks)[AFTER], context.spec.purpose
         share, right = (0.0, 1.0) if purpose == "final" else CHECKS[int(purpose.removeprefix("check at "))]
-        return replace(
-            measure(model, subject, collectives, **how),
-            forget=proportion(round(share * 200), 200),
-            retention=Retention(
-                mean=right, min=right, neighbours=right, per_class=dict.fromkeys(subject.retained, right)
-            ),
-        )
+        n = results["retain_accuracy"]["intervals"]["mean"]["n"]
+        results["retain_accuracy"] |= {
+            "mean": right,
+            "min": right,
+            "neighbours": right,
+            "per_class": {str(label): right for label in context.spec.retained},
+            "intervals": {"mean": proportion(round(right * n), n).to_dict()},
+        }
+        return {AFTER: results | {"forget_fraction": proportion(round(share * 200), 200).to_dict()}}
 
-    monkeypatch.setattr(periodic_eval, "measure", told)
+    monkeypatch.setattr(periodic_eval, "evaluate", told)
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
