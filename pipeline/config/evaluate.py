@@ -33,8 +33,8 @@ class EvaluateConfig(SeededConfig):
         None, description="of a run: a checkpoint's folder, or last; absent: what the run registered"
     )
     measures: list[str] = Field(
-        ["forget_fraction", "exchange_density", "leakage", "retain_accuracy", "fid"],
-        description="names of the measures; [] for none",
+        ["forget_fraction", "exchange_fraction", "exchange_density", "leakage", "retain_accuracy", "fid"],
+        description="names of the metrics; [] for none",
     )
     battery: bool = Field(False, description="try to bring the class back")
     gold: str | None = Field(

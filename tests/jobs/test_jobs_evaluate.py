@@ -129,7 +129,10 @@ REFUSED = [
     (["version=run-a", "measuring.samples=0"], "measuring.samples: got 0"),
     (["version=run-a", "measuring.sample=9"], "did you mean samples"),
     (["version=run-a", "measuring.kid.blocks=9"], "unknown key 'measuring.kid': valid keys of measuring are"),
-    (["version=run-a", "attacks.hammer.blows=9"], "unknown key 'attacks.hammer': valid keys of attacks are"),
+    (
+        ["version=run-a", "battery=true", "attacks.hammer.blows=9"],
+        "unknown key 'attacks.hammer': valid keys of attacks are",
+    ),
     (["version=run-b"], "is not finished; measure a checkpoint of it with --set checkpoint=last"),
     (["version=run-b", "checkpoint=last"], "expected last or one of those under"),
     (["version=run-a", "checkpoint=checkpoint_3"], "got 'checkpoint_3', expected last or one of those"),

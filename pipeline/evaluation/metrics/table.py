@@ -44,9 +44,8 @@ def leaves(result: Mapping[str, Any], words: Mapping[str, str]) -> Iterator[tupl
             continue
         title = words.get(key, key.replace("_", " "))
         if isinstance(inner, Mapping):
-            yield from (
-                (", ".join(filter(None, [title, rest])), figure) for rest, figure in leaves(inner, words)
-            )
+            for rest, figure in leaves(inner, words):
+                yield ("" if title.endswith(" ") else ", ").join(filter(None, [title, rest])), figure
         else:
             yield title, inner
 
@@ -104,7 +103,7 @@ METRICS: dict[str, Metric] = {
         result=forget_fraction,
         applies=_classes,
         shares=True,
-        words={"top5": "among the judge's first five", "at_cfg_scale": "CFG"},
+        words={"top5": "among the judge's first five", "at_cfg_scale": "CFG "},
     ),
     "exchange_fraction": Metric(
         title="Exchange class drawn instead",
@@ -112,7 +111,7 @@ METRICS: dict[str, Metric] = {
         result=exchange_fraction,
         applies=_exchange,
         shares=True,
-        words={"at_cfg_scale": "CFG"},
+        words={"at_cfg_scale": "CFG "},
     ),
     "exchange_density": Metric(
         title="Density of real images of the exchange class",
