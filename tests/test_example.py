@@ -119,6 +119,47 @@ def test_the_method_of_the_page_bounds_its_ascent() -> None:
     assert torch.equal(gradient, torch.tensor([2.0, -1.0]))
 
 
+def test_the_metric_of_the_page_counts_first_guesses() -> None:
+    from pipeline.evaluation.metrics.table import Metric
+
+    metric = added("A metric", Metric=Metric)["first_guesses"]
+    spec = SimpleNamespace(forgotten_group="forgotten@2", own={"first_guesses": metric.settings(first=2)})
+    predictions = torch.tensor(
+        [[1, 7, 1, 3], [1, 7, 3, 1], [1, 1, 7, 3], [1, 3, 7, 9]]
+    )  # label, then guesses
+    share = metric.result(spec, {"after/forgotten@2/predictions": predictions}, "after")
+    assert (share["value"], share["n"]) == (0.5, 4)
+
+
+def test_the_attack_of_the_page_is_tried_on_a_copy() -> None:
+    from pipeline.config.measuring import Attacks, Measuring
+    from pipeline.evaluation.attacks.table import Attack
+    from pipeline.evaluation.context import EvalContext, EvalSpec
+
+    attack = added("An attack", Attack=Attack)["noise"]
+    (attempt,) = attack.attempts(Attacks(), Measuring(), attack.settings(share=0.1))
+    model = build(dit_description("DiT-tiny", shape=(1, 8, 8), num_classes=10, class_names=NAMES))
+    spec = EvalSpec(
+        forgotten=(1,),
+        exchange={},
+        retained=(0,),
+        neighbours=(),
+        null_label=10,
+        timesteps=1000,
+        num_classes=10,
+    )
+    judge = build_judge(small_cnn_description(shape=(1, 8, 8), num_classes=10, class_names=NAMES))
+    before = {name: weight.clone() for name, weight in model.net.state_dict().items()}
+    attacked = attempt.change(
+        EvalContext(model=model, judge=judge, spec=spec, rows=lambda labels, split: pytest.fail("not read"))
+    )
+    table, noisy = (
+        one.net.get_parameter("y_embedder.embedding_table.weight") for one in (model, attacked.model)
+    )
+    assert (noisy - table).std().item() == pytest.approx(0.1 * table.std().item(), rel=0.1)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.net.state_dict().items())
+
+
 def test_the_source_of_the_page_makes_a_lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.data import sources
 
