@@ -7,7 +7,9 @@ from pipeline.config import Gate
 from pipeline.evaluation.metrics.class_shares import drift
 
 NOT_REACHED = ("settled", "held_steps")  # checks whose null is a finding: the run never came to it
-JUDGE_BOUND = 0.90  # a judge worse than this on held-out images proves nothing
+JUDGE_BOUND: float = Gate.model_fields[
+    "min_judge_accuracy"
+].default  # a judge worse than this on held-out images proves nothing
 LIKE_BOUND = 1 / 3  # a likeness below this is warned of
 
 

@@ -31,7 +31,7 @@ class Plan:
     seeds: tuple[int, ...]
     cfg_scale: float
     steps: int
-    batch: int = 128
+    batch: int
     groups: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def cut(self, least: int) -> "Plan":

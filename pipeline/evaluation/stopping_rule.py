@@ -33,7 +33,7 @@ class SettleRule:
     target: float
     hold_steps: int
     guard: float | None = None
-    guard_checks: int = 3
+    guard_checks: int = 1
     max_checks: int | None = None
     alike: float | None = None
     first_crossing_step: int | None = None

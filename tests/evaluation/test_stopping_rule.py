@@ -8,7 +8,7 @@ Check = tuple[int, int | None, int]
 
 
 def watch(checks: list[Check], **settings: float | int | None) -> SettleRule:
-    rule = SettleRule(**{"target": 0.05, "hold_steps": 8, **settings})  # type: ignore[arg-type]
+    rule = SettleRule(**{"target": 0.05, "hold_steps": 8, "guard_checks": 3, **settings})  # type: ignore[arg-type]
     for step, drawn, right in checks:
         if drawn is None:
             rule.miss(step)
