@@ -62,66 +62,29 @@ class Submission:
     @property
     def command(self) -> str:
         """The same as a command for a shell in the checkout."""
-        arguments = [
-            "ray",
-            "job",
-            "submit",
-            "--address",
-            self.address,
-            "--submission-id",
-            self.job_id,
-            "--no-wait",
-        ]
-        arguments += [
-            "--runtime-env-json",
-            json.dumps(self.runtime_env),
-            "--metadata-json",
-            json.dumps(self.metadata),
-        ]
-        return shlex.join([*arguments, "--", *self.entrypoint])
+        where = (
+            f"ray job submit --address {shlex.quote(self.address)} --submission-id {self.job_id} --no-wait"
+        )
+        env, metadata = shlex.quote(json.dumps(self.runtime_env)), shlex.quote(json.dumps(self.metadata))
+        options = f"--runtime-env-json {env} --metadata-json {metadata}"
+        return f"{where} {options} -- {shlex.join(self.entrypoint)}"
 
 
 def parser() -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    arguments.add_argument(
-        "--config", required=True, metavar="YAML", help="the job's configuration, inside this checkout"
-    )
-    arguments.add_argument(
-        "--job", default="unlearn_imagenet", help="a script of jobs/ (default: %(default)s)"
-    )
-    arguments.add_argument(
-        "--storage",
-        metavar="URI",
-        help="storage root that every node reaches; absent: that of the configuration",
-    )
-    arguments.add_argument(
-        "--tracking", metavar="URI", help="MLflow server; absent: that of the configuration"
-    )
-    arguments.add_argument(
-        "--run-id", metavar="NAME", help="name of the run; a known one is continued; absent: a new one"
-    )
-    arguments.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="a.b=c",
-        dest="overrides",
-        help="override one key; may be repeated",
-    )
-    arguments.add_argument(
-        "--address", metavar="URL", help="the cluster's dashboard, such as http://127.0.0.1:8265"
-    )
-    arguments.add_argument(
-        "--runtime-env", default=str(CHECKOUT / "cluster" / "runtime_env.yaml"), metavar="YAML"
-    )
-    arguments.add_argument("--follow", action="store_true", help="print the job's log and wait for its end")
-    arguments.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="check, print the equivalent `ray job submit` command, send nothing",
-    )
+    add = arguments.add_argument
+    add("--config", required=True, metavar="YAML", help="the job's configuration, inside this checkout")
+    add("--job", default="unlearn_imagenet", help="a script of jobs/ (default: %(default)s)")
+    add("--storage", metavar="URI", help="storage root of all nodes; absent: that of the configuration")
+    add("--tracking", metavar="URI", help="MLflow server; absent: that of the configuration")
+    add("--run-id", metavar="NAME", help="name of the run; a known one is continued; absent: a new one")
+    add("--set", action="append", default=[], metavar="a.b=c", dest="overrides", help="override one key")
+    add("--address", metavar="URL", help="the cluster's dashboard, such as http://127.0.0.1:8265")
+    add("--runtime-env", default=str(CHECKOUT / "cluster" / "runtime_env.yaml"), metavar="YAML")
+    add("--follow", action="store_true", help="print the job's log and wait for its end")
+    add("--dry-run", action="store_true", help="check, print the `ray job submit` command, send nothing")
     return arguments
 
 
