@@ -22,7 +22,7 @@ def run(config: AttackMethodsConfig, dry_run: bool) -> None:
     wanted = attacked_cells(config)
     uri = storage.join(config.storage, "comparisons", f"{config.name}.jsonl")
     if dry_run:
-        print(f"would make {len(wanted)} runs, each with {len(config.battery)} attacks and relearning")
+        print(f"would make {len(wanted)} runs, each with {len(config.attack_suite)} attacks and relearning")
         return
     found = gathered(compare(config, uri), "attacking methods", len(wanted))
     print(table(found, config))

@@ -1,10 +1,10 @@
 """Measure any model: a registered version, a run, a checkpoint of a run, or a folder of weights.
 
 python jobs/evaluate.py --config jobs/configs/evaluate_digits.yaml [--set version=champion]
-python jobs/evaluate.py --config ... --set 'measures=[forget_fraction, kid]'
+python jobs/evaluate.py --config ... --set 'metrics=[forget_fraction, kid]'
 python jobs/evaluate.py --config ... --set version=<run id> --set checkpoint=last
 python jobs/evaluate.py --config ... --set version=<folder> --set lake=digits --set 'request.classes=[1]'
-python jobs/evaluate.py --config ... --set battery=true --set gold=dit-tiny-digits-without-1
+python jobs/evaluate.py --config ... --set attack_suite=true --set reference=dit-tiny-digits-without-1
 """
 
 import sys

@@ -80,16 +80,20 @@ def test_the_first_jobs_are_there() -> None:
 def test_likeness_needs_an_exchange_class_to_look_like(changed: str) -> None:
     path = str(ROOT / "jobs" / "configs" / "cifar10.yaml")
     with pytest.raises(
-        InputError, match=r"gate\.min_likeness: got 0\.5, but no label of the request has an exchange class"
+        InputError,
+        match=r"gate\.min_exchange_fidelity: got 0\.5, but no label of the request has an exchange class",
     ) as caught:
         configuration.load(UnlearnConfig, path, [changed])
     assert "\n" not in str(caught.value)
     assert (
-        configuration.load(UnlearnConfig, path, [changed, "gate.min_likeness=null"]).gate.min_likeness is None
+        configuration.load(
+            UnlearnConfig, path, [changed, "gate.min_exchange_fidelity=null"]
+        ).gate.min_exchange_fidelity
+        is None
     )
 
 
-@pytest.mark.parametrize("section", ["judge", "hat_judge"])
+@pytest.mark.parametrize("section", ["judge", "uniformity_judge"])
 def test_a_setting_that_its_judge_would_not_heed_is_refused(section: str) -> None:
     path = str(ROOT / "jobs" / "configs" / "pretrain_digits.yaml")
     with pytest.raises(InputError, match=rf"{section}\.mirror: got true for mlp, expected false"):

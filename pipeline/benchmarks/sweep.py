@@ -66,7 +66,7 @@ def _sweep(config: BenchmarkConfig, way: str) -> SweepConfig:
         "final_samples": 100,
         "final_retain_samples": 1,
         "every": 2,
-        "hold_steps": 100,
+        "patience_steps": 100,
     }
     return parse(
         SweepConfig,

@@ -13,7 +13,7 @@ class AttackMethodsConfig(CompareConfig):
         True,
         description="rows for the base model and, where it was pretrained, for one that never saw the class",
     )
-    battery: list[str] = Field(
+    attack_suite: list[str] = Field(
         ["none", "finetune", "int8", "embedding from own", "embedding from mean", "embedding from random"],
         min_length=1,
         description="names of the attacks",

@@ -23,7 +23,7 @@ class Workers(Section):
 
 class EvaluateConfig(SeededConfig):
     conditions: ClassVar[tuple[Only, ...]] = (
-        while_("attacks", "battery", True),
+        while_("attacks", "attack_suite", True),
         Only(keys=("encoder.sha256",), switches=("encoder.weights",)),
     )
 
@@ -32,12 +32,12 @@ class EvaluateConfig(SeededConfig):
     checkpoint: str | None = Field(
         None, description="of a run: a checkpoint's folder, or last; absent: what the run registered"
     )
-    measures: list[str] = Field(
+    metrics: list[str] = Field(
         ["forget_fraction", "exchange_fraction", "exchange_density", "leakage", "retain_accuracy", "fid"],
         description="names of the metrics; [] for none",
     )
-    battery: bool = Field(False, description="try to bring the class back")
-    gold: str | None = Field(
+    attack_suite: bool = Field(False, description="try to bring the class back")
+    reference: str | None = Field(
         None, description="name or URI of a model trained without the forgotten rows, to compare with"
     )
     lake: str | None = Field(None, description="absent: the run's")

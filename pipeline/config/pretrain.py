@@ -59,7 +59,7 @@ class JudgeOptim(Section):
 class PretrainConfig(SeededConfig):
     conditions: ClassVar[tuple[Only, ...]] = (
         while_("judge.width", "judge.net", "small_cnn", "resnet"),
-        while_("hat_judge.width", "hat_judge.net", "small_cnn", "resnet"),
+        while_("uniformity_judge.width", "uniformity_judge.net", "small_cnn", "resnet"),
         ELASTIC,
     )
 
@@ -68,7 +68,7 @@ class PretrainConfig(SeededConfig):
     without: list[int] = Field(
         [],
         description=(
-            "classes it never sees: a gold reference, in a folder of its own, judged by the judge that is"
+            "classes it never sees: a retrained reference, in a folder of its own, judged by the judge that is"
             " there"
         ),
     )
@@ -80,8 +80,9 @@ class PretrainConfig(SeededConfig):
     )
     optim: PretrainOptim = PretrainOptim()
     judge: JudgeOptim = JudgeOptim()
-    hat_judge: JudgeOptim | None = Field(
-        None, description="a second judge, from a seed of its own, for method.hat_weight to train against"
+    uniformity_judge: JudgeOptim | None = Field(
+        None,
+        description="a second judge, from a seed of its own, for method.uniformity_weight to train against",
     )
     train: TrainWorkers = TrainWorkers()
     evaluate: Sampling = Field(Sampling(), description="how the trained model is judged")
@@ -91,7 +92,7 @@ class PretrainConfig(SeededConfig):
 
     @model_validator(mode="after")
     def _mirrors(self) -> "PretrainConfig":
-        for section, one in (("judge", self.judge), ("hat_judge", self.hat_judge)):
+        for section, one in (("judge", self.judge), ("uniformity_judge", self.uniformity_judge)):
             if one and one.mirror and one.net != "resnet":
                 raise ValueError(
                     f"{section}.mirror: got true for {one.net}, expected false: only net=resnet looks at"
@@ -109,4 +110,7 @@ class PretrainConfig(SeededConfig):
         """The judges it trains, by what their folders are called."""
         if self.is_gold:
             return {}
-        return {"judge": self.judge, **({"hat-judge": self.hat_judge} if self.hat_judge else {})}
+        return {
+            "judge": self.judge,
+            **({"hat-judge": self.uniformity_judge} if self.uniformity_judge else {}),
+        }

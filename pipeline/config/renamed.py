@@ -7,7 +7,25 @@ from typing import Any
 from pipeline.config.conditions import has, pop
 from pipeline.errors import InputError
 
-RENAMED: dict[str, str] = {}  # dotted key before -> dotted key now
+RENAMED: dict[str, str] = {  # dotted key before -> dotted key now
+    "method.start": "method.label_init",
+    "method.push": "method.label_extrapolation",
+    "method.hat_weight": "method.uniformity_weight",
+    "method.fold": "method.latent_reflection",
+    "hat_judge": "uniformity_judge",
+    "optim.prime_steps": "optim.moment_warmup_steps",
+    "evaluate.guard": "evaluate.retention_floor",
+    "evaluate.guard_checks": "evaluate.floor_patience",
+    "evaluate.hold_steps": "evaluate.patience_steps",
+    "evaluate.battery": "evaluate.attack_suite",
+    "evaluate.measures": "evaluate.metrics",
+    "evaluate.gold": "evaluate.reference",
+    "gate.min_hold_steps": "gate.min_patience_steps",
+    "gate.min_likeness": "gate.min_exchange_fidelity",
+    "battery": "attack_suite",
+    "measures": "metrics",
+    "gold": "reference",
+}
 REMOVED: dict[str, str] = {  # dotted key before -> what to do instead
     "stand_in": "python tests/make_stand_ins.py --storage <root> makes tiny weights and a lake",
     "autopilot": "a sweep with method.name in its space finds the method",

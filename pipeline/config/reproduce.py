@@ -18,13 +18,13 @@ class Published(Section):
 
 
 class ReproducedRow(Section):
-    """One row of the table. `penalty` and `hat_weight` are the published numbers, which weigh losses summed
-    over the batch."""
+    """One row of the table. `penalty` and `uniformity_weight` are the published numbers, which weigh losses
+    summed over the batch."""
 
     method: str = Field(description="a method of pipeline/unlearning/methods/table.py")
     penalty: float = Field(0.0, ge=0, description="weight of the penalty")
-    hat_weight: float = Field(0.0, ge=0, description="weight of the hat term")
-    surgery_hat_weight: float | None = Field(
+    uniformity_weight: float = Field(0.0, ge=0, description="weight of the hat term")
+    surgery_uniformity_weight: float | None = Field(
         None, ge=0, description="uno_s: another hat weight for its surgery steps; absent: the same"
     )
     surgery_every: int = Field(2, ge=1, description="uno_s: every k-th step is a surgery step")
@@ -54,7 +54,7 @@ class ReproduceConfig(JobConfig):
         5, ge=1, description="steps between two checks on fresh samples, for the settled step"
     )
     check_samples: int = Field(1000, ge=100, description="fresh samples of such a check")
-    hold_steps: int = Field(
+    patience_steps: int = Field(
         53,
         ge=1,
         description="steps that every check must stay below the threshold: one pass of the forgotten class",

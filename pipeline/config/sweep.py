@@ -87,7 +87,7 @@ class Scheduler(Section):
         "none", description="asha: successive halving; median: against the median of the others"
     )
     grace_steps: int | None = Field(
-        None, ge=1, description="no trial is stopped before; absent: evaluate.hold_steps of the base"
+        None, ge=1, description="no trial is stopped before; absent: evaluate.patience_steps of the base"
     )
     reduction: int = Field(3, ge=2, description="asha: one in so many goes on from a rung")
     min_trials: int = Field(3, ge=1, description="median: others that must have got so far")

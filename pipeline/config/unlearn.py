@@ -27,14 +27,14 @@ class Method(OpenSection):
         "teacher", description="what L_r and L_x are measured against"
     )
     exchange_weight: float = Field(0.5, ge=0, description="weight of L_x against L_r; 1 in the paper")
-    start: Literal["base", "exchange"] = Field(
+    label_init: Literal["base", "exchange"] = Field(
         "base",
         description=(
             "exchange: the forgotten labels' rows begin at those of their exchange classes"
             " (docs/experiments/methods.md)"
         ),
     )
-    push: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
+    label_extrapolation: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
         0.0,
         description=(
             "how far beyond the exchange class, away from itself, a forgotten label is aimed; auto: as the"
@@ -47,7 +47,7 @@ class Method(OpenSection):
     null_fraction: Fraction = Field(
         0.1, description="teacher targets: share of retain rows under the null label"
     )
-    hat_weight: float = Field(
+    uniformity_weight: float = Field(
         0.0,
         ge=0,
         description=(
@@ -55,7 +55,7 @@ class Method(OpenSection):
             " 0: off"
         ),
     )
-    fold: bool = Field(
+    latent_reflection: bool = Field(
         False,
         description=(
             "unconditional models: L_x on the forgotten rows; where they lie, what the base draws on the kept"
@@ -96,7 +96,7 @@ class Optim(Section):
         None, gt=0, description="seconds of steps after which a run ends, at its next check; absent: no bound"
     )
     warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises")
-    prime_steps: int = Field(
+    moment_warmup_steps: int = Field(
         0, ge=0, description="gradient evaluations at lr 0 that fill the optimiser's moments first"
     )
     clip: float | None = Field(1.0, gt=0, description="bound on the gradient's norm")
@@ -120,7 +120,7 @@ class Evaluate(Sampling):
     membership_draws: int = Field(
         16, ge=1, description="named samples: noises over which a row's loss is averaged"
     )
-    hold_steps: int = Field(
+    patience_steps: int = Field(
         16,
         ge=1,
         description="steps over which every check must stay below the target before the run is settled",
@@ -128,14 +128,14 @@ class Evaluate(Sampling):
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="of the network while it samples; judge and decoder are in fp32"
     )
-    guard: Fraction | None = Field(
+    retention_floor: Fraction | None = Field(
         0.7,
         description=(
             "share of the base model's retain_accuracy; a run that falls below it stops and returns to its"
             " best check; null: never"
         ),
     )
-    guard_checks: int = Field(3, ge=1, description="checks in a row below the guard that stop a run")
+    floor_patience: int = Field(3, ge=1, description="checks in a row below the floor that stop a run")
     max_checks: int | None = Field(
         None,
         ge=1,
@@ -149,12 +149,14 @@ class Evaluate(Sampling):
     timeout_s: float = Field(
         1200.0, gt=0, description="asynchronous: a check that takes longer counts as failed"
     )
-    battery: bool = Field(False, description="at the end, try to bring the class back (attacks says how)")
-    measures: list[str] = Field(
-        [],
-        description="at the end, further measures of jobs/evaluate.py, such as leakage and loss_by_timestep",
+    attack_suite: bool = Field(
+        False, description="at the end, try to bring the class back (attacks says how)"
     )
-    gold: str | None = Field(
+    metrics: list[str] = Field(
+        [],
+        description="at the end, further metrics of jobs/evaluate.py, such as leakage and loss_by_timestep",
+    )
+    reference: str | None = Field(
         None,
         description="name or URI of a model trained without the forgotten rows, to compare with at the end",
     )
@@ -180,7 +182,7 @@ class Gate(Section):
     max_fid_increase: float | None = Field(
         None, ge=0, description="bound on how far the Frechet distance may rise; absent: reported only"
     )
-    min_likeness: Fraction | None = Field(
+    min_exchange_fidelity: Fraction | None = Field(
         None,
         description=(
             "bound on how much what the forgotten labels draw looks like their exchange classes"
@@ -188,7 +190,7 @@ class Gate(Section):
             " checks in a row; absent: reported, and warned of below a third"
         ),
     )
-    min_hold_steps: int = Field(
+    min_patience_steps: int = Field(
         8,
         ge=0,
         description=(
@@ -202,8 +204,8 @@ class Gate(Section):
     accept_trained_judge: bool = Field(
         False,
         description=(
-            "accept the verdicts of a judge that the model was trained against (hat_weight): it may have"
-            " learnt to fool it"
+            "accept the verdicts of a judge that the model was trained against (uniformity_weight): it may"
+            " have learnt to fool it"
         ),
     )
 
@@ -215,17 +217,19 @@ def _is_vae(size: str) -> bool:
 class UnlearnConfig(SeededConfig):
     conditions: ClassVar[tuple[Only, ...]] = (
         while_("evaluate.cpus evaluate.gpus evaluate.timeout_s", "evaluate.asynchronous", True),
-        while_("attacks", "evaluate.battery", True),
-        Only(keys=("measuring",), switches=("evaluate.battery", "evaluate.measures", "evaluate.gold")),
+        while_("attacks", "evaluate.attack_suite", True),
         Only(
-            keys=("hat_judge", "gate.accept_trained_judge"),
-            switches=("method.hat_weight",),
+            keys=("measuring",), switches=("evaluate.attack_suite", "evaluate.metrics", "evaluate.reference")
+        ),
+        Only(
+            keys=("uniformity_judge", "gate.accept_trained_judge"),
+            switches=("method.uniformity_weight",),
             needed=" above 0",
         ),
-        Only(keys=("method.exchange_weight",), switches=("request.exchange", "method.fold")),
+        Only(keys=("method.exchange_weight",), switches=("request.exchange", "method.latent_reflection")),
         Only(keys=("evaluate.membership_draws", "gate.max_membership_auc"), switches=("request.sample_ids",)),
         unless("request.neighbours request.nearest_by", "request.sample_ids"),
-        Only(keys=("evaluate.guard_checks",), switches=("evaluate.guard",), needed=" a share"),
+        Only(keys=("evaluate.floor_patience",), switches=("evaluate.retention_floor",), needed=" a share"),
         Only(keys=("encoder.sha256",), switches=("encoder.weights",)),
         Only(
             keys=("model.batch_norm", "gate.max_share_drift"),
@@ -261,10 +265,10 @@ class UnlearnConfig(SeededConfig):
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     judge: Judge = Judge()
-    hat_judge: Judge = Field(
+    uniformity_judge: Judge = Field(
         Judge(),
         description=(
-            "the classifier that method.hat_weight trains against; weights absent: the second one that"
+            "the classifier that method.uniformity_weight trains against; weights absent: the second one that"
             " pretrain.py left, or else the judge that measures"
         ),
     )
@@ -273,9 +277,9 @@ class UnlearnConfig(SeededConfig):
     )
     gate: Gate = Gate()
     measuring: Measuring = Field(
-        Measuring(), description="how much evaluate.measures, evaluate.gold and the battery draw"
+        Measuring(), description="how much evaluate.metrics, evaluate.reference and the battery draw"
     )
-    attacks: Attacks = Field(Attacks(), description="what evaluate.battery tries")
+    attacks: Attacks = Field(Attacks(), description="what evaluate.attack_suite tries")
     tracking: Tracking = Tracking()
 
     @model_validator(mode="after")
@@ -290,10 +294,13 @@ class UnlearnConfig(SeededConfig):
                 "method.hvp: got fd_forward with train.precision bf16, whose rounding drowns a one-sided"
                 " difference; expected fd_central"
             )
-        if self.gate.min_likeness is not None and (not self.request.exchange or self.request.sample_ids):
+        if self.gate.min_exchange_fidelity is not None and (
+            not self.request.exchange or self.request.sample_ids
+        ):
             raise ValueError(
-                f"gate.min_likeness: got {self.gate.min_likeness}, but no label of the request has an"
-                " exchange class to look like; expected request.exchange, or gate.min_likeness=null"
+                f"gate.min_exchange_fidelity: got {self.gate.min_exchange_fidelity}, but no label of the"
+                " request has an exchange class to look like; expected request.exchange, or"
+                " gate.min_exchange_fidelity=null"
             )
         batch, lanes, fewest, most = (
             self.optim.batch_size,

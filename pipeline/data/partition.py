@@ -111,7 +111,7 @@ def partition_key(
         "seed": config.seed,
         "lanes": config.partition.lanes,
         "batch_size": config.optim.batch_size,
-        "steps": config.optim.max_steps + config.optim.prime_steps,
+        "steps": config.optim.max_steps + config.optim.moment_warmup_steps,
         "segment_steps": segment_steps(config, lake),
     }
 

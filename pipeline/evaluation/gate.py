@@ -103,11 +103,11 @@ def judge_gate(
             "bound": None,
             "passed": outcome["settled_step"] is not None,
         },
-        _at_least("held_steps", _held(outcome), gate.min_hold_steps),
+        _at_least("held_steps", _held(outcome), gate.min_patience_steps),
         *retained,
     ]
-    if gate.min_likeness is not None:
-        checks.append(_at_least("likeness", likeness(before, after), gate.min_likeness))
+    if gate.min_exchange_fidelity is not None:
+        checks.append(_at_least("likeness", likeness(before, after), gate.min_exchange_fidelity))
     if gate.min_judge_accuracy is not None:
         checks.append(_at_least("judge_heldout_accuracy", judge_accuracy, gate.min_judge_accuracy))
     if trained_against and not gate.accept_trained_judge:

@@ -15,32 +15,33 @@ ALIKE_CHECKS = 2
 @dataclass
 class SettleRule:
     """Watches checks on fresh noise. `target` bounds what is measured (forget fraction or attack AUC),
-    `hold_steps` is the window it has to stay there.
+    `patience_steps` is the window it has to stay there.
 
     first_crossing_step: first checked step whose measured share is below the target.
     settled_step: first checked step from which the UPPER 95 % bound stays below the target at every later
-    check, once that has lasted `hold_steps` further steps; None until then.
+    check, once that has lasted `patience_steps` further steps; None until then.
     kept_step: the check whose weights are kept. It is the latest of the latest stretch below the target whose
     retention is not worse than the best of that stretch beyond sampling noise (their intervals are apart);
-    without such a stretch the latest that the guard does not object to.
+    without such a stretch the latest that the retention floor does not object to.
     alike: bound on how much the forgotten labels' images look like the exchange classes; with one, a settled
     run goes on until the lower 95 % bound of that, `likeness`, was not below it at two checks in a row (one
     alone may be luck). None: it ends as soon as it is settled.
-    stopped: "settled", "guard" (at `guard_checks` checks in a row the upper bound of the retention was under
-    `guard`) or "checks" (`max_checks` are spent); None while it may go on.
+    stopped: "settled", "guard" (at `floor_patience` checks in a row the upper bound of the retention was
+    under
+    `retention_floor`) or "checks" (`max_checks` are spent); None while it may go on.
     """
 
     target: float
-    hold_steps: int
-    guard: float | None = None
-    guard_checks: int = 1
+    patience_steps: int
+    retention_floor: float | None = None
+    floor_patience: int = 1
     max_checks: int | None = None
     alike: float | None = None
     first_crossing_step: int | None = None
     below_since: int | None = None
     last_step: int = 0
     checks: int = 0
-    harmed: int = 0  # checks in a row that the guard objects to
+    harmed: int = 0  # checks in a row that the retention floor objects to
     kept_step: int | None = None
     kept_below: bool = False  # the kept check belongs to a stretch below the target
     found_alike: int = 0  # checks in a row whose lower bound is not below `alike`
@@ -60,7 +61,9 @@ class SettleRule:
             self.first_crossing_step = step
         alike = self.alike is not None and likeness is not None and likeness >= self.alike
         self.found_alike = self.found_alike + 1 if alike else 0
-        harmed = self.guard is not None and retained is not None and retained.high < self.guard
+        harmed = (
+            self.retention_floor is not None and retained is not None and retained.high < self.retention_floor
+        )
         self.harmed = self.harmed + 1 if harmed else 0
         if measured.high < self.target:
             begins = self.below_since is None
@@ -87,7 +90,7 @@ class SettleRule:
 
     @property
     def settled_step(self) -> int | None:
-        held = self.below_since is not None and self.last_step - self.below_since >= self.hold_steps
+        held = self.below_since is not None and self.last_step - self.below_since >= self.patience_steps
         return self.below_since if held else None
 
     @property
@@ -98,6 +101,6 @@ class SettleRule:
     def stopped(self) -> str | None:
         if self.done and (self.alike is None or self.found_alike >= ALIKE_CHECKS):
             return "settled"
-        if self.guard is not None and self.harmed >= self.guard_checks:
+        if self.retention_floor is not None and self.harmed >= self.floor_patience:
             return "guard"
         return "checks" if self.max_checks is not None and self.checks >= self.max_checks else None

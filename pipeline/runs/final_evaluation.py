@@ -26,7 +26,9 @@ BLOCKS = ("measures", "battery", "gold")  # of result.json
 
 
 def wanted(config: UnlearnConfig) -> bool:
-    return config.evaluate.battery or bool(config.evaluate.measures) or config.evaluate.gold is not None
+    return (
+        config.evaluate.attack_suite or bool(config.evaluate.metrics) or config.evaluate.reference is not None
+    )
 
 
 def require_metrics(names: Sequence[str], key: str) -> tuple[str, ...]:
@@ -39,20 +41,21 @@ def require_metrics(names: Sequence[str], key: str) -> tuple[str, ...]:
 
 def check(config: UnlearnConfig) -> None:
     """Raise `InputError` for what `prove` could not do later."""
-    require_metrics(config.evaluate.measures, "evaluate.measures")
+    require_metrics(config.evaluate.metrics, "evaluate.metrics")
     metric_settings(config.measuring)
     attempts_of(config.attacks, config.measuring)
-    if config.evaluate.battery and not config.request.forgotten_classes:
+    if config.evaluate.attack_suite and not config.request.forgotten_classes:
         raise InputError(
-            "evaluate.battery: it asks about forgotten classes, and the request names samples; leave it out"
+            "evaluate.attack_suite: it asks about forgotten classes, and the request names samples; leave"
+            " it out"
         )
-    if config.evaluate.gold:
-        uri = resolve_weights.named_model(config.storage, config.evaluate.gold)
+    if config.evaluate.reference:
+        uri = resolve_weights.named_model(config.storage, config.evaluate.reference)
         samples = config.request.sample_ids
         without = f"without_samples={samples}" if samples else f"without={config.request.classes}"
         if model_folder.manifest_of(uri) is None:
             raise InputError(
-                f"evaluate.gold: no model at {uri}; make it with `python jobs/pretrain.py --config"
+                f"evaluate.reference: no model at {uri}; make it with `python jobs/pretrain.py --config"
                 f" jobs/configs/pretrain_<lake>.yaml --set {without}`"
             )
 
@@ -79,10 +82,10 @@ def prove(
         return dict(earlier)
     models = {AFTER: replace(base, state=state), BEFORE: base}
     gold_facts = None
-    if config.evaluate.gold:
-        gold = resolve_weights.named_model(config.storage, config.evaluate.gold)
-        models[GOLD] = model_folder.read(gold, "evaluate.gold")
-        gold_facts = {"name": config.evaluate.gold, "weights_digest": models[GOLD].digest}
+    if config.evaluate.reference:
+        gold = resolve_weights.named_model(config.storage, config.evaluate.reference)
+        models[GOLD] = model_folder.read(gold, "evaluate.reference")
+        gold_facts = {"name": config.evaluate.reference, "weights_digest": models[GOLD].digest}
     train = config.train
     result = evaluate(
         Evaluation(
@@ -92,8 +95,8 @@ def prove(
             spec=spec_of(
                 config.request, lake, base.config, base, seed=config.seed, settings=config.measuring
             ),
-            metrics=named(config.evaluate.measures),
-            attacks=config.attacks if config.evaluate.battery else None,
+            metrics=named(config.evaluate.metrics),
+            attacks=config.attacks if config.evaluate.attack_suite else None,
             bound=config.gate.max_forget_fraction,
             workers=Workers(
                 workers=train.most,

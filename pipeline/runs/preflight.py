@@ -54,19 +54,21 @@ class Prepared:
     trainable: int
     subject: dict[str, Any]
     choice: "Choice | None" = None  # how the step will be made on the GPUs that train.memory_gib speaks of
-    hat_judge: model_folder.Stored | None = None  # None: the judge that measures
+    uniformity_judge: model_folder.Stored | None = None  # None: the judge that measures
     # feature spaces beside the judge's
     features: Mapping[str, model_folder.Stored] = field(default_factory=dict)
 
     @property
     def one_judge(self) -> bool:
         """Whether a hat term has its gradient from the judge that measures."""
-        return self.hat_judge is None or self.hat_judge.digest == self.judge.digest
+        return self.uniformity_judge is None or self.uniformity_judge.digest == self.judge.digest
 
     @property
     def sources(self) -> dict[str, Any]:
         """What `train_ray.train` reads beside the partition."""
-        subject = self.subject | ({"hat_judge": self.hat_judge.uri} if self.hat_judge else {})
+        subject = self.subject | (
+            {"uniformity_judge": self.uniformity_judge.uri} if self.uniformity_judge else {}
+        )
         return {
             "lake_uri": self.lake.uri,
             "model_uri": self.base.uri,
@@ -95,7 +97,7 @@ def check(config: UnlearnConfig) -> Prepared:
         weights.load_into(verdict.net, judge.state, f"judge.weights: {judge.uri}")
     except weights.WeightsError as error:
         raise InputError(str(error)) from error
-    hat_judge = _fitting_hat_judge(config, judge)
+    uniformity_judge = _fitting_uniformity_judge(config, judge)
     precision.require(config, base.config)
     if config.encoder.weights and lake.manifest.kind != "latent":
         raise InputError(
@@ -111,10 +113,10 @@ def check(config: UnlearnConfig) -> Prepared:
     except ValueError as error:
         raise InputError(str(error)) from error
     moves = (
-        "method.start: exchange"
-        if config.method.start == "exchange"
-        else "method.push"
-        if config.method.push
+        "method.label_init: exchange"
+        if config.method.label_init == "exchange"
+        else "method.label_extrapolation"
+        if config.method.label_extrapolation
         else None
     )
     if moves and label_parameter(model, named) is None:
@@ -143,7 +145,7 @@ def check(config: UnlearnConfig) -> Prepared:
         trainable=sum(p.numel() for p in named.values()),
         subject={"retained": drawn_classes(config, retained, near), "neighbours": near},
         choice=run_weights.choose(config, base),
-        hat_judge=hat_judge,
+        uniformity_judge=uniformity_judge,
         features=features,
     )
     _require_same_settings(prepared)
@@ -152,19 +154,21 @@ def check(config: UnlearnConfig) -> Prepared:
     return prepared
 
 
-def _fitting_hat_judge(config: UnlearnConfig, judge: model_folder.Stored) -> model_folder.Stored | None:
-    found = run_weights.read_hat_judge(config)
+def _fitting_uniformity_judge(
+    config: UnlearnConfig, judge: model_folder.Stored
+) -> model_folder.Stored | None:
+    found = run_weights.read_uniformity_judge(config)
     if found is None:
         return None
     verdict = build_judge(found.config)
     try:
-        weights.load_into(verdict.net, found.state, f"hat_judge.weights: {found.uri}")
+        weights.load_into(verdict.net, found.state, f"uniformity_judge.weights: {found.uri}")
     except weights.WeightsError as error:
         raise InputError(str(error)) from error
     if model_folder.class_count(found.config) != model_folder.class_count(judge.config):
         raise InputError(
-            f"hat_judge.weights: knows {model_folder.class_count(found.config)} classes, the judge that"
-            f" measures {model_folder.class_count(judge.config)}"
+            f"uniformity_judge.weights: knows {model_folder.class_count(found.config)} classes, the judge"
+            f" that measures {model_folder.class_count(judge.config)}"
         )
     return found
 

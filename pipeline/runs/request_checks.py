@@ -69,19 +69,23 @@ def resolve(
             f" 'request.exchange={{{missing[0]}: <class>}}') or insist with --set"
             " request.without_exchange=true"
         )
-    if config.method.push == "auto" and config.method.start != "exchange":
+    if config.method.label_extrapolation == "auto" and config.method.label_init != "exchange":
         raise InputError(
-            "method.push: got auto, which is tried out at the start; expected a number, or"
-            " method.start=exchange with it"
+            "method.label_extrapolation: got auto, which is tried out at the start; expected a number, or"
+            " method.label_init=exchange with it"
         )
-    moves = config.method.start == "exchange" or config.method.push
+    moves = config.method.label_init == "exchange" or config.method.label_extrapolation
     if moves and any(len(request.exchange_classes.get(c, ())) != 1 for c in request.forgotten_classes):
+        key = "label_init" if config.method.label_init == "exchange" else "label_extrapolation"
         raise InputError(
-            f"{'method.start' if config.method.start == 'exchange' else 'method.push'}: aims a forgotten"
-            " label at the one exchange class it has, but a forgotten class has none or several; expected"
-            " start base and push 0"
+            f"method.{key}: aims a forgotten label at the one exchange class it has, but a forgotten class"
+            " has none or several; expected label_init base and label_extrapolation 0"
         )
-    driven = METHODS[config.method.name].drives or config.method.hat_weight or config.method.fold
+    driven = (
+        METHODS[config.method.name].drives
+        or config.method.uniformity_weight
+        or config.method.latent_reflection
+    )
     if not request.exchange and config.method.targets == "teacher" and not driven:
         raise InputError(
             f"method.targets: with {config.method.name}, no exchange class and targets teacher nothing would"
@@ -94,14 +98,16 @@ def resolve(
 
 def require_fit(config: UnlearnConfig, model: "GenerativeModel") -> None:
     """Raise `InputError` for settings that the model cannot be trained with."""
-    if config.method.hat_weight and model.latent is None:
+    if config.method.uniformity_weight and model.latent is None:
         raise InputError(
-            f"method.hat_weight: got {config.method.hat_weight:g} for {config.model.size}, whose samples take"
-            " many passes and cannot be differentiated; expected 0"
+            f"method.uniformity_weight: got {config.method.uniformity_weight:g} for {config.model.size},"
+            " whose samples take many passes and cannot be differentiated; expected 0"
         )
-    if config.method.hat_weight and not config.request.forgotten_classes:
-        raise InputError("method.hat_weight: a judge of classes cannot tell named samples apart; expected 0")
-    if config.method.fold:
+    if config.method.uniformity_weight and not config.request.forgotten_classes:
+        raise InputError(
+            "method.uniformity_weight: a judge of classes cannot tell named samples apart; expected 0"
+        )
+    if config.method.latent_reflection:
         _require_fold(config, model)
     if model.whole_batch and (config.train.most > 1 or config.optim.micro_batch):
         cut = (
@@ -119,17 +125,18 @@ def _require_fold(config: UnlearnConfig, model: "GenerativeModel") -> None:
     """The fold exchanges what is drawn in a part of the latent space, against a teacher."""
     if model.latent is None:
         raise InputError(
-            f"method.fold: got true for {config.model.size}, which has no encoder; expected request.exchange"
-            " to say what to draw"
+            f"method.latent_reflection: got true for {config.model.size}, which has no encoder; expected"
+            " request.exchange to say what to draw"
         )
     if config.method.targets != "teacher":
         raise InputError(
-            "method.fold: got targets data, but no image is at hand of what is drawn there; expected"
-            " method.targets=teacher"
+            "method.latent_reflection: got targets data, but no image is at hand of what is drawn there;"
+            " expected method.targets=teacher"
         )
     if not config.request.forgotten_classes:
         raise InputError(
-            "method.fold: named samples have no place of their own among the latents; expected false"
+            "method.latent_reflection: named samples have no place of their own among the latents; expected"
+            " false"
         )
 
 

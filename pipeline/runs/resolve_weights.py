@@ -197,7 +197,7 @@ def _checkpoint(uri: str, run_uri: str, run: UnlearnConfig) -> Target:
     return Target(
         what=(
             f"checkpoint {uri.rsplit('/', 1)[-1]} of run {run.run_id}, step"
-            f" {checkpoint.iteration - run.optim.prime_steps}"
+            f" {checkpoint.iteration - run.optim.moment_warmup_steps}"
         ),
         description=base.config,
         state=state,

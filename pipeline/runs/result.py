@@ -33,7 +33,7 @@ def measured_before(prepared: Prepared, partition_digest: str) -> tuple[str, dic
         prepared.judge.digest,
         partition_digest,
         config.seed,
-        config.evaluate.model_dump(mode="json", exclude={"battery", "measures", "gold"}),
+        config.evaluate.model_dump(mode="json", exclude={"attack_suite", "metrics", "reference"}),
         {name: stored.digest for name, stored in prepared.features.items()},
         code_version(),
     ]
@@ -92,7 +92,7 @@ def result_of(
             outcome,
             prepared.judge.manifest.get("heldout_accuracy"),
             config.request.forgotten_classes,
-            trained_against=config.method.hat_weight > 0 and prepared.one_judge,
+            trained_against=config.method.uniformity_weight > 0 and prepared.one_judge,
         ),
         "timing": {
             "seconds_to_first_batch": timing["seconds_to_first_batch"],

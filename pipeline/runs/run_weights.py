@@ -87,20 +87,20 @@ def read_judge(config: UnlearnConfig) -> model_folder.Stored:
     return judge_at(config.judge, config.storage, config.lake)
 
 
-def read_hat_judge(config: UnlearnConfig) -> model_folder.Stored | None:
+def read_uniformity_judge(config: UnlearnConfig) -> model_folder.Stored | None:
     """The judge that the hat term trains against; None where it is off, or where there is none but the judge
     that measures."""
-    if not config.method.hat_weight:
+    if not config.method.uniformity_weight:
         return None
-    section = config.hat_judge
+    section = config.uniformity_judge
     uri = (
         fetching.locate(section.weights)
         if section.weights
-        else model_folder.hat_judge_uri(config.storage, config.lake)
+        else model_folder.uniformity_judge_uri(config.storage, config.lake)
     )
     if not section.weights and model_folder.manifest_of(uri) is None:
         return None
-    return model_folder.read(uri, "hat_judge.weights", sha256=section.sha256)
+    return model_folder.read(uri, "uniformity_judge.weights", sha256=section.sha256)
 
 
 def judge_at(judge: Judge, storage_root: str, lake: str) -> model_folder.Stored:

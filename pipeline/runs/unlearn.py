@@ -68,7 +68,7 @@ def with_own_weights(prepared: Prepared) -> Prepared:
         prepared,
         base=model_folder.kept(prepared.base, root),
         judge=model_folder.kept(prepared.judge, root),
-        hat_judge=prepared.hat_judge and model_folder.kept(prepared.hat_judge, root),
+        uniformity_judge=prepared.uniformity_judge and model_folder.kept(prepared.uniformity_judge, root),
         subject=prepared.subject | {"features": feature_extractors.kept(prepared.features, root)},
     )
 

@@ -22,9 +22,9 @@ from pipeline.weights.feature_extractors import read_spaces
 
 def check(config: EvaluateConfig) -> Evaluation:
     """Raise `InputError` for anything that would stop the evaluation later; nothing is written."""
-    metrics = require_metrics(config.measures, "measures")
-    if not metrics and not config.battery and not config.gold:
-        raise InputError("measures: got none, expected at least one measure, battery=true or gold=<model>")
+    metrics = require_metrics(config.metrics, "metrics")
+    if not metrics and not config.attack_suite and not config.reference:
+        raise InputError("metrics: got none, expected at least one, attack_suite=true or reference=<model>")
     attempts_of(config.attacks, config.measuring)
     target = resolve_weights.find(config)
     run = target.run
@@ -48,17 +48,20 @@ def check(config: EvaluateConfig) -> Evaluation:
         models[BEFORE] = model_folder.read(resolve_weights.named_model(config.storage, config.base), "base")
     elif run:
         models[BEFORE] = resolve_weights.base_of(run)
-    if config.gold:
-        models[GOLD] = model_folder.read(resolve_weights.named_model(config.storage, config.gold), "gold")
+    if config.reference:
+        models[GOLD] = model_folder.read(
+            resolve_weights.named_model(config.storage, config.reference), "reference"
+        )
     base, gold = models.get(BEFORE), models.get(GOLD)
     spec = spec_of(request, lake, target.description, base, seed=config.seed, settings=config.measuring)
-    if config.battery and not spec.forgotten:
+    if config.attack_suite and not spec.forgotten:
         raise InputError(
-            "battery: it asks about forgotten classes, and there are none; give --set 'request.classes=[1]'"
+            "attack_suite: it asks about forgotten classes, and there are none; give --set"
+            " 'request.classes=[1]'"
         )
     if gold and not spec.forgotten and not spec.sample_ids:
         raise InputError(
-            "gold: it asks about what was forgotten, and nothing was; give --set 'request.classes=[1]'"
+            "reference: it asks about what was forgotten, and nothing was; give --set 'request.classes=[1]'"
         )
     for side, model in models.items():
         key = {AFTER: "version", BEFORE: "base"}.get(side, side)
@@ -71,7 +74,7 @@ def check(config: EvaluateConfig) -> Evaluation:
         lake=lake.uri,
         spec=spec,
         metrics=metrics,
-        attacks=config.attacks if config.battery else None,
+        attacks=config.attacks if config.attack_suite else None,
         bound=(run.gate if run else Gate()).max_forget_fraction,
         workers=config.train,
         facts={
@@ -83,7 +86,7 @@ def check(config: EvaluateConfig) -> Evaluation:
             "judge_heldout_accuracy": accuracy,
             "features": space_facts(spaces, judge),
             "lake_digest": lake.digest,
-            "gold": None if gold is None else {"name": config.gold, "weights_digest": gold.digest},
+            "gold": None if gold is None else {"name": config.reference, "weights_digest": gold.digest},
         },
         warnings=tuple(line for line in [judge_warning(accuracy)] if line),
         spaces=spaces,
@@ -96,7 +99,8 @@ def output_uri(config: EvaluateConfig, facts: Mapping[str, Any]) -> str:
     if config.output:
         return storage.absolute(config.output)
     question = config.model_dump(
-        mode="json", include={"measures", "battery", "gold", "measuring", "attacks", "request", "seed"}
+        mode="json",
+        include={"metrics", "attack_suite", "reference", "measuring", "attacks", "request", "seed"},
     )
     name = f"{facts['weights_digest'][:12]}-{storage.digest_of(question)[:8]}.json"
     return storage.join(

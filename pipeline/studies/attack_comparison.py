@@ -44,14 +44,14 @@ class AttackedCell:
 def attacked_cells(config: AttackMethodsConfig) -> list[AttackedCell]:
     """Every run, then the references; raises `InputError` for a setting or an attack that there is not."""
     suite = attempts_of(config.attacks, config.measuring)
-    unknown = [name for name in config.battery if name not in suite]
+    unknown = [name for name in config.attack_suite if name not in suite]
     if unknown:
-        raise InputError(f"battery: got {unknown[0]!r}, expected some of {', '.join(suite)}")
+        raise InputError(f"attack_suite: got {unknown[0]!r}, expected some of {', '.join(suite)}")
     cells = []
     options: dict[str, Any] = {
         "measuring": config.measuring,
         "attacks": config.attacks,
-        "battery": tuple(config.battery),
+        "battery": tuple(config.attack_suite),
     }
     runs = comparison.cells(config)
     for cell in runs:
@@ -128,8 +128,8 @@ def run_attacked(attacked_cell: AttackedCell) -> dict[str, Any]:
 def table(results: Sequence[Mapping[str, Any]], config: AttackMethodsConfig) -> str:
     """Markdown: a line for each row with medians over its runs: forget fraction after each attack, relearning
     steps."""
-    embeddings = [name for name in config.battery if name.startswith("embedding")]
-    others = [name for name in config.battery if name not in embeddings]
+    embeddings = [name for name in config.attack_suite if name.startswith("embedding")]
+    others = [name for name in config.attack_suite if name not in embeddings]
     head = ["method", "runs", "settled", "retained right", *(_title(name) for name in others)]
     head += [*(["free embedding (worst start)"] if embeddings else []), "relearn steps", "a new label"]
     lines: list[list[str]] = []

@@ -36,7 +36,7 @@ from pipeline.unlearning.methods.table import METHODS, method_settings
 from pipeline.unlearning.noising import Rows, StepRows
 from pipeline.unlearning.optimizer import apply_gradient
 from pipeline.unlearning.parameters import select
-from pipeline.unlearning.uniformity import hat_loss
+from pipeline.unlearning.uniformity import uniformity_loss
 from pipeline.weights import model_folder
 
 
@@ -73,8 +73,12 @@ class Trial:
         """One step of the row's method, index from 1."""
         row, size = self.row, self.config.batch_size
         surgery = row.method == "uno_s" and index % row.surgery_every == 0
-        weight = row.surgery_hat_weight if surgery and row.surgery_hat_weight is not None else row.hat_weight
-        hat = hat_loss(self.model, self.judge, self.latents, self.retained, self.collectives)
+        weight = (
+            row.surgery_uniformity_weight
+            if surgery and row.surgery_uniformity_weight is not None
+            else row.uniformity_weight
+        )
+        hat = uniformity_loss(self.model, self.judge, self.latents, self.retained, self.collectives)
         terms = build_terms(
             self.model,
             StepRows(retain=retain, forget=forget, exchange=None),
@@ -135,7 +139,7 @@ def run_trial(trial: Trial, sides: Sides, real: Moments, seed: int) -> dict[str,
     """The row's run: counts of steps, the settled step, the Frechet distance and the shares of all classes at
     its end."""
     config = trial.config
-    rule = SettleRule(target=config.threshold, hold_steps=config.hold_steps)
+    rule = SettleRule(target=config.threshold, patience_steps=config.patience_steps)
     budget = trial.row.max_steps or config.max_steps
     fractions: list[float] = []
     failed = None

@@ -154,7 +154,7 @@ def table(
 ) -> str:
     """Markdown, a line a row: published figures beside the measured ones; means and deviations over seeds."""
     surgery = next(
-        (name for name, row in config.rows.items() if row.method == "surgery" and not row.hat_weight),
+        (name for name, row in config.rows.items() if row.method == "surgery" and not row.uniformity_weight),
         next(iter(config.rows)),
     )
     head = [

@@ -42,7 +42,7 @@ def _settled(outcome: Outcome, config: UnlearnConfig) -> float:
     """A run that never settled counts as settling after its last step and the window that
     would have to hold."""
     step = outcome["settled_step"]
-    return float(step if step is not None else config.optim.max_steps + config.evaluate.hold_steps)
+    return float(step if step is not None else config.optim.max_steps + config.evaluate.patience_steps)
 
 
 def _by_class(config: UnlearnConfig) -> str | None:
@@ -151,11 +151,11 @@ def values_of(outcome: Outcome, config: UnlearnConfig, names: Sequence[str]) -> 
     )
 
 
-def held(checks: Sequence[Mapping[str, Any]], hold_steps: int) -> float:
+def held(checks: Sequence[Mapping[str, Any]], patience_steps: int) -> float:
     """The settled measure after the last of `checks` (evaluation records): the highest upper bound within the
     window.
 
-    It is below the target only when every check of the last `hold_steps` steps was, so a single good draw
+    It is below the target only when every check of the last `patience_steps` steps was, so a single good draw
     counts for nothing; while the window reaches back to step 0, the base model's own measure is in it.
     """
     key = (
@@ -164,7 +164,7 @@ def held(checks: Sequence[Mapping[str, Any]], hold_steps: int) -> float:
         else "membership_auc/high"
     )
     last = checks[-1]["step"]
-    return max(check[key] for check in checks if check["step"] >= last - hold_steps)
+    return max(check[key] for check in checks if check["step"] >= last - patience_steps)
 
 
 def so_far(checks: Sequence[Mapping[str, Any]], step_seconds: float, world: int) -> dict[str, Any]:

@@ -299,7 +299,7 @@ def scheduler_of(config: SweepConfig, base: UnlearnConfig) -> Any:
         "time_attr": "step",
         "metric": "held",
         "mode": "min",
-        "grace_period": settings.grace_steps or base.evaluate.hold_steps,
+        "grace_period": settings.grace_steps or base.evaluate.patience_steps,
     }
     if settings.kind == "asha":
         max_t = base.optim.max_steps + 1

@@ -76,7 +76,7 @@ def final_report(
     return {
         "number": number,
         "step": outcome["steps"],
-        "held": scores.held(checks, config.evaluate.hold_steps),
+        "held": scores.held(checks, config.evaluate.patience_steps),
         "values": scores.values_of(outcome, config, plan["objectives"]),
         "finished": True,
         "failed": None,
@@ -85,7 +85,7 @@ def final_report(
             outcome,
             plan["judge_accuracy"],
             config.request.forgotten_classes,
-            config.method.hat_weight > 0 and plan["one_judge"],
+            config.method.uniformity_weight > 0 and plan["one_judge"],
         )["passed"],
         "settled_step": outcome["settled_step"],
         "first_crossing_step": outcome["first_crossing_step"],
@@ -126,7 +126,7 @@ class Progress:
             {
                 "number": self._number,
                 "step": record["step"],
-                "held": scores.held(self._checks, self._config.evaluate.hold_steps),
+                "held": scores.held(self._checks, self._config.evaluate.patience_steps),
                 "values": scores.values_of(standing, self._config, self._objectives),
                 "finished": False,
                 "failed": None,

@@ -60,7 +60,7 @@ def choose(
             outcome,
             plan["judge_accuracy"],
             settings.request.forgotten_classes,
-            settings.method.hat_weight > 0 and plan["one_judge"],
+            settings.method.uniformity_weight > 0 and plan["one_judge"],
         )
         verified.append({"number": number, "seed": metrics["seed"], "after": metrics["after"], "gate": gate})
         if gate["passed"]:

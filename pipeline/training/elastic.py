@@ -45,7 +45,7 @@ def virtual_ranks(config: UnlearnConfig, world: int) -> int:
     full = usable_world(config.partition.lanes, train.most)
     count, rest = divmod(full, world)
     powers = full & (full - 1) == 0 and not rest
-    return count if train.fewest < train.most and powers and not config.method.hat_weight else 1
+    return count if train.fewest < train.most and powers and not config.method.uniformity_weight else 1
 
 
 def over_virtual_ranks(

@@ -26,13 +26,13 @@ def begin(inputs: Inputs, record: Callable[[dict[str, Any]], None]) -> dict[int,
         inputs.config.request.exchange_classes,
         inputs.model.label_table(),
     )
-    fixed = 0.0 if isinstance(method.push, str) else method.push
-    if method.start == "base" or table is None:
+    fixed = 0.0 if isinstance(method.label_extrapolation, str) else method.label_extrapolation
+    if method.label_init == "base" or table is None:
         return dict.fromkeys(exchange, fixed)
     chosen = {}
     for c, targets in exchange.items():
         row, tried = table[c].detach().clone(), {}
-        for push in PUSHES if method.push == "auto" else ():
+        for push in PUSHES if method.label_extrapolation == "auto" else ():
             start_at_exchange(table, {c: targets}, push)
             forgotten, drawn = _called(inputs, c, targets)
             tried[push] = (forgotten, drawn)

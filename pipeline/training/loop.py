@@ -23,6 +23,8 @@ from pipeline.training.step import Inputs, State, open_state, train_step
 from pipeline.unlearning.collectives import Collectives
 from pipeline.unlearning.parameters import flat, unflat
 
+# what fields of the stopping rule are called in checkpoints that were written before
+RULE_BEFORE = {"guard": "retention_floor", "guard_checks": "floor_patience", "hold_steps": "patience_steps"}
 GO_ON, STOP, INTERRUPTED = 0, 1, 2  # what the ranks agree on: the largest of their words counts
 
 
@@ -99,7 +101,7 @@ def unlearn(inputs: Inputs, start: Checkpoint | None = None, *, hooks: Hooks | N
     def agreed(stop: bool) -> int:
         return collectives.largest(INTERRUPTED if hooks.interrupted() else STOP if stop else GO_ON)
 
-    step, word = iteration - config.optim.prime_steps, GO_ON
+    step, word = iteration - config.optim.moment_warmup_steps, GO_ON
     over = checks.rule.stopped or step >= last
     with Stopwatch(inputs.device.type) as watch:
         clock = _Clock(progress)
@@ -107,7 +109,7 @@ def unlearn(inputs: Inputs, start: Checkpoint | None = None, *, hooks: Hooks | N
             # A step.
             clock.fetched()
             iteration += 1
-            step = iteration - config.optim.prime_steps
+            step = iteration - config.optim.moment_warmup_steps
             log = train_step(inputs, state, batch, iteration)
             seconds = clock.stepped(step)
             hooks.record({"kind": "step", "step": step, **log, **seconds})
@@ -199,11 +201,15 @@ def _rule(config: UnlearnConfig, before: Mapping[str, Any]) -> SettleRule:
             if config.request.forgotten_classes
             else config.gate.max_membership_auc
         ),
-        hold_steps=evaluate.hold_steps,
-        guard=None if evaluate.guard is None else evaluate.guard * (1.0 if kept is None else kept),
-        guard_checks=evaluate.guard_checks,
+        patience_steps=evaluate.patience_steps,
+        retention_floor=(
+            None
+            if evaluate.retention_floor is None
+            else evaluate.retention_floor * (1.0 if kept is None else kept)
+        ),
+        floor_patience=evaluate.floor_patience,
         max_checks=evaluate.max_checks,
-        alike=config.gate.min_likeness,
+        alike=config.gate.min_exchange_fidelity,
     )
 
 
@@ -223,7 +229,7 @@ def _checkpoint(iteration: int, state: State, checks: Checks, progress: dict[str
 def _restore(state: State, checks: Checks, start: Checkpoint, device: torch.device) -> None:
     restore(start, state.named, state.average.values, state.optimizer, list(state.named))
     for key, value in start.progress["rule"].items():
-        setattr(checks.rule, key, value)
+        setattr(checks.rule, RULE_BEFORE.get(key, key), value)
     checks.missing = list(start.progress["missing"])
     checks.kept = {name: value.to(device) for name, value in start.kept.items()}
     checks.pending = {

@@ -87,7 +87,7 @@ def model_uri_of(config: PretrainConfig) -> str:
 
 
 def _judge_uri(config: PretrainConfig, name: str) -> str:
-    of = {"judge": model_folder.judge_uri, "hat-judge": model_folder.hat_judge_uri}[name]
+    of = {"judge": model_folder.judge_uri, "hat-judge": model_folder.uniformity_judge_uri}[name]
     return of(config.storage, config.lake)
 
 
@@ -170,7 +170,7 @@ def pretrain(config: PretrainConfig) -> Pretrained:
             include={"retain_samples", "cfg_scale", "final_sampler_steps", "batch"}
         ),
         **_precision(config),
-        **({"hat_judge": config.hat_judge.model_dump()} if config.hat_judge else {}),
+        **({"hat_judge": config.uniformity_judge.model_dump()} if config.uniformity_judge else {}),
         **({"without": sorted(config.without)} if config.without else {}),
         **({"without_samples": _samples_digest(config)} if config.without_samples else {}),
     }

@@ -28,7 +28,7 @@ from pipeline.unlearning.noising import Rows, StepRows, step_rows
 from pipeline.unlearning.optimizer import Average, adamw, apply_gradient, warmup
 from pipeline.unlearning.parameters import label_parameter, select
 from pipeline.unlearning.teacher import Teacher
-from pipeline.unlearning.uniformity import sampled_hat_loss
+from pipeline.unlearning.uniformity import sampled_uniformity_loss
 
 # distance at which finite differences lose least to rounding and curvature (docs/numerics.md)
 FD_RADIUS = {"fp32": 2e-2, "bf16": 3e-1}
@@ -58,7 +58,7 @@ class Inputs:
     subject: EvalContext  # what is measured, and by which judge
     collectives: Collectives
     device: torch.device
-    hat_judge: Judge | None = None  # whose gradient the hat term takes; None: the judge that measures
+    uniformity_judge: Judge | None = None  # whose gradient the hat term takes; None: the judge that measures
     teacher: Callable[[GenerativeModel, Mapping[str, Tensor]], Teacher] = Teacher
 
 
@@ -111,7 +111,7 @@ def train_step(inputs: Inputs, state: State, batch: Batch, iteration: int) -> di
     """Step `iteration` (1, 2, ..., warm-up of the moments included) on this worker's `batch` of retain rows;
     returns what to log."""
     config, collectives, streams = inputs.config, inputs.collectives, inputs.streams
-    step = iteration - config.optim.prime_steps
+    step = iteration - config.optim.moment_warmup_steps
 
     # Fetch, and noise: keyed by (seed, iteration, term, sample id), whoever holds the row.
     with phase("data"):
@@ -174,11 +174,11 @@ def local_gradients(
     # exact keeps the graphs of all micro-batches at once, which is what micro-batches are there to avoid
     hvp = "recompute" if micro > 1 and section.hvp == "exact" else section.hvp
     hat = None
-    if section.hat_weight:
-        hat = sampled_hat_loss(
+    if section.uniformity_weight:
+        hat = sampled_uniformity_loss(
             model,
-            inputs.hat_judge or inputs.subject.judge,
-            weight=section.hat_weight,
+            inputs.uniformity_judge or inputs.subject.judge,
+            weight=section.uniformity_weight,
             retained=inputs.subject.spec.retained,
             rows=len(rows.retain),
             seed=config.seed,

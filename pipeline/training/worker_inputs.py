@@ -63,12 +63,12 @@ def assemble(
     """Base weights and judge on `device`, the forget side in memory. `retain` streams this rank's retain
     rows; without it they are read by plain pyarrow."""
     model, to_pixels = _base_model(config, sources.model_uri, device)
-    judge, hat_judge = _judge(sources.judge_uri, device), sources.subject.get("hat_judge")
+    judge, uniformity_judge = _judge(sources.judge_uri, device), sources.subject.get("uniformity_judge")
     retained_rows, forget = _first_retained(partition), partition.forget()
     subject = _subject(config, partition, sources, model, judge, retained_rows, forget, to_pixels, device)
     shown_instead: Batch | None = None
     teacher: Callable[[GenerativeModel, Mapping[str, Tensor]], Teacher] = Teacher
-    if config.method.fold:
+    if config.method.latent_reflection:
         shown_instead = forget
         teacher = reflecting(model, retained_rows, forget, config.request.forgotten_classes, device)
     if config.request.exchange and config.method.targets == "data":
@@ -85,7 +85,7 @@ def assemble(
         subject=subject,
         collectives=collectives,
         device=device,
-        hat_judge=_judge(hat_judge, device) if hat_judge else None,
+        uniformity_judge=_judge(uniformity_judge, device) if uniformity_judge else None,
         teacher=teacher,
     )
 
@@ -130,9 +130,9 @@ def _subject(
     spaces = {name: open_space(stored.config, stored.state, device) for name, stored in extractors.items()}
     pixels = [to_pixels(x) for x in retained_rows]
     real = {
-        f"{name}/real/moments/all": merged(
-            [Moments.of(space.features(x.to(device))) for x in pixels]
-        ).packed()
+        f"{name}/real/moments/all": (
+            merged([Moments.of(space.features(x.to(device))) for x in pixels]).packed()
+        )
         for name, space in {JUDGE: judge, **spaces}.items()
     }
     by_name, exchange_classes = request.sample_ids is not None, request.exchange_classes

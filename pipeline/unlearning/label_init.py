@@ -24,7 +24,7 @@ def start_at_exchange(table: Tensor, exchange: Mapping[int, Sequence[int]], push
         if len(targets) != 1:
             raise ValueError(
                 f"request.exchange: class {c} has {len(targets)} exchange classes, expected one with"
-                " method.start exchange"
+                " method.label_init exchange"
             )
         e = table[targets[0]]
         table[c] = e + push * (e - table[c])

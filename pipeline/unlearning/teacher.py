@@ -38,7 +38,8 @@ class Teacher:
             return
         if self._labels is None:
             raise ValueError(
-                "method.push: moves rows of the label table, which is not among the trained weights"
+                "method.label_extrapolation: moves rows of the label table, which is not among the trained"
+                " weights"
             )
         table = self._frozen[self._labels].clone()
         for c, distance in far.items():

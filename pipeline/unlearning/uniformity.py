@@ -27,7 +27,7 @@ def uniformity(probabilities: Tensor, retained: Sequence[int]) -> Tensor:
     return (probabilities * ((probabilities + TINY) / (target + TINY)).log()).sum()
 
 
-def hat_loss(
+def uniformity_loss(
     model: GenerativeModel, judge: Judge, latents: Tensor, retained: Sequence[int], collectives: Collectives
 ) -> Callable[[], Tensor]:
     """The term as a closure over this rank's `latents` (n, *latent), as many on every rank. Collective: all
@@ -40,7 +40,7 @@ def hat_loss(
     return loss
 
 
-def sampled_hat_loss(
+def sampled_uniformity_loss(
     model: GenerativeModel,
     judge: Judge,
     *,
@@ -55,5 +55,5 @@ def sampled_hat_loss(
     """The weighted term of step `step` on fresh samples, on each rank as many as it has `rows`."""
     first = collectives.rank * rows
     latents = sample_latents(model, range(first, first + rows), seed=seed, step=step).to(device)
-    loss = hat_loss(model, judge, latents, retained, collectives)
+    loss = uniformity_loss(model, judge, latents, retained, collectives)
     return lambda: weight * loss()

@@ -54,7 +54,7 @@ def judge_uri(storage_root: str, lake: str) -> str:
     return storage.join(storage_root, "models", f"judge-{lake.rstrip('/').rsplit('/', 1)[-1]}")
 
 
-def hat_judge_uri(storage_root: str, lake: str) -> str:
+def uniformity_judge_uri(storage_root: str, lake: str) -> str:
     """Where pretrain.py leaves a second judge, for the hat term to be trained against."""
     return judge_uri(storage_root, lake).replace("/judge-", "/hat-judge-")
 

@@ -33,19 +33,29 @@ QUICKSTART = "jobs/configs/quickstart.yaml"
             "evaluate.cpus=2",
             "evaluate.asynchronous is false, so it does nothing",
         ),
-        (UnlearnConfig, "quickstart", "attacks.samples=50", "expected evaluate.battery=true, or no attacks"),
+        (
+            UnlearnConfig,
+            "quickstart",
+            "attacks.samples=50",
+            "expected evaluate.attack_suite=true, or no attacks",
+        ),
         (
             UnlearnConfig,
             "quickstart",
             "measuring.samples=50",
-            "evaluate.battery is false and evaluate.measures",
+            "evaluate.attack_suite is false and evaluate.metrics",
         ),
-        (UnlearnConfig, "quickstart", "hat_judge.weights=x", "expected method.hat_weight above 0"),
+        (
+            UnlearnConfig,
+            "quickstart",
+            "uniformity_judge.weights=x",
+            "expected method.uniformity_weight above 0",
+        ),
         (UnlearnConfig, "quickstart", "gate.max_membership_auc=0.5", "request.sample_ids is absent"),
         (UnlearnConfig, "quickstart", "gate.max_share_drift=0.1", "model.size is DiT-tiny"),
         (UnlearnConfig, "quickstart", "model.batch_norm=batch", "expected model.size a VAE"),
         (UnlearnConfig, "mnist_vae", "gate.min_retain_accuracy=0.9", "model.size is vae-mnist"),
-        (UnlearnConfig, "mnist_vae", "evaluate.guard_checks=2", "evaluate.guard is absent"),
+        (UnlearnConfig, "mnist_vae", "evaluate.floor_patience=2", "evaluate.retention_floor is absent"),
         (UnlearnConfig, "quickstart", "train.resize_s=3", "expected train.workers=[fewest, most]"),
         (UnlearnConfig, "quickstart", "encoder.sha256=" + "0" * 64, "encoder.weights is absent"),
         (PretrainConfig, "pretrain_digits", "model.weights=x", "valid keys of model are size"),
@@ -55,12 +65,12 @@ QUICKSTART = "jobs/configs/quickstart.yaml"
         (
             PretrainConfig,
             "pretrain_digits",
-            "hat_judge.mirrored=true",
-            "valid keys of hat_judge are net, width",
+            "uniformity_judge.mirrored=true",
+            "valid keys of uniformity_judge are net, width",
         ),
         (PrepareConfig, "prepare_digits", "seed=3", "unknown key 'seed'"),
         (PrepareConfig, "prepare_digits", "encoder.batch=3", "expected encoder.kind=autoencoder_kl"),
-        (EvaluateConfig, "evaluate_digits", "attacks.samples=50", "expected battery=true"),
+        (EvaluateConfig, "evaluate_digits", "attacks.samples=50", "expected attack_suite=true"),
         (
             EvaluateConfig,
             "evaluate_digits",
@@ -190,19 +200,20 @@ def test_renamed_keys_are_refused_with_the_new_name_and_read_from_what_runs_left
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        renamed, "RENAMED", {"optim.speed": "optim.lr", "method.pull": "method.push", "judge": "x"}
+        renamed,
+        "RENAMED",
+        {"optim.speed": "optim.lr", "method.pull": "method.label_extrapolation", "judge": "x"},
     )
     for given in ({"optim": {"speed": 1}}, {"method": {"pull": 1.0}}):
-        with pytest.raises(
-            InputError, match=r"is called (optim\.lr|method\.push) now; expected --set \1=\.\.\."
-        ):
+        message = r"is called (optim\.lr|method\.label_extrapolation) now; expected --set \1=\.\.\."
+        with pytest.raises(InputError, match=message):
             parse(UnlearnConfig, given)
     with pytest.raises(InputError, match=r"optim\.speed: is called optim\.lr now"):
         load(UnlearnConfig, QUICKSTART, ["optim.speed=1"])
     # a key of this job, whatever it is called in another
     assert parse(UnlearnConfig, {"judge": {"weights": "a"}}).judge.weights == "a"
     stored = parse_stored(UnlearnConfig, {"optim": {"speed": 0.5}, "method": {"name": "uno", "pull": 2.0}})
-    assert (stored.optim.lr, stored.method.push, stored.method.own) == (0.5, 2.0, {})
+    assert (stored.optim.lr, stored.method.label_extrapolation, stored.method.own) == (0.5, 2.0, {})
 
 
 def test_renamed_keys_inside_comparisons_and_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,7 +133,7 @@ def test_repeat_is_free_and_any_change_is_another_partition(
             unlearn_config(request={"classes": [1], "exchange": {1: 7}, "retain": "exchange"}), digits_lake
         ),
         build_partition(
-            unlearn_config(optim={"batch_size": 64, "max_steps": 43, "prime_steps": 2}), digits_lake
+            unlearn_config(optim={"batch_size": 64, "max_steps": 43, "moment_warmup_steps": 2}), digits_lake
         ),
     ]
     shard = digits_lake.manifest.shards[0].model_copy(update={"sha256": "0" * 64})
@@ -159,7 +159,7 @@ def test_repeat_is_free_and_any_change_is_another_partition(
         {"segment_steps": 4},
         {"batch_size": 32},
         {"max_steps": 43},
-        {"prime_steps": 1},
+        {"moment_warmup_steps": 1},
     ],
     ids=str,
 )
@@ -180,7 +180,7 @@ def test_whatever_decides_what_a_partition_holds_is_in_its_address(
         ({"near": [7, 8]}, {"near": [8, 7]}),
         ({"retain": "all"}, {"retain": "all", "near": [2, 3]}),
         ({}, {"reason": "asked twice", "id": "again"}),
-        ({"max_steps": 40, "prime_steps": 2}, {"max_steps": 42}),
+        ({"max_steps": 40, "moment_warmup_steps": 2}, {"max_steps": 42}),
     ],
     ids=str,
 )
@@ -201,14 +201,14 @@ def address(
     segment_steps: int = 8,
     batch_size: int = 64,
     max_steps: int = 44,
-    prime_steps: int = 0,
+    moment_warmup_steps: int = 0,
     **request: Any,
 ) -> str:
     config = unlearn_config(
         seed=seed,
         request={"classes": [1], "exchange": {1: 7}, "retain": "neighbours", **request},
         partition={"lanes": lanes, "segment_steps": segment_steps},
-        optim={"batch_size": batch_size, "max_steps": max_steps, "prime_steps": prime_steps},
+        optim={"batch_size": batch_size, "max_steps": max_steps, "moment_warmup_steps": moment_warmup_steps},
     )
     return storage.digest_of(partition_key(config, lake, ids, near))
 

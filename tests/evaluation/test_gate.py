@@ -77,10 +77,10 @@ def test_images_that_look_like_nothing_are_warned_of_and_refused_on_request() ->
     )
     assert "\n" not in warning
     assert failed(judge_gate(Gate(), stripes, 0.98)) == []
-    assert failed(judge_gate(Gate(min_likeness=0.5), stripes, 0.98)) == ["likeness"]
+    assert failed(judge_gate(Gate(min_exchange_fidelity=0.5), stripes, 0.98)) == ["likeness"]
     trucks = precise(own=0.8, forgotten=0.6)
     assert likeness_warning(trucks["before"], trucks["after"]) is None
-    assert failed(judge_gate(Gate(min_likeness=0.5), trucks, 0.98)) == []
+    assert failed(judge_gate(Gate(min_exchange_fidelity=0.5), trucks, 0.98)) == []
     assert likeness(trucks["before"], trucks["after"], "low") == pytest.approx(0.55 / 0.8)
     for unknown in (GOOD, precise(own=0.0, forgotten=0.0)):  # not measured, or nothing to hold it against
         assert (
@@ -88,7 +88,7 @@ def test_images_that_look_like_nothing_are_warned_of_and_refused_on_request() ->
             is likeness_warning(unknown["before"], unknown["after"])
             is None
         )
-        assert failed(judge_gate(Gate(min_likeness=0.5), unknown, 0.98)) == ["likeness"]
+        assert failed(judge_gate(Gate(min_exchange_fidelity=0.5), unknown, 0.98)) == ["likeness"]
 
 
 def test_nor_does_one_odd_image_with_a_huge_ball_vouch_for_what_nobody_calls_so() -> None:
@@ -97,7 +97,7 @@ def test_nor_does_one_odd_image_with_a_huge_ball_vouch_for_what_nobody_calls_so(
         frogs["before"], frogs["after"], "low"
     ) == pytest.approx(-0.02)
     assert likeness_warning(frogs["before"], frogs["after"]) is not None
-    assert failed(judge_gate(Gate(min_likeness=0.4), frogs, 0.98)) == ["likeness"]
+    assert failed(judge_gate(Gate(min_exchange_fidelity=0.4), frogs, 0.98)) == ["likeness"]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_a_run_that_did_not_settle_is_refused() -> None:
 )
 def test_a_deliberately_small_hold_is_refused(steps: int | None, names: list[str]) -> None:
     assert failed(judge_gate(Gate(), {**GOOD, "steps": steps}, 0.98)) == names
-    assert failed(judge_gate(Gate(min_hold_steps=1), {**GOOD, "steps": 9}, 0.98)) == []
+    assert failed(judge_gate(Gate(min_patience_steps=1), {**GOOD, "steps": 9}, 0.98)) == []
 
 
 def test_what_was_not_measured_does_not_pass() -> None:

@@ -31,7 +31,7 @@ def watched(
     checks: list[tuple[int, int]], *, n: int = 200, target: float = 0.05, hold: int = 8
 ) -> SettleRule:
     """A rule after checks of (step, hits of n)."""
-    rule = SettleRule(target=target, hold_steps=hold)
+    rule = SettleRule(target=target, patience_steps=hold)
     for step, hits in checks:
         rule.observe(step, proportion(hits, n))
     return rule
@@ -70,7 +70,7 @@ def test_the_hold_window_counts_steps_not_checks() -> None:
 
 
 def test_the_bound_itself_is_not_below() -> None:
-    rule = SettleRule(target=0.05, hold_steps=1)
+    rule = SettleRule(target=0.05, patience_steps=1)
     for step in (1, 2, 3):
         rule.observe(step, Proportion(value=0.05, n=200, low=0.02, high=0.05))
     assert (rule.first_crossing_step, rule.settled_step) == (None, None)

@@ -8,7 +8,7 @@ Check = tuple[int, int | None, int]
 
 
 def watch(checks: list[Check], **settings: float | int | None) -> SettleRule:
-    rule = SettleRule(**{"target": 0.05, "hold_steps": 8, "guard_checks": 3, **settings})  # type: ignore[arg-type]
+    rule = SettleRule(**{"target": 0.05, "patience_steps": 8, "floor_patience": 3, **settings})  # type: ignore[arg-type]
     for step, drawn, right in checks:
         if drawn is None:
             rule.miss(step)
@@ -28,7 +28,7 @@ def test_the_best_settled_check_is_kept_not_the_last() -> None:
 
 def test_slow_decline_is_held_against_the_best_of_the_stretch() -> None:
     """Each check is within noise of the one before it, the last is far below the first."""
-    rule = watch([(step, 0, 200 - 3 * (step - 2)) for step in range(2, 12)], hold_steps=100)
+    rule = watch([(step, 0, 200 - 3 * (step - 2)) for step in range(2, 12)], patience_steps=100)
     assert rule.kept_step is not None and rule.kept_step < 8
 
 
@@ -50,7 +50,7 @@ def test_a_settled_run_goes_on_until_its_images_look_like_the_exchange_class() -
     """The last two checks decide: a passing high one, or some before it was settled, end nothing."""
 
     def after(*found: float | None, alike: float | None = 0.5) -> SettleRule:
-        rule = SettleRule(target=0.05, hold_steps=4, alike=alike)
+        rule = SettleRule(target=0.05, patience_steps=4, alike=alike)
         for index, likeness in enumerate(found):
             rule.observe(2 * index + 2, proportion(0, 200), proportion(200, 200), likeness)
         return rule
@@ -68,14 +68,13 @@ def test_a_settled_run_goes_on_until_its_images_look_like_the_exchange_class() -
 
 def test_the_guard_stops_a_run_that_breaks_what_is_to_be_kept() -> None:
     """Three checks in a row below the bound, beyond noise; a passing dip stops nothing."""
-    rule = watch([(2, 190, 198), (4, 150, 100), (6, 100, 90), (8, 60, 80)], guard=0.7)
+    rule = watch([(2, 190, 198), (4, 150, 100), (6, 100, 90), (8, 60, 80)], retention_floor=0.7)
     assert (rule.stopped, rule.kept_step, rule.settled_step) == ("guard", 2, None)
-    assert (
-        watch([(2, 190, 198), (4, 150, 100), (6, 100, 190), (8, 60, 80), (10, 50, 80)], guard=0.7).stopped
-        is None
-    )
+    checks = [(2, 190, 198), (4, 150, 100), (6, 100, 190), (8, 60, 80), (10, 50, 80)]
+    assert watch(checks, retention_floor=0.7).stopped is None
     # within noise of 0.7
-    assert watch([(2, 190, 198), (4, 150, 133), (6, 100, 133), (8, 60, 133)], guard=0.7).stopped is None
+    checks = [(2, 190, 198), (4, 150, 133), (6, 100, 133), (8, 60, 133)]
+    assert watch(checks, retention_floor=0.7).stopped is None
     assert watch([(2, 190, 198), (4, 150, 100), (6, 100, 90), (8, 60, 80)]).stopped is None
 
 

@@ -33,7 +33,7 @@ SMALL = {  # a run of 48 steps that never settles; the weights were never traine
     "evaluate.final_retain_samples": 2,
     "evaluate.sampler_steps": 2,
     "evaluate.final_sampler_steps": 2,
-    "evaluate.guard": None,
+    "evaluate.retention_floor": None,
     "train.workers": 2,
     "train.cpus_per_worker": 0.4,
 }

@@ -119,14 +119,17 @@ UNLEARN = [
     (["method.name=forget"], "expected one of finetune, exchange,"),
     (["method.penalty=-0.1"], "method.penalty: got -0.1"),
     (
-        ["method.start=exchange", "trainable=adaln:2"],
-        "method.start: exchange moves rows of the label table, which trainable adaln:2",
+        ["method.label_init=exchange", "trainable=adaln:2"],
+        "method.label_init: exchange moves rows of the label table, which trainable adaln:2",
     ),
     (
-        ["method.start=exchange", "request.exchange={1: [7, 9]}"],
-        "a forgotten class has none or several; expected start base and push 0",
+        ["method.label_init=exchange", "request.exchange={1: [7, 9]}"],
+        "a forgotten class has none or several; expected label_init base and label_extrapolation 0",
     ),
-    (["method.push=auto"], "method.push: got auto, which is tried out at the start; expected a number"),
+    (
+        ["method.label_extrapolation=auto"],
+        "method.label_extrapolation: got auto, which is tried out at the start; expected a number",
+    ),
     (["trainable=pos_embed"], "expected one of labels_and_adaln:K, adaln:K, labels, all"),
     (["trainable=adaln:9"], "expected 1 to 3"),
 ]

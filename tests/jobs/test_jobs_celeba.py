@@ -25,8 +25,8 @@ COUNT, HELD_OUT = 64, 16
 UNLEARN = [
     "optim.batch_size=8",
     "optim.max_steps=2",
-    "optim.prime_steps=1",
-    "method.hat_weight=1",
+    "optim.moment_warmup_steps=1",
+    "method.uniformity_weight=1",
     "partition.lanes=4",
     "partition.segment_steps=2",
     "train.cpus_per_worker=0.4",
@@ -88,7 +88,7 @@ def test_celeba_from_the_zip_to_a_registered_version(tmp_path: Path, job: Callab
         "judge.batch_size=16",
         "evaluate.retain_samples=20",
     ]
-    second = "hat_judge={net: mlp, max_steps: 5}"
+    second = "uniformity_judge={net: mlp, max_steps: 5}"
     trained = job("pretrain", "pretrain_celeba_vae", f"storage={root}", *small, second)
     assert trained.code == 0, trained.err
     assert "vae-celeba, 8,742,659 parameters: 40 drawn images judged 0: " in trained.out
@@ -106,7 +106,7 @@ def test_celeba_from_the_zip_to_a_registered_version(tmp_path: Path, job: Callab
             and sum(shares["per_class"].values()) == pytest.approx(1)
         )
         assert result[moment]["forget_fraction"]["value"] == shares["per_class"]["1"]
-    assert result["steps"] == 2 and result["method_config"]["fold"] is True
+    assert result["steps"] == 2 and result["method_config"]["latent_reflection"] is True
     checked = {check["name"] for check in result["gate"]["checks"]}
     assert checked >= {"forget_fraction", "settled", "class_share_drift"}
     assert "judge_trained_against" not in checked, "the hat term had a judge of its own"

@@ -29,9 +29,9 @@ UNLEARN = [
     "evaluate.final_sampler_steps=3",
 ]
 PROVEN = [
-    "evaluate.battery=true",
-    "evaluate.gold=dit-tiny-digits",  # the base itself: the flow is tested, not the distance
-    "evaluate.measures=[leakage, loss_by_timestep]",
+    "evaluate.attack_suite=true",
+    "evaluate.reference=dit-tiny-digits",  # the base itself: the flow is tested, not the distance
+    "evaluate.metrics=[leakage, loss_by_timestep]",
     "measuring.samples=20",
     "measuring.retain_samples=2",
     "measuring.null_samples=2",

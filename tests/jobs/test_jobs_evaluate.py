@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FEW = [
-    "measures=[forget_fraction, leakage, retain_accuracy, fid, kid, membership]",
+    "metrics=[forget_fraction, leakage, retain_accuracy, fid, kid, membership]",
     "measuring.samples=20",
     "measuring.retain_samples=3",
     "measuring.null_samples=4",
@@ -108,7 +108,7 @@ def test_the_question_comes_from_the_run(root: str) -> None:
     assert (spec.forgotten, spec.exchange) == ((1,), {1: (7,)}) and len(spec.neighbours) == 5
     assert set(evaluation.models) == {"after", "before"} and evaluation.facts["run_id"] == "run-a"
     assert evaluation.warnings and "right on 10.0% of held-out images" in evaluation.warnings[0]
-    earlier = version_evaluation.check(config_of(root, "version=run-a", "measures=[membership_auc]"))
+    earlier = version_evaluation.check(config_of(root, "version=run-a", "metrics=[membership_auc]"))
     assert earlier.metrics == ("membership",)
     alone = version_evaluation.check(
         config_of(root, f"version={root}/models/dit-tiny-digits", "lake=digits", "request.classes=[3]")
@@ -122,15 +122,15 @@ def test_the_question_comes_from_the_run(root: str) -> None:
 
 REFUSED = [
     (
-        ["version=run-a", "measures=[forget]"],
-        "measures: got 'forget', expected some of forget_fraction, exchange_fraction, exchange_density",
+        ["version=run-a", "metrics=[forget]"],
+        "metrics: got 'forget', expected some of forget_fraction, exchange_fraction, exchange_density",
     ),
-    (["version=run-a", "measures=[]"], "expected at least one measure, battery=true or gold=<model>"),
+    (["version=run-a", "metrics=[]"], "expected at least one, attack_suite=true or reference=<model>"),
     (["version=run-a", "measuring.samples=0"], "measuring.samples: got 0"),
     (["version=run-a", "measuring.sample=9"], "did you mean samples"),
     (["version=run-a", "measuring.kid.blocks=9"], "unknown key 'measuring.kid': valid keys of measuring are"),
     (
-        ["version=run-a", "battery=true", "attacks.hammer.blows=9"],
+        ["version=run-a", "attack_suite=true", "attacks.hammer.blows=9"],
         "unknown key 'attacks.hammer': valid keys of attacks are",
     ),
     (["version=run-b"], "is not finished; measure a checkpoint of it with --set checkpoint=last"),
@@ -140,12 +140,12 @@ REFUSED = [
     (["version=/nowhere/model", "checkpoint=last"], "give a run id as version"),
     (["version=champion"], "nothing is registered yet"),
     (["version=99"], "a run's id or a folder of weights will do as well"),
-    (["version=run-a", "gold=dit-tiny-digits-without-1"], "gold: no weights at"),
+    (["version=run-a", "reference=dit-tiny-digits-without-1"], "reference: no weights at"),
     (["version=run-a", "base=nothing"], "base: no weights at"),
     (["version=run-a", "judge.weights=/nowhere/judge"], "judge.weights: no weights at /nowhere/judge"),
     (["version={root}/models/dit-tiny-digits"], "is no run's: say which images it was trained on"),
     (
-        ["version={root}/models/dit-tiny-digits", "lake=digits", "battery=true"],
+        ["version={root}/models/dit-tiny-digits", "lake=digits", "attack_suite=true"],
         "it asks about forgotten classes, and there are none",
     ),
     (
@@ -214,9 +214,9 @@ def test_tasks_side_by_side_give_the_same_figures_as_one(root: str, ray_session:
     from pipeline.reports.evaluation_table import table
     from pipeline.runs import version_evaluation
 
-    gold = f"gold={root}/models/dit-tiny-digits"
+    gold = f"reference={root}/models/dit-tiny-digits"
     battery = [
-        "battery=true",
+        "attack_suite=true",
         "attacks.samples=20",
         "attacks.retain_samples=1",
         "attacks.finetune_steps=1",
@@ -256,8 +256,8 @@ def test_an_attack_that_breaks_does_not_hold(root: str, ray_session: None) -> No
     from pipeline.runs import version_evaluation
 
     few = [
-        "battery=true",
-        "measures=[]",
+        "attack_suite=true",
+        "metrics=[]",
         "attacks.samples=20",
         "attacks.retain_samples=1",
         "attacks.finetune_steps=3",
@@ -295,8 +295,8 @@ def test_a_main_job_that_cannot_be_proven_is_refused_before_it_starts(root: str)
     from pipeline.runs import preflight
 
     for override, said in (
-        ("evaluate.measures=[forget]", r"evaluate\.measures: got 'forget'"),
-        ("evaluate.gold=nothing", r"evaluate\.gold: no model at .*--set without=\[1\]"),
+        ("evaluate.metrics=[forget]", r"evaluate\.metrics: got 'forget'"),
+        ("evaluate.reference=nothing", r"evaluate\.reference: no model at .*--set without=\[1\]"),
     ):
         with pytest.raises(InputError, match=said):
             preflight.check(

@@ -65,7 +65,7 @@ def test_a_finished_run_is_not_run_again(root: str, run: local.LocalRun) -> None
 
 def test_what_needs_other_workers_is_refused_and_nothing_is_written(root: str) -> None:
     with pytest.raises(InputError, match="jobs/evaluate"):
-        local.unlearn(config_of(root, "refused", "evaluate.measures=[leakage]"))
+        local.unlearn(config_of(root, "refused", "evaluate.metrics=[leakage]"))
     assert local.main(["--config", QUICK, "--set", f"storage={root}", "--set", "request.classes=[99]"]) == 2
     assert sorted(storage.listing(storage.join(root, "runs"))) == ["one"]
 

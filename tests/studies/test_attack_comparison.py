@@ -16,7 +16,7 @@ GRID: dict[str, Any] = {
     "pairs": [[1, 7]],
     "unlearn": {"train": {"workers": 1}},
     "rows": {"exchange": {"method.name": "exchange"}, "esd": {"method.name": "esd"}},
-    "battery": ["none", "finetune", "embedding from own", "embedding from mean"],
+    "attack_suite": ["none", "finetune", "embedding from own", "embedding from mean"],
 }
 
 
@@ -40,8 +40,8 @@ def test_references_are_those_that_were_pretrained(tmp_path: Path) -> None:
 
 
 def test_an_unknown_attack_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="battery: got 'hammer', expected some of none, finetune"):
-        attacked_cells(config(tmp_path, battery=["hammer"]))
+    with pytest.raises(InputError, match="attack_suite: got 'hammer', expected some of none, finetune"):
+        attacked_cells(config(tmp_path, attack_suite=["hammer"]))
 
 
 def test_the_table_takes_the_worst_start_and_says_what_was_not_reached(tmp_path: Path) -> None:

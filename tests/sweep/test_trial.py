@@ -27,7 +27,9 @@ CPU = torch.device("cpu")
 def prepared(root: str) -> preflight.Prepared:
     path = str(ROOT / "jobs/configs/sweep_quickstart.yaml")
     config = load(
-        SweepConfig, path, [f"storage={root}", *TINY, "set.optim.max_steps=6", "set.evaluate.hold_steps=50"]
+        SweepConfig,
+        path,
+        [f"storage={root}", *TINY, "set.optim.max_steps=6", "set.evaluate.patience_steps=50"],
     )
     return preflight.check(base_config(config))
 

@@ -38,7 +38,7 @@ GOLDEN_RUNS: dict[str, dict[str, Any]] = {
     "uno_s, data, primed, micro-batches": {
         "method.name": "uno_s",
         "method.targets": "data",
-        "optim.prime_steps": 5,
+        "optim.moment_warmup_steps": 5,
         "optim.micro_batch": 4,
     },
     "esd": {"method.name": "esd"},
@@ -66,7 +66,7 @@ def run_config(**changes: Any) -> UnlearnConfig:
             "batch_size": 8,
             "max_steps": 6,
             "lr": 1e-2,
-            "prime_steps": 0,
+            "moment_warmup_steps": 0,
             "warmup_steps": 0,
             "clip": 1.0,
             "ema": 0.0,
@@ -174,7 +174,7 @@ def steps_of(
     state = replace(state, teacher=state.teacher or Teacher(inputs.model, state.named))
     logs = []
     for iteration, batch in enumerate(inputs.streams.retain(0), start=1):
-        if iteration - config.optim.prime_steps > steps:
+        if iteration - config.optim.moment_warmup_steps > steps:
             break
         logs.append(train_step(inputs, state, batch, iteration))
     return logs, state.named, state.optimizer

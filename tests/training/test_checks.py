@@ -23,9 +23,9 @@ from pipeline.unlearning.parameters import select
 
 SETTLES = {
     "gate.max_forget_fraction": 1.0,
-    "evaluate.hold_steps": 4,
+    "evaluate.patience_steps": 4,
     "optim.max_steps": 30,
-    "evaluate.guard": None,
+    "evaluate.retention_floor": None,
 }
 
 
@@ -200,7 +200,7 @@ def test_the_guard_ends_a_run_and_gives_back_what_it_was_before(monkeypatch: pyt
         return sides
 
     monkeypatch.setattr(periodic_eval, "evaluate", damaged)
-    outcome = ran({"optim.max_steps": 40, "evaluate.guard": 0.7, "evaluate.retain_samples": 30})
+    outcome = ran({"optim.max_steps": 40, "evaluate.retention_floor": 0.7, "evaluate.retain_samples": 30})
     assert (outcome.stopped, outcome.steps, outcome.kept_step, outcome.settled_step) == ("guard", 10, 4, None)
     assert weights_digest(outcome.trained) == weights[4] != weights[10]
 

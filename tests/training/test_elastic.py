@@ -26,7 +26,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "uno, recompute": {"method.name": "uno", "method.hvp": "recompute"},
     "uno, fd_central": {"method.name": "uno", "method.hvp": "fd_central"},
     "uno, fd_forward": {"method.name": "uno", "method.hvp": "fd_forward"},
-    "salun, primed": {"method.name": "salun", "optim.prime_steps": 1},
+    "salun, primed": {"method.name": "salun", "optim.moment_warmup_steps": 1},
 }
 
 

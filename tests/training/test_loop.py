@@ -38,7 +38,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "method.contrast": True,
         "method.share_noise": True,
         "optim.ema": 0.5,
-        "optim.prime_steps": 2,
+        "optim.moment_warmup_steps": 2,
         "optim.warmup_steps": 3,
         "optim.micro_batch": 4,
         "optim.weight_decay": 0.1,
@@ -141,11 +141,16 @@ def test_the_label_table_has_a_rate_of_its_own() -> None:
 
 def test_a_run_may_begin_at_the_exchange_class_and_measures_the_base_before() -> None:
     config = run_config(
-        **{"method.name": "exchange", "method.start": "exchange", "trainable": "labels", "optim.max_steps": 2}
+        **{
+            "method.name": "exchange",
+            "method.label_init": "exchange",
+            "trainable": "labels",
+            "optim.max_steps": 2,
+        }
     )
     outcome, _, _ = run(config)
     plain, _, _ = run(
-        config.model_copy(update={"method": config.method.model_copy(update={"start": "base"})})
+        config.model_copy(update={"method": config.method.model_copy(update={"label_init": "base"})})
     )
     table = outcome.trained["y_embedder.embedding_table.weight"]
     # it is the minimum: nothing moves it away
@@ -175,7 +180,9 @@ def test_the_push_is_the_one_drawn_best_of_those_that_are_enough(
 
 
 def test_the_start_is_at_the_push_that_was_tried_and_found_best() -> None:
-    config = run_config(**{"method.start": "exchange", "method.push": "auto", "optim.max_steps": 1})
+    config = run_config(
+        **{"method.label_init": "exchange", "method.label_extrapolation": "auto", "optim.max_steps": 1}
+    )
     inputs = run_inputs(config)
     base = inputs.model.label_table().detach().clone()
     tried: list[dict[str, Any]] = []
@@ -194,14 +201,14 @@ def test_the_start_is_at_the_push_that_was_tried_and_found_best() -> None:
 
 
 def test_a_run_continued_after_its_start_keeps_the_push() -> None:
-    config = run_config(**{"method.start": "exchange", "method.push": "auto"})
+    config = run_config(**{"method.label_init": "exchange", "method.label_extrapolation": "auto"})
     whole, _, saved = run(config)
     again, _, _ = run(config, Checkpoint.from_files(saved[0]))
     assert all(torch.equal(whole.trained[name], again.trained[name]) for name in whole.trained)
 
 
 def test_priming_fills_the_moments_and_moves_nothing() -> None:
-    logs, named, optimiser = steps_of({"optim.prime_steps": 5, "optim.weight_decay": 0.1}, steps=0)
+    logs, named, optimiser = steps_of({"optim.moment_warmup_steps": 5, "optim.weight_decay": 0.1}, steps=0)
     base = dict(run_inputs(run_config(), dtype=torch.float64).model.net.named_parameters())
     assert len(logs) == 5 and all(log["lr"] == 0 for log in logs)
     for name, parameter in named.items():
@@ -210,7 +217,7 @@ def test_priming_fills_the_moments_and_moves_nothing() -> None:
             optimiser.state[parameter]["step"] == 5
             and optimiser.state[parameter]["exp_avg_sq"].abs().max() > 0
         )
-    moved = steps_of({"optim.prime_steps": 5}, steps=1)[1]
+    moved = steps_of({"optim.moment_warmup_steps": 5}, steps=1)[1]
     assert all(not torch.equal(parameter, base[name]) for name, parameter in moved.items())
 
 
@@ -227,7 +234,7 @@ def test_the_averaged_weights_are_what_is_checked_and_returned() -> None:
 
 def test_a_settled_run_ends_before_its_steps_are_spent() -> None:
     """A bound that everything satisfies settles at the first check, held for the window."""
-    settings = {"gate.max_forget_fraction": 1.0, "evaluate.hold_steps": 2, "optim.max_steps": 50}
+    settings = {"gate.max_forget_fraction": 1.0, "evaluate.patience_steps": 2, "optim.max_steps": 50}
     outcome, records, saved = run(run_config(**settings))
     assert outcome.before["forget_fraction"]["value"] < 1
     assert (outcome.steps, outcome.first_crossing_step, outcome.settled_step) == (4, 2, 2)
@@ -239,13 +246,13 @@ def test_a_settled_run_ends_before_its_steps_are_spent() -> None:
 def test_a_settled_run_goes_on_until_its_label_draws_what_it_was_asked_to() -> None:
     settings = {
         "gate.max_forget_fraction": 1.0,
-        "evaluate.hold_steps": 2,
+        "evaluate.patience_steps": 2,
         "optim.max_steps": 8,
         "optim.lr": 1e-6,
     }
 
     def ended(least: float | None) -> Outcome:
-        inputs = run_inputs(run_config(**settings, **{"gate.min_likeness": least}))
+        inputs = run_inputs(run_config(**settings, **{"gate.min_exchange_fidelity": least}))
         with torch.no_grad():
             drawn = inputs.model.sample(
                 labels=torch.tensor([2] * 40), seeds=list(range(40)), cfg_scale=2.0, steps=2
@@ -295,7 +302,8 @@ def test_named_samples_are_watched_by_the_attack() -> None:
     assert outcome.after["membership"]["loss_forget"] > outcome.before["membership"]["loss_forget"]
     always = run(
         run_config(
-            **settings, **{"gate.max_membership_auc": 1.0, "evaluate.hold_steps": 2, "optim.max_steps": 20}
+            **settings,
+            **{"gate.max_membership_auc": 1.0, "evaluate.patience_steps": 2, "optim.max_steps": 20},
         )
     )[0]
     never = run(run_config(**settings, **{"gate.max_membership_auc": 0.0}))[0]

@@ -65,7 +65,7 @@ def refused(gate: dict[str, Any]) -> list[str]:
 def test_a_run_that_crosses_and_comes_back_has_not_settled(monkeypatch: pytest.MonkeyPatch) -> None:
     shares = {2: 0.9, 4: 0.0, 6: 0.01, 8: 0.44, 10: 0.56, 12: 0.5}
     # even where the weights that are kept draw none of it
-    outcome = watched(monkeypatch, shares, 0.0, **{"evaluate.hold_steps": 8})
+    outcome = watched(monkeypatch, shares, 0.0, **{"evaluate.patience_steps": 8})
     assert (outcome.first_crossing_step, outcome.settled_step) == (4, None)
     gate = gated(outcome)
     assert refused(gate) == ["settled", "held_steps"]
@@ -84,13 +84,13 @@ def test_a_run_that_crosses_and_comes_back_has_not_settled(monkeypatch: pytest.M
 
 def test_a_run_that_was_watched_too_briefly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     shares = {2: 0.0, 4: 0.0, 6: 0.0}
-    outcome = watched(monkeypatch, shares, 0.0, **{"evaluate.hold_steps": 2})
+    outcome = watched(monkeypatch, shares, 0.0, **{"evaluate.patience_steps": 2})
     assert outcome.settled_step == 2 and outcome.steps == 4
     assert refused(gated(outcome)) == ["held_steps"]
 
 
 def test_a_run_that_stays_forgotten_through_the_window_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    outcome = watched(monkeypatch, dict.fromkeys(range(2, 14, 2), 0.0), 0.0, **{"evaluate.hold_steps": 8})
+    outcome = watched(monkeypatch, dict.fromkeys(range(2, 14, 2), 0.0), 0.0, **{"evaluate.patience_steps": 8})
     assert outcome.settled_step == 2 and refused(gated(outcome)) == []
 
 

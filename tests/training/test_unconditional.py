@@ -31,7 +31,7 @@ VAE: dict[str, Any] = {
     "method.name": "uno_s",
     "method.targets": "data",
     "method.penalty": 0.1,
-    "method.hat_weight": 2.0,
+    "method.uniformity_weight": 2.0,
     "trainable": "decoder",
     "evaluate.samples": 40,
     "optim.clip": None,
@@ -40,19 +40,21 @@ NAMES = {label: str(label) for label in range(4)}
 
 
 def unconditional(
-    changes: dict[str, Any], records: list[dict[str, Any]] | None = None, hat_judge: Judge | None = None
+    changes: dict[str, Any],
+    records: list[dict[str, Any]] | None = None,
+    uniformity_judge: Judge | None = None,
 ) -> Outcome:
     """A whole run of the tiny VAE on this process's share."""
     config = run_config(**{**VAE, **changes})
     inputs = run_inputs(config)
     model = tiny_vae(dtype=torch.float32)
-    if config.method.fold:
+    if config.method.latent_reflection:
         forget = inputs.streams.forget.batch
         folds = Folds(by_class={1: Fold(normal=torch.tensor([0.6, 0.8], dtype=torch.float64), edge=-1.0)})
         streams = replace(inputs.streams, exchange=Cycle(forget, config.seed, "exchange"))
         inputs = replace(inputs, streams=streams, teacher=partial(ReflectingTeacher, folds=folds))
     return unlearn(
-        replace(inputs, model=model, hat_judge=hat_judge),
+        replace(inputs, model=model, uniformity_judge=uniformity_judge),
         hooks=Hooks(record=(records if records is not None else []).append),
     )
 
@@ -93,12 +95,15 @@ def test_a_run_measures_shares_and_moves_the_decoder_alone() -> None:
 
 
 def test_the_hat_term_is_felt() -> None:
-    with_hat, without = unconditional({}).trained, unconditional({"method.hat_weight": 0.0}).trained
+    with_hat, without = unconditional({}).trained, unconditional({"method.uniformity_weight": 0.0}).trained
     assert any(not torch.allclose(with_hat[name], without[name]) for name in with_hat)
 
 
 def test_the_hat_term_may_have_another_judge_than_the_one_that_measures() -> None:
-    same, other = unconditional({}, hat_judge=tiny_judge()), unconditional({}, hat_judge=tiny_judge(seed=1))
+    same, other = (
+        unconditional({}, uniformity_judge=tiny_judge()),
+        unconditional({}, uniformity_judge=tiny_judge(seed=1)),
+    )
     own = unconditional({})
     assert all(torch.equal(same.trained[name], value) for name, value in own.trained.items())
     assert any(not torch.equal(other.trained[name], value) for name, value in own.trained.items())
@@ -108,9 +113,9 @@ def test_the_hat_term_may_have_another_judge_than_the_one_that_measures() -> Non
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_fold_drives_a_run_against_a_teacher(world: int) -> None:
     folded = {
-        "method.fold": True,
+        "method.latent_reflection": True,
         "method.targets": "teacher",
-        "method.hat_weight": 0.0,
+        "method.uniformity_weight": 0.0,
         "optim.max_steps": 4,
     }
     wanted = trained(folded)
@@ -168,7 +173,7 @@ def test_a_measurement_of_samples_does_not_read_the_retained_labels() -> None:
         ({"method.contrast": True}, r"method\.contrast: got True"),
         ({"method.name": "esd"}, r"method\.name: got esd"),
         (
-            {"method.targets": "teacher", "method.hat_weight": 0.0},
+            {"method.targets": "teacher", "method.uniformity_weight": 0.0},
             r"method\.targets: with uno_s, no exchange class and targets teacher",
         ),
     ],
@@ -189,21 +194,21 @@ def test_settings_that_the_model_cannot_be_trained_with_are_refused() -> None:
     config = run_config(**VAE)
     require_fit(config, tiny_vae())
     with pytest.raises(
-        InputError, match=r"method\.hat_weight: got 2 for vae-mnist, whose samples take many passes"
+        InputError, match=r"method\.uniformity_weight: got 2 for vae-mnist, whose samples take many passes"
     ):
         require_fit(config, tiny_dit())
-    folded = {**VAE, "method.fold": True, "method.hat_weight": 0.0}
+    folded = {**VAE, "method.latent_reflection": True, "method.uniformity_weight": 0.0}
     for changes, model, said in (
         (
             {"method.targets": "teacher"},
             tiny_dit(),
-            r"method\.fold: got true for vae-mnist, which has no encoder",
+            r"method\.latent_reflection: got true for vae-mnist, which has no encoder",
         ),
-        ({}, tiny_vae(), r"method\.fold: got targets data"),
+        ({}, tiny_vae(), r"method\.latent_reflection: got targets data"),
         (
             {"method.targets": "teacher", "request.sample_ids": "ids.txt"},
             tiny_vae(),
-            r"method\.fold: named samples",
+            r"method\.latent_reflection: named samples",
         ),
     ):
         with pytest.raises(InputError, match=said):

@@ -16,7 +16,7 @@ from pipeline.unlearning.losses import Weights, build_terms
 from pipeline.unlearning.methods.table import METHODS, method_settings
 from pipeline.unlearning.noising import StepRows
 from pipeline.unlearning.parameters import flat, select
-from pipeline.unlearning.uniformity import hat_loss, uniformity
+from pipeline.unlearning.uniformity import uniformity, uniformity_loss
 
 RETAINED = [0, 2, 3]
 WEIGHT, PENALTY = 50.0, 1e4  # large: what is wrong cannot hide
@@ -37,7 +37,7 @@ def take(method: str, hvp: str, micro_batches: int, weight: float = WEIGHT) -> T
     params = list(select(model, "all").values())
     latents = tiny_latents(8)
     cut = slice(collectives.rank * 8 // collectives.world, (collectives.rank + 1) * 8 // collectives.world)
-    hat = hat_loss(model, tiny_hat_judge(), latents[cut], RETAINED, collectives)
+    hat = uniformity_loss(model, tiny_hat_judge(), latents[cut], RETAINED, collectives)
     rows = [tiny_vae_rows(name).part(collectives.rank, collectives.world) for name in ("retain", "forget")]
     terms = build_terms(
         model,
@@ -94,7 +94,7 @@ def test_it_is_the_divergence_from_uniform_over_the_kept_classes() -> None:
 def test_it_pulls_the_samples_and_leaves_the_encoder_alone() -> None:
     model = tiny_vae()
     named = select(model, "all")
-    loss = hat_loss(model, tiny_hat_judge(), tiny_latents(8), RETAINED, Collectives())()
+    loss = uniformity_loss(model, tiny_hat_judge(), tiny_latents(8), RETAINED, Collectives())()
     moved = {
         name
         for name, grad in zip(named, torch.autograd.grad(loss, list(named.values()), allow_unused=True))
