@@ -68,7 +68,7 @@ class PretrainConfig(SeededConfig):
     without: list[int] = Field(
         [],
         description=(
-            "classes it never sees: a retrained reference, in a folder of its own, judged by the judge that is"
+            "classes it never sees: a retrained reference, in its own folder, judged by the judge that is"
             " there"
         ),
     )
