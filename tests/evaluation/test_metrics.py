@@ -108,6 +108,19 @@ def test_forgotten_at_every_scale_in_the_first_call_and_in_five(whole: dict[str,
     assert instead["at_cfg_scale"]["1"]["value"] == pytest.approx((predicted == 2).float().mean().item())
 
 
+def test_every_scale_has_its_own_predictions() -> None:
+    partials = {
+        f"{AFTER}/forgotten@{scale}/predictions": torch.tensor([[1, *row] for row in rows_])
+        for scale, rows_ in (("2", [(1, 2), (2, 1)]), ("1", [(2, 1), (2, 3)]))
+    }
+    names = ["forget_fraction", "exchange_fraction"]
+    found = results(names, tiny_context().spec, partials, [AFTER])[AFTER]
+    gone, instead = found["forget_fraction"], found["exchange_fraction"]
+    assert (gone["value"], gone["top5"]["value"]) == (0.5, 1.0) and instead["value"] == 0.5
+    assert (gone["at_cfg_scale"]["1"]["value"], gone["at_cfg_scale"]["1"]["top5"]["value"]) == (0.0, 0.5)
+    assert instead["at_cfg_scale"]["1"]["value"] == 1.0
+
+
 def test_density_counts_the_balls_around_real_rows(whole: dict[str, dict[str, Any]]) -> None:
     """Written out: the distance to each of the class's real rows against the one from there to its third
     neighbour."""
