@@ -54,7 +54,7 @@ def render(known: Ledger, today: datetime.date) -> str:
     waiting = [request for request in requests if request.state in OPEN]
     answered = [request for request in requests if request.state in ANSWERED]
     return environment.get_template(PAGE).render(
-        lead=_lead(waiting, counts),
+        lead=_lead(len(requests), len(waiting)),
         state=_verdict(waiting, counts),
         tiles=[
             ("Waiting", len(waiting), _next(counts), "waiting"),
@@ -93,9 +93,6 @@ def _row(request: Request, today: datetime.date) -> dict[str, Any]:
         "open": request.is_open,
         "reason": request.reason,
         "asked": scope_text(terms),
-        "model": terms.model_name,
-        "lake": terms.lake,
-        "received": terms.received.isoformat(),
         "due": terms.due.isoformat(),
         "answered": f"{answer.time[:10]}{', late' if late else ''}"
         if answer and request.is_answered
@@ -130,16 +127,12 @@ def _audit(request: Request) -> dict[str, str] | None:
     }
 
 
-def _lead(waiting: Sequence[Request], counts: dict[str, Any]) -> str:
-    total = sum(counts["counts"].values())
+def _lead(total: int, waiting: int) -> str:
     if not total:
         return "No deletion request has come in yet."
-    lead = (
-        f"{total} deletion request{'s' * (total > 1)} came in, {len(waiting) or 'none'} of which still waits."
-    )
-    return lead + (
-        f" {len(counts['overdue'])} should have been answered by now." if counts["overdue"] else ""
-    )
+    came = "1 deletion request came in" if total == 1 else f"{total} deletion requests came in"
+    left = "none waits" if not waiting else "1 still waits" if waiting == 1 else f"{waiting} still wait"
+    return f"{came}; {left}."
 
 
 def _verdict(waiting: Sequence[Request], counts: dict[str, Any]) -> tuple[str, str]:
@@ -150,4 +143,4 @@ def _verdict(waiting: Sequence[Request], counts: dict[str, Any]) -> tuple[str, s
 
 def _next(counts: dict[str, Any]) -> str:
     following = counts["next_due"]
-    return f"next due {following['due']}" if following else "nothing due"
+    return f"next due {following['due']}" if following else "nothing else due"
