@@ -1,4 +1,4 @@
-"""The form of the alias log on disk: what an earlier version wrote is read, and what is written is the same."""
+"""The alias log on disk: what an earlier version wrote is read, and what is written has the same form."""
 
 import json
 from dataclasses import asdict
