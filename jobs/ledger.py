@@ -39,11 +39,11 @@ def submit(config: LedgerConfig, dry_run: bool) -> None:
 def list_(config: LedgerConfig, dry_run: bool) -> None:
     from pipeline.requests import ledger, overview
 
-    known, today = ledger.read(config.storage), ledger.today()
+    snapshot, today = ledger.read(config.storage), ledger.today()
     if config.as_json:
-        _print_json([ledger.as_json(request, today) for request in overview.in_order(known)])
-    elif known.requests:
-        print("\n".join(overview.aligned(overview.table(known, today))))
+        _print_json([ledger.as_json(request, today) for request in overview.in_order(snapshot)])
+    elif snapshot.requests:
+        print("\n".join(overview.aligned(overview.table(snapshot, today))))
     else:
         print("no requests yet")
 

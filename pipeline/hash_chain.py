@@ -56,8 +56,8 @@ def read(folder: str, kind: type[LinkT], title: str) -> list[LinkT]:
         number, previous = len(entries) + 1, entries[-1].digest if entries else ""
         if entry.number != number or _number(name) != number:
             raise LogError(
-                f"{uri}: got entry {entry.number} of the {title}, expected number {number}: an entry was"
-                " removed or put in between"
+                f"{uri}: found entry {entry.number}, expected number {number}: an entry was removed or put in"
+                " between"
             )
         if entry.digest != entry.computed_digest():
             raise LogError(f"{uri}: entry {number} does not match its own digest: it was edited")

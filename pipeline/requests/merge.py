@@ -74,9 +74,9 @@ def union(requests: Sequence[Request], ids: Mapping[str, Mapping[str, int]]) -> 
         raise InputError(f"requests: got those of lakes {', '.join(lakes)}, expected one lake for one run")
     waiting, answered = open_requests(requests), answered_requests(requests)
     classes = {label for request in requests for label in request.terms.classes}
-    asked = _exchange_asked([*answered, *waiting])
-    exchange = {label: _staying(label, asked, classes) for label in sorted(asked)}
-    named = {
+    first_exchange = _exchange_by_class([*answered, *waiting])
+    exchange = {label: _final_exchange(label, first_exchange, classes) for label in sorted(first_exchange)}
+    samples = {
         name: label
         for request in requests
         for name, label in ids.get(request.id, {}).items()
@@ -87,9 +87,11 @@ def union(requests: Sequence[Request], ids: Mapping[str, Mapping[str, int]]) -> 
         answered=tuple(answered),
         classes=tuple(sorted(classes)),
         exchange={label: others for label, others in exchange.items() if others},
-        redirected={label: asked[label] for label in exchange if exchange[label] != asked[label]},
-        sample_ids=tuple(sorted(named)),
-        sample_classes=tuple(sorted(set(named.values()))),
+        redirected={
+            label: first_exchange[label] for label in exchange if exchange[label] != first_exchange[label]
+        },
+        sample_ids=tuple(sorted(samples)),
+        sample_classes=tuple(sorted(set(samples.values()))),
     )
 
 
@@ -99,38 +101,40 @@ def roles(requests: Iterable[Request], labels: Iterable[int]) -> dict[int, Role]
     A class that an answered request names was forgotten earlier, also when another asks for it again. Classes
     of named samples are retained: they go on being given, without those samples.
     """
-    given = list(requests)
-    earlier = {label for request in given if request.is_answered for label in request.terms.classes}
-    now = {label for request in given if request.is_open for label in request.terms.classes}
+    every = list(requests)
+    earlier = {label for request in every if request.is_answered for label in request.terms.classes}
+    now = {label for request in every if request.is_open for label in request.terms.classes}
     return {
         label: "forgotten_earlier" if label in earlier else "forgotten_now" if label in now else "retained"
         for label in labels
     }
 
 
-def _exchange_asked(requests: Iterable[Request]) -> dict[int, tuple[int, ...]]:
+def _exchange_by_class(requests: Iterable[Request]) -> dict[int, tuple[int, ...]]:
     """The exchange classes of each class, as the requests have them. Raises `InputError` where two differ."""
-    asked: dict[int, tuple[tuple[int, ...], str]] = {}
+    first: dict[int, tuple[tuple[int, ...], str]] = {}
     for request in requests:
-        for label, others in request.terms.exchange.items():
-            first, by = asked.setdefault(label, (tuple(others), request.id))
-            if first != tuple(others):
+        for label, classes in request.terms.exchange.items():
+            earlier, request_id = first.setdefault(label, (tuple(classes), request.id))
+            if earlier != tuple(classes):
                 raise InputError(
-                    f"requests {by} and {request.id}: class {label} is to give {list(first)} and"
-                    f" {others}; withdraw one of the two"
+                    f"requests {request_id} and {request.id}: class {label} is to give {list(earlier)} and"
+                    f" {classes}; withdraw one of the two"
                 )
-    return {label: others for label, (others, _) in asked.items()}
+    return {label: classes for label, (classes, _) in first.items()}
 
 
-def _staying(label: int, asked: Mapping[int, tuple[int, ...]], forgotten: set[int]) -> tuple[int, ...]:
+def _final_exchange(
+    label: int, exchange: Mapping[int, tuple[int, ...]], forgotten: set[int]
+) -> tuple[int, ...]:
     """The classes at the ends of the chains that start at `label`: an exchange class that was forgotten
     itself gives way to its own, and falls out where it has none."""
-    staying, seen, waiting = set(), {label}, list(asked[label])
-    while waiting:
-        other = waiting.pop()
+    ends, visited, queue = set(), {label}, list(exchange[label])
+    while queue:
+        other = queue.pop()
         if other not in forgotten:
-            staying.add(other)
-        elif other not in seen:
-            waiting += asked.get(other, ())
-        seen.add(other)
-    return tuple(sorted(staying))
+            ends.add(other)
+        elif other not in visited:
+            queue += exchange.get(other, ())
+        visited.add(other)
+    return tuple(sorted(ends))

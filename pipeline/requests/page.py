@@ -28,16 +28,16 @@ def write(storage_root: str) -> str:
     """Make the page of the ledger as it is now; its URI. Of two writers at once the last one leaves the
     newer ledger."""
     uri = storage.join(ledger.folder(storage_root), PAGE)
-    known = ledger.read(storage_root)
+    snapshot = ledger.read(storage_root)
     while True:
-        storage.write_text(uri, render(known, ledger.today()))
+        storage.write_text(uri, render(snapshot, ledger.today()))
         newer = ledger.read(storage_root)
-        if newer.head == known.head:
+        if newer.head == snapshot.head:
             return uri
-        known = newer
+        snapshot = newer
 
 
-def render(known: Ledger, today: datetime.date) -> str:
+def render(snapshot: Ledger, today: datetime.date) -> str:
     """The page as of `today`; every text from outside is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -49,8 +49,8 @@ def render(known: Ledger, today: datetime.date) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    requests = in_order(known)
-    counts = status(known, today)
+    requests = in_order(snapshot)
+    counts = status(snapshot, today)
     waiting = [request for request in requests if request.state in OPEN]
     answered = [request for request in requests if request.state in ANSWERED]
     return environment.get_template(PAGE).render(
@@ -77,7 +77,7 @@ def render(known: Ledger, today: datetime.date) -> str:
                 [_row(r, today) for r in requests if r.state not in (*OPEN, *ANSWERED)],
             ),
         ],
-        head=known.head,
+        head=snapshot.head,
         today=today.isoformat(),
     )
 

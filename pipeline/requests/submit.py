@@ -22,24 +22,24 @@ def submit(config: LedgerConfig, *, dry_run: bool = False) -> tuple[Request, boo
     """
     terms = _terms(config)
     request_id = config.request.id or default_id(terms)
-    known = ledger.read(config.storage)
-    is_new = request_id not in known.requests
+    snapshot = ledger.read(config.storage)
+    is_new = request_id not in snapshot.requests
     labels: set[int] = set()
     if is_new:
         terms, labels = _against_lake(config, terms)
 
-    def decide(now: Ledger) -> Sequence[Move]:
-        earlier = now.requests.get(request_id)
+    def decide(snapshot: Ledger) -> Sequence[Move]:
+        earlier = snapshot.requests.get(request_id)
         if earlier is None:
-            require_consistent(terms, now, labels, without_exchange=config.request.without_exchange)
+            require_consistent(terms, snapshot, labels, without_exchange=config.request.without_exchange)
             return [Move(name="received", request=request_id, details=terms.model_dump(mode="json"))]
         _require_same_scope(earlier, terms)
         return [Move(name="accepted", request=request_id)] if earlier.state == "received" else []
 
     if dry_run:
-        decide(known)
+        decide(snapshot)
         draft = Request(id=request_id, terms=terms, state="received", history=())
-        return known.requests.get(request_id, draft), is_new
+        return snapshot.requests.get(request_id, draft), is_new
     return ledger.append(config.storage, decide).requests[request_id], is_new
 
 
@@ -48,8 +48,8 @@ def withdraw(config: LedgerConfig, *, dry_run: bool = False) -> Request:
     if config.reason is None:
         raise InputError("reason: got none, expected why the request is withdrawn: --set 'reason=<text>'")
 
-    def decide(now: Ledger) -> Sequence[Move]:
-        request = now.find(config.request.id)
+    def decide(snapshot: Ledger) -> Sequence[Move]:
+        request = snapshot.find(config.request.id)
         if request.is_answered:
             raise InputError(
                 f"request {request.id}: version {request.version} of {request.terms.model_name} answered it"
@@ -60,9 +60,9 @@ def withdraw(config: LedgerConfig, *, dry_run: bool = False) -> Request:
         return [Move(name="withdrawn", request=request.id, details={"reason": config.reason})]
 
     if dry_run:
-        known = ledger.read(config.storage)
-        decide(known)
-        return known.find(config.request.id)
+        snapshot = ledger.read(config.storage)
+        decide(snapshot)
+        return snapshot.find(config.request.id)
     return ledger.append(config.storage, decide).find(config.request.id)
 
 
@@ -74,10 +74,10 @@ def default_id(terms: Terms) -> str:
     return f"{lake.strip('-')[:40] or 'lake'}-forget-{classes}-{storage.digest_of(terms.scope)[:ID_DIGITS]}"
 
 
-def require_consistent(terms: Terms, known: Ledger, labels: set[int], *, without_exchange: bool) -> None:
+def require_consistent(terms: Terms, snapshot: Ledger, labels: set[int], *, without_exchange: bool) -> None:
     """Raise `InputError` for terms that go against a request that is open or answered; `labels` are the
     lake's classes."""
-    others = merge.of_model(known, terms.model_name, terms.lake)
+    others = merge.of_model(snapshot, terms.model_name, terms.lake)
     forgotten_by = {label: request.id for request in others for label in request.terms.classes}
     exchange_by = {label: request for request in others for label in request.terms.exchange}
     for label, exchange in terms.exchange.items():
@@ -109,26 +109,26 @@ def require_consistent(terms: Terms, known: Ledger, labels: set[int], *, without
 
 def _terms(config: LedgerConfig) -> Terms:
     """What the configuration asks for, before lake and ledger are looked at."""
-    asked = config.request
-    if not asked.classes and not asked.sample_ids:
+    scope = config.request
+    if not scope.classes and not scope.sample_ids:
         raise InputError(
             "request: got neither classes nor sample_ids, expected what to forget, such as --set"
             " request.classes=[1]"
         )
-    if len(set(asked.classes)) != len(asked.classes):
-        raise InputError(f"request.classes: got {asked.classes}, expected each class once")
+    if len(set(scope.classes)) != len(scope.classes):
+        raise InputError(f"request.classes: got {scope.classes}, expected each class once")
     exchange = {
-        label: [to] if isinstance(to, int) else sorted(set(to)) for label, to in asked.exchange.items()
+        label: [to] if isinstance(to, int) else sorted(set(to)) for label, to in scope.exchange.items()
     }
     for label, classes in exchange.items():
-        if label not in asked.classes:
+        if label not in scope.classes:
             raise InputError(
-                f"request.exchange: {label} is not among request.classes {asked.classes}; name it there or"
+                f"request.exchange: {label} is not among request.classes {scope.classes}; name it there or"
                 " drop it here"
             )
-        if lost := [other for other in classes if other in asked.classes]:
+        if inner := [other for other in classes if other in scope.classes]:
             raise InputError(
-                f"request.exchange: class {label} would give class {lost[0]}, which is itself to be"
+                f"request.exchange: class {label} would give class {inner[0]}, which is itself to be"
                 " forgotten; choose a class that stays"
             )
     today = ledger.today()
@@ -137,11 +137,11 @@ def _terms(config: LedgerConfig) -> Terms:
         raise InputError(f"received: got {received}, which is still to come; expected {today} or earlier")
     if redact(config.lake) != config.lake:
         raise InputError("lake: got a URI with a password in it, expected credentials from the environment")
-    uri = storage.absolute(asked.sample_ids) if asked.sample_ids else None
+    uri = storage.absolute(scope.sample_ids) if scope.sample_ids else None
     return Terms(
         model_name=config.tracking.model_name,
         lake=storage.absolute(config.lake) if "/" in config.lake else config.lake,
-        classes=sorted(asked.classes),
+        classes=sorted(scope.classes),
         exchange=dict(sorted(exchange.items())),
         samples=samples.named(uri, samples.read_list(uri)) if uri else None,
         received=received,
@@ -168,8 +168,8 @@ def _against_lake(config: LedgerConfig, terms: Terms) -> tuple[Terms, set[int]]:
     if terms.samples is None:
         return terms, labels
     classes = samples.classes_of(lake, samples.read_list(terms.samples.uri))
-    counted = terms.samples.model_copy(update={"classes": samples.count_by_class(classes)})
-    return terms.model_copy(update={"samples": counted}), labels
+    named_samples = terms.samples.model_copy(update={"classes": samples.count_by_class(classes)})
+    return terms.model_copy(update={"samples": named_samples}), labels
 
 
 def _require_same_scope(request: Request, terms: Terms) -> None:
