@@ -2,10 +2,12 @@
 
 python jobs/ledger.py submit   --config jobs/configs/process_digits.yaml --set request.id=r1
     --set 'request.classes=[1]' --set 'request.exchange={1: 7}' --set due=2026-12-31
-python jobs/ledger.py list     --config ...                       (what is due, overdue, answered; --json)
-python jobs/ledger.py show     --config ... --set request.id=r1   (one request with its history; --json)
+python jobs/ledger.py list     --config ...                       (what is due, overdue, answered)
+python jobs/ledger.py show     --config ... --set request.id=r1   (one request with its history)
 python jobs/ledger.py withdraw --config ... --set request.id=r1 --set 'reason=...'  (unless it was answered)
-python jobs/ledger.py status   --config ...   (counts; exits 3 when something is overdue or refused; --json)
+python jobs/ledger.py status   --config ...   (counts; exits 3 when something is overdue or refused)
+
+Each prints JSON with --json.
 """
 
 import json
@@ -25,6 +27,10 @@ def submit(config: LedgerConfig, dry_run: bool) -> None:
     from pipeline.requests import ledger, overview, page, submit
 
     request, is_new = submit.submit(config, dry_run=dry_run)
+    uri = None if dry_run else page.write(config.storage)
+    if config.as_json:
+        _print_json(ledger.as_json(request, ledger.today()))
+        return
     terms = request.terms
     due = f"due {terms.due}" + (", which is past: overdue" if request.is_overdue(ledger.today()) else "")
     print(f"request {request.id}: {overview.scope_text(terms)} ({terms.model_name}), {due}")
@@ -32,8 +38,8 @@ def submit(config: LedgerConfig, dry_run: bool) -> None:
         print(f"it is in the ledger already, {request.state}; nothing was changed")
     elif dry_run:
         print("would be accepted; nothing was written")
-    if not dry_run:
-        print(f"page: {page.write(config.storage)}")
+    if uri:
+        print(f"page: {uri}")
 
 
 def list_(config: LedgerConfig, dry_run: bool) -> None:
@@ -59,12 +65,15 @@ def show(config: LedgerConfig, dry_run: bool) -> None:
 
 
 def withdraw(config: LedgerConfig, dry_run: bool) -> None:
-    from pipeline.requests import page, submit
+    from pipeline.requests import ledger, page, submit
 
     request = submit.withdraw(config, dry_run=dry_run)
-    print(f"request {request.id}: {'would be withdrawn' if dry_run else request.state}")
     if not dry_run:
         page.write(config.storage)
+    if config.as_json:
+        _print_json(ledger.as_json(request, ledger.today()))
+    else:
+        print(f"request {request.id}: {'would be withdrawn' if dry_run else request.state}")
 
 
 def status(config: LedgerConfig, dry_run: bool) -> int:

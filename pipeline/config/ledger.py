@@ -1,12 +1,13 @@
 """The ledger of deletion requests: what is asked for, by when, on whose word."""
 
 import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from pipeline.config.base import JobConfig, Section
-from pipeline.config.unlearn import Tracking
+from pipeline.config.base import NAME, JobConfig, Section
+from pipeline.config.conditions import Only, unless
+from pipeline.config.tracking import Registry
 
 
 def _as_text(value: Any) -> Any:
@@ -19,7 +20,7 @@ def _as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int | datetime.date) else value
 
 
-RequestId = Annotated[str, BeforeValidator(_as_text), Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+RequestId = Annotated[str, BeforeValidator(_as_text), Field(pattern=NAME)]
 
 
 class RequestedScope(Section):
@@ -40,18 +41,26 @@ class RequestedScope(Section):
 
 class LedgerConfig(JobConfig):
     model_config = ConfigDict(populate_by_name=True)
+    conditions: ClassVar[tuple[Only, ...]] = (unless("due_days", "due"),)
+    keys_of_verb: ClassVar[dict[str, tuple[str, ...]]] = {
+        "submit": ("request", "received", "due", "due_days", "legal_basis", "approver"),
+        "list": (),
+        "show": ("request",),
+        "withdraw": ("request", "reason"),
+        "status": (),
+    }
 
     lake: str = Field("digits", description="name or URI of the lake that the request is about")
-    tracking: Tracking = Field(Tracking(), description="tracking.model_name: the model that has to forget")
+    tracking: Registry = Registry()
     request: RequestedScope = RequestedScope()
-    received: datetime.date | None = Field(None, description="submit: when it came in; absent: today, in UTC")
+    received: datetime.date | None = Field(None, description="when it came in; absent: today, in UTC")
     due: datetime.date | None = Field(
-        None, description="submit: the last day to answer it; absent: due_days after it came in"
+        None, description="the last day to answer it; absent: due_days after it came in"
     )
     due_days: int = Field(
-        30, ge=0, description="submit: days to answer a request; GDPR, article 12 (3), gives one month"
+        30, ge=0, description="days to answer a request; GDPR, article 12 (3), gives one month"
     )
-    legal_basis: str = Field("", max_length=1000, description="submit: kept as it is given")
-    approver: str = Field("", max_length=1000, description="submit: kept as it is given")
-    reason: str | None = Field(None, min_length=3, max_length=1000, description="withdraw: why; kept")
-    as_json: bool = Field(False, alias="json", description="list, show, status: print JSON")
+    legal_basis: str = Field("", max_length=1000, description="kept as it is given")
+    approver: str = Field("", max_length=1000, description="kept as it is given")
+    reason: str | None = Field(None, min_length=3, max_length=1000, description="why it is withdrawn; kept")
+    as_json: bool = Field(False, alias="json", description="print JSON")

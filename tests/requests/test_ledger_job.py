@@ -46,6 +46,8 @@ def test_the_way_of_a_request(job: Callable, root: str, answer: Callable) -> Non
     assert (Path(root) / "requests" / "requests.html").is_file()
     code, out, _ = job("submit", *R1)
     assert code == 0 and "in the ledger already, accepted; nothing was changed" in out
+    code, out, _ = job("submit", *R1, flags=("--json",))
+    assert code == 0 and json.loads(out)["id"] == "r1"
     rows = json.loads(job("list", flags=("--json",))[1])
     assert [(row["id"], row["state"], row["due"], row["version"]) for row in rows] == [
         ("r1", "accepted", "2999-12-31", None)
@@ -106,6 +108,8 @@ def test_a_dry_run_writes_nothing(job: Callable, root: str) -> None:
         ("show", ["request.id=r9"], "got 'r9', which the ledger does not know; expected r1"),
         ("show", [], "request.id: got none"),
         ("withdraw", ["request.id=r1"], "reason: got none"),
+        ("status", ["request.id=r1"], "request: got "),
+        ("submit", [*R1, "due_days=3"], "due_days"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(
@@ -121,9 +125,10 @@ def test_bad_input_is_one_line_and_exit_2(
 @pytest.mark.parametrize("verb", ["submit", "list", "show", "withdraw", "status"])
 def test_an_edited_entry_stops_every_verb(job: Callable, root: str, verb: str) -> None:
     job("submit", *R1)
+    overrides = {"submit": R1, "show": R1[:1], "withdraw": [R1[0], "reason=a mistake"]}.get(verb, [])
     path = Path(root) / "requests" / "entries" / "00000001.json"
     path.write_text(path.read_text().replace("2999-12-31", "3999-12-31"))
-    code, _, err = job(verb, *R1, "reason=a mistake")
+    code, _, err = job(verb, *overrides)
     assert code == 2 and f"{path}: entry 1 does not match its own digest: it was edited" in err
 
 
