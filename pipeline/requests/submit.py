@@ -113,7 +113,7 @@ def _terms(config: LedgerConfig) -> Terms:
     if not scope.classes and not scope.sample_ids:
         raise InputError(
             "request: got neither classes nor sample_ids, expected what to forget, such as --set"
-            " request.classes=[1]"
+            " 'request.classes=[1]'"
         )
     if len(set(scope.classes)) != len(scope.classes):
         raise InputError(f"request.classes: got {scope.classes}, expected each class once")
