@@ -22,6 +22,7 @@ from pipeline.config import (
     evaluate,
     export,
     generate,
+    ledger,
     prepare,
     pretrain,
     registry,
@@ -43,6 +44,7 @@ JOBS: dict[str, type[JobConfig]] = {
     "unlearn_imagenet": unlearn.UnlearnConfig,
     "evaluate": evaluate.EvaluateConfig,
     "sweep_imagenet": sweep.SweepConfig,
+    "ledger": ledger.LedgerConfig,
     "registry": registry.RegistryConfig,
     "generate": generate.GenerateConfig,
     "export": export.ExportConfig,
@@ -119,7 +121,7 @@ def rows(
     """A line for every key of `kind`; `given` is the section whose values are the defaults, where there is
     one."""
     for name, field in kind.model_fields.items():
-        key, inner = f"{prefix}{name}", section_of(field.annotation)
+        key, inner = f"{prefix}{field.alias or name}", section_of(field.annotation)
         said = note + notes.get(key, "")
         inside = [one for one in map(section_of, items_of(field.annotation)) if one]
         for below in [inner] if inner else inside:

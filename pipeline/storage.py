@@ -6,6 +6,7 @@ Every call on an object store is tried again, with growing pauses, while the sto
 AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or from the usual AWS profile.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -147,6 +148,34 @@ def write_bytes(uri: str, data: bytes) -> None:
         _place(Path(path), lambda temporary: temporary.write_bytes(data))
     else:
         retrying(uri, "write", lambda: fs.pipe_file(path, data))
+
+
+def create(uri: str, data: bytes, *, private: bool = False) -> bool:
+    """Create `uri` with all of `data`; False when it exists. Atomic against others and against being killed.
+
+    `private` lets no other user of the machine read a local file. An object store has to honour conditional
+    puts (AWS and most others do); where it does not, what lies there afterwards says who came last.
+    """
+    fs, path = filesystem(uri)
+    if is_local(uri):
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            temporary.touch(mode=0o600 if private else 0o666)
+            temporary.write_bytes(data)
+            os.link(temporary, target)  # unlike a rename, a link never replaces what is there
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink(missing_ok=True)
+        return True
+    if exists(uri):
+        return False
+    # it may be ours all the same, when the answer to the first try was lost
+    with contextlib.suppress(FileExistsError):
+        retrying(uri, "write", lambda: fs.pipe_file(path, data, mode="create"))
+    return read_bytes(uri) == data
 
 
 def upload(source: Path, uri: str) -> None:

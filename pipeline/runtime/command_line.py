@@ -15,7 +15,7 @@ from pipeline.redaction import redact
 from pipeline.runtime.stop_request import raise_terminated
 
 ConfigT = TypeVar("ConfigT", bound=configuration.JobConfig)
-Run = Callable[[ConfigT, bool], None]
+Run = Callable[[ConfigT, bool], int | None]  # an exit code, None for 0
 
 
 def main(
@@ -27,8 +27,8 @@ def main(
     shorthands: Sequence[str] = (),
     flags: Sequence[str] = (),
 ) -> int:
-    """Parse, check, run. Returns 0 done, 1 failed, 2 bad input (one line on stderr, no traceback, nothing
-    written); 143 by SIGTERM.
+    """Parse, check, run. Returns 0 done (or the code that `run` returns), 1 failed, 2 bad input (one line on
+    stderr, no traceback, nothing written); 143 by SIGTERM.
 
     A job with verbs gives `run` as a mapping from verb to function; the verb is then the first argument.
     `shorthands` are keys that may also be given as `--key value`, `flags` those that `--key` alone makes
@@ -89,7 +89,7 @@ def _main(
         config = configuration.load(kind, arguments.config, [*arguments.overrides, *shorthand_values])
         if isinstance(run, Mapping):
             require_keys_of_verb(config, arguments.verb)
-        function(config, arguments.dry_run)
+        code = function(config, arguments.dry_run)
     except InputError as error:
         print(redact(f"error: {' '.join(str(error).split())}"), file=sys.stderr)
         return 2
@@ -100,7 +100,7 @@ def _main(
         print(redact(traceback.format_exc()), end="", file=sys.stderr)
         print(redact(f"failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}"), file=sys.stderr)
         return 1
-    return 0
+    return code or 0
 
 
 def require_keys_of_verb(config: configuration.JobConfig, verb: str) -> None:

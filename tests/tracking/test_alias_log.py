@@ -177,11 +177,11 @@ def test_an_object_stores_lost_answer_is_told_from_another_change(monkeypatch: p
         raise FileExistsError(path)
 
     monkeypatch.setattr(type(fs), "pipe_file", answer_lost)
-    assert alias_log._create(uri, json.dumps({"by": "us"}).encode())
+    assert storage.create(uri, json.dumps({"by": "us"}).encode())
 
     def another_came_first(self: Any, path: str, data: bytes, **how: Any) -> None:
         put(self, path, b"theirs")
         raise FileExistsError(path)
 
     monkeypatch.setattr(type(fs), "pipe_file", another_came_first)
-    assert not alias_log._create(uri.replace("answers", "others"), b"ours")
+    assert not storage.create(uri.replace("answers", "others"), b"ours")

@@ -306,7 +306,7 @@ def test_a_killed_promotion_is_before_or_after(
     register_run(name, f"{name}-22")
     promotion.promote(config(root, name, version=1))
     target, attribute = {
-        "entry": (alias_log, "_create"),
+        "entry": (storage, "create"),
         "certificate": (storage, "write_json"),
         "alias": (MlflowClient, "set_registered_model_alias"),
         "tag": (MlflowClient, "set_registered_model_tag"),

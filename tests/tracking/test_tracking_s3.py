@@ -74,5 +74,5 @@ def test_register_promote_verify_load(bucket: str, tmp_path: Path) -> None:
     # the other's entry is not listed yet when we look: the store itself refuses
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(storage, "exists", lambda uri: False)
-        assert not alias_log._create(where, b"another")
+        assert not storage.create(where, b"another")
     assert len(promotion.history(config).entries) == len(seen) + 1

@@ -1,0 +1,102 @@
+"""The ledger of deletion requests: what was asked, by when, and which version answered it.
+
+python jobs/ledger.py submit   --config jobs/configs/process_digits.yaml --set request.id=r1
+    --set 'request.classes=[1]' --set 'request.exchange={1: 7}' --set due=2026-12-31
+python jobs/ledger.py list     --config ...                       (what is due, overdue, answered)
+python jobs/ledger.py show     --config ... --set request.id=r1   (one request with its history)
+python jobs/ledger.py withdraw --config ... --set request.id=r1 --set 'reason=...'  (unless it was answered)
+python jobs/ledger.py status   --config ...   (counts; exits 3 when something is overdue or refused)
+
+Each prints JSON with --json.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pipeline.config.ledger import LedgerConfig
+from pipeline.runtime import command_line
+
+ALARM = 3  # exit code: something is overdue or refused
+
+
+def submit(config: LedgerConfig, dry_run: bool) -> None:
+    from pipeline.requests import ledger, overview, page, submit
+
+    request, is_new = submit.submit(config, dry_run=dry_run)
+    uri = None if dry_run else page.write(config.storage)
+    if config.as_json:
+        _print_json(ledger.as_json(request, ledger.today()))
+        return
+    terms = request.terms
+    due = f"due {terms.due}" + (", which is past: overdue" if request.is_overdue(ledger.today()) else "")
+    print(f"request {request.id}: {overview.scope_text(terms)} ({terms.model_name}), {due}")
+    if not is_new:
+        print(f"it is in the ledger already, {request.state}; nothing was changed")
+    elif dry_run:
+        print("would be accepted; nothing was written")
+    if uri:
+        print(f"page: {uri}")
+
+
+def list_(config: LedgerConfig, dry_run: bool) -> None:
+    from pipeline.requests import ledger, overview
+
+    snapshot, today = ledger.read(config.storage), ledger.today()
+    if config.as_json:
+        _print_json([ledger.as_json(request, today) for request in overview.in_order(snapshot)])
+    elif snapshot.requests:
+        print("\n".join(overview.aligned(overview.table(snapshot, today))))
+    else:
+        print("no requests yet")
+
+
+def show(config: LedgerConfig, dry_run: bool) -> None:
+    from pipeline.requests import ledger, overview
+
+    request, today = ledger.read(config.storage).find(config.request.id), ledger.today()
+    if config.as_json:
+        _print_json(ledger.as_json(request, today))
+    else:
+        print("\n".join([f"request {request.id}", *overview.details(request, today)]))
+
+
+def withdraw(config: LedgerConfig, dry_run: bool) -> None:
+    from pipeline.requests import ledger, page, submit
+
+    request = submit.withdraw(config, dry_run=dry_run)
+    if not dry_run:
+        page.write(config.storage)
+    if config.as_json:
+        _print_json(ledger.as_json(request, ledger.today()))
+    else:
+        print(f"request {request.id}: {'would be withdrawn' if dry_run else request.state}")
+
+
+def status(config: LedgerConfig, dry_run: bool) -> int:
+    from pipeline.requests import ledger, overview
+
+    counts = overview.status(ledger.read(config.storage), ledger.today())
+    if config.as_json:
+        _print_json(counts)
+    else:
+        print(", ".join(f"{count} {state}" for state, count in counts["counts"].items()) or "no requests yet")
+        following = counts["next_due"]
+        print(f"next due: {following['id']}, {following['due']}" if following else "next due: nothing")
+        for word in ("overdue", "refused"):
+            if counts[word]:
+                print(f"{word}: {', '.join(counts[word])}")
+    return ALARM if counts["overdue"] or counts["refused"] else 0
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+VERBS = {"submit": submit, "list": list_, "show": show, "withdraw": withdraw, "status": status}
+
+if __name__ == "__main__":
+    sys.exit(command_line.main(LedgerConfig, VERBS, __doc__, flags=["json"]))

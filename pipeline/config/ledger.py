@@ -1,0 +1,66 @@
+"""The ledger of deletion requests: what is asked for, by when, on whose word."""
+
+import datetime
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BeforeValidator, ConfigDict, Field
+
+from pipeline.config.base import NAME, JobConfig, Section
+from pipeline.config.conditions import Only, unless
+from pipeline.config.tracking import Registry
+
+
+def _as_text(value: Any) -> Any:
+    """A ticket number such as 4711 is a text; one that YAML reads as another number than it was written as
+    (1.10, yes) is refused."""
+    if isinstance(value, bool | float):
+        raise ValueError(
+            f"which YAML reads as a {type(value).__name__}; expected a text, in quotes: '\"1.10\"'"
+        )
+    return str(value) if isinstance(value, int | datetime.date) else value
+
+
+RequestId = Annotated[str, BeforeValidator(_as_text), Field(pattern=NAME)]
+
+
+class RequestedScope(Section):
+    """What is to be forgotten: whole classes, named samples, or both."""
+
+    id: RequestId | None = Field(
+        None, description="letters, digits, ._-, at most 100; absent: made of the lake and what is asked"
+    )
+    classes: list[int] = Field([], description="classes to forget whole")
+    sample_ids: str | None = Field(
+        None, description="URI of a text file with one sample id a line; it has to stay there"
+    )
+    exchange: dict[int, int | Annotated[list[int], Field(min_length=1)]] = Field(
+        {}, description="forgotten class -> the class, or classes, that its label gives from now on"
+    )
+    without_exchange: bool = Field(False, description="accept a forgotten class without an exchange class")
+
+
+class LedgerConfig(JobConfig):
+    model_config = ConfigDict(populate_by_name=True)
+    conditions: ClassVar[tuple[Only, ...]] = (unless("due_days", "due"),)
+    keys_of_verb: ClassVar[dict[str, tuple[str, ...]]] = {
+        "submit": ("request", "received", "due", "due_days", "legal_basis", "approver"),
+        "list": (),
+        "show": ("request",),
+        "withdraw": ("request", "reason"),
+        "status": (),
+    }
+
+    lake: str = Field("digits", description="name or URI of the lake that the request is about")
+    tracking: Registry = Registry()
+    request: RequestedScope = RequestedScope()
+    received: datetime.date | None = Field(None, description="when it came in; absent: today, in UTC")
+    due: datetime.date | None = Field(
+        None, description="the last day to answer it; absent: due_days after it came in"
+    )
+    due_days: int = Field(
+        30, ge=0, description="days to answer a request; GDPR, article 12 (3), gives one month"
+    )
+    legal_basis: str = Field("", max_length=1000, description="kept as it is given")
+    approver: str = Field("", max_length=1000, description="kept as it is given")
+    reason: str | None = Field(None, min_length=3, max_length=1000, description="why it is withdrawn; kept")
+    as_json: bool = Field(False, alias="json", description="print JSON")

@@ -1,0 +1,102 @@
+"""A log that shows tampering: one JSON file an entry, each naming the digest of the one before.
+
+An entry is created exclusively, which is the whole of the locking: of two writers that saw the same log one
+creates the next entry and the other is told. Creating the entry is also the commit.
+"""
+
+import datetime
+import getpass
+import json
+import socket
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+from pipeline import storage
+from pipeline.errors import InputError
+
+READERS = 16  # requests at once to an object store
+
+
+class LogError(InputError):
+    """The log on disk is not the log that was written: one line says which entry."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """One entry. A log's own fields are added by a subclass."""
+
+    number: int  # from 1
+    time: str  # UTC, ISO 8601
+    by: str  # user@host
+    previous: str  # digest of the entry before, "" for the first
+    digest: str = ""  # over every other field
+
+    def computed_digest(self) -> str:
+        return storage.digest_of({key: value for key, value in asdict(self).items() if key != "digest"})
+
+
+LinkT = TypeVar("LinkT", bound=Link)
+
+
+def read(folder: str, kind: type[LinkT], title: str) -> list[LinkT]:
+    """The entries of `kind` in `folder`, oldest first; `title` is what people call the log.
+
+    Raises `LogError` when one was changed, removed, put in between or moved. Entries cut off at the end leave
+    no gap: who needs to know of them keeps the last digest elsewhere.
+    """
+    names = [name for name in storage.listing(folder) if name.endswith(".json") and not name.startswith(".")]
+    uris = [storage.join(folder, name) for name in names]
+    with ThreadPoolExecutor(1 if storage.is_local(folder) else READERS) as pool:
+        texts = list(pool.map(storage.read_bytes, uris))
+    entries: list[LinkT] = []
+    for name, uri, text in zip(names, uris, texts, strict=True):
+        entry = _parse(kind, uri, text, title)
+        number, previous = len(entries) + 1, entries[-1].digest if entries else ""
+        if entry.number != number or _number(name) != number:
+            raise LogError(
+                f"{uri}: found entry {entry.number}, expected number {number}: an entry was removed or put in"
+                " between"
+            )
+        if entry.digest != entry.computed_digest():
+            raise LogError(f"{uri}: entry {number} does not match its own digest: it was edited")
+        if entry.previous != previous:
+            raise LogError(
+                f"{uri}: entry {number} does not follow from entry {number - 1}: one of the two was replaced"
+            )
+        entries.append(entry)
+    return entries
+
+
+def append(uri: str, after: Sequence[LinkT], kind: type[LinkT], **fields: Any) -> LinkT | None:
+    """Commit the entry that follows `after` at `uri`; None when another writer came first."""
+    draft = kind(
+        number=len(after) + 1,
+        time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        by=_user(),
+        previous=after[-1].digest if after else "",
+        **json.loads(json.dumps(fields, allow_nan=False)),  # as they will be read back
+    )
+    entry = kind(**{**asdict(draft), "digest": draft.computed_digest()})
+    text = json.dumps(asdict(entry), indent=1, allow_nan=False) + "\n"
+    return entry if storage.create(uri, text.encode()) else None
+
+
+def _parse(kind: type[LinkT], uri: str, text: bytes, title: str) -> LinkT:
+    try:
+        return kind(**json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise LogError(f"{uri}: not an entry of the {title} ({error}); it was edited or damaged") from error
+
+
+def _number(name: str) -> int | None:
+    stem = name.removesuffix(".json")
+    return int(stem) if stem.isdigit() else None
+
+
+def _user() -> str:
+    try:
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+    except (OSError, KeyError):
+        return f"unknown@{socket.gethostname()}"
