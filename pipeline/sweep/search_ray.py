@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -261,7 +262,10 @@ class Reporter(tune.Callback):
         self._on_end(_row(trial, None))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        cause = trial.get_pickled_error() or trial.get_error()
+        # Tune writes the error here first; what it finds in storage may not have got there yet
+        file = Path(trial.error_file) if trial.error_file else None
+        staged = file.read_text() if file and file.exists() else ""
+        cause = trial.get_pickled_error() or trial.get_error() or staged
         lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
         self._on_end(_row(trial, lines[-1][:600] if lines else "no reason given"))
 
