@@ -24,8 +24,8 @@ from pipeline.tracking.registry import (
 from pipeline.weights import model_folder
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
+    from pipeline.tracking.mlflow_runs import MlflowClient
+    from pipeline.tracking.registry import ModelVersion
 
 
 def promote(config: RegistryConfig, *, dry_run: bool = False) -> tuple[int, Entry | None]:

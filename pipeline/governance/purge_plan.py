@@ -17,7 +17,7 @@ from pipeline.reports.pages import GRIDS, REPORT, RESULT, SAMPLES, SETTINGS, pic
 from pipeline.tracking.mlflow_runs import client, find_run
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
+    from pipeline.tracking.mlflow_runs import MlflowClient
 
 # a run's config.yaml as it lies there: one written by another version must not stop a purge
 Settings = dict[str, Any]
