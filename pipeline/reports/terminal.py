@@ -58,7 +58,7 @@ def _table(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     else:
         interval = after["forget_fraction"]
         decisive = pair("forget_fraction", "forget_fraction", "value")
-        others = [pair("drawn as the exchange class", "exchange_fraction", "value")]
+        others = [pair("sampled as the exchange class", "exchange_fraction", "value")]
         if after.get("exchange_density"):
             others += [
                 pair("  density of real ones around it", "exchange_density", "forgotten", "value"),
