@@ -4,8 +4,6 @@ A compiled graph has no second derivative. Within `second_order()` the network r
 it runs compiled. Parameters, names and copies of the network are untouched.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,13 +25,3 @@ def compile_first_order(net: nn.Module, **options: Any) -> None:
 
     # where torch.nn.Module.compile puts its own; left out of copies and pickles like it
     net._compiled_call_impl = call
-
-
-@contextmanager
-def uncompiled(net: nn.Module) -> Iterator[None]:
-    """Within it, `net` runs as it is; what was compiled is kept for later."""
-    call, net._compiled_call_impl = net._compiled_call_impl, None
-    try:
-        yield
-    finally:
-        net._compiled_call_impl = call

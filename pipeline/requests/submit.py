@@ -10,6 +10,7 @@ from pipeline.errors import InputError
 from pipeline.redaction import redact
 from pipeline.requests import ledger, merge, samples
 from pipeline.requests.ledger import Ledger, Move, Request, Terms
+from pipeline.runs.request_checks import require_scope
 
 ID_DIGITS = 10  # of the scope's digest in a request's own id
 
@@ -110,27 +111,10 @@ def require_consistent(terms: Terms, snapshot: Ledger, labels: set[int], *, with
 def _terms(config: LedgerConfig) -> Terms:
     """What the configuration asks for, before lake and ledger are looked at."""
     scope = config.request
-    if not scope.classes and not scope.sample_ids:
-        raise InputError(
-            "request: got neither classes nor sample_ids, expected what to forget, such as --set"
-            " 'request.classes=[1]'"
-        )
-    if len(set(scope.classes)) != len(scope.classes):
-        raise InputError(f"request.classes: got {scope.classes}, expected each class once")
     exchange = {
         label: [to] if isinstance(to, int) else sorted(set(to)) for label, to in scope.exchange.items()
     }
-    for label, classes in exchange.items():
-        if label not in scope.classes:
-            raise InputError(
-                f"request.exchange: {label} is not among request.classes {scope.classes}; name it there or"
-                " drop it here"
-            )
-        if inner := [other for other in classes if other in scope.classes]:
-            raise InputError(
-                f"request.exchange: class {label} would give class {inner[0]}, which is itself to be"
-                " forgotten; choose a class that stays"
-            )
+    require_scope(scope.classes, scope.sample_ids, exchange)
     today = ledger.today()
     received = config.received or today
     if received > today:

@@ -1,6 +1,6 @@
 """An unlearning request checked against the lake and the model it is about, before anything is written."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.config import Request, UnlearnConfig
@@ -18,19 +18,36 @@ def with_own_settings(config: UnlearnConfig) -> UnlearnConfig:
     return config.model_copy(update={"method": method})
 
 
+def require_scope(
+    classes: Sequence[int], sample_ids: str | None, exchange: Mapping[int, Sequence[int]]
+) -> None:
+    """Raise `InputError` for a request that contradicts itself, whatever lake it is about."""
+    if not classes and not sample_ids:
+        raise InputError(
+            "request: got neither classes nor sample_ids, expected what to forget, such as --set"
+            " 'request.classes=[1]'"
+        )
+    if len(set(classes)) != len(classes):
+        raise InputError(f"request.classes: got {classes}, expected each class once")
+    for forgotten, targets in exchange.items():
+        if forgotten not in classes:
+            raise InputError(
+                f"request.exchange: {forgotten} is not among request.classes {classes}; name it there or drop"
+                " it here"
+            )
+        if inner := [target for target in targets if target in classes]:
+            raise InputError(
+                f"request.exchange: class {forgotten} would give class {inner[0]}, which is itself to be"
+                " forgotten; choose a retained class"
+            )
+
+
 def resolve(
     config: UnlearnConfig, class_names: Mapping[int, str], *, conditional: bool = True
 ) -> UnlearnConfig:
     """`config` with its request completed (an id made of what it asks); raises `InputError` for one that
     cannot be served."""
     request = config.request
-    if not request.classes and not request.sample_ids:
-        raise InputError(
-            "request: got neither classes nor sample_ids, expected what to forget, such as --set"
-            " 'request.classes=[1]'"
-        )
-    if len(set(request.classes)) != len(request.classes):
-        raise InputError(f"request.classes: got {request.classes}, expected each class once")
     for name, label in [
         *(("classes", c) for c in request.classes),
         *(("exchange", e) for es in request.exchange_classes.values() for e in es),
@@ -43,17 +60,7 @@ def resolve(
             )
     if len(request.classes) >= len(class_names):
         raise InputError("request.classes: got every class of the lake, expected at least one to be kept")
-    for forgotten, exchange in request.exchange_classes.items():
-        if forgotten not in request.classes:
-            raise InputError(
-                f"request.exchange: {forgotten} is not among request.classes {request.classes}; name it there"
-                " or drop it here"
-            )
-        if lost := [e for e in exchange if e in request.classes]:
-            raise InputError(
-                f"request.exchange: class {forgotten} would draw class {lost[0]}, which is itself to be"
-                " forgotten; choose a retained class"
-            )
+    require_scope(request.classes, request.sample_ids, request.exchange_classes)
     if request.sample_ids and request.exchange:
         raise InputError(
             "request.exchange: named samples have none, their class goes on being drawn; drop"

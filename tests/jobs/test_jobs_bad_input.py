@@ -71,10 +71,10 @@ UNLEARN = [
     (["request.classes=[12]"], "class 12 is not in lake 'digits', expected one of 0 to 9"),
     (["request.exchange={1: 10}"], "class 10 is not in lake 'digits', expected one of 0 to 9"),
     (["request.classes=[-1]", "request.exchange={-1: 7}"], "class -1 is not in lake"),
-    (["request.exchange={1: 1}"], "class 1 would draw class 1, which is itself to be forgotten"),
+    (["request.exchange={1: 1}"], "class 1 would give class 1, which is itself to be forgotten"),
     (
         ["request.classes=[1, 7]", "request.exchange={1: 7, 7: 2}"],
-        "class 1 would draw class 7, which is itself to be forgotten",
+        "class 1 would give class 7, which is itself to be forgotten",
     ),
     (["request.exchange={2: 7}"], "2 is not among request.classes [1]"),
     (
