@@ -30,7 +30,7 @@ def run(config: CompareConfig, dry_run: bool) -> None:
     print(table(results, list(config.rows)))
     print(f"\n{len(results)} runs in {uri}")
     for picture in draw_sheets(config, results, uri):
-        print(f"what they draw: {picture}")
+        print(f"what they sample: {picture}")
 
 
 if __name__ == "__main__":

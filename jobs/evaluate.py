@@ -28,7 +28,7 @@ def run(config: EvaluateConfig, dry_run: bool) -> None:
         [
             *evaluation.metrics,
             *(["the attack suite"] if evaluation.attacks else []),
-            *(["the gold reference"] if evaluation.facts["gold"] else []),
+            *(["the retrained reference"] if evaluation.facts["reference"] else []),
         ]
     )
     print(f"{evaluation.facts['what']} ({evaluation.facts['weights_digest'][:12]}): {what}", flush=True)

@@ -27,7 +27,7 @@ def run(config: GenerateConfig, dry_run: bool) -> None:
     output = config.output or storage.join(config.storage, "generated", f"{name}-v{version.version}.png")
     if dry_run:
         print(
-            f"would draw {len(config.labels)} x {len(config.seeds)} images of {name} version"
+            f"would sample {len(config.labels)} x {len(config.seeds)} images of {name} version"
             f" {version.version} into {output}"
         )
         return

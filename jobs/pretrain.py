@@ -26,8 +26,8 @@ def run(config: PretrainConfig, dry_run: bool) -> None:
         pretrain_run.check(config, lake)
         description, _ = pretrain_run.descriptions(config, lake)
         print(
-            f"would train {description['size']}{'' if config.is_gold else ' and its judge'} on {config.lake} "
-            f"({len(description['class_names']) - len(config.without)} classes), "
+            f"would train {description['size']}{'' if config.is_reference else ' and its judge'}"
+            f" on {config.lake} ({len(description['class_names']) - len(config.without)} classes), "
             f"{config.optim.max_steps} steps of {config.optim.batch_size} on {config.train.workers} workers"
         )
         return
@@ -52,13 +52,13 @@ def run(config: PretrainConfig, dry_run: bool) -> None:
 
 
 def quality(manifest: Mapping[str, Any]) -> str:
-    """What the judge found: images drawn right or, of a model without labels, what its images are."""
+    """What the judge found: images predicted right or, of a model without labels, what its images are."""
     if judged := manifest.get("judged_right"):
         worst = f"worst class {judged['min']:.1%}, CFG {judged['cfg_scale']:g}"
-        return f"{judged['mean']:.1%} of {judged['samples']} drawn images judged right ({worst})"
+        return f"{judged['mean']:.1%} of {judged['samples']} sampled images judged right ({worst})"
     shares = manifest["class_shares"]
     text = ", ".join(f"{label}: {share:.1%}" for label, share in shares["per_class"].items())
-    return f"{shares['n']} drawn images judged {text}"
+    return f"{shares['n']} sampled images judged {text}"
 
 
 if __name__ == "__main__":

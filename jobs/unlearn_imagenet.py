@@ -35,7 +35,7 @@ def run(config: UnlearnConfig, dry_run: bool) -> None:
     request = prepared.config.request
     print(
         f"{prepared.run_id}: forget {request.classes or 'the named samples'}"
-        + (f", draw {request.exchange} instead" if request.exchange else "")
+        + (f", sample {request.exchange} instead" if request.exchange else "")
         + f"; {config.method.name} on {config.train.workers} workers, "
         f"{prepared.trainable:,} of {sum(p.numel() for p in prepared.model.net.parameters()):,} parameters",
         flush=True,

@@ -17,7 +17,7 @@ Net = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x_t, t, y) -> eps (N, C, H,
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """All that is random in one evaluation of the loss on N rows; drawn outside, from named seeds."""
+    """All that is random in one evaluation of the loss on N rows; sampled outside, from named seeds."""
 
     t: Tensor  # (N,) int64 in [0, timesteps)
     eps: Tensor  # (N, C, H, W) standard normal
@@ -78,8 +78,8 @@ class Diffusion:
         table = self._on_device[like.device][name]
         return table[t.to(like.device)].to(like.dtype).view(-1, 1, 1, 1)
 
-    def draw(self, shape: Sequence[int], generator: torch.Generator, *, latent: bool) -> Noise:
-        """The noise of ONE row of shape (C, H, W): t () int64, eps and, for latents, the posterior draw."""
+    def sample_noise(self, shape: Sequence[int], generator: torch.Generator, *, latent: bool) -> Noise:
+        """The noise of ONE row of shape (C, H, W): t () int64, eps and, for latents, the posterior sample."""
         t = torch.randint(self.timesteps, (), generator=generator)
         eps = torch.randn(tuple(shape), generator=generator)
         return Noise(

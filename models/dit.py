@@ -2,7 +2,7 @@
 
 Parameter names and shapes are those of the published checkpoints (facebookresearch/DiT), so their state dicts
 load as they are. The label table's last row is the null label of classifier-free guidance. Label dropout is
-not here: the caller draws it (it has to come from named seeds) and passes the null label.
+not here: the caller samples it (it has to come from named seeds) and passes the null label.
 
 Shape legend: N images, C channels, H x W pixels or latents, T tokens, D width.
 """

@@ -19,7 +19,8 @@ from models.vae import VAEModel
 class GenerativeModel(Protocol):
     """What the unlearning loop, the evaluation and the registry ask of any family.
 
-    `conditional`: whether it draws what a label asks for. `num_classes` counts the data's classes either way.
+    `conditional`: whether it samples what a label asks for. `num_classes` counts the data's classes either
+    way.
     """
 
     net: nn.Module
@@ -34,7 +35,7 @@ class GenerativeModel(Protocol):
     def whole_batch(self) -> bool:
         """Whether a row's loss depends on the other rows, so that the batch may not be cut."""
 
-    def draw(self, generator: torch.Generator, *, latent: bool) -> Noise:
+    def sample_noise(self, generator: torch.Generator, *, latent: bool) -> Noise:
         """The noise of one row."""
 
     def losses(self, net: Net, x0: Tensor, y: Tensor, noise: Noise, **options: Any) -> Tensor:
@@ -107,8 +108,8 @@ class DiTModel:
         )
         self.clip = bool(config["clip_samples"])
 
-    def draw(self, generator: torch.Generator, *, latent: bool) -> Noise:
-        return self.diffusion.draw(self.shape, generator, latent=latent)
+    def sample_noise(self, generator: torch.Generator, *, latent: bool) -> Noise:
+        return self.diffusion.sample_noise(self.shape, generator, latent=latent)
 
     def losses(self, net: Net, x0: Tensor, y: Tensor, noise: Noise, **options: Any) -> Tensor:
         return self.diffusion.losses(net, x0, y, noise, **options)
@@ -170,7 +171,8 @@ def family_of(size: str) -> Family:
 
 
 def is_conditional(size: str) -> bool:
-    """Whether models of `size` draw what a label asks for; a size that no family has is refused elsewhere."""
+    """Whether models of `size` sample what a label asks for; a size that no family has is
+    refused elsewhere."""
     return all(family.conditional for family in FAMILIES.values() if size in family.sizes)
 
 

@@ -182,7 +182,7 @@ class VAEModel:
     def whole_batch(self) -> bool:
         return self.vae.statistics != "running"
 
-    def draw(self, generator: torch.Generator, *, latent: bool) -> Noise:
+    def sample_noise(self, generator: torch.Generator, *, latent: bool) -> Noise:
         assert not latent, "a VAE of pixels takes no stored latents"
         return Noise(
             t=torch.zeros((), dtype=torch.int64),

@@ -15,7 +15,7 @@ TIMEOUT = timedelta(seconds=120)  # a rank that hangs fails the test instead of 
 multiprocessing.set_forkserver_preload(["torch", "tiny"])  # imported once a session, not once a rank
 
 
-def run_world(world: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+def run_world(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
     """`function(*arguments)` with a process group of `world` ranks; what each rank returned (tensors,
     numbers, plain data).
 
@@ -23,17 +23,17 @@ def run_world(world: int, function: Callable[..., Any], *arguments: Any) -> list
     """
     with tempfile.TemporaryDirectory() as folder:
         mp.start_processes(
-            _rank, (world, folder, function, arguments), nprocs=world, start_method="forkserver"
+            _rank, (world_size, folder, function, arguments), nprocs=world_size, start_method="forkserver"
         )
-        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(world)]
+        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
 
 
 def _rank(
-    rank: int, world: int, folder: str, function: Callable[..., Any], arguments: tuple[Any, ...]
+    rank: int, world_size: int, folder: str, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world, timeout=TIMEOUT
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size, timeout=TIMEOUT
     )
     try:
         torch.save(function(*arguments), Path(folder) / f"{rank}.pt")

@@ -1,12 +1,12 @@
-"""What battery, measures and gold look like in result.json, made by the code that makes them, from made-up
-counts."""
+"""What attack_suite, metrics and reference look like in result.json, made by the code that makes them, from
+made-up counts."""
 
 from typing import Any
 
 import torch
 
 from pipeline.config.measuring import Attacks, Measuring
-from pipeline.evaluation.attacks.suite import battery_result
+from pipeline.evaluation.attacks.suite import attack_suite_result
 from pipeline.evaluation.attacks.table import attempts_of
 from pipeline.evaluation.confidence import proportion
 from pipeline.evaluation.context import AFTER, EvalSpec
@@ -29,8 +29,8 @@ SPEC = EvalSpec(
 )
 
 
-def battery(**hits: int) -> dict[str, Any]:
-    """The battery's block: so many of 200 after each kind of attack (absent: none); -1: the attack failed."""
+def attack_suite(**hits: int) -> dict[str, Any]:
+    """The block: so many of 200 after each kind of attack (absent: none); -1: the attack failed."""
     attempts = attempts_of(Attacks(), Measuring())
     outcomes: dict[str, Any] = {}
     for name, attempt in attempts.items():
@@ -41,7 +41,7 @@ def battery(**hits: int) -> dict[str, Any]:
             "seconds": 1.0,
         }
         outcomes[name] = {"error": "ValueError: the loss is not finite"} if count < 0 else share
-    return battery_result(outcomes, attempts, 0.05)
+    return attack_suite_result(outcomes, attempts, 0.05)
 
 
 def _losses(scale: float) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def _losses(scale: float) -> dict[str, Any]:
     return loss_by_timestep(SPEC, partials, AFTER)
 
 
-BATTERY = battery(embedding=190, finetune=9)
+ATTACK_SUITE = attack_suite(embedding=190, finetune=9)
 _LEAKED = leaked([0] * 50 + [2] * 50, [0] * 49 + [1] + [2] * 50, [1] * 6 + [0] * 94, [1])
 _HITS = {"forgotten_label": [0, 10, 60], "never_trained_label": [30, 0, 0]}
 _RELEARNED = relearn_steps(
@@ -99,7 +99,7 @@ MEASURES: dict[str, Any] = {
         "retrained_reference": _near(2.0),
     },
 }
-GOLD: dict[str, Any] = {
+REFERENCE: dict[str, Any] = {
     "name": "dit-tiny-digits-without-1",
     "weights_digest": "e" * 64,
     "forget_fraction": proportion(3, 200).to_dict(),

@@ -64,8 +64,8 @@ def fill(root: str, images: str | None = None) -> dict[str, str]:
 
 
 def dit() -> bytes:
-    """A state dict with the published names; noise in every parameter, since untrained adaLN-Zero would draw
-    nothing but zeros."""
+    """A state dict with the published names; noise in every parameter, since untrained adaLN-Zero would
+    sample nothing but zeros."""
     from models.dit import DiT, dit_config
 
     net, g = DiT(dit_config(SIZE)), torch.Generator().manual_seed(0)

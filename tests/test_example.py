@@ -192,7 +192,7 @@ def test_the_family_of_the_page_learns_and_samples(monkeypatch: pytest.MonkeyPat
     fit = FIT | {"progress": lambda step, loss: losses.append(loss), "warmup_steps": 5, "batch_size": 16}
     rows = Batch(
         sample_id=tuple(NAMES),
-        draw=(0,) * 10,
+        occurrence=(0,) * 10,
         y=torch.arange(10),
         mean=torch.linspace(-1, 1, 10).view(-1, 1, 1, 1).expand(-1, 1, 8, 8).contiguous(),
     )

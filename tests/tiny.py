@@ -22,7 +22,7 @@ CLASSES, SIDE = 4, 4
 def tiny_dit(
     *, dtype: torch.dtype = torch.float64, learn_sigma: bool = False, seed: int = 0, std: float = 0.2
 ) -> DiTModel:
-    """A DiT of about 10 k parameters, all drawn from N(0, std): nothing is zero, so every gradient has
+    """A DiT of about 10 k parameters, all sampled from N(0, std): nothing is zero, so every gradient has
     something to say."""
     model = build(
         {
@@ -79,17 +79,17 @@ def tiny_step_rows(n: int = 8, *, seed: int = 0, dtype: torch.dtype = torch.floa
     )
 
 
-def share(rows: StepRows, rank: int, world: int) -> StepRows:
+def share(rows: StepRows, rank: int, world_size: int) -> StepRows:
     """A rank's part of a global batch."""
 
     def cut(part: Rows | None) -> Any:
-        return None if part is None else part.part(rank, world)
+        return None if part is None else part.part(rank, world_size)
 
     return StepRows(retain=cut(rows.retain), forget=cut(rows.forget), exchange=cut(rows.exchange))
 
 
 def tiny_judge(seed: int = 0) -> Judge:
-    """An untrained judge: its verdicts mean nothing, are always the same and name every class."""
+    """An untrained judge: its predictions mean nothing, are always the same and name every class."""
     judge = build_judge(
         small_cnn_description(
             shape=(1, SIDE, SIDE), num_classes=CLASSES, class_names=[str(i) for i in range(CLASSES)]
@@ -115,7 +115,7 @@ def tiny_batch(
     noise = torch.randn((len(y), 1, SIDE, SIDE), generator=g, dtype=torch.float64)
     names = tuple(f"{label}-{k}" for label in labels for k in range(each))
     mean = (patterns[y] + 0.1 * noise).clamp(-1, 1)
-    return Batch(sample_id=names, draw=(0,) * len(names), y=y, mean=mean.to(dtype))
+    return Batch(sample_id=names, occurrence=(0,) * len(names), y=y, mean=mean.to(dtype))
 
 
 def relative(got: Tensor, wanted: Tensor) -> float:
@@ -154,7 +154,7 @@ def tiny_latents(n: int) -> Tensor:
 
 
 def tiny_hat_judge() -> Judge:
-    """An MLP judge in float64: smooth enough in its verdicts to differentiate twice."""
+    """An MLP judge in float64: smooth enough in its predictions to differentiate twice."""
     description = mlp_description(
         shape=(1, SIDE, SIDE), num_classes=CLASSES, class_names=[str(i) for i in range(CLASSES)], features=6
     )

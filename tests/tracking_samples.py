@@ -57,7 +57,7 @@ def result_json(run_id: str, digest: str, *, passed: bool = True, value: float =
 
 
 def write_model(folder: str, *, seed: int) -> str:
-    """A DiT-tiny with random weights that draws something, written to the URI `folder`; the digest of its
+    """A DiT-tiny with random weights that samples something, written to the URI `folder`; the digest of its
     weights."""
     import torch
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 LATENT = (4, 32, 32)
 CLASS_ROWS = 1000
-DISTINCT = 200  # photographs drawn; more are copies of these
+DISTINCT = 200  # photographs sampled; more are copies of these
 BOUNDS = {
     "prepare_over_pil": 0.8,
     "stream_over_pyarrow": 0.5,

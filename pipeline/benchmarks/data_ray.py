@@ -46,7 +46,7 @@ def _memory_mb(field: str) -> float:
     return int(next(line for line in status.splitlines() if line.startswith(field)).split()[1]) / 1024
 
 
-def _consume(partition: Partition, rank: int, world: int, steps: int | None) -> dict[str, float]:
+def _consume(partition: Partition, rank: int, world_size: int, steps: int | None) -> dict[str, float]:
     """`first`: seconds to the first batch of `first_rows`; `seconds`: all after it, of which `waiting` for
     batches; `step`: one step's.
 
@@ -65,10 +65,10 @@ def _consume(partition: Partition, rank: int, world: int, steps: int | None) -> 
         "peak_mb": 0.0,
         "early_peak_mb": 0.0,
     }
-    expected = sum(file.rows for file in retain_stream_ray.files_to_read(partition, rank, world))
+    expected = sum(file.rows for file in retain_stream_ray.files_to_read(partition, rank, world_size))
     waiting_since = time.perf_counter()
     first_at, count = waiting_since, 0
-    for count, batch in enumerate(retain_stream_ray.retain_stream(partition, rank, world), 1):
+    for count, batch in enumerate(retain_stream_ray.retain_stream(partition, rank, world_size), 1):
         now = time.perf_counter()
         if count == 1:
             figures |= {"first": now - waiting_since, "first_rows": float(len(batch))}

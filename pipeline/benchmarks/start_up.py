@@ -26,7 +26,7 @@ from pipeline.config import BenchmarkConfig, UnlearnConfig
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CONFIG = "jobs/configs/quickstart.yaml"
-REPEATS = 3  # after one that leaves the partition, the base model's measures and the uploaded code behind
+REPEATS = 3  # after one that leaves the partition, the base model's metrics and the uploaded code behind
 SMALL = ("optim.max_steps=2", "evaluate.samples=20", "evaluate.retain_samples=1")
 HEAD_S = 120.0  # a head that has not come up by then will not
 

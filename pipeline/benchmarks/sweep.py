@@ -17,7 +17,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 DONE = [
     (
-        "partition, base weights and the base model's measures are made once and shared: base_measure_seconds"
+        "partition, base weights and the base model's metrics are made once and shared: base_measure_seconds"
         " saved in every trial"
     ),
     (

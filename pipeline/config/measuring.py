@@ -1,4 +1,4 @@
-"""How much is drawn, judged and tried when a model is measured, and when it is attacked."""
+"""How much is sampled, judged and tried when a model is measured, and when it is attacked."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -33,16 +33,16 @@ class Measuring(WithNamed):
     decide its width. A metric with settings of its own has them under its name."""
 
     samples: int = Field(
-        200, ge=20, description="images drawn under the forgotten labels together, at each CFG scale"
+        200, ge=20, description="images sampled under the forgotten labels together, at each CFG scale"
     )
-    retain_samples: int = Field(50, ge=2, description="images drawn under each retained label")
-    null_samples: int = Field(200, ge=1, description="images drawn under the null label")
+    retain_samples: int = Field(50, ge=2, description="images sampled under each retained label")
+    null_samples: int = Field(200, ge=1, description="images sampled under the null label")
     cfg_scale: float = Field(2.0, ge=0, description="scale of classifier-free guidance")
     cfg_scales: list[float] = Field(
-        [1.0, 4.0], description="further scales at which the forgotten labels are drawn"
+        [1.0, 4.0], description="further scales at which the forgotten labels are sampled"
     )
     sampler_steps: int = Field(20, ge=1, description="sampler steps")
-    block: int = Field(50, ge=4, description="images drawn together; also the block of the kernel distance")
+    block: int = Field(50, ge=4, description="images sampled together; also the block of the kernel distance")
     reference_rows: int = Field(2000, ge=2, description="real retained rows that distances are taken to")
     manifold_k: int = Field(
         3, ge=1, description="precision and recall: the neighbour that sets a ball's radius"
@@ -54,7 +54,7 @@ class Measuring(WithNamed):
         100, ge=2, description="rows of each kind whose loss is taken in every timestep bin"
     )
     timestep_bins: int = Field(10, ge=1, description="equal stretches of the timesteps")
-    membership_draws: int = Field(16, ge=1, description="noises over which a row's loss is averaged")
+    membership_noises: int = Field(16, ge=1, description="noises over which a row's loss is averaged")
     membership_rows: int = Field(500, ge=2, description="rows on either side of the loss attack, at most")
     relearn_images: int = Field(
         10, ge=1, description="images of a forgotten class that it is taught again with"
@@ -66,16 +66,18 @@ class Measuring(WithNamed):
         min_length=1,
         description="steps after which it is judged",
     )
-    relearn_samples: int = Field(100, ge=20, description="images drawn at each of these checks")
+    relearn_samples: int = Field(100, ge=20, description="images sampled at each of these checks")
 
 
 class Attacks(WithNamed):
     """The attack suite: what is tried to bring a forgotten class back. An attack with settings of its own
     has them under its name."""
 
-    samples: int = Field(200, ge=20, description="images drawn under the forgotten labels after each attack")
+    samples: int = Field(
+        200, ge=20, description="images sampled under the forgotten labels after each attack"
+    )
     retain_samples: int = Field(
-        20, ge=1, description="images drawn under each retained label after each attack"
+        20, ge=1, description="images sampled under each retained label after each attack"
     )
     finetune_steps: int = Field(100, ge=1, description="benign fine-tuning on retained rows, every parameter")
     finetune_lr: float = Field(1e-3, gt=0, description="learning rate of it")

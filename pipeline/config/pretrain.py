@@ -101,14 +101,14 @@ class PretrainConfig(SeededConfig):
         return self
 
     @property
-    def is_gold(self) -> bool:
+    def is_reference(self) -> bool:
         """Whether it is a reference beside the model that sees everything."""
         return bool(self.without or self.without_samples)
 
     @property
     def judges(self) -> dict[str, JudgeOptim]:
         """The judges it trains, by what their folders are called."""
-        if self.is_gold:
+        if self.is_reference:
             return {}
         return {
             "judge": self.judge,

@@ -20,6 +20,8 @@ RENAMED: dict[str, str] = {  # dotted key before -> dotted key now
     "evaluate.battery": "evaluate.attack_suite",
     "evaluate.measures": "evaluate.metrics",
     "evaluate.gold": "evaluate.reference",
+    "evaluate.membership_draws": "evaluate.membership_noises",
+    "measuring.membership_draws": "measuring.membership_noises",
     "gate.min_hold_steps": "gate.min_patience_steps",
     "gate.min_likeness": "gate.min_exchange_fidelity",
     "battery": "attack_suite",

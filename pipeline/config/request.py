@@ -8,14 +8,15 @@ from pipeline.config.base import Section
 
 
 class Request(Section):
-    """What to forget. `exchange` maps a forgotten class to the class its label shall draw from now on, or to
+    """What to forget. `exchange` maps a forgotten class to the class its label shall sample from now on, or
+    to
     several: their mixture."""
 
     id: str | None = Field(None, description="name of the request; absent: made of what it asks")
     classes: list[int] = Field([], description="classes to forget, or with sample_ids those of the samples")
     sample_ids: str | None = Field(None, description="URI of a text file with one sample id a line")
     exchange: dict[int, int | Annotated[list[int], Field(min_length=1)]] = Field(
-        {}, description="forgotten class -> the class, or classes, that its label draws from now on"
+        {}, description="forgotten class -> the class, or classes, that its label samples from now on"
     )
     without_exchange: bool = Field(False, description="accept a forgotten class without an exchange class")
     retain: Literal["exchange", "neighbours", "all"] = Field(

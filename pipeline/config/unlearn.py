@@ -58,11 +58,11 @@ class Method(OpenSection):
     latent_reflection: bool = Field(
         False,
         description=(
-            "unconditional models: L_x on the forgotten rows; where they lie, what the base draws on the kept"
+            "unconditional models: L_x on the forgotten rows; where they lie, what the base gives on the kept"
             " side of the edge"
         ),
     )
-    share_noise: bool = Field(False, description="L_f draws the timestep and noise of L_x")
+    share_noise: bool = Field(False, description="L_f samples the timestep and noise of L_x")
 
 
 class Partition(Section):
@@ -108,16 +108,16 @@ class Optim(Section):
 
 class Evaluate(Sampling):
     every: int = Field(2, ge=1, description="steps between two checks")
-    samples: int = Field(200, ge=20, description="images a check draws for the forgotten classes together")
+    samples: int = Field(200, ge=20, description="images a check samples for the forgotten classes together")
     retain_classes: int | None = Field(
         None,
         ge=1,
-        description="retained classes that are drawn: exchange, nearest, others by seed; absent: all of them",
+        description="retained classes to sample: exchange, nearest, others by seed; absent: all of them",
     )
     final_samples: int = Field(500, ge=100, description="the same before and after, on fresh noise")
     final_retain_samples: int = Field(100, ge=1, description="the same before and after")
     sampler_steps: int = Field(12, ge=1, description="sampler steps of a check's images")
-    membership_draws: int = Field(
+    membership_noises: int = Field(
         16, ge=1, description="named samples: noises over which a row's loss is averaged"
     )
     patience_steps: int = Field(
@@ -185,7 +185,7 @@ class Gate(Section):
     min_exchange_fidelity: Fraction | None = Field(
         None,
         description=(
-            "bound on how much what the forgotten labels draw looks like their exchange classes"
+            "bound on how much what the forgotten labels sample looks like their exchange classes"
             " (docs/evaluation.md); a settled run goes on until the lower 95 % bound is above it at two"
             " checks in a row; absent: reported, and warned of below a third"
         ),
@@ -204,7 +204,7 @@ class Gate(Section):
     accept_trained_judge: bool = Field(
         False,
         description=(
-            "accept the verdicts of a judge that the model was trained against (uniformity_weight): it may"
+            "accept the predictions of a judge that the model was trained against (uniformity_weight): it may"
             " have learnt to fool it"
         ),
     )
@@ -227,7 +227,9 @@ class UnlearnConfig(SeededConfig):
             needed=" above 0",
         ),
         Only(keys=("method.exchange_weight",), switches=("request.exchange", "method.latent_reflection")),
-        Only(keys=("evaluate.membership_draws", "gate.max_membership_auc"), switches=("request.sample_ids",)),
+        Only(
+            keys=("evaluate.membership_noises", "gate.max_membership_auc"), switches=("request.sample_ids",)
+        ),
         unless("request.neighbours request.nearest_by", "request.sample_ids"),
         Only(keys=("evaluate.floor_patience",), switches=("evaluate.retention_floor",), needed=" a share"),
         Only(keys=("encoder.sha256",), switches=("encoder.weights",)),
@@ -277,7 +279,7 @@ class UnlearnConfig(SeededConfig):
     )
     gate: Gate = Gate()
     measuring: Measuring = Field(
-        Measuring(), description="how much evaluate.metrics, evaluate.reference and the battery draw"
+        Measuring(), description="how much evaluate.metrics, evaluate.reference and the attack suite sample"
     )
     attacks: Attacks = Field(Attacks(), description="what evaluate.attack_suite tries")
     tracking: Tracking = Tracking()

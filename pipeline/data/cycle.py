@@ -21,16 +21,16 @@ class Cycle:
         self.batch, self.seed, self.name = batch, seed, name
         self._permutation = lru_cache(maxsize=4)(self._draw_permutation)
 
-    def take(self, step: int, batch_size: int, lanes: int, rank: int, world: int) -> Batch:
-        """The rank's part of global batch `step`; `draw` is the pass number."""
+    def take(self, step: int, batch_size: int, lanes: int, rank: int, world_size: int) -> Batch:
+        """The rank's part of global batch `step`; `occurrence` is the pass number."""
         n, b = len(self.batch), batch_size // lanes
         positions = [
-            step * batch_size + lane * b + i for lane in lanes_of(lanes, rank, world) for i in range(b)
+            step * batch_size + lane * b + i for lane in lanes_of(lanes, rank, world_size) for i in range(b)
         ]
         rows = self.batch.take([self._permutation(p // n)[p % n] for p in positions])
         return Batch(
             sample_id=rows.sample_id,
-            draw=tuple(p // n for p in positions),
+            occurrence=tuple(p // n for p in positions),
             y=rows.y,
             mean=rows.mean,
             std=rows.std,

@@ -19,7 +19,7 @@ class Columns:
     """The N rows of a table taken apart once, as they are stored, so that every batch of them is a slice."""
 
     sample_id: list[str]
-    draw: list[int]
+    occurrence: list[int]
     label: np.ndarray  # (N,)
     # each (N, ...): the image, or the latent's mean and standard deviation; views of the table
     tensors: list[np.ndarray]
@@ -28,7 +28,7 @@ class Columns:
 def columns_of(table: pa.Table, kind: Kind, shape: Sequence[int]) -> Columns:
     return Columns(
         sample_id=table["sample_id"].to_pylist(),
-        draw=table["draw"].to_pylist() if "draw" in table.column_names else [0] * table.num_rows,
+        occurrence=table["draw"].to_pylist() if "draw" in table.column_names else [0] * table.num_rows,
         label=table["label"].to_numpy(),
         tensors=[tensor_values(table[name], kind, shape) for name in tensor_columns(kind)],
     )
@@ -47,7 +47,7 @@ def batch_of(parts: Sequence[Columns], at: slice, kind: Kind, scale: float = 1.0
         mean, std = (torch.from_numpy(values).float().mul_(scale) for values in tensors)
     return Batch(
         sample_id=tuple(chain.from_iterable(part.sample_id[at] for part in parts)),
-        draw=tuple(chain.from_iterable(part.draw[at] for part in parts)),
+        occurrence=tuple(chain.from_iterable(part.occurrence[at] for part in parts)),
         y=torch.from_numpy(np.concatenate([part.label[at] for part in parts]).astype(np.int64)),
         mean=mean,
         std=std,

@@ -242,7 +242,7 @@ def exchange_labels(request: Request) -> list[int]:
 def retain_labels(
     request: Request, lake: Lake, whole_classes: bool, neighbours: Sequence[int] | None
 ) -> list[int]:
-    """The classes that the retain policy draws from. `whole_classes`: the forgotten classes go as a whole,
+    """The classes that the retain policy samples from. `whole_classes`: the forgotten classes go as a whole,
     not row by row."""
     forgotten = set(request.classes) if whole_classes else set()
     if request.retain == "all":

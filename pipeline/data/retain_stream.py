@@ -18,10 +18,10 @@ from pipeline.data.decode import batch_of, columns_of
 from pipeline.data.partition import LaneFile, Partition
 
 
-def files_to_read(partition: Partition, rank: int, world: int, start_step: int = 0) -> list[LaneFile]:
+def files_to_read(partition: Partition, rank: int, world_size: int, start_step: int = 0) -> list[LaneFile]:
     """The rank's files from the segment of `start_step` on, in the order `assemble` wants their rows: by
     segment, then by lane."""
-    mine = set(lanes_of(partition.manifest.lanes, rank, world))
+    mine = set(lanes_of(partition.manifest.lanes, rank, world_size))
     first = start_step // partition.manifest.segment_steps
     return [file for file in partition.manifest.retain if file.lane in mine and file.segment >= first]
 

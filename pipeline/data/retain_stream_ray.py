@@ -14,7 +14,7 @@ HELD = 16  # blocks in the object store for one rank, read ahead or not yet let 
 SMALLEST = 1 << 20  # bytes of a block; files are blocks, smaller ones go together
 
 
-def retain_stream(partition: Partition, rank: int, world: int, start_step: int = 0) -> Iterator[Batch]:
+def retain_stream(partition: Partition, rank: int, world_size: int, start_step: int = 0) -> Iterator[Batch]:
     """The rank's part of each global batch from `start_step` on: the same rows as `stream_local` gives.
 
     One task reads all the rank's files in order and yields them as it goes: the project's own reader waits
@@ -25,7 +25,7 @@ def retain_stream(partition: Partition, rank: int, world: int, start_step: int =
 
     from pipeline.runtime import compat_ray
 
-    files = files_to_read(partition, rank, world, start_step)
+    files = files_to_read(partition, rank, world_size, start_step)
     if not files:
         return iter(())
     compat_ray.quiet_data()

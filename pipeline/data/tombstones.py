@@ -20,7 +20,7 @@ class Tombstone(Stored):
     request: str
     partitions: list[str]  # digests of those that were deleted
     sample_ids: list[str]
-    labels: list[int] = Field([])  # classes under which nothing that was drawn is kept
+    labels: list[int] = Field([])  # classes under which nothing that was sampled is kept
     files: dict[str, list[str]] = Field({})  # by run: what was removed, or made again without the pictures
 
     @property

@@ -16,7 +16,7 @@ from pipeline.config.measuring import Measuring
 from pipeline.data.batch import Batch
 from pipeline.evaluation.manifold import Manifold
 
-AFTER, BEFORE, GOLD = "after", "before", "gold"
+AFTER, BEFORE, REFERENCE = "after", "before", "reference"
 JUDGE = "judge"  # the feature space that is always there: the judge's last hidden layer
 RETAINED, UNLABELLED = "retained", "null"  # groups of images: under retained labels, under the null label
 Split = Literal["train", "heldout"]
@@ -43,7 +43,7 @@ class EvalSpec:
     seed: int = 0
     settings: Measuring = field(default_factory=Measuring)
     own: Mapping[str, Any] = field(default_factory=dict)  # settings of single metrics, by metric
-    conditional: bool = True  # whether the model draws what a label asks for
+    conditional: bool = True  # whether the model samples what a label asks for
     sample_ids: tuple[str, ...] = ()  # where samples are named, the forgotten rows; `forgotten` is then empty
     sample_classes: tuple[int, ...] = ()  # the classes they are of
     purpose: str = "measured"
@@ -63,7 +63,7 @@ def forgotten_at(cfg_scale: float) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalContext:
-    """`model` is what is evaluated, `base` the same before it forgot, `gold` one that never saw what it
+    """`model` is what is evaluated, `base` the same before it forgot, `reference` one that never saw what it
     forgot (None: there is none).
 
     `rows(labels, split)` reads rows of the lake, by class and sample id. `spaces`: where distances are taken
@@ -73,7 +73,7 @@ class EvalContext:
 
     model: GenerativeModel
     base: GenerativeModel | None = None
-    gold: GenerativeModel | None = None
+    reference: GenerativeModel | None = None
     judge: Judge
     spec: EvalSpec
     rows: Rows
@@ -86,7 +86,7 @@ class EvalContext:
     @property
     def sides(self) -> dict[str, GenerativeModel]:
         """The models that are evaluated alike, by name."""
-        models = {AFTER: self.model, BEFORE: self.base, GOLD: self.gold}
+        models = {AFTER: self.model, BEFORE: self.base, REFERENCE: self.reference}
         return {side: model for side, model in models.items() if model is not None}
 
     @property

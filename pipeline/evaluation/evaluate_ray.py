@@ -14,9 +14,9 @@ from pipeline.config.evaluate import Workers
 from pipeline.config.measuring import Attacks, Measuring
 from pipeline.data.lake import Lake, read_lake
 from pipeline.errors import InputError
-from pipeline.evaluation.attacks.suite import battery_result
+from pipeline.evaluation.attacks.suite import attack_suite_result
 from pipeline.evaluation.attacks.table import attempts_of
-from pipeline.evaluation.context import AFTER, BEFORE, GOLD, EvalContext, EvalSpec
+from pipeline.evaluation.context import AFTER, BEFORE, REFERENCE, EvalContext, EvalSpec
 from pipeline.evaluation.metrics.table import computations_of, metric_settings, results
 from pipeline.evaluation.neighbours import nearest_classes
 from pipeline.evaluation.partials import Shard, merge
@@ -28,15 +28,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RETRIES = 2  # of a task whose worker died
-OF_GOLD = ("forget_fraction", "retain_accuracy", "retrained_reference")  # what a gold reference is there for
+OF_REFERENCE = (
+    "forget_fraction",
+    "retain_accuracy",
+    "retrained_reference",
+)  # what a retrained reference is there for
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """An evaluation that was checked: what is evaluated, against what, by whom, and how much of it.
 
-    `models` by side: after and, where there are any, before and gold. `spaces`: where distances are taken
-    beside the judge's features. `bound` is the gate's on the forget fraction, by which the attacks'
+    `models` by side: after and, where there are any, before and reference. `spaces`: where distances are
+    taken beside the judge's features. `bound` is the gate's on the forget fraction, by which the attacks'
     verdicts go.
     """
 
@@ -54,8 +58,8 @@ class Evaluation:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The metrics, with those that a gold reference is there for."""
-        return tuple(dict.fromkeys([*self.metrics, *(OF_GOLD if GOLD in self.models else ())]))
+        """The metrics, with those that a retrained reference is there for."""
+        return tuple(dict.fromkeys([*self.metrics, *(OF_REFERENCE if REFERENCE in self.models else ())]))
 
 
 def spec_of(
@@ -114,8 +118,8 @@ def spec_of(
 
 
 def evaluate(evaluation: Evaluation) -> dict[str, Any]:
-    """Everything that was asked for, as plain data: {before, after, gold, battery, …}, the sides as in
-    result.json. Needs a connected Ray."""
+    """Everything that was asked for, as plain data: {before, after, reference, attack_suite, …}, the sides as
+    in result.json. Needs a connected Ray."""
     import ray
 
     started = time.perf_counter()
@@ -142,8 +146,8 @@ def evaluate(evaluation: Evaluation) -> dict[str, Any]:
         "settings": spec.settings.model_dump(mode="json"),
         "before": sides.get(BEFORE) if names else None,
         "after": sides[AFTER] if names else None,
-        "gold": {**evaluation.facts["gold"], **sides[GOLD]} if GOLD in sides else None,
-        "battery": battery_result(outcomes, attempts, evaluation.bound) if attempts else None,
+        "reference": {**evaluation.facts["reference"], **sides[REFERENCE]} if REFERENCE in sides else None,
+        "attack_suite": attack_suite_result(outcomes, attempts, evaluation.bound) if attempts else None,
         "warnings": list(evaluation.warnings),
         "workers": workers.workers,
         "seconds": time.perf_counter() - started,
@@ -209,7 +213,7 @@ def _opened(evaluation: Evaluation) -> EvalContext:
     return EvalContext(
         model=models[AFTER],
         base=models.get(BEFORE),
-        gold=models.get(GOLD),
+        reference=models.get(REFERENCE),
         judge=loaded(build_judge(evaluation.judge.config), evaluation.judge),
         spec=evaluation.spec,
         rows=read_lake(evaluation.lake).read,

@@ -10,32 +10,32 @@ NOT_REACHED = ("settled", "held_steps")  # checks whose null is a finding: the r
 JUDGE_BOUND: float = Gate.model_fields[
     "min_judge_accuracy"
 ].default  # a judge worse than this on held-out images proves nothing
-LIKE_BOUND = 1 / 3  # a likeness below this is warned of
+FIDELITY_BOUND = 1 / 3  # an exchange fidelity below this is warned of
 
 
 def judge_warning(accuracy: float | None) -> str | None:
     """What to say of a judge that is below the bound on held-out images, or was never tried on any; None of a
     good one."""
     if accuracy is None:
-        return "the judge was never tried on held-out images: what its verdicts are worth is not known"
+        return "the judge was never tried on held-out images: what its predictions are worth is not known"
     if accuracy < JUDGE_BOUND:
         return (
             f"the judge is right on {accuracy:.1%} of held-out images, less than {JUDGE_BOUND:.0%}: its"
-            " verdicts are not worth much"
+            " predictions are not worth much"
         )
     return None
 
 
-def likeness(
+def exchange_fidelity(
     before: Mapping[str, Any], after: Mapping[str, Any], end: Literal["value", "low"] = "value"
 ) -> float | None:
-    """How much what the forgotten labels draw looks like their exchange classes, from the `before` and
+    """How much what the forgotten labels sample looks like their exchange classes, from the `before` and
     `after` blocks of result.json.
 
     The smaller of two: the share that the judge calls so, and the density of real images around it, over that
-    around what the base draws under the exchange labels. Either alone can be fooled: a judge by stripes, and
-    density by one odd image whose ball is huge. `end`: of their values, or of the lower ends of their 95 %
-    intervals. None where they were not measured, or the base reaches nothing.
+    around what the base samples under the exchange labels. Either alone can be fooled: a judge by stripes,
+    and density by one odd image whose ball is huge. `end`: of their values, or of the lower ends of their 95
+    % intervals. None where they were not measured, or the base reaches nothing.
     """
     called, drawn = after.get("exchange_fraction"), (after.get("exchange_density") or {}).get("forgotten")
     own = (before.get("exchange_density") or {}).get("own")
@@ -44,16 +44,16 @@ def likeness(
     return min(called[end], drawn[end] / own["value"])
 
 
-def likeness_warning(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
-    """What to say where the forgotten labels draw nothing that looks like their exchange classes."""
-    found = likeness(before, after)
-    if found is None or found >= LIKE_BOUND:
+def exchange_fidelity_warning(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
+    """What to say where the forgotten labels sample nothing that looks like their exchange classes."""
+    found = exchange_fidelity(before, after)
+    if found is None or found >= FIDELITY_BOUND:
         return None
     called = after["exchange_fraction"]["value"]
-    drawn, own = after["exchange_density"]["forgotten"]["value"], before["exchange_density"]["own"]["value"]
+    density, own = after["exchange_density"]["forgotten"]["value"], before["exchange_density"]["own"]["value"]
     return (
-        f"what the forgotten labels draw does not look like their exchange classes: {called:.1%} is called"
-        f" so, and real images lie around it with density {drawn:.2f}, {own:.2f} around what the base draws"
+        f"what the forgotten labels sample does not look like their exchange classes: {called:.1%} is called"
+        f" so, and real images lie around it with density {density:.2f}, {own:.2f} around the base's samples"
         " under the exchange labels; look at the samples"
     )
 
@@ -107,7 +107,9 @@ def judge_gate(
         *retained,
     ]
     if gate.min_exchange_fidelity is not None:
-        checks.append(_at_least("likeness", likeness(before, after), gate.min_exchange_fidelity))
+        checks.append(
+            _at_least("exchange_fidelity", exchange_fidelity(before, after), gate.min_exchange_fidelity)
+        )
     if gate.min_judge_accuracy is not None:
         checks.append(_at_least("judge_heldout_accuracy", judge_accuracy, gate.min_judge_accuracy))
     if trained_against and not gate.accept_trained_judge:

@@ -18,7 +18,7 @@ class Ranks(Protocol):
     """Who shares the work: a process group, or shards that are merged elsewhere."""
 
     rank: int
-    world: int
+    world_size: int
 
     def sum(self, buffer: Tensor) -> Tensor: ...
 
@@ -26,8 +26,8 @@ class Ranks(Protocol):
 class Shard:
     """One of `world` shards whose partials somebody else adds."""
 
-    def __init__(self, rank: int = 0, world: int = 1):
-        self.rank, self.world = rank, world
+    def __init__(self, rank: int = 0, world_size: int = 1):
+        self.rank, self.world_size = rank, world_size
 
     def sum(self, buffer: Tensor) -> Tensor:
         return buffer
@@ -49,7 +49,7 @@ def merge(parts: Iterable[Mapping[str, Tensor]]) -> Partials:
 
 def all_reduce(partials: Partials, ranks: Ranks, device: torch.device) -> Partials:
     """The sums over ranks, on all of them. Collective: every rank gives the same names and shapes."""
-    if ranks.world == 1:
+    if ranks.world_size == 1:
         return partials
     return {name: ranks.sum(partials[name].to(device)).cpu() for name in sorted(partials)}
 
@@ -63,13 +63,13 @@ def below(partials: Mapping[str, Tensor], prefix: str) -> Partials:
     }
 
 
-def blocks(n: int, size: int, rank: int, world: int) -> Iterator[list[int]]:
+def blocks(n: int, size: int, rank: int, world_size: int) -> Iterator[list[int]]:
     """Positions 0 to n - 1 cut into blocks of `size`, every world-th block from `rank` on.
 
     What is computed together never depends on how many share the work: floating point then gives the same
     numbers to the last bit.
     """
-    for start in range(rank * size, n, world * size):
+    for start in range(rank * size, n, world_size * size):
         yield list(range(start, min(start + size, n)))
 
 

@@ -77,7 +77,7 @@ def real_features(context: EvalContext, ranks: Ranks) -> Partials:
     <space>/real/features (n, F)."""
     rows, settings = reference_rows(context), context.spec.settings
     features, partials = feature_reader(context, rows), Partials()
-    for positions in blocks(len(rows), settings.block, ranks.rank, ranks.world):
+    for positions in blocks(len(rows), settings.block, ranks.rank, ranks.world_size):
         for space, values in features(tuple(positions)).items():
             add_into(partials, f"{space}/real/moments/all", Moments.of(values).packed())
             first = scatter(min(settings.manifold_samples, len(rows)), positions, values.double())

@@ -148,7 +148,7 @@ def sample_blocks(
 ) -> Iterator[Images]:
     """Sample this rank's blocks of the plan, `plan.batch` images each, and ask the judge. The same images
     whatever the number of ranks. `autocast` surrounds the sampler alone."""
-    for positions in blocks(len(plan.labels), plan.batch, ranks.rank, ranks.world):
+    for positions in blocks(len(plan.labels), plan.batch, ranks.rank, ranks.world_size):
         labels = torch.tensor([plan.labels[i] for i in positions])
         seeds = [plan.seeds[i] for i in positions]
         with autocast():

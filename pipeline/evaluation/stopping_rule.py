@@ -20,14 +20,14 @@ class SettleRule:
     first_crossing_step: first checked step whose measured share is below the target.
     settled_step: first checked step from which the UPPER 95 % bound stays below the target at every later
     check, once that has lasted `patience_steps` further steps; None until then.
-    kept_step: the check whose weights are kept. It is the latest of the latest stretch below the target whose
+    best_step: the check whose weights are kept. It is the latest of the latest stretch below the target whose
     retention is not worse than the best of that stretch beyond sampling noise (their intervals are apart);
     without such a stretch the latest that the retention floor does not object to.
     alike: bound on how much the forgotten labels' images look like the exchange classes; with one, a settled
-    run goes on until the lower 95 % bound of that, `likeness`, was not below it at two checks in a row (one
-    alone may be luck). None: it ends as soon as it is settled.
-    stopped: "settled", "guard" (at `floor_patience` checks in a row the upper bound of the retention was
-    under
+    run goes on until the lower 95 % bound of that, `exchange_fidelity`, was not below it at two checks in a
+    row (one alone may be luck). None: it ends as soon as it is settled.
+    stopped: "settled", "retention_floor" (at `floor_patience` checks in a row the upper bound of the
+    retention was under
     `retention_floor`) or "checks" (`max_checks` are spent); None while it may go on.
     """
 
@@ -42,7 +42,7 @@ class SettleRule:
     last_step: int = 0
     checks: int = 0
     harmed: int = 0  # checks in a row that the retention floor objects to
-    kept_step: int | None = None
+    best_step: int | None = None
     kept_below: bool = False  # the kept check belongs to a stretch below the target
     found_alike: int = 0  # checks in a row whose lower bound is not below `alike`
     best_retained: float = 0.0  # of the latest such stretch: the highest lower bound
@@ -52,14 +52,14 @@ class SettleRule:
         step: int,
         measured: Proportion,
         retained: Proportion | None = None,
-        likeness: float | None = None,
+        exchange_fidelity: float | None = None,
     ) -> bool:
         """Take the check made after `step` steps; checks come in order. True: its weights are the ones to
         keep from now on."""
         self._count(step)
         if measured.value < self.target and self.first_crossing_step is None:
             self.first_crossing_step = step
-        alike = self.alike is not None and likeness is not None and likeness >= self.alike
+        alike = self.alike is not None and exchange_fidelity is not None and exchange_fidelity >= self.alike
         self.found_alike = self.found_alike + 1 if alike else 0
         harmed = (
             self.retention_floor is not None and retained is not None and retained.high < self.retention_floor
@@ -74,9 +74,9 @@ class SettleRule:
             self.kept_below = True
         else:
             self.below_since = None
-            keep = self.kept_step is None or not (self.kept_below or harmed)
+            keep = self.best_step is None or not (self.kept_below or harmed)
         if keep:
-            self.kept_step = step
+            self.best_step = step
         return keep
 
     def miss(self, step: int) -> None:
@@ -102,5 +102,5 @@ class SettleRule:
         if self.done and (self.alike is None or self.found_alike >= ALIKE_CHECKS):
             return "settled"
         if self.retention_floor is not None and self.harmed >= self.floor_patience:
-            return "guard"
+            return "retention_floor"
         return "checks" if self.max_checks is not None and self.checks >= self.max_checks else None

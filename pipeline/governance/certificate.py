@@ -11,6 +11,7 @@ import yaml
 
 from pipeline import storage
 from pipeline.errors import InputError
+from pipeline.evaluation import stored_result
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -27,7 +28,7 @@ COPIED = (
     "settled_step",
 )
 DIGESTS = ("base_digest", "weights_digest", "lake_digest", "partition_digest")
-PROOF = ("measures", "battery", "gold")  # what evaluate.* adds to the measures that every run takes
+PROOF = ("metrics", "attack_suite", "reference")  # what evaluate.* adds to the metrics that every run takes
 # of the run's configuration: how it was trained and measured
 SETTINGS = ("trainable", "optim", "evaluate", "measuring", "attacks", "gate")
 # null here is a finding: the attack ran, relearning took more than the budget
@@ -35,7 +36,7 @@ SAID_BY_NULL = ("error", "steps")
 NOT_CLAIMED = (
     "that the weights equal those of a model that never saw the data",
     "that no embedding, prompt or fine-tuning brings the class back, unless such a measure stands above",
-    "anything about judges, samplers or settings other than those of the measures above",
+    "anything about judges, samplers or settings other than those of the metrics above",
 )
 
 
@@ -58,6 +59,7 @@ def issue(
     `config` is the run's config.yaml: its digest is kept, and those of its sections that say how it was
     measured.
     """
+    digest_of_result, result = storage.digest_of(result), stored_result.in_todays_words(result)
     settings = yaml.safe_load(config) if config else {}
     body: dict[str, Any] = {
         "kind": "unlearning certificate",
@@ -66,7 +68,7 @@ def issue(
         **{name: result.get(name) for name in COPIED},
         "digests": {
             **{name.removesuffix("_digest"): result.get(name) for name in DIGESTS},
-            "result": storage.digest_of(result),
+            "result": digest_of_result,
             "config": storage.sha256(config) if config else None,
         },
         "settings": {name: settings.get(name) for name in SETTINGS},
@@ -168,22 +170,20 @@ def _check_signature(digest: str, signature: Mapping[str, str], public_key: str 
 def _not_measured(result: Mapping[str, Any]) -> list[str]:
     """Every measure that there is and that the result does not hold, or holds as null."""
     from pipeline.evaluation.gate import NOT_REACHED
-    from pipeline.evaluation.metrics.table import METRICS, by_side
+    from pipeline.evaluation.metrics.table import METRICS
 
     missing = [path for side in ("before", "after") for path in _nulls(result.get(side), side)]
-    taken = by_side(result.get("measures") or {})
+    taken = result.get("metrics") or {}
     for name in METRICS:
         sides = {side: results[name] for side, results in taken.items() if results and name in results}
         if sides.get("after") is None:
-            missing.append(f"measures.{name}")
+            missing.append(f"metrics.{name}")
         else:
-            missing += [
-                path for side, one in sides.items() for path in _nulls(one, f"measures.{side}.{name}")
-            ]
-    missing += [path for name in ("battery", "gold") for path in _nulls(result.get(name), name)]
+            missing += [path for side, one in sides.items() for path in _nulls(one, f"metrics.{side}.{name}")]
+    missing += [path for name in ("attack_suite", "reference") for path in _nulls(result.get(name), name)]
     missing += [
-        f"battery.attacks.{line['name']}"
-        for line in (result.get("battery") or {}).get("attacks", [])
+        f"attack_suite.attacks.{line['name']}"
+        for line in (result.get("attack_suite") or {}).get("attacks", [])
         if line["forget_fraction"] is None
     ]
     checks = (result.get("gate") or {}).get("checks") or []

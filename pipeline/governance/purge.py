@@ -1,5 +1,5 @@
-"""Purging a finished request: its partitions and every picture drawn under a forgotten label go, a tombstone
-stays.
+"""Purging a finished request: its partitions and every picture sampled under a forgotten label go, a
+tombstone stays.
 
 Its runs' and its sweeps' alike, and what jobs/generate.py drew of the versions that came of them.
 
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pipeline import storage
 from pipeline.config import RegistryConfig
 from pipeline.data import tombstones
+from pipeline.evaluation import stored_result
 from pipeline.governance.purge_plan import Purge, Run, find, mlflow_run_of
 from pipeline.governance.purge_siblings import clean_trials, write_without
 from pipeline.reports.pages import METRICS, REPORT, SETTINGS, pages, read_grids
@@ -56,13 +57,13 @@ def _clean(config: RegistryConfig, run: Run, plan: Purge) -> None:
     mlflow, mlflow_run = mlflow_run_of(config, run.settings, run.run_id)
     if REPORT in [*run.files, *run.artifacts]:
         page = pages(
-            run.result,
+            stored_result.in_todays_words(run.result),
             metrics_log.read(storage.join(run.uri, METRICS)),
             remaining,
             storage.read_bytes(storage.join(run.uri, SETTINGS)).decode(),
             class_names=storage.read_json(storage.join(run.uri, "model", "config.json")).get("class_names"),
             note=(
-                f"Pictures drawn under the labels {', '.join(map(str, plan.labels))} were purged with the"
+                f"Pictures sampled under the labels {', '.join(map(str, plan.labels))} were purged with the"
                 " request's data."
             ),
         )[REPORT]

@@ -51,7 +51,7 @@ class Purge:
 
     @property
     def lines(self) -> list[str]:
-        """One line for each thing that goes, or is made again without what was drawn under the labels."""
+        """One line for each thing that goes, or is made again without what was sampled under the labels."""
         sides = [
             f"partition {part.uri} ({sum(file.rows for file in part.manifest.forget)} forgotten rows)"
             for part in self.partitions
@@ -227,7 +227,7 @@ def _left(
 
 
 def _shown_elsewhere(storage_root: str, others: Iterable[str], labels: Sequence[int]) -> list[str]:
-    """Other requests draw these labels too, as ones that they keep."""
+    """Other requests sample these labels too, as ones that they keep."""
     pictures = {picture("before", label) for label in labels}
     folders = {run_id: storage.join(storage_root, "runs", run_id, SAMPLES) for run_id in sorted(others)}
     showing = [

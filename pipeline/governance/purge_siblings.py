@@ -1,5 +1,5 @@
-"""What lies beside a request's runs and holds something of its data: the trials of its sweeps, pictures drawn
-from its versions."""
+"""What lies beside a request's runs and holds something of its data: the trials of its sweeps, pictures
+sampled from its versions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -28,7 +28,7 @@ def curves(result: Mapping[str, Any], records: Records) -> list[dict[str, Any]]:
 def _forgetting(
     result: Mapping[str, Any], records: Records, marks: Sequence[tuple[str, float]]
 ) -> list[Chart]:
-    """What the forgotten labels draw, how like real images that is, what a loss attack makes of named
+    """What the forgotten labels sample, how like real images that is, what a loss attack makes of named
     samples."""
     target, auc_target = (bound_of(result, name) for name in ("forget_fraction", "membership_auc"))
     density = _measured(records, "exchange_density", "forgotten label")
@@ -39,7 +39,7 @@ def _forgetting(
         auc_bounds.append((f"target {number(auc_target)}", auc_target))
     return [
         Chart(
-            title="Forgotten class still drawn",
+            title="Forgotten class still sampled",
             note=(
                 "Share of images under the forgotten label that still show it, with its 95 % interval; what"
                 " they show instead."
@@ -54,9 +54,9 @@ def _forgetting(
             percent=True,
         ),
         Chart(
-            title="Likeness of what is drawn instead",
+            title="Likeness of what is sampled instead",
             note=(
-                "Density of real images of the exchange class around what the forgotten label draws; 0:"
+                "Density of real images of the exchange class around what the forgotten label samples; 0:"
                 " nothing real is near."
             ),
             series=[density],
@@ -79,7 +79,7 @@ def _forgetting(
 
 
 def _retention(result: Mapping[str, Any], records: Records) -> Chart:
-    """How often the other labels are drawn right, beside the gate's bounds."""
+    """How often the other labels are predicted right, beside the gate's bounds."""
     mean = _measured(records, "retain_accuracy/mean", "mean of the retained classes", band=True)
     lowest = _measured(records, "retain_accuracy/min", "lowest class", 2)
     floors = (("mean", "bound of the mean"), ("min", "bound of the lowest"))
@@ -91,7 +91,7 @@ def _retention(result: Mapping[str, Any], records: Records) -> Chart:
     depth = min([y for one in (mean, lowest) for _, y in one.points] + [y for _, y in bounds] + [0.95])
     named_samples = bound_of(result, "membership_auc") is not None
     return Chart(
-        title="Classes drawn right" if named_samples else "Other classes drawn right",
+        title="Classes predicted right" if named_samples else "Other classes predicted right",
         note=(
             "Share of images under every label that is kept that the judge takes for that class, with the"
             " mean's 95 % interval."
@@ -127,7 +127,7 @@ def _optimisation(records: Records) -> list[Chart]:
         Chart(
             title="Frechet distance of the retained classes",
             note=(
-                "Between drawn and real images; lower is closer. Samples are few, so compare it within this"
+                "Between sampled and real images; lower is closer. Samples are few, so compare it within this"
                 " run only."
             ),
             series=_lines(records, "evaluation", "fid/", dots=True),

@@ -1,4 +1,4 @@
-"""The report's sections on metrics, attacks and the gold reference, as plain data: titles and meanings
+"""The report's sections on metrics, attacks and the retrained reference, as plain data: titles and meanings
 come from the tables of metrics and attacks."""
 
 from collections.abc import Collection, Mapping
@@ -14,7 +14,7 @@ from pipeline.reports.text import given, number, share
 
 Sides = Mapping[str, Mapping[str, Any] | None]  # {side: {metric: result}}
 DOUBT = {
-    "open": "The images are too few to tell: draw more.",
+    "open": "The images are too few to tell: sample more.",
     "failed": "It could not be carried out, which proves nothing.",
 }
 STATES = {
@@ -25,14 +25,14 @@ STATES = {
 }
 
 
-def battery_section(battery: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The attacks by kind, each with its verdict, and what a kind's verdicts mean, said once; None when
+def attack_suite_section(attack_suite: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The attacks by kind, each with its state, and what a kind's states mean, said once; None when
     none was tried."""
-    if not battery:
+    if not attack_suite:
         return None
     kinds: dict[str, dict[str, Any]] = {}
-    for line in battery["attacks"]:
-        attack, (state, text) = ATTACKS[line["kind"]], STATES[line["verdict"]]
+    for line in attack_suite["attacks"]:
+        attack, (style, text) = ATTACKS[line["kind"]], STATES[line["state"]]
         mean = retained_mean(line)
         group = kinds.setdefault(line["kind"], {"title": attack.title, "rows": [], "meanings": {}})
         group["rows"].append(
@@ -40,27 +40,31 @@ def battery_section(battery: Mapping[str, Any] | None) -> dict[str, Any] | None:
                 "about": line["about"][0].upper() + line["about"][1:],
                 "forget": _share(line["forget_fraction"]),
                 "note": line["error"] or ("" if mean is None else f"Others right: {share(mean)}"),
-                "state": state,
-                "verdict": text,
+                "state": style,
+                "text": text,
             }
         )
-        meaning = attack.holds if line["verdict"] == "holds" else attack.returns
-        group["meanings"][DOUBT.get(line["verdict"]) or meaning] = None
-    return {"summary": battery_sentence(battery), "held": battery["held"], "groups": list(kinds.values())}
+        meaning = attack.holds if line["state"] == "holds" else attack.returns
+        group["meanings"][DOUBT.get(line["state"]) or meaning] = None
+    return {
+        "summary": attack_suite_sentence(attack_suite),
+        "held": attack_suite["held"],
+        "groups": list(kinds.values()),
+    }
 
 
-def battery_sentence(battery: Mapping[str, Any]) -> str:
+def attack_suite_sentence(attack_suite: Mapping[str, Any]) -> str:
     """In one or two sentences: how many attacks it withstood, and which ones it did not."""
-    tried = [line for line in battery["attacks"] if line["kind"] != "none"]
-    held = [line for line in tried if line["verdict"] == "holds"]
+    tried = [line for line in attack_suite["attacks"] if line["kind"] != "none"]
+    held = [line for line in tried if line["state"] == "holds"]
     if len(held) == len(tried):
         return (
-            f"It stayed forgotten, under {share(battery['bound'])} beyond doubt, through all {len(tried)}"
-            " attacks."
+            f"It stayed forgotten, under {share(attack_suite['bound'])} beyond doubt, through all"
+            f" {len(tried)} attacks."
         )
 
-    def kinds(verdicts: Collection[str]) -> str:
-        titles = [ATTACKS[line["kind"]].title.lower() for line in tried if line["verdict"] in verdicts]
+    def kinds(states: Collection[str]) -> str:
+        titles = [ATTACKS[line["kind"]].title.lower() for line in tried if line["state"] in states]
         return ", ".join(dict.fromkeys(titles))
 
     sentences = [f"It stayed forgotten through {len(held)} of {len(tried)} attacks."]
@@ -73,7 +77,7 @@ def battery_sentence(battery: Mapping[str, Any]) -> str:
 
 def metric_groups(sides: Sides, without: Collection[str] = ()) -> list[dict[str, Any]]:
     """A group for each metric: title, meaning, and a row for each figure with (text, interval) before,
-    after and of the gold."""
+    after and of the reference."""
     return [
         {
             "title": group.metric.title,
@@ -116,10 +120,10 @@ def timestep_chart(sides: Sides) -> dict[str, Any] | None:
     bins = losses[AFTER]["bins"]
     middles = [(first + last) / 2 for first, last in bins]
     series: list[Series] = []
-    with_gold = "gold" in losses
+    with_reference = "reference" in losses
     for kind, name, shown in (
-        ("forget", "forgotten class", ("before", "after", "gold")),
-        ("retain", "retained classes", ("after",) if with_gold else ("before", "after")),
+        ("forget", "forgotten class", ("before", "after", "reference")),
+        ("retain", "retained classes", ("after",) if with_reference else ("before", "after")),
     ):
         group = next(
             (f"{kind}_{split}" for split in ("heldout", "train") if f"{kind}_{split}" in losses[AFTER]), None
@@ -130,7 +134,7 @@ def timestep_chart(sides: Sides) -> dict[str, Any] | None:
                 continue
             series.append(
                 Series(
-                    name=f"{name}, {'never saw it' if side == 'gold' else side}",
+                    name=f"{name}, {'never saw it' if side == 'reference' else side}",
                     color=len(series) + 1,
                     points=list(zip(middles, line["mean"])),
                     band=list(zip(middles, line["low"], line["high"])),
@@ -149,7 +153,7 @@ def timestep_chart(sides: Sides) -> dict[str, Any] | None:
     return layout(chart, last_step=bins[-1][1])
 
 
-def gold_section(gold: Mapping[str, Any] | None, sides: Sides) -> dict[str, Any] | None:
+def reference_section(reference: Mapping[str, Any] | None, sides: Sides) -> dict[str, Any] | None:
     """How near the unlearned model and the one before are to a model that never saw the class; None without
     one."""
     near = {
@@ -157,16 +161,16 @@ def gold_section(gold: Mapping[str, Any] | None, sides: Sides) -> dict[str, Any]
         for side in (BEFORE, AFTER)
         if (result := (sides.get(side) or {}).get("retrained_reference"))
     }
-    if not gold or AFTER not in near:
+    if not reference or AFTER not in near:
         return None
     (group,) = metric_groups({side: {"retrained_reference": result} for side, result in near.items()})
-    own, accuracy = gold["forget_fraction"], share(gold["retain_accuracy"]["mean"])
+    own, accuracy = reference["forget_fraction"], share(reference["retain_accuracy"]["mean"])
     labels = "the labels" if own is None else "the other labels"
     summary = (
-        f"{gold['name']} never saw the named samples: it draws {accuracy} of the labels right."
+        f"{reference['name']} never saw the named samples: it samples {accuracy} of the labels right."
         if own is None
-        else f"{gold['name']} never saw the class: asked for it, it draws it in {share(own['value'])} of"
-        f" {own['n']} images, and draws {accuracy} of the others right."
+        else f"{reference['name']} never saw the class: asked for it, it samples it in {share(own['value'])}"
+        f" of {own['n']} images, and samples {accuracy} of the others right."
     )
     classes = [
         {

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.evaluation.attacks.suite import retained_mean
-from pipeline.evaluation.context import AFTER, BEFORE, GOLD
+from pipeline.evaluation.context import AFTER, BEFORE, REFERENCE
 from pipeline.evaluation.metrics.table import METRICS, RENAMED, Metric
 
-SIDES = (BEFORE, AFTER, GOLD)
+SIDES = (BEFORE, AFTER, REFERENCE)
 Line = tuple[str, str, str, str]  # title, then a cell for each of SIDES
 
 
@@ -30,7 +30,7 @@ def groups(sides: Mapping[str, Mapping[str, Any] | None]) -> list[Group]:
     for name, metric in METRICS.items():
         figures = {
             side: metric.rows(result)
-            for side in (AFTER, BEFORE, GOLD)
+            for side in (AFTER, BEFORE, REFERENCE)
             if (result := (sides.get(side) or {}).get(name)) is not None
         }
         titles = dict.fromkeys(title for of_side in figures.values() for title in of_side)
@@ -52,17 +52,22 @@ def table(result: Mapping[str, Any]) -> str:
             lines.append((title, "", "", ""))
         for words, figures in group.rows:
             cells = {side: cell(figures[side]) if side in figures else "" for side in SIDES}
-            lines.append((f"  {words}" if words else title, cells[BEFORE], cells[AFTER], cells[GOLD]))
-    if battery := result["battery"]:
+            lines.append((f"  {words}" if words else title, cells[BEFORE], cells[AFTER], cells[REFERENCE]))
+    if attack_suite := result["attack_suite"]:
         lines.append(("", "", "", ""))
         lines.append(
-            (f"attacks (bound {battery['bound']:g})", "verdict", "forget fraction; other labels right", "")
+            (f"attacks (bound {attack_suite['bound']:g})", "state", "forget fraction; other labels right", "")
         )
-        for line in battery["attacks"]:
+        for line in attack_suite["attacks"]:
             mean = retained_mean(line)
             outcome = line["error"] or f"{cell(line['forget_fraction'])}; {cell(mean)}"
-            lines.append((f"  {line['name']}", line["verdict"], outcome, ""))
-    head = ("", "before", "after", f"never saw it: {result['gold']['name']}" if result["gold"] else "")
+            lines.append((f"  {line['name']}", line["state"], outcome, ""))
+    head = (
+        "",
+        "before",
+        "after",
+        f"never saw it: {result['reference']['name']}" if result["reference"] else "",
+    )
     widths = [max(len(line[column]) for line in [head, *lines]) for column in range(len(head))]
     return "\n".join(
         "  " + "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()

@@ -20,7 +20,7 @@ GRIDS = ("before", "after")
 
 
 def grid_uri(run_uri: str, moment: str) -> str:
-    """The tensors of the images drawn before or after: uint8 (n, H, W, C), named by label."""
+    """The tensors of the images sampled before or after: uint8 (n, H, W, C), named by label."""
     return storage.join(run_uri, SAMPLES, f"{moment}.safetensors")
 
 

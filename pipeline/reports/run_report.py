@@ -9,10 +9,10 @@ import numpy as np
 from pipeline.evaluation.gate import NOT_REACHED
 from pipeline.reports.curves import curves
 from pipeline.reports.evaluation_sections import (
-    battery_section,
-    battery_sentence,
-    gold_section,
+    attack_suite_section,
+    attack_suite_sentence,
     metric_groups,
+    reference_section,
     timestep_chart,
 )
 from pipeline.reports.png import grid_address, is_small
@@ -22,6 +22,7 @@ from pipeline.reports.text import (
     check_title,
     either,
     exchange_of,
+    gate_state,
     namer,
     number,
     seconds,
@@ -29,7 +30,6 @@ from pipeline.reports.text import (
     share,
     summary,
     title_of,
-    verdict,
 )
 
 Grids = Mapping[str, Mapping[int, np.ndarray]]
@@ -38,7 +38,7 @@ ALWAYS = {"forget_fraction": None, "exchange_fraction": None}  # named even wher
 APART = ("loss_by_timestep", "retrained_reference")  # metrics with a place of their own
 ENDS = {
     "settled": "the settling rule: it stayed below the target through the hold window",
-    "guard": "the guard: too little was kept",
+    "retention_floor": "the retention floor: too little was kept",
     "checks": "evaluate.max_checks: the checks were spent",
     "steps": "optim.max_steps: the steps were spent",
 }
@@ -76,32 +76,32 @@ def render_report(
     named = namer(class_names)
     request = result.get("request") or {}
     own = {side: {**ALWAYS, **(result.get(side) or {})} for side in ("before", "after")}
-    further = {**(result.get("measures") or {}), "gold": result.get("gold")}
+    further = {**(result.get("metrics") or {}), "reference": result.get("reference")}
     return environment.get_template("report.html").render(
         run_id=result.get("run_id") or "",
         title=title_of(request, named),
         summary=" ".join(
             [
                 summary(result, named),
-                *([battery_sentence(result["battery"])] if result.get("battery") else []),
+                *([attack_suite_sentence(result["attack_suite"])] if result.get("attack_suite") else []),
             ]
         ),
-        verdict=verdict(result),
+        gate_state=gate_state(result),
         tiles=_tiles(result),
         request=_request_rows(request, named),
         samples=_samples(grids, request, named),
         note=note,
         charts=curves(result, records),
-        measures=metric_groups(own),
+        metrics=metric_groups(own),
         classes=_classes(result, named),
         gate=_gate(result),
         selection=selected(result.get("selection")),
         timing=[(title, seconds((result.get("timing") or {}).get(key))) for key, title in TIMES.items()],
         facts=_facts(result),
-        battery=battery_section(result.get("battery")),
-        further=metric_groups(further if result.get("measures") else {}, APART),
+        attack_suite=attack_suite_section(result.get("attack_suite")),
+        further=metric_groups(further if result.get("metrics") else {}, APART),
         timesteps=timestep_chart(further),
-        gold=gold_section(result.get("gold"), further),
+        reference=reference_section(result.get("reference"), further),
         digests=[(key.replace("_", " "), result.get(key) or NOT_MEASURED) for key in DIGESTS],
         method_config=[
             (key, "none" if value is None else value)
@@ -126,7 +126,7 @@ def _tiles(result: Mapping[str, Any]) -> list[dict[str, str]]:
         "note": f"{number(was.get('auc'))} before; chance is 0.5",
     }
     return [
-        attack if now else pair("Forgotten class drawn", "forget_fraction", "value"),
+        attack if now else pair("Forgotten class sampled", "forget_fraction", "value"),
         pair("Classes right" if now else "Other classes right", "retain_accuracy", "mean"),
         pair("Lowest class right", "retain_accuracy", "min"),
         {
@@ -251,7 +251,7 @@ def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         "steps",
         "first_crossing_step",
         "settled_step",
-        "kept_step",
+        "best_step",
     )
     missing = result.get("missing_checks") or []
     spaces = result.get("features") or {}

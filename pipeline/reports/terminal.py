@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.evaluation.gate import likeness_warning
-from pipeline.reports.evaluation_sections import battery_sentence
+from pipeline.evaluation.gate import exchange_fidelity_warning
+from pipeline.reports.evaluation_sections import attack_suite_sentence
 
 
 def summary(result: Mapping[str, Any], report_uri: str) -> str:
@@ -24,12 +24,12 @@ def summary(result: Mapping[str, Any], report_uri: str) -> str:
             f"  the base model never memorised these samples (AUC {before['membership']['auc']:.3f} before,"
             " chance is 0.5): there was nothing to forget, and nothing is claimed"
         )
-    if warning := likeness_warning(before, after):
+    if warning := exchange_fidelity_warning(before, after):
         lines.append(f"  {warning}")
     reasons = "; ".join(_reason(check) for check in result["gate"]["checks"] if not check["passed"])
     lines.append("  gate PASSED" if result["gate"]["passed"] else f"  gate FAILED: {reasons}")
-    if battery := result.get("battery"):
-        lines.append(f"  under attack: {battery_sentence(battery)}")
+    if attack_suite := result.get("attack_suite"):
+        lines.append(f"  under attack: {attack_suite_sentence(attack_suite)}")
     lines += [
         f"  registered {model['name']} version {model['version']} @{model['alias']}",
         f"  report {report_uri}",
@@ -85,8 +85,10 @@ def _table(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
 
 def _ended(result: Mapping[str, Any]) -> str:
     """What ended the run before it was settled, and the step whose weights it went back to."""
-    why = {"guard": "the guard", "checks": "evaluate.max_checks"}.get(str(result.get("stopped")))
-    kept = result.get("kept_step")
+    why = {"retention_floor": "the retention floor", "checks": "evaluate.max_checks"}.get(
+        str(result.get("stopped"))
+    )
+    kept = result.get("best_step")
     said = [f"ended by {why}"] * bool(why) + [f"weights of step {kept}"] * (
         kept not in (None, result["steps"])
     )

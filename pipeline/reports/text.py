@@ -1,17 +1,17 @@
-"""The words of a report: numbers as people read them, the summary, the verdict."""
+"""The words of a report: numbers as people read them, the summary, the state of the gate."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pipeline.evaluation.gate import likeness_warning
+from pipeline.evaluation.gate import exchange_fidelity_warning
 
 Namer = Callable[[Any], str]
 NOT_MEASURED = "not measured"
 CHECKS = {
-    "forget_fraction": "forgotten class still drawn",
+    "forget_fraction": "forgotten class still sampled",
     "settled": "stays forgotten",
-    "likeness": "looks like the exchange class",
+    "exchange_fidelity": "looks like the exchange class",
     "held_steps": "steps for which it was seen to stay so",
     "retain_accuracy/mean": "retained classes, mean",
     "retain_accuracy/min": "lowest retained class",
@@ -26,7 +26,7 @@ CHECKS = {
 
 def summary(result: Mapping[str, Any], named: Namer) -> str:
     """In plain words: what was asked, whether it is forgotten and stays so, what it cost the rest, the
-    verdict."""
+    gate_state."""
     request, before, after = (result.get(key) or {} for key in ("request", "before", "after"))
     target = bound_of(result, "forget_fraction") or bound_of(result, "membership_auc")
     left, was = after.get("forget_fraction") or {}, before.get("forget_fraction") or {}
@@ -37,14 +37,14 @@ def summary(result: Mapping[str, Any], named: Namer) -> str:
             if given(left.get("low"), left.get("high"))
             else ""
         )
-        drawn = f" of {left['n']} fresh images" if given(left.get("n")) else ""
+        count = f" of {left['n']} fresh images" if given(left.get("n")) else ""
         earlier = f", against {share(was['value'])} before" if given(was.get("value")) else ""
-        sentences.append(f"Now {share(left['value'])}{drawn} still show it{interval}{earlier}.")
+        sentences.append(f"Now {share(left['value'])}{count} still show it{interval}{earlier}.")
     elif after.get("membership"):
         sentences.append(_attacked(before.get("membership") or {}, after["membership"]))
     else:
         sentences.append("Whether it still shows was not measured.")
-    if warning := likeness_warning(before, after):
+    if warning := exchange_fidelity_warning(before, after):
         sentences.append(f"{warning[0].upper()}{warning[1:]}.")
     settled, crossed = result.get("settled_step"), result.get("first_crossing_step")
     under = f"under {share(target)}" if given(target) else "under the target"
@@ -66,19 +66,19 @@ def summary(result: Mapping[str, Any], named: Namer) -> str:
         )
         worst = f", {share(lowest)} for the lowest class" if given(lowest) else ""
         whom = "Every class" if after.get("membership") else "Every other class"
-        sentences.append(f"{whom} together: {change} drawn right{worst}.")
+        sentences.append(f"{whom} together: {change} predicted right{worst}.")
     elif after.get("class_shares"):
         sentences.append(_mixture(result, after["class_shares"], named))
     else:
         sentences.append("What it cost the other classes was not measured.")
-    return " ".join([*sentences, verdict(result)["sentence"]])
+    return " ".join([*sentences, gate_state(result)["sentence"]])
 
 
 def _mixture(result: Mapping[str, Any], shares: Mapping[str, Any], named: Namer) -> str:
-    """What a model without labels draws: the chance share, and how far the kept classes have moved among
+    """What a model without labels samples: the chance share, and how far the kept classes have moved among
     themselves."""
     chance = (
-        f"The model draws without labels; spread evenly, a class would be {share(shares['chance'])} of its"
+        f"The model samples without labels; spread evenly, a class would be {share(shares['chance'])} of its"
         f" {shares['n']} samples."
     )
     checks = (result.get("gate") or {}).get("checks") or []
@@ -177,7 +177,7 @@ def _asked(request: Mapping[str, Any], named: Namer) -> str:
         if int(label) in exchange
     ]
     return f"forget class{'es' if len(classes) > 1 else ''} {names}" + (
-        f" and to draw {', '.join(pairs)}" if pairs else ""
+        f" and to sample {', '.join(pairs)}" if pairs else ""
     )
 
 
@@ -186,14 +186,14 @@ def title_of(request: Mapping[str, Any], named: Namer) -> str:
     if not classes:
         return "Forgetting samples"
     if len(classes) == 1 and int(classes[0]) in exchange:
-        return f"Forgetting {named(classes[0])}, drawing {either(exchange[int(classes[0])], named)} instead"
+        return f"Forgetting {named(classes[0])}, sampling {either(exchange[int(classes[0])], named)} instead"
     return (
         "Forgetting"
         f" {', '.join(named(label) for label in classes[:4])}{' and more' if len(classes) > 4 else ''}"
     )
 
 
-def verdict(result: Mapping[str, Any]) -> dict[str, str]:
+def gate_state(result: Mapping[str, Any]) -> dict[str, str]:
     gate, model = result.get("gate") or {}, result.get("model") or {}
     failed = [check_title(check) for check in gate.get("checks") or [] if check.get("passed") is not True]
     version = (

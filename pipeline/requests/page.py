@@ -55,7 +55,7 @@ def render(snapshot: Ledger, today: datetime.date) -> str:
     answered = [request for request in requests if request.state in ANSWERED]
     return environment.get_template(PAGE).render(
         lead=_lead(len(requests), len(waiting)),
-        state=_verdict(waiting, counts),
+        state=_state(waiting, counts),
         tiles=[
             ("Waiting", len(waiting), _next(counts), "waiting"),
             ("Overdue", len(counts["overdue"]), ", ".join(counts["overdue"][:3]) or "none", "overdue"),
@@ -135,7 +135,7 @@ def _lead(total: int, waiting: int) -> str:
     return f"{came}; {left}."
 
 
-def _verdict(waiting: Sequence[Request], counts: dict[str, Any]) -> tuple[str, str]:
+def _state(waiting: Sequence[Request], counts: dict[str, Any]) -> tuple[str, str]:
     if counts["overdue"] or counts["refused"]:
         return "bad", "needs attention"
     return ("open", "in time") if waiting else ("good", "nothing waits")

@@ -1,5 +1,5 @@
 """What the main job asks at its end, beside what decides the gate: the attack suite, further metrics, the
-gold reference."""
+retrained reference."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -9,8 +9,9 @@ from pipeline import storage
 from pipeline.config import UnlearnConfig
 from pipeline.config.evaluate import Workers
 from pipeline.errors import InputError
+from pipeline.evaluation import stored_result
 from pipeline.evaluation.attacks.table import attempts_of
-from pipeline.evaluation.context import AFTER, BEFORE, GOLD
+from pipeline.evaluation.context import AFTER, BEFORE, REFERENCE
 from pipeline.evaluation.evaluate_ray import Evaluation, evaluate, spec_of
 from pipeline.evaluation.metrics.table import METRICS, metric_settings, named
 from pipeline.runs import resolve_weights
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from pipeline.data.lake import Lake
 
 PROOF = "evaluations/proof.json"  # under the run
-BLOCKS = ("measures", "battery", "gold")  # of result.json
+BLOCKS = ("metrics", "attack_suite", "reference")  # of result.json
 
 
 def wanted(config: UnlearnConfig) -> bool:
@@ -70,22 +71,22 @@ def prove(
     run_uri: str,
     spaces: Mapping[str, model_folder.Stored] | None = None,
 ) -> dict[str, Any]:
-    """{measures, battery, gold} of the trained weights `state` for result.json, each None where it was not
-    asked for; `measures` has the sides `before` and `after`.
+    """{metrics, attack_suite, reference} of the trained weights `state` for result.json, each None where it
+    was not asked for; `metrics` has the sides `before` and `after`.
 
     Taken once for a run: a continued one finds them. Needs a connected Ray.
     """
     if not wanted(config):
         return dict.fromkeys(BLOCKS)
     uri = storage.join(run_uri, PROOF)
-    if storage.exists(uri) and _in_this_form(earlier := storage.read_json(uri)):
-        return dict(earlier)
+    if storage.exists(uri):
+        return stored_result.read(uri)
     models = {AFTER: replace(base, state=state), BEFORE: base}
-    gold_facts = None
+    reference_facts = None
     if config.evaluate.reference:
-        gold = resolve_weights.named_model(config.storage, config.evaluate.reference)
-        models[GOLD] = model_folder.read(gold, "evaluate.reference")
-        gold_facts = {"name": config.evaluate.reference, "weights_digest": models[GOLD].digest}
+        reference = resolve_weights.named_model(config.storage, config.evaluate.reference)
+        models[REFERENCE] = model_folder.read(reference, "evaluate.reference")
+        reference_facts = {"name": config.evaluate.reference, "weights_digest": models[REFERENCE].digest}
     train = config.train
     result = evaluate(
         Evaluation(
@@ -105,19 +106,14 @@ def prove(
                 threads=train.threads,
             ),
             spaces=spaces or {},
-            facts={"gold": gold_facts},
+            facts={"reference": reference_facts},
         )
     )
     sides = {side: result[side] for side in (BEFORE, AFTER)}
     proof = {
-        "measures": sides if sides[AFTER] else None,
-        "battery": result["battery"],
-        "gold": result["gold"],
+        "metrics": sides if sides[AFTER] else None,
+        "attack_suite": result["attack_suite"],
+        "reference": result["reference"],
     }
     storage.write_json(uri, proof)
     return proof
-
-
-def _in_this_form(proof: Mapping[str, Any]) -> bool:
-    """Whether it has sides with metrics, not metrics with sides."""
-    return proof["measures"] is None or AFTER in proof["measures"]

@@ -29,9 +29,10 @@ from pipeline.config import UnlearnConfig
 from pipeline.data.partition import Partition
 from pipeline.data.partition_ray import build_partition
 from pipeline.errors import InputError
+from pipeline.evaluation import stored_result
 from pipeline.runs import final_evaluation, preflight, run_weights
 from pipeline.runs.preflight import REQUEST, SETTINGS, Prepared
-from pipeline.runs.result import RESULT, keep_measured_before, measured_before, result_of
+from pipeline.runs.result import RESULT, base_metrics_of, keep_base_metrics, result_of
 from pipeline.runs.unlearn import leave_model, with_own_weights
 from pipeline.runtime import command_line, metrics_log
 from pipeline.training.loop import Hooks
@@ -62,7 +63,7 @@ def unlearn(config: UnlearnConfig) -> LocalRun:
     breaks down numerically.
     """
     started, collectives = time.perf_counter(), Collectives()
-    config = _on_these_workers(config, collectives.world)
+    config = _on_these_workers(config, collectives.world_size)
     prepared = _same_run(preflight.check(config))
     storage.require_writable(config.storage)
     prepared = _first_then_others(lambda: with_own_weights(prepared))
@@ -83,7 +84,7 @@ def unlearn(config: UnlearnConfig) -> LocalRun:
     trained = storage.read_bytes(storage.join(prepared.run_uri, TRAINED))
     inputs.model.net.load_state_dict(dict(weights.from_bytes(trained, TRAINED)), strict=False)
     inputs.model.net.eval()
-    result = storage.read_json(storage.join(prepared.run_uri, RESULT))
+    result = stored_result.read(storage.join(prepared.run_uri, RESULT))
     return LocalRun(uri=prepared.run_uri, result=result, model=inputs.model, judge=inputs.subject.judge)
 
 
@@ -113,7 +114,7 @@ def train(
     weights and, last, the outcome there. Returns the outcome as plain data, or {"failed": why} of a run that
     breaks down numerically: it would break again however often it is tried.
 
-    `before`: the base model's measures where they are known. `observe` sees every record, those of an earlier
+    `before`: the base model's metrics where they are known. `observe` sees every record, those of an earlier
     attempt first. `setup_s` is noted beside the loop's own seconds.
     """
     started, collectives = time.perf_counter(), inputs.collectives
@@ -129,7 +130,7 @@ def train(
     finally:
         if folder:
             folder.close()
-    plain = outcome.to_dict(collectives.world)
+    plain = outcome.to_dict(collectives.world_size)
     plain["seconds"] = {"setup": setup_s, "loop": time.perf_counter() - started}
     if folder:
         leave_outcome(run_uri, outcome, plain)
@@ -141,7 +142,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def run(config: UnlearnConfig, dry_run: bool) -> None:
         if dry_run:
-            preflight.check(_on_these_workers(config, Collectives().world))
+            preflight.check(_on_these_workers(config, Collectives().world_size))
             return
         local = unlearn(config)
         if Collectives().rank == 0:
@@ -160,31 +161,31 @@ def main(argv: list[str] | None = None) -> int:
             dist.destroy_process_group()
 
 
-def _on_these_workers(config: UnlearnConfig, world: int) -> UnlearnConfig:
+def _on_these_workers(config: UnlearnConfig, world_size: int) -> UnlearnConfig:
     """`config` for as many workers as there are processes. Raises `InputError` where they do not fit it."""
     if final_evaluation.wanted(config):
         raise InputError(
-            "evaluate: got measures, gold or battery, which need Ray's workers; leave them out and run"
-            " jobs/evaluate.py afterwards"
+            "evaluate: got metrics, reference or attack_suite, which need Ray's workers; leave them out and"
+            " run jobs/evaluate.py afterwards"
         )
-    if config.train.fewest <= world <= config.train.most and config.train.fewest < config.train.most:
+    if config.train.fewest <= world_size <= config.train.most and config.train.fewest < config.train.most:
         return config  # elastic: the same to the bit at any number
     values = config.model_dump(mode="json")
-    return configuration.parse(UnlearnConfig, values | {"train": values["train"] | {"workers": world}})
+    return configuration.parse(UnlearnConfig, values | {"train": values["train"] | {"workers": world_size}})
 
 
 def _outcome(prepared: Prepared, partition: Partition, inputs: Inputs) -> dict[str, Any]:
     """The outcome that lies under the run, or that of training it now."""
     uri = storage.join(prepared.run_uri, OUTCOME)
     if storage.exists(uri):
-        return dict(storage.read_json(uri))
-    measures_uri, before = measured_before(prepared, partition.digest)
+        return stored_result.read(uri)
+    metrics_uri, before = base_metrics_of(prepared, partition.digest)
     _wait()
     outcome = train(inputs, prepared.run_uri, before=before)
     if "failed" in outcome:
         raise RuntimeError(outcome["failed"])
     if before is None and inputs.collectives.rank == 0:
-        keep_measured_before(measures_uri, outcome, prepared.run_uri)
+        keep_base_metrics(metrics_uri, outcome, prepared.run_uri)
     return outcome
 
 

@@ -15,7 +15,7 @@ from models.compat import AsOnGpu, LiveBytes, OnMeta
 from models.diffusion import Noise
 from models.generative import DiTModel, build
 from pipeline.config import UnlearnConfig
-from pipeline.training.elastic import micro_batches, usable_world
+from pipeline.training.elastic import micro_batches, usable_world_size
 from pipeline.unlearning.collectives import Collectives
 from pipeline.unlearning.gradients import Gradients, LocalGradients
 from pipeline.unlearning.losses import Weights, build_terms
@@ -67,7 +67,7 @@ class MemoryPlan:
         self.depth = model.architecture.depth
         self.parameters = sum(p.numel() for p in model.net.parameters())
         self.trainable = sum(p.numel() for p in select(model, config.trainable).values())
-        self.rows = config.optim.batch_size // usable_world(config.partition.lanes, config.train.most)
+        self.rows = config.optim.batch_size // usable_world_size(config.partition.lanes, config.train.most)
         self.kind, _, self.blocks = config.trainable.partition(":")  # labels_and_adaln:4
         self.need, self.step = cache(self._need), cache(self._step)
 

@@ -91,10 +91,10 @@ def check(config: UnlearnConfig) -> Prepared:
         run_weights.read_judge(config),
         feature_extractors.read_spaces(config.features),
     )
-    model, verdict = build(base.config, batch_norm=config.model.batch_norm), build_judge(judge.config)
+    model, network = build(base.config, batch_norm=config.model.batch_norm), build_judge(judge.config)
     try:
         weights.load_into(model.net, base.state, f"model.weights: {base.uri}")
-        weights.load_into(verdict.net, judge.state, f"judge.weights: {judge.uri}")
+        weights.load_into(network.net, judge.state, f"judge.weights: {judge.uri}")
     except weights.WeightsError as error:
         raise InputError(str(error)) from error
     uniformity_judge = _fitting_uniformity_judge(config, judge)
@@ -107,7 +107,7 @@ def check(config: UnlearnConfig) -> Prepared:
     _require_same_classes(lake, base, model, judge)
     run_weights.require_same_names(lake, judge)
     require_fit(config, model)
-    judge = tried(judge, verdict, lake)
+    judge = tried(judge, network, lake)
     try:
         named = select(model, config.trainable)
     except ValueError as error:
@@ -132,7 +132,7 @@ def check(config: UnlearnConfig) -> Prepared:
     final_evaluation.check(config)
     classes = config.request.forgotten_classes
     retained = [item.label for item in lake.manifest.classes if item.label not in classes]
-    near = _nearest(config, lake, model, verdict, retained) if classes else []
+    near = _nearest(config, lake, model, network, retained) if classes else []
     run_id = config.run_id or f"{config.request.id}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
     prepared = Prepared(
         config=config,
@@ -160,9 +160,9 @@ def _fitting_uniformity_judge(
     found = run_weights.read_uniformity_judge(config)
     if found is None:
         return None
-    verdict = build_judge(found.config)
+    network = build_judge(found.config)
     try:
-        weights.load_into(verdict.net, found.state, f"uniformity_judge.weights: {found.uri}")
+        weights.load_into(network.net, found.state, f"uniformity_judge.weights: {found.uri}")
     except weights.WeightsError as error:
         raise InputError(str(error)) from error
     if model_folder.class_count(found.config) != model_folder.class_count(judge.config):
@@ -174,12 +174,12 @@ def _fitting_uniformity_judge(
 
 
 def warning_of(prepared: Prepared) -> str | None:
-    """What to say before the work begins of a judge whose verdicts are worth little."""
+    """What to say before the work begins of a judge whose predictions are worth little."""
     return judge_warning(prepared.judge.manifest.get("heldout_accuracy"))
 
 
 def drawn_classes(config: UnlearnConfig, retained: list[int], near: list[int]) -> list[int]:
-    """The retained classes that evaluations draw: as many as `evaluate.retain_classes` says.
+    """The retained classes that evaluations sample: as many as `evaluate.retain_classes` says.
 
     The exchange classes first, which the training moves most, then the nearest, then others by seed.
     """

@@ -63,7 +63,7 @@ def resolve(
     require_scope(request.classes, request.sample_ids, request.exchange_classes)
     if request.sample_ids and request.exchange:
         raise InputError(
-            "request.exchange: named samples have none, their class goes on being drawn; drop"
+            "request.exchange: named samples have none, their class goes on being sampled; drop"
             " request.exchange or request.sample_ids"
         )
     if not conditional:
@@ -72,8 +72,8 @@ def resolve(
     if missing and conditional and not request.sample_ids and not request.without_exchange:
         raise InputError(
             f"request.exchange: class {missing[0]} has none. A label without an exchange class gets no"
-            " gradient that says what to draw instead, and what it draws is left to chance; give one (--set"
-            f" 'request.exchange={{{missing[0]}: <class>}}') or insist with --set"
+            " gradient that says what to sample instead, and what it samples is left to chance; give one"
+            f" (--set 'request.exchange={{{missing[0]}: <class>}}') or insist with --set"
             " request.without_exchange=true"
         )
     if config.method.label_extrapolation == "auto" and config.method.label_init != "exchange":
@@ -129,15 +129,15 @@ def require_fit(config: UnlearnConfig, model: "GenerativeModel") -> None:
 
 
 def _require_fold(config: UnlearnConfig, model: "GenerativeModel") -> None:
-    """The fold exchanges what is drawn in a part of the latent space, against a teacher."""
+    """The fold exchanges what is sampled in a part of the latent space, against a teacher."""
     if model.latent is None:
         raise InputError(
             f"method.latent_reflection: got true for {config.model.size}, which has no encoder; expected"
-            " request.exchange to say what to draw"
+            " request.exchange to say what to sample"
         )
     if config.method.targets != "teacher":
         raise InputError(
-            "method.latent_reflection: got targets data, but no image is at hand of what is drawn there;"
+            "method.latent_reflection: got targets data, but no image is at hand of what is sampled there;"
             " expected method.targets=teacher"
         )
     if not config.request.forgotten_classes:
@@ -159,7 +159,7 @@ def _require_unlabelled(config: UnlearnConfig) -> None:
     for is_wrong, key, got, expected in wrong:
         if is_wrong:
             raise InputError(
-                f"{key}: got {got}, but {config.model.size} draws without labels; expected {expected}"
+                f"{key}: got {got}, but {config.model.size} samples without labels; expected {expected}"
             )
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind: its result, report and grids, and the measures of its base for
+"""What a run leaves behind: its result, report and grids, and the metrics of its base for
 the runs after it."""
 
 import json
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 RESULT, REPORT = "result.json", "report.html"
 
 
-def measured_before(prepared: Prepared, partition_digest: str) -> tuple[str, dict[str, Any] | None]:
-    """Where the base model's measures lie that this run would take, and those measures when an earlier run
+def base_metrics_of(prepared: Prepared, partition_digest: str) -> tuple[str, dict[str, Any] | None]:
+    """Where the base model's metrics lie that this run would take, and those metrics when an earlier run
     took them.
 
     They depend on the two sets of weights, the partition, the seed, the evaluation's settings and the code.
@@ -44,8 +44,8 @@ def measured_before(prepared: Prepared, partition_digest: str) -> tuple[str, dic
     return uri, storage.read_json(uri) if storage.exists(uri) else None
 
 
-def keep_measured_before(uri: str, outcome: dict[str, Any], run_uri: str) -> None:
-    """Leave the base model's measures that a run took, for the runs after it."""
+def keep_base_metrics(uri: str, outcome: dict[str, Any], run_uri: str) -> None:
+    """Leave the base model's metrics that a run took, for the runs after it."""
     records = metrics_log.read(storage.join(run_uri, METRICS))
     first = next(line for line in records if line["kind"] == "evaluation" and line["step"] == 0)
     storage.write_json(uri, {"result": outcome["before"], "record": first})
@@ -80,7 +80,7 @@ def result_of(
         "seed": config.seed,
         "world_size": outcome["world_size"],
         "steps": outcome["steps"],
-        "kept_step": outcome["kept_step"],
+        "best_step": outcome["best_step"],
         "stopped": outcome["stopped"],
         "missing_checks": outcome["missing_checks"],
         "first_crossing_step": outcome["first_crossing_step"],

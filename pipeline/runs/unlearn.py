@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from models import weights
 from pipeline import config as configuration
 from pipeline import storage
+from pipeline.evaluation import stored_result
 from pipeline.runs import final_evaluation, run_weights
 from pipeline.runs.preflight import REQUEST, SETTINGS, Prepared, settings_text
-from pipeline.runs.result import RESULT, keep_measured_before, measured_before, publish, result_of
+from pipeline.runs.result import RESULT, base_metrics_of, keep_base_metrics, publish, result_of
 from pipeline.runtime import metrics_log
 from pipeline.runtime.code_version import code_version
 from pipeline.runtime.progress import Progress
@@ -38,7 +39,7 @@ def run(prepared: Prepared) -> dict[str, Any]:
 
     # Check: is it done already, can everything be reached.
     if storage.exists(storage.join(run_uri, RESULT)):
-        return storage.read_json(storage.join(run_uri, RESULT))
+        return stored_result.read(storage.join(run_uri, RESULT))
     storage.require_writable(config.storage)
     preload()
     prepared = with_own_weights(prepared)
@@ -90,9 +91,9 @@ def _train(
 
     with metrics_log.Follower(metrics_uri, watch):
         if storage.exists(outcome_uri):
-            outcome = storage.read_json(outcome_uri)
+            outcome = stored_result.read(outcome_uri)
         else:
-            before_uri, before = measured_before(prepared, partition_digest)
+            before_uri, before = base_metrics_of(prepared, partition_digest)
             outcome = worker.train(
                 run_weights.fitted(config, prepared.choice),
                 partition_uri=partition_uri,
@@ -101,7 +102,7 @@ def _train(
                 **prepared.sources,
             )
             if before is None and "failed" not in outcome:
-                keep_measured_before(before_uri, outcome, run_uri)
+                keep_base_metrics(before_uri, outcome, run_uri)
     progress.close()
     return outcome
 

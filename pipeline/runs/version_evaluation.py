@@ -10,7 +10,7 @@ from pipeline.config.evaluate import EvaluateConfig
 from pipeline.data.lake import lake_uri, read_lake
 from pipeline.errors import InputError
 from pipeline.evaluation.attacks.table import attempts_of
-from pipeline.evaluation.context import AFTER, BEFORE, GOLD
+from pipeline.evaluation.context import AFTER, BEFORE, REFERENCE
 from pipeline.evaluation.evaluate_ray import Evaluation, spec_of
 from pipeline.evaluation.gate import judge_warning
 from pipeline.runs import resolve_weights, run_weights
@@ -49,17 +49,17 @@ def check(config: EvaluateConfig) -> Evaluation:
     elif run:
         models[BEFORE] = resolve_weights.base_of(run)
     if config.reference:
-        models[GOLD] = model_folder.read(
+        models[REFERENCE] = model_folder.read(
             resolve_weights.named_model(config.storage, config.reference), "reference"
         )
-    base, gold = models.get(BEFORE), models.get(GOLD)
+    base, reference = models.get(BEFORE), models.get(REFERENCE)
     spec = spec_of(request, lake, target.description, base, seed=config.seed, settings=config.measuring)
     if config.attack_suite and not spec.forgotten:
         raise InputError(
             "attack_suite: it asks about forgotten classes, and there are none; give --set"
             " 'request.classes=[1]'"
         )
-    if gold and not spec.forgotten and not spec.sample_ids:
+    if reference and not spec.forgotten and not spec.sample_ids:
         raise InputError(
             "reference: it asks about what was forgotten, and nothing was; give --set 'request.classes=[1]'"
         )
@@ -86,7 +86,9 @@ def check(config: EvaluateConfig) -> Evaluation:
             "judge_heldout_accuracy": accuracy,
             "features": space_facts(spaces, judge),
             "lake_digest": lake.digest,
-            "gold": None if gold is None else {"name": config.reference, "weights_digest": gold.digest},
+            "reference": None
+            if reference is None
+            else {"name": config.reference, "weights_digest": reference.digest},
         },
         warnings=tuple(line for line in [judge_warning(accuracy)] if line),
         spaces=spaces,

@@ -1,5 +1,5 @@
-"""Methods under attack: the runs of a comparison, each followed by attacks of the battery and by relearning,
-in plain processes."""
+"""Methods under attack: the runs of a comparison, each followed by attacks of the attack suite and by
+relearning, in plain processes."""
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from pipeline.studies.comparison import Cell
 from pipeline.studies.resumable import markdown, results
 from pipeline.weights import model_folder
 
-BASE, GOLD = "the model before", "never saw the class"
+BASE, REFERENCE = "the model before", "never saw the class"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class AttackedCell:
     cell: Cell
     measuring: Measuring
     attacks: Attacks
-    battery: tuple[str, ...]
+    attack_suite: tuple[str, ...]
     reference: str | None = None
 
     @property
@@ -35,7 +35,7 @@ class AttackedCell:
         settings = [
             self.measuring.model_dump(mode="json"),
             self.attacks.model_dump(mode="json"),
-            list(self.battery),
+            list(self.attack_suite),
             self.reference,
         ]
         return storage.digest_of([self.cell.key, settings])
@@ -51,7 +51,7 @@ def attacked_cells(config: AttackMethodsConfig) -> list[AttackedCell]:
     options: dict[str, Any] = {
         "measuring": config.measuring,
         "attacks": config.attacks,
-        "battery": tuple(config.attack_suite),
+        "attack_suite": tuple(config.attack_suite),
     }
     runs = comparison.cells(config)
     for cell in runs:
@@ -61,8 +61,8 @@ def attacked_cells(config: AttackMethodsConfig) -> list[AttackedCell]:
         for cell in (cell for cell in runs if cell.row == first):
             model = cell.config.model
             base = model.weights or model_folder.model_uri(config.storage, model.size, config.lake)
-            gold = f"{base}-without-{cell.pair[0]}"
-            for row, uri in ((BASE, base), (GOLD, gold)):
+            reference = f"{base}-without-{cell.pair[0]}"
+            for row, uri in ((BASE, base), (REFERENCE, reference)):
                 if model_folder.manifest_of(uri) is not None:
                     cells.append(AttackedCell(cell=replace(cell, row=row), reference=uri, **options))
     return cells
@@ -120,7 +120,9 @@ def run_attacked(attacked_cell: AttackedCell) -> dict[str, Any]:
     suite = attempts_of(attacked_cell.attacks, attacked_cell.measuring)
     return {
         **facts,
-        "battery": {name: suite[name].run(context, attacked_cell.attacks) for name in attacked_cell.battery},
+        "attack_suite": {
+            name: suite[name].run(context, attacked_cell.attacks) for name in attacked_cell.attack_suite
+        },
         "relearn": relearn_steps(spec, relearning(context, Shard()), AFTER),
     }
 
@@ -141,12 +143,16 @@ def table(results: Sequence[Mapping[str, Any]], config: AttackMethodsConfig) -> 
             continue
 
         def shares(names: Sequence[str], runs: Sequence[Mapping[str, Any]] = runs) -> str:
-            worst = [max(r["battery"][name]["forget_fraction"]["value"] for name in names) for r in runs]
+            worst = [max(r["attack_suite"][name]["forget_fraction"]["value"] for name in names) for r in runs]
             return f"{statistics.median(worst):.2f} ({min(worst):.2f} to {max(worst):.2f})"
 
         settled = [r for r in runs if r["settled_step"] is not None]
-        accuracies = [retained_mean(r["battery"][others[0]]) or 0.0 for r in runs] if others else []
-        cells = [row, str(len(all_runs)), "" if row in (BASE, GOLD) else f"{len(settled)} of {len(runs)}"]
+        accuracies = [retained_mean(r["attack_suite"][others[0]]) or 0.0 for r in runs] if others else []
+        cells = [
+            row,
+            str(len(all_runs)),
+            "" if row in (BASE, REFERENCE) else f"{len(settled)} of {len(runs)}",
+        ]
         cells += [
             f"{statistics.median(accuracies):.3f}" if accuracies else "",
             *(shares([name]) for name in others),

@@ -1,7 +1,7 @@
 """Many settings of the main job side by side: every row of a grid on every pair of classes and seed, in plain
 processes.
 
-The same partition, loop and measures as the main job, without Ray, MLflow or registry. Results are appended
+The same partition, loop and metrics as the main job, without Ray, MLflow or registry. Results are appended
 as they come, so an interrupted comparison goes on.
 """
 
@@ -88,16 +88,16 @@ def assembled(config: UnlearnConfig) -> "tuple[Prepared, Partition, Inputs]":
 
 def run_cell(cell: Cell, samples_uri: str) -> dict[str, Any]:
     """One run in this process, on one thread; a run that breaks down numerically is a result too."""
-    from pipeline.runs.result import measured_before
+    from pipeline.runs.result import base_metrics_of
     from pipeline.training.loop import Hooks, unlearn
     from pipeline.training.sample_grids import draw_grids
     from pipeline.unlearning.collectives import NonFiniteError
 
     prepared, partition, inputs = assembled(cell.config)
-    before_uri, base_measures = measured_before(prepared, partition.digest)
+    before_uri, base_metrics = base_metrics_of(prepared, partition.digest)
     first: list[dict[str, Any]] = []
     hooks = Hooks(
-        before=base_measures,
+        before=base_metrics,
         record=lambda r: first.append(r) if r["kind"] == "evaluation" and r["step"] == 0 else None,
     )
     request = PurePosixPath(before_uri).stem  # the base, the request, the seed and how it is sampled
@@ -118,7 +118,7 @@ def run_cell(cell: Cell, samples_uri: str) -> dict[str, Any]:
         outcome = unlearn(inputs, hooks=hooks)
     except NonFiniteError as error:
         return {**facts, "failed": str(error)}
-    if base_measures is None:  # the other rows of this request and seed start from the same measures
+    if base_metrics is None:  # the other rows of this request and seed start from the same measures
         storage.write_json(before_uri, {"result": outcome.before, "record": first[0]})
     inputs.model.net.load_state_dict(dict(outcome.trained), strict=False)
     draw(cell.key)
@@ -146,7 +146,7 @@ def _samples_of(samples_uri: str, request: str, name: str) -> str:
 
 
 def draw_sheets(config: CompareConfig, results: Sequence[Mapping[str, Any]], results_uri: str) -> list[str]:
-    """A picture for each request, of its first seed: what the base and every row draw on the same noise.
+    """A picture for each request, of its first seed: what the base and every row sample on the same noise.
     Returns where they lie."""
     from models.weights import from_bytes
     from pipeline.data.lake import lake_uri, read_lake

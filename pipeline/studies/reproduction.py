@@ -63,7 +63,7 @@ class Trial:
     collectives: Collectives = field(default_factory=Collectives)
 
     def judged(self) -> float:
-        """Share of the fixed latents that the judge calls the forgotten class, drawn with
+        """Share of the fixed latents that the judge calls the forgotten class, sampled with
         batch statistics."""
         with torch.no_grad():
             predicted = self.judge.logits(self.model.decode(self.latents)).argmax(1)
@@ -177,8 +177,8 @@ def measured(trial: Trial, real: Moments, seed: int) -> dict[str, Any]:
 
 @torch.no_grad()
 def fresh_samples(trial: Trial, count: int, g: torch.Generator) -> tuple[Tensor, Moments]:
-    """What the judge calls `count` fresh samples drawn as they would be served, by stored statistics, and the
-    moments of its features."""
+    """What the judge calls `count` fresh samples sampled as they would be served, by stored statistics, and
+    the moments of its features."""
     assert trial.model.latent is not None
     trial.model.net.eval()
     x = trial.model.decode(torch.randn((count, *trial.model.latent), generator=g))
@@ -241,11 +241,11 @@ def load(model: model_folder.Stored, judge: model_folder.Stored) -> tuple[VAEMod
             f"model.weights: {model.uri} holds a {model.config.get('family')}, expected the paper's VAE"
             " (model.size vae-mnist)"
         )
-    vae, verdict = VAEModel({**model.config, "batch_norm": "tracked"}), build_judge(judge.config)
+    vae, judge_network = VAEModel({**model.config, "batch_norm": "tracked"}), build_judge(judge.config)
     try:
         weights.load_into(vae.net, model.state, f"model.weights: {model.uri}")
-        weights.load_into(verdict.net, judge.state, f"judge.weights: {judge.uri}")
+        weights.load_into(judge_network.net, judge.state, f"judge.weights: {judge.uri}")
     except weights.WeightsError as error:
         raise InputError(str(error)) from error
-    verdict.net.requires_grad_(False).eval()
-    return vae, verdict
+    judge_network.net.requires_grad_(False).eval()
+    return vae, judge_network

@@ -9,6 +9,7 @@ from multiprocessing import active_children, get_context
 from typing import Any, Protocol, TypeVar
 
 from pipeline import storage
+from pipeline.evaluation import stored_result
 
 
 class Keyed(Protocol):
@@ -28,7 +29,8 @@ def results(
     run's `key` into its result."""
     by_key = {}
     if storage.exists(uri):
-        by_key = {r["key"]: r for r in map(json.loads, storage.read_bytes(uri).decode().splitlines())}
+        lines = map(json.loads, storage.read_bytes(uri).decode().splitlines())
+        by_key = {line["key"]: stored_result.in_todays_words(line) for line in lines}
     yield from (by_key[one.key] for one in wanted if one.key in by_key)
     missing = [one for one in wanted if one.key not in by_key]
     if not missing:

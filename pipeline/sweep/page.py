@@ -36,7 +36,7 @@ def render_page(
     return environment.get_template("sweep.html").render(
         sweep_id=summary["sweep_id"],
         title=f"Sweep: {text.title_of(summary['request'], name_of)}",
-        verdict=_verdict(winner),
+        gate_state=_gate_state(winner),
         lead=_lead(summary),
         tiles=_tiles(summary),
         selection=_selection(summary),
@@ -84,7 +84,7 @@ def _row(summary: Summary, number: int | None) -> Mapping[str, Any] | None:
     return next((row for row in summary["trials"] if row["number"] == number), None)
 
 
-def _verdict(winner: Mapping[str, Any]) -> dict[str, str]:
+def _gate_state(winner: Mapping[str, Any]) -> dict[str, str]:
     if winner["number"] is None:
         return {"state": "bad", "text": "no winner holds on fresh seeds"}
     return {"state": "good", "text": f"trial {winner['number']} registered"}

@@ -65,7 +65,7 @@ def _conditional(config: UnlearnConfig) -> str | None:
     """Why nothing is said of retained classes, where nothing is."""
     from models.generative import is_conditional
 
-    return None if is_conditional(config.model.size) else f"{config.model.size} has no labels to draw from"
+    return None if is_conditional(config.model.size) else f"{config.model.size} has no labels to sample from"
 
 
 def _exchanging(config: UnlearnConfig) -> str | None:
@@ -73,7 +73,7 @@ def _exchanging(config: UnlearnConfig) -> str | None:
 
 
 def _share(title: str, direction: Direction, *path: str, missing: Missing) -> Objective:
-    """A share among the measures after the run."""
+    """A share among the metrics after the run."""
     return Objective(title=title, direction=direction, of=_after(*path), missing=missing, percent=True)
 
 
@@ -84,16 +84,16 @@ def _gpu_seconds(outcome: Outcome, config: UnlearnConfig) -> float:
 OBJECTIVES: dict[str, Objective] = {
     "settled_step": Objective(title="settled at step", direction="minimize", of=_settled),
     "forget_fraction": _share(
-        "forgotten class drawn", "minimize", "forget_fraction", "value", missing=_by_class
+        "forgotten class sampled", "minimize", "forget_fraction", "value", missing=_by_class
     ),
     "forget_fraction/high": _share(
-        "forgotten class drawn, upper bound", "minimize", "forget_fraction", "high", missing=_by_class
+        "forgotten class sampled, upper bound", "minimize", "forget_fraction", "high", missing=_by_class
     ),
     "membership_auc": Objective(
         title="attack's AUC", direction="minimize", of=_after("membership", "auc"), missing=_by_sample
     ),
     "exchange_fraction": _share(
-        "exchange class drawn", "maximize", "exchange_fraction", "value", missing=_exchanging
+        "exchange class sampled", "maximize", "exchange_fraction", "value", missing=_exchanging
     ),
     "exchange_density": Objective(
         title="density of the exchange class",
@@ -155,8 +155,8 @@ def held(checks: Sequence[Mapping[str, Any]], patience_steps: int) -> float:
     """The settled measure after the last of `checks` (evaluation records): the highest upper bound within the
     window.
 
-    It is below the target only when every check of the last `patience_steps` steps was, so a single good draw
-    counts for nothing; while the window reaches back to step 0, the base model's own measure is in it.
+    It is below the target only when every check of the last `patience_steps` steps was, so a single good
+    sample counts for nothing; while the window reaches back to step 0, the base model's own measure is in it.
     """
     key = (
         "forget_fraction/high"
@@ -167,7 +167,7 @@ def held(checks: Sequence[Mapping[str, Any]], patience_steps: int) -> float:
     return max(check[key] for check in checks if check["step"] >= last - patience_steps)
 
 
-def so_far(checks: Sequence[Mapping[str, Any]], step_seconds: float, world: int) -> dict[str, Any]:
+def so_far(checks: Sequence[Mapping[str, Any]], step_seconds: float, world_size: int) -> dict[str, Any]:
     """What stands in for the outcome of a trial that has not ended: its last check."""
     last = checks[-1]
 
@@ -178,7 +178,7 @@ def so_far(checks: Sequence[Mapping[str, Any]], step_seconds: float, world: int)
         "settled_step": None,
         "first_crossing_step": None,
         "steps": last["step"],
-        "world_size": world,
+        "world_size": world_size,
         "after": {
             "forget_fraction": block("forget_fraction", "low", "high", "n"),
             "exchange_fraction": block("exchange_fraction"),

@@ -186,7 +186,7 @@ def log_child(prepared: PreparedSweep, row: Mapping[str, Any], parent: "Tracker"
 
 
 def trial_result(prepared: PreparedSweep, row: Mapping[str, Any]) -> dict[str, Any]:
-    """A trial's result.json: its row, and what it was a trial of. Its measures are those it was chosen by."""
+    """A trial's result.json: its row, and what it was a trial of. Its metrics are those it was chosen by."""
     base = prepared.base
     config = base.config
     try:

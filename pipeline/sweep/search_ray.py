@@ -19,7 +19,7 @@ from pipeline.config import SweepConfig, UnlearnConfig
 from pipeline.data.partition import Partition, find_partition
 from pipeline.data.partition_ray import build_partition
 from pipeline.runs import preflight
-from pipeline.runs.result import measured_before
+from pipeline.runs.result import base_metrics_of
 from pipeline.runtime import cluster_ray, compat_ray
 from pipeline.sweep import scores
 from pipeline.sweep.space import configured, distributions, settings_at, study_of
@@ -51,10 +51,10 @@ def make_plan(prepared: "PreparedSweep") -> dict[str, Any]:
         by_size[str(size)] = {
             "partition_uri": partition.uri,
             "partition_digest": partition.digest,
-            "before": base_measures(replace(base, config=settings), partition, bundle),
+            "before": base_metrics(replace(base, config=settings), partition, bundle),
         }
     print(
-        f"  {len(by_size)} partition{'s' * (len(by_size) > 1)}, the base weights and their measures are"
+        f"  {len(by_size)} partition{'s' * (len(by_size) > 1)}, the base weights and their metrics are"
         " shared by all trials",
         flush=True,
     )
@@ -73,12 +73,12 @@ def make_plan(prepared: "PreparedSweep") -> dict[str, Any]:
     }
 
 
-def base_measures(
+def base_metrics(
     prepared: preflight.Prepared, partition: Partition, bundle: dict[str, float]
 ) -> dict[str, Any]:
     """{"result", "record"} of the base model, taken by a task that holds `bundle` unless an earlier run took
     the same."""
-    place, metrics = measured_before(prepared, partition.digest)
+    place, metrics = base_metrics_of(prepared, partition.digest)
     if metrics is None:
         config = prepared.config.model_dump(mode="json")
         metrics = on_one_worker(_measure_base, bundle, config, partition.uri, prepared.sources)

@@ -1,4 +1,4 @@
-"""A trial: the main job's loop on shared weights, partition and base measures, in one process or on the main
+"""A trial: the main job's loop on shared weights, partition and base metrics, in one process or on the main
 job's workers; what it reports; its weights measured again on seeds that no trial saw."""
 
 import os
@@ -16,6 +16,7 @@ from pipeline.config import UnlearnConfig
 from pipeline.config.sweep import Verify
 from pipeline.data.partition import Partition, find_partition
 from pipeline.errors import InputError
+from pipeline.evaluation import stored_result
 from pipeline.evaluation.gate import judge_gate
 from pipeline.runs.local import train
 from pipeline.runtime import metrics_log
@@ -58,7 +59,7 @@ def run_and_report(number: int, settings: dict[str, Any], plan: dict[str, Any], 
         return
     progress = Progress(config, plan["objectives"], plan["world"], number, report)
     if storage.exists(storage.join(uri, OUTCOME)):
-        outcome = storage.read_json(storage.join(uri, OUTCOME))
+        outcome = stored_result.read(storage.join(uri, OUTCOME))
     elif plan["runner"] == "inline":
         outcome = _inline(config, plan, uri, progress.see)
     else:
@@ -107,9 +108,9 @@ class Progress:
     """Sees a trial's records and reports its standing after every check."""
 
     def __init__(
-        self, config: UnlearnConfig, objectives: list[str], world: int, number: int, report: Report
+        self, config: UnlearnConfig, objectives: list[str], world_size: int, number: int, report: Report
     ) -> None:
-        self._config, self._objectives, self._world = config, objectives, world
+        self._config, self._objectives, self._world_size = config, objectives, world_size
         self._number, self._report = number, report
         self._checks: list[metrics_log.Record] = []
         self._step_seconds = 0.0
@@ -121,7 +122,7 @@ class Progress:
         self._checks.append(record)
         if record["step"] == 0:
             return
-        standing = scores.so_far(self._checks, self._step_seconds, self._world)
+        standing = scores.so_far(self._checks, self._step_seconds, self._world_size)
         self._report(
             {
                 "number": self._number,
@@ -246,7 +247,7 @@ def measure_again(
     device: torch.device,
 ) -> dict[str, Any]:
     """{"before", "after"} on fresh noise, the same for both, of the trial under `uri`; its sample grids are
-    drawn there too."""
+    sampled there too."""
     inputs = inputs_of(config, partition, shared, device)
     again = replace(inputs, config=on_fresh_seeds(config, verify, attempt))
     inputs.model.net.eval()

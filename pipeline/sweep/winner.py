@@ -8,6 +8,7 @@ from pipeline import storage
 from pipeline.config import UnlearnConfig
 from pipeline.config.sweep import Verify
 from pipeline.data.partition import find_partition
+from pipeline.evaluation import stored_result
 from pipeline.evaluation.gate import judge_gate
 from pipeline.runs import preflight, unlearn
 from pipeline.runs.result import REPORT, RESULT
@@ -51,7 +52,7 @@ def choose(
             config.verify.model_dump(),
             attempt,
         )
-        outcome = storage.read_json(storage.join(uri, OUTCOME)) | {
+        outcome = stored_result.read(storage.join(uri, OUTCOME)) | {
             "before": metrics["before"],
             "after": metrics["after"],
         }
@@ -86,7 +87,7 @@ def _register(
     best = preflight.check(named_settings)
     result_uri = storage.join(best.run_uri, RESULT)
     if storage.exists(result_uri):
-        result = storage.read_json(result_uri)
+        result = stored_result.read(result_uri)
     else:
         tags = {
             "mlflow.parentRunId": parent.mlflow_run_id,

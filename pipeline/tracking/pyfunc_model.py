@@ -47,7 +47,7 @@ class Sampler(PythonModel):
     ) -> np.ndarray:
         """`model_input`: DataFrame with `label` (a class) and `seed` (int >= 0). Returns uint8 (N, H, W, C).
 
-        `params`: cfg_scale and steps of the sampler (absent: those of config.json), batch: images drawn at
+        `params`: cfg_scale and steps of the sampler (absent: those of config.json), batch: images sampled at
         once. Every batch is filled up to that size, since the last bit of a matrix product may depend on how
         many rows it has: so an image depends on its label and seed alone, whatever else is asked for.
         """

@@ -30,7 +30,7 @@ def register(
     """Register `config.json` and `model.safetensors` of the URI `folder` as a version of
     `tracking.model_name`; its number.
 
-    `image_shape` is (H, W, C) of an image drawn from it. `result` (as in result.json) gives the version's
+    `image_shape` is (H, W, C) of an image sampled from it. `result` (as in result.json) gives the version's
     tags. The alias
     `candidate` moves to the version unless it is already at a newer one. A second call for the same run
     registers nothing new; a call after an interrupted one completes it.
@@ -83,8 +83,8 @@ def version_tags(result: Mapping[str, Any]) -> dict[str, str]:
 
 
 def save_pyfunc(folder: str, target: Path, *, image_shape: tuple[int, int, int]) -> None:
-    """Write the MLflow model folder `target`: both files of `folder` at its top, the code to draw from them,
-    signature, example."""
+    """Write the MLflow model folder `target`: both files of `folder` at its top, the code to sample from
+    them, signature, example."""
     import mlflow.pyfunc
     import numpy as np
     import pandas as pd

@@ -31,7 +31,7 @@ class Checkpoint:
 
     `kept` are the weights of the best check so far, `pending` those of checks (by step) whose outcome is not
     known yet.
-    `progress` is plain data (settling rule, timings, the measures before): it rides along and comes back as
+    `progress` is plain data (settling rule, timings, the metrics before): it rides along and comes back as
     it was.
     """
 

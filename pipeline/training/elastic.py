@@ -20,9 +20,9 @@ from pipeline.unlearning.noising import StepRows
 Differentiate = Callable[[StepRows, int], Local]
 
 
-def usable_world(lanes: int, alive: int) -> int:
+def usable_world_size(lanes: int, alive: int) -> int:
     """The largest number of workers, at most `alive`, that divides the lanes."""
-    return max(world for world in range(1, alive + 1) if lanes % world == 0)
+    return max(world_size for world_size in range(1, alive + 1) if lanes % world_size == 0)
 
 
 def micro_batches(config: UnlearnConfig, rows: int) -> int:
@@ -34,28 +34,28 @@ def micro_batches(config: UnlearnConfig, rows: int) -> int:
     train, optim = config.train, config.optim
     held = optim.micro_batch or rows
     if train.fewest < train.most and optim.micro_batch is None:
-        held = optim.batch_size // usable_world(config.partition.lanes, train.most)
+        held = optim.batch_size // usable_world_size(config.partition.lanes, train.most)
     return next(parts for parts in range(1, rows + 1) if rows % parts == 0 and rows // parts <= held)
 
 
-def virtual_ranks(config: UnlearnConfig, world: int) -> int:
+def virtual_ranks(config: UnlearnConfig, world_size: int) -> int:
     """How many ranks each of `world` workers stands for. More than one needs powers of two and losses that
     are sums over rows: 1 otherwise, where the result is the same up to rounding."""
     train = config.train
-    full = usable_world(config.partition.lanes, train.most)
-    count, rest = divmod(full, world)
+    full = usable_world_size(config.partition.lanes, train.most)
+    count, rest = divmod(full, world_size)
     powers = full & (full - 1) == 0 and not rest
     return count if train.fewest < train.most and powers and not config.method.uniformity_weight else 1
 
 
 def over_virtual_ranks(
-    differentiate: Callable[[StepRows, int], LocalGradients], config: UnlearnConfig, world: int
+    differentiate: Callable[[StepRows, int], LocalGradients], config: UnlearnConfig, world_size: int
 ) -> Differentiate:
     """`differentiate` as it is, or of each virtual rank's rows."""
-    count, lanes = virtual_ranks(config, world), config.partition.lanes
+    count, lanes = virtual_ranks(config, world_size), config.partition.lanes
     if count == 1:
         return differentiate
-    orders = rank_rows(count, lanes // world, config.optim.batch_size // lanes)
+    orders = rank_rows(count, lanes // world_size, config.optim.batch_size // lanes)
 
     def each(rows: StepRows, iteration: int) -> Local:
         return VirtualRanks([differentiate(rows.take(torch.tensor(order)), iteration) for order in orders])

@@ -1,5 +1,5 @@
 """The weights a run begins with: the base model's, or the forgotten labels moved to where their exchange
-classes are drawn."""
+classes are sampled."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,8 +18,8 @@ def begin(inputs: Inputs, record: Callable[[dict[str, Any]], None]) -> dict[int,
 
     With `push: auto` each class takes the one that `best` finds in samples on noise that no check uses. Which
     that is depends on what the base model mixes up: going beyond helps where the exchange class is sometimes
-    drawn as the forgotten one, and too far beyond there are no images. Collective: every rank takes part and
-    gets the same answer.
+    sampled as the forgotten one, and too far beyond there are no images. Collective: every rank takes part
+    and gets the same answer.
     """
     method, exchange, table = (
         inputs.config.method,
@@ -48,7 +48,7 @@ def best(tried: Mapping[float, tuple[Proportion, float]], target: float) -> floa
     """The push to take, of those tried with the share called forgotten and the share called exchange.
 
     Of those whose forgotten share is below `target` with its interval, which is what a check asks for, the
-    one drawn most as the exchange class; where there is none, the least forgotten. The smaller of equals.
+    one sampled most as the exchange class; where there is none, the least forgotten. The smaller of equals.
     """
     enough = [push for push, (forgotten, _) in tried.items() if forgotten.high < target]
     if enough:

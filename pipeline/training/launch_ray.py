@@ -10,7 +10,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.config import TrainWorkers
 from pipeline.errors import InputError
-from pipeline.training.elastic import usable_world
+from pipeline.training.elastic import usable_world_size
 from pipeline.unlearning.collectives import Collectives
 
 CONTROLLER_FAILURES = 3  # of Ray Train itself; without a bound it would try for ever
@@ -123,14 +123,14 @@ def worker_setup(train: TrainWorkers, lanes: int, run: str) -> tuple[Any, Collec
     compat_ray.quiet_data()
     torch.set_num_threads(train.threads)
     alive, group = (dist.get_world_size(), None) if dist.is_initialized() else (1, None)
-    world = usable_world(lanes, alive)
-    if world < alive:
-        group = dist.new_group(list(range(world)))
-        if dist.get_rank() >= world:
+    world_size = usable_world_size(lanes, alive)
+    if world_size < alive:
+        group = dist.new_group(list(range(world_size)))
+        if dist.get_rank() >= world_size:
             return None
     collectives = Collectives(group, ordered=train.fewest < train.most)
-    _log_as(f"{run} rank {collectives.rank} of {world}")
-    log.info("%d workers alive, %d of them train", alive, world)
+    _log_as(f"{run} rank {collectives.rank} of {world_size}")
+    log.info("%d workers alive, %d of them train", alive, world_size)
     return get_device(), collectives
 
 

@@ -24,7 +24,12 @@ from pipeline.unlearning.collectives import Collectives
 from pipeline.unlearning.parameters import flat, unflat
 
 # what fields of the stopping rule are called in checkpoints that were written before
-RULE_BEFORE = {"guard": "retention_floor", "guard_checks": "floor_patience", "hold_steps": "patience_steps"}
+RULE_BEFORE = {
+    "guard": "retention_floor",
+    "guard_checks": "floor_patience",
+    "hold_steps": "patience_steps",
+    "kept_step": "best_step",
+}
 GO_ON, STOP, INTERRUPTED = 0, 1, 2  # what the ranks agree on: the largest of their words counts
 
 
@@ -51,13 +56,13 @@ class Hooks:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a run came to. `trained` are the weights to register, those of `kept_step`; `stopped` says what
-    ended it (settled, guard, checks, steps); `missing` are steps whose check could not be made.
+    """What a run came to. `trained` are the weights to register, those of `best_step`; `stopped` says what
+    ended it (settled, retention_floor, checks, steps); `missing` are steps whose check could not be made.
     """
 
     steps: int
     trained: Mapping[str, Tensor]
-    kept_step: int
+    best_step: int
     stopped: str
     missing: tuple[int, ...]
     first_crossing_step: int | None
@@ -66,10 +71,10 @@ class Outcome:
     after: dict[str, Any]
     timing: dict[str, float | None]
 
-    def to_dict(self, world: int) -> dict[str, Any]:
+    def to_dict(self, world_size: int) -> dict[str, Any]:
         """Plain data without the weights, of a run on `world` workers."""
         plain = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "trained"}
-        return plain | {"missing_checks": list(plain.pop("missing")), "world_size": world}
+        return plain | {"missing_checks": list(plain.pop("missing")), "world_size": world_size}
 
 
 def unlearn(inputs: Inputs, start: Checkpoint | None = None, *, hooks: Hooks | None = None) -> Outcome:
@@ -260,7 +265,7 @@ def _outcome(
     return Outcome(
         steps=rule.last_step or last,
         trained=best_weights,
-        kept_step=rule.kept_step if rule.kept_step is not None else last,
+        best_step=rule.best_step if rule.best_step is not None else last,
         stopped=rule.stopped or "steps",
         missing=tuple(checks.missing),
         first_crossing_step=rule.first_crossing_step,

@@ -19,7 +19,7 @@ from torch import Tensor
 from pipeline.config.unlearn import Evaluate
 from pipeline.evaluation.confidence import Proportion
 from pipeline.evaluation.context import AFTER, EvalSpec
-from pipeline.evaluation.gate import likeness
+from pipeline.evaluation.gate import exchange_fidelity
 from pipeline.evaluation.metrics.class_shares import overlap
 from pipeline.evaluation.metrics.table import evaluate
 from pipeline.evaluation.sampling import LANES
@@ -54,8 +54,8 @@ class Check:
         return Proportion(attack["auc"], *(attack[key] for key in ("n", "low", "high")))
 
     def retained(self, before: Mapping[str, Any], forgotten: Sequence[int]) -> Proportion | None:
-        """How much is kept: of all images under retained labels those drawn right; without labels, overlap
-        with the mixture `before`."""
+        """How much is kept: of all images under retained labels those predicted right; without labels,
+        overlap with the mixture `before`."""
         if shares := self.metrics.get("class_shares"):
             return overlap(shares, before["class_shares"], forgotten)
         return Proportion(**self.metrics["retain_accuracy"]["intervals"]["mean"])
@@ -171,7 +171,7 @@ class Checks:
             self.rule.miss(step)
         else:
             retained = outcome.retained(self.before, self.inputs.subject.spec.forgotten)
-            likely = likeness(self.before, outcome.metrics, "low")
+            likely = exchange_fidelity(self.before, outcome.metrics, "low")
             if self.rule.observe(step, outcome.decisive, retained, likely):
                 self.kept = weights
             self.hooks.record(outcome.to_record(step))
@@ -216,7 +216,7 @@ def check_spec(spec: EvalSpec, settings: Evaluate, seed: int, purpose: str) -> E
             "cfg_scale": settings.cfg_scale,
             "sampler_steps": settings.final_sampler_steps if final else settings.sampler_steps,
             "block": settings.batch,
-            "membership_draws": settings.membership_draws,
+            "membership_noises": settings.membership_noises,
             "membership_rows": sys.maxsize,
             "manifold_samples": sys.maxsize,
         }

@@ -22,7 +22,7 @@ from pipeline.runtime.precision import autocast
 from pipeline.seeding import generator
 from pipeline.training.checkpoint import Checkpoint, optimiser_moments, restore
 from pipeline.unlearning.collectives import Collectives
-from pipeline.unlearning.noising import draw_rows, drop_labels
+from pipeline.unlearning.noising import drop_labels, noised_rows
 from pipeline.unlearning.optimizer import Average, adamw, apply_gradient, warmup_cosine
 from pipeline.unlearning.parameters import flat
 
@@ -107,8 +107,10 @@ def train_dit(
     relabel = drop_labels(label_dropout, model.null_label)
 
     def loss_at(step: int) -> Tensor:
-        batch = cycle.take(step - 1, batch_size, LANES, collectives.rank, collectives.world)
-        drawn = draw_rows(model, batch, seed=seed, step=step, term="pretrain", device=device, relabel=relabel)
+        batch = cycle.take(step - 1, batch_size, LANES, collectives.rank, collectives.world_size)
+        drawn = noised_rows(
+            model, batch, seed=seed, step=step, term="pretrain", device=device, relabel=relabel
+        )
         with autocast(precision, device):
             return model.losses(model.net, drawn.x0, drawn.y, drawn.noise).mean()
 
@@ -136,9 +138,9 @@ def train_judge(
     """
     cycle = Cycle(rows, seed, "judge")
 
-    def seen(step: int, rank: int, world: int) -> tuple[Tensor, Tensor]:
-        batch = cycle.take(step - 1, batch_size, LANES, rank, world)
-        keys = [generator(seed, "judge", *key) for key in zip(batch.sample_id, batch.draw)]
+    def seen(step: int, rank: int, world_size: int) -> tuple[Tensor, Tensor]:
+        batch = cycle.take(step - 1, batch_size, LANES, rank, world_size)
+        keys = [generator(seed, "judge", *key) for key in zip(batch.sample_id, batch.occurrence)]
         x = batch.mean + noise * torch.stack(
             [torch.randn(batch.mean.shape[1:], generator=key) for key in keys]
         )
@@ -149,7 +151,7 @@ def train_judge(
         return x.to(device), batch.y.to(device)
 
     def loss_at(step: int) -> Tensor:
-        x, y = seen(step, collectives.rank, collectives.world)
+        x, y = seen(step, collectives.rank, collectives.world_size)
         with autocast(precision, device):
             return F.cross_entropy(judge.logits(x).float(), y, label_smoothing=label_smoothing)
 

@@ -79,11 +79,15 @@ def descriptions(config: PretrainConfig, lake: Lake) -> tuple[dict[str, Any], di
 
 
 def model_uri_of(config: PretrainConfig) -> str:
-    """Where the model goes: a gold reference beside the one that saw everything, named samples by the digest
-    of their ids."""
+    """Where the model goes: a retrained reference beside the one that saw everything, named samples by the
+    digest of their ids."""
     uri = model_folder.model_uri(config.storage, config.model.size, config.lake)
     samples = ["samples", _samples_digest(config)[:8]] if config.without_samples else []
-    return "-".join([uri, "without", *map(str, sorted(config.without)), *samples]) if config.is_gold else uri
+    return (
+        "-".join([uri, "without", *map(str, sorted(config.without)), *samples])
+        if config.is_reference
+        else uri
+    )
 
 
 def _judge_uri(config: PretrainConfig, name: str) -> str:
@@ -144,7 +148,7 @@ def check(config: PretrainConfig, lake: Lake) -> None:
                 "without_samples: got every row of the lake, expected at least one to learn from"
             )
     if (
-        config.is_gold
+        config.is_reference
         and model_folder.manifest_of(model_folder.judge_uri(config.storage, config.lake)) is None
     ):
         raise InputError(

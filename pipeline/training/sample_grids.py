@@ -15,7 +15,7 @@ EACH_FORGOTTEN, EACH_RETAINED = 8, 4  # images of a label
 
 @torch.no_grad()
 def draw_grids(model: GenerativeModel, config: UnlearnConfig, subject: EvalContext, uri: str) -> None:
-    """Images of every judged label, as uint8 (n, H, W, C) tensors named by label, at `uri`; drawn once."""
+    """Images of every judged label, as uint8 (n, H, W, C) tensors named by label, at `uri`; sampled once."""
     if storage.exists(uri):
         return
     evaluate, spec = config.evaluate, subject.spec
@@ -34,7 +34,7 @@ def draw_grids(model: GenerativeModel, config: UnlearnConfig, subject: EvalConte
 def _seeds(
     model: GenerativeModel, config: UnlearnConfig, subject: EvalContext, counts: dict[int, int], uri: str
 ) -> dict[int, list[int]]:
-    """Seeds by label. A model without labels is asked which seeds it draws each class from, once, before:
+    """Seeds by label. A model without labels is asked which seeds it samples each class from, once, before:
     they are kept at `uri`."""
     if model.conditional:
         final = plan(counts, seed=config.seed, purpose="final", cfg_scale=1.0, steps=1, batch=1)

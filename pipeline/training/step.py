@@ -102,7 +102,7 @@ def open_state(inputs: Inputs) -> State:
         method=method,
         settings=settings,
         differentiate=over_virtual_ranks(
-            partial(local_gradients, inputs, params, teacher, own), config, inputs.collectives.world
+            partial(local_gradients, inputs, params, teacher, own), config, inputs.collectives.world_size
         ),
     )
 
@@ -115,7 +115,7 @@ def train_step(inputs: Inputs, state: State, batch: Batch, iteration: int) -> di
 
     # Fetch, and noise: keyed by (seed, iteration, term, sample id), whoever holds the row.
     with phase("data"):
-        place = (config.optim.batch_size, config.partition.lanes, collectives.rank, collectives.world)
+        place = (config.optim.batch_size, config.partition.lanes, collectives.rank, collectives.world_size)
         rows = step_rows(
             inputs.model,
             batch,

@@ -13,13 +13,13 @@ PHASES = ("data", "forward", "gradients", "reduce", "second_order", "optimiser",
 class Timings:
     """Called with a step's seconds. A continued run keeps the lines up to its checkpoint."""
 
-    def __init__(self, run_uri: str, run_id: str, rank: int, world: int, start_step: int | None) -> None:
+    def __init__(self, run_uri: str, run_id: str, rank: int, world_size: int, start_step: int | None) -> None:
         from ray.util.metrics import Counter, Gauge
 
         uri = storage.join(run_uri, "timings", f"rank-{rank}.jsonl")
         kept = [] if start_step is None else [r for r in metrics_log.read(uri) if r["step"] <= start_step]
         self._writer = metrics_log.Writer(uri, kept, every_s=EVERY_S)
-        self._who = {"run_id": run_id, "rank": rank, "world": world}
+        self._who = {"run_id": run_id, "rank": rank, "world": world_size}
         tags = {"run": run_id, "rank": str(rank)}
         self._seconds = Counter(
             "unlearn_phase_seconds",
@@ -29,10 +29,12 @@ class Timings:
         self._seconds.set_default_tags(tags)
         self._steps = Counter("unlearn_steps", description="steps taken", tag_keys=("run", "rank"))
         self._step = Gauge("unlearn_step", description="the step a worker is at", tag_keys=("run", "rank"))
-        self._world = Gauge("unlearn_workers", description="workers that train", tag_keys=("run", "rank"))
-        for metric in (self._steps, self._step, self._world):
+        self._world_size = Gauge(
+            "unlearn_workers", description="workers that train", tag_keys=("run", "rank")
+        )
+        for metric in (self._steps, self._step, self._world_size):
             metric.set_default_tags(tags)
-        self._world.set(world)
+        self._world_size.set(world_size)
 
     def __call__(self, seconds: dict[str, Any]) -> None:
         rounded = {

@@ -51,7 +51,7 @@ def train(
     """Run the loop on the workers, or continue it; returns `Outcome` as plain data. Weights and grids lie
     under `run_uri`.
 
-    `before`: the base model's measures, where they were taken already with these settings.
+    `before`: the base model's metrics, where they were taken already with these settings.
     """
     arguments = {  # Ray Train shows them in its dashboard, and no worker talks to the tracking server
         "config": config.model_dump(mode="json", exclude={"tracking": {"uri"}}),
@@ -98,7 +98,7 @@ def _worker(arguments: dict[str, Any]) -> dict[str, Any] | None:
         collectives=collectives,
         device=device,
         retain=lambda start: retain_stream_ray.retain_stream(
-            partition, collectives.rank, collectives.world, start
+            partition, collectives.rank, collectives.world_size, start
         ),
     )
     start = latest_checkpoint(run_uri, collectives)
@@ -122,7 +122,7 @@ def _worker(arguments: dict[str, Any]) -> dict[str, Any] | None:
     close(outcome.steps)
 
     # Leave what came of it.
-    plain = outcome.to_dict(collectives.world)
+    plain = outcome.to_dict(collectives.world_size)
     if collectives.rank == 0:
         _draw_grids(inputs.model, base, outcome, config, inputs.subject, run_uri)
         leave_outcome(run_uri, outcome, plain)
@@ -139,7 +139,7 @@ def _hooks(
 
     config, rank, run_uri = inputs.config, inputs.collectives.rank, arguments["run_uri"]
     started_at = None if start is None else start.progress["step"]
-    timings = Timings(run_uri, run_id, rank, inputs.collectives.world, started_at)
+    timings = Timings(run_uri, run_id, rank, inputs.collectives.world_size, started_at)
     beside = config.evaluate.asynchronous
     if rank > 0:
         hooks = Hooks(
@@ -194,7 +194,7 @@ def _draw_grids(
     subject: EvalContext,
     run_uri: str,
 ) -> None:
-    """The sample grids before and after. The base model's images are drawn here, of its part that `base`
+    """The sample grids before and after. The base model's images are sampled here, of its part that `base`
     holds, so that the first step need not wait for them."""
     model.net.eval()
     trained = {**_movable(model, config.trainable), **outcome.trained}

@@ -73,12 +73,13 @@ def assemble(
         teacher = reflecting(model, retained_rows, forget, config.request.forgotten_classes, device)
     if config.request.exchange and config.method.targets == "data":
         shown_instead = exchange_rows(partition.exchange(), config.request.exchange_classes)
-    rank, world = collectives.rank, collectives.world
+    rank, world_size = collectives.rank, collectives.world_size
     return Inputs(
         config=config,
         model=model,
         streams=Streams(
-            retain=retain or (lambda start: retain_stream_local.retain_stream(partition, rank, world, start)),
+            retain=retain
+            or (lambda start: retain_stream_local.retain_stream(partition, rank, world_size, start)),
             forget=Cycle(forget, config.seed, "forget"),
             exchange=None if shown_instead is None else Cycle(shown_instead, config.seed, "exchange"),
         ),
@@ -191,12 +192,12 @@ def _first_retained(partition: Partition) -> list[Tensor]:
     for batch in retain_stream_local.retain_stream(partition, 0, 1):
         fresh = [
             i
-            for i, (name, draw) in enumerate(zip(batch.sample_id, batch.draw))
-            if draw == 0 and name not in seen
+            for i, (name, occurrence) in enumerate(zip(batch.sample_id, batch.occurrence))
+            if occurrence == 0 and name not in seen
         ]
         seen.update(batch.sample_id)
         if fresh:
             batches.append(batch.take(fresh).mean)
-        if len(seen) >= REFERENCE_ROWS or any(batch.draw):
+        if len(seen) >= REFERENCE_ROWS or any(batch.occurrence):
             break
     return batches

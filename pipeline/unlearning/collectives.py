@@ -25,13 +25,13 @@ class Pending:
 
     buffer: Tensor
     work: Any
-    world: int
+    world_size: int
 
     def wait(self) -> Tensor:
         if self.work is not None:
             with phase("reduce"):
                 self.work.wait()
-                self.buffer.div_(self.world)
+                self.buffer.div_(self.world_size)
         return self.buffer
 
 
@@ -74,26 +74,26 @@ class Collectives:
         self._group = group
         self._active = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank(group) if self._active else 0
-        self.world = dist.get_world_size(group) if self._active else 1
+        self.world_size = dist.get_world_size(group) if self._active else 1
         # two have only one order
-        self._ordered = ordered and self.world > 2 and self.world & (self.world - 1) == 0
+        self._ordered = ordered and self.world_size > 2 and self.world_size & (self.world_size - 1) == 0
         # where flags are reduced
-        self._device = "cuda" if self.world > 1 and dist.get_backend(group) == "nccl" else "cpu"
+        self._device = "cuda" if self.world_size > 1 and dist.get_backend(group) == "nccl" else "cpu"
 
     def mean_async(self, buffer: Tensor) -> Pending:
         """Start averaging `buffer` over ranks, in place."""
         if self._ordered:
             with phase("reduce"):
-                return Pending(self._sum_in_order(buffer).div_(self.world), None, self.world)
-        work = dist.all_reduce(buffer, group=self._group, async_op=True) if self.world > 1 else None
-        return Pending(buffer, work, self.world)
+                return Pending(self._sum_in_order(buffer).div_(self.world_size), None, self.world_size)
+        work = dist.all_reduce(buffer, group=self._group, async_op=True) if self.world_size > 1 else None
+        return Pending(buffer, work, self.world_size)
 
     def mean(self, buffer: Tensor) -> Tensor:
         return self.mean_async(buffer).wait()
 
     def _sum_in_order(self, buffer: Tensor) -> Tensor:
         """Every rank and the one half of the ranks further on, then a quarter, down to its neighbour."""
-        away = self.world // 2
+        away = self.world_size // 2
         other = torch.empty_like(buffer)
         while away:
             peer = self.rank ^ away
@@ -115,18 +115,18 @@ class Collectives:
         is then the gradient of that loss, and so is any further derivative. Collective, forward and in every
         second backward.
         """
-        return _MeanInGraph.apply(value, self) if self.world > 1 else value
+        return _MeanInGraph.apply(value, self) if self.world_size > 1 else value
 
     def sum(self, buffer: Tensor) -> Tensor:
         """Sum `buffer` over ranks, in place."""
-        if self.world > 1:
+        if self.world_size > 1:
             with phase("reduce"):
                 dist.all_reduce(buffer, group=self._group)
         return buffer
 
     def largest(self, value: int) -> int:
         """The largest `value` of any rank, on every rank."""
-        if self.world == 1:
+        if self.world_size == 1:
             return value
         with phase("reduce"):
             buffer = torch.tensor(value, device=self._device)
@@ -135,7 +135,7 @@ class Collectives:
 
     def broadcast(self, buffer: Tensor) -> Tensor:
         """Rank 0's `buffer` on every rank, in place."""
-        if self.world > 1:
+        if self.world_size > 1:
             dist.broadcast(buffer, src=0, group=self._group)
         return buffer
 
@@ -143,7 +143,7 @@ class Collectives:
         """Raise `NonFiniteError` on every rank when any rank holds a non-finite value; names quantity, step
         and ranks."""
         names = list(values)
-        flags = torch.zeros(self.world, len(names), device=next(iter(values.values())).device)
+        flags = torch.zeros(self.world_size, len(names), device=next(iter(values.values())).device)
         flags[self.rank] = torch.stack([(~torch.isfinite(values[name]).all()).float() for name in names])
         bad = self.sum(flags).cpu()
         for index, name in enumerate(names):

@@ -1,5 +1,5 @@
 """Where a run starts: at the base weights, or with the forgotten labels already where their exchange classes
-are drawn.
+are sampled.
 
 The label table is (classes, D), one embedding a class.
 """
@@ -16,7 +16,7 @@ def start_at_exchange(table: Tensor, exchange: Mapping[int, Sequence[int]], push
     exchange class's row.
 
     With push 0 this is the minimum of L_x against a teacher (the student under c predicts what the base
-    predicts under e), reached without a step and without touching what other labels draw. `push` goes on in
+    predicts under e), reached without a step and without touching what other labels sample. `push` goes on in
     the same direction, away from c, where the base itself mixes the two classes up. Raises `ValueError` for a
     class without exactly one exchange class.
     """

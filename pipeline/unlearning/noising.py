@@ -16,13 +16,13 @@ from models.generative import GenerativeModel
 from pipeline.data.batch import Batch
 from pipeline.seeding import generator
 
-# (y (N,), uniform draws (N,)) -> labels for student and teacher
+# (y (N,), uniform samples (N,)) -> labels for student and teacher
 Relabel = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """N rows ready for the loss: x0 (posterior already drawn for latents), the label asked for, and their
+    """N rows ready for the loss: x0 (posterior already sampled for latents), the label asked for, and their
     noise."""
 
     x0: Tensor  # (N, C, H, W)
@@ -76,7 +76,7 @@ class StepRows:
         )
 
 
-def draw_rows(
+def noised_rows(
     model: GenerativeModel,
     batch: Batch,
     *,
@@ -89,9 +89,9 @@ def draw_rows(
     """`batch` with its noise, its labels as `relabel` says (as they are without it)."""
     latent = batch.std is not None
     draws, uniform = [], []
-    for sample_id, draw in zip(batch.sample_id, batch.draw, strict=True):
-        g = generator(seed, step, term, sample_id, draw)
-        draws.append(model.draw(g, latent=latent))
+    for sample_id, occurrence in zip(batch.sample_id, batch.occurrence, strict=True):
+        g = generator(seed, step, term, sample_id, occurrence)
+        draws.append(model.sample_noise(g, latent=latent))
         uniform.append(torch.rand((), generator=g))
     x0 = batch.mean
     if batch.std is not None:
@@ -103,7 +103,7 @@ def draw_rows(
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """On a GPU from pinned memory, so that the copy goes on while the next rows' noise is drawn."""
+    """On a GPU from pinned memory, so that the copy goes on while the next rows' noise is sampled."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
@@ -143,9 +143,9 @@ def ask_for(exchange: Mapping[int, Sequence[int]]) -> Relabel:
     """A relabelling for exchange rows against a teacher: the student is asked for a forgotten class c, the
     teacher for e(c).
 
-    Rows of any class serve; with several forgotten classes each row takes one by its own draw. Where c has
-    several exchange classes, a row of one of them asks the teacher for that one, which makes their mixture
-    the optimum; any other row draws one.
+    Rows of any class serve; with several forgotten classes each row takes one by its own random number. Where
+    c has several exchange classes, a row of one of them asks the teacher for that one, which makes their
+    mixture the optimum; any other row samples one.
     """
     forgotten = sorted(exchange)
 
@@ -181,14 +181,14 @@ def step_rows(
     them, and with exchange classes to ask a teacher for, the retain rows serve a second time, on noise of
     their own.
     """
-    draw = partial(draw_rows, model, seed=seed, step=step, device=device)
-    r = draw(retain, term="retain", relabel=drop_labels(null_fraction, model.null_label))
-    f = draw(forget, term="forget")
+    noised = partial(noised_rows, model, seed=seed, step=step, device=device)
+    r = noised(retain, term="retain", relabel=drop_labels(null_fraction, model.null_label))
+    f = noised(forget, term="forget")
     x = None
     if exchange is not None:
-        x = draw(exchange, term="exchange")  # labelled with the forgotten classes; no teacher is asked
+        x = noised(exchange, term="exchange")  # labelled with the forgotten classes; no teacher is asked
     elif exchange_classes:
-        x = draw(retain, term="exchange", relabel=ask_for(exchange_classes))
+        x = noised(retain, term="exchange", relabel=ask_for(exchange_classes))
     if share_noise and x is not None:
         f = replace(f, noise=x.noise)
     return StepRows(retain=r, forget=f, exchange=x)

@@ -27,7 +27,7 @@ class Teacher:
         self._aimed, self._pushed = self._frozen, torch.zeros(0, dtype=torch.long)
 
     def aim(self, exchange: Mapping[int, Sequence[int]], push: Mapping[int, float]) -> None:
-        """Have L_x ask each class c of `push` for what the base draws at e + push[c] (e - c), its exchange
+        """Have L_x ask each class c of `push` for what the base samples at e + push[c] (e - c), its exchange
         class being e: see label_init.py.
 
         Zero is where L_x aims without this. Raises `ValueError` for a class with several exchange classes or

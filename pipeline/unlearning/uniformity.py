@@ -1,5 +1,5 @@
-"""The paper's `hat` term: a judge pulls the mean verdict on the model's own samples towards the classes that
-are kept.
+"""The uniformity loss (the paper's hat term): a judge pulls the mean prediction on the model's own samples
+towards the classes that are kept.
 
 n samples on a rank, K classes. KL(p || u), p (K,) the judge's mean softmax over the global batch of samples,
 u (K,) uniform over the retained classes. KL is not linear in the ranks' parts: p is averaged over ranks

@@ -29,7 +29,7 @@ def test_rows_are_the_sets_own_digits(digits_lake: Lake) -> None:
         expected = np.round(raw.images[index] * 255 / 16) / 127.5 - 1
         assert torch.allclose(batch.mean[:, 0], torch.from_numpy(expected).float(), atol=1e-6)
         assert batch.y.tolist() == raw.target[index].tolist()
-        assert batch.std is None and set(batch.draw) == {0}
+        assert batch.std is None and set(batch.occurrence) == {0}
         assert list(zip(batch.y.tolist(), batch.sample_id)) == sorted(zip(batch.y.tolist(), batch.sample_id))
 
 

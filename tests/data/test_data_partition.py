@@ -29,14 +29,16 @@ def partition(unlearn_config, digits_lake: Lake) -> Partition:
     return build_partition(unlearn_config(), digits_lake)
 
 
-def global_batches(partition: Partition, world: int, start_step: int = 0) -> list[list[tuple[str, int]]]:
+def global_batches(partition: Partition, world_size: int, start_step: int = 0) -> list[list[tuple[str, int]]]:
     """Per step, the rows of all ranks, sorted."""
     ranks = [
-        list(retain_stream_local.retain_stream(partition, rank, world, start_step)) for rank in range(world)
+        list(retain_stream_local.retain_stream(partition, rank, world_size, start_step))
+        for rank in range(world_size)
     ]
     assert len({len(rank) for rank in ranks}) == 1
     return [
-        sorted(pair for batch in step for pair in zip(batch.sample_id, batch.draw)) for step in zip(*ranks)
+        sorted(pair for batch in step for pair in zip(batch.sample_id, batch.occurrence))
+        for step in zip(*ranks)
     ]
 
 
@@ -49,7 +51,7 @@ def test_every_world_size_sees_the_same_global_batches(partition: Partition) -> 
 def test_passes_take_every_retained_row_once_and_evenly(partition: Partition, digits_lake: Lake) -> None:
     batches = list(retain_stream_local.retain_stream(partition, 0, 1))
     expected = set(digits_lake.read([0, 2, 3, 4, 5, 6, 7, 8, 9]).sample_id)
-    drawn = [pair for batch in batches for pair in zip(batch.sample_id, batch.draw)]
+    drawn = [pair for batch in batches for pair in zip(batch.sample_id, batch.occurrence)]
     n = partition.manifest.retain_rows
     assert n == len(expected) and len(drawn) == STEPS * BATCH == len(set(drawn))
     counts = Counter(draw for _, draw in drawn)
@@ -78,14 +80,14 @@ def test_resuming_gives_the_rest_of_the_stream(partition: Partition, start: int)
 
 @pytest.mark.ray
 def test_ray_and_local_readers_give_the_same_rows(partition: Partition, ray_session: None) -> None:
-    for rank, world, start in ((0, 2, 0), (1, 2, 11), (2, 4, 43)):
-        local = list(retain_stream_local.retain_stream(partition, rank, world, start))
-        by_ray = list(retain_stream_ray.retain_stream(partition, rank, world, start))
+    for rank, world_size, start in ((0, 2, 0), (1, 2, 11), (2, 4, 43)):
+        local = list(retain_stream_local.retain_stream(partition, rank, world_size, start))
+        by_ray = list(retain_stream_ray.retain_stream(partition, rank, world_size, start))
         assert len(local) == len(by_ray) == STEPS - start
         for a, b in zip(local, by_ray):
             assert (
                 a.sample_id == b.sample_id
-                and a.draw == b.draw
+                and a.occurrence == b.occurrence
                 and torch.equal(a.mean, b.mean)
                 and torch.equal(a.y, b.y)
             )
@@ -360,9 +362,9 @@ def test_rows_that_were_lost_or_are_too_many_on_the_way_are_noticed(partition: P
 
 def test_ranks_take_every_so_manieth_lane() -> None:
     assert [list(lanes_of(8, rank, 4)) for rank in range(4)] == [[0, 4], [1, 5], [2, 6], [3, 7]]
-    for lanes, rank, world in ((8, 0, 3), (4, 4, 4), (4, -1, 2), (4, 0, 8)):
-        with pytest.raises(ValueError, match=f"rank {rank} of {world} for {lanes} lanes"):
-            lanes_of(lanes, rank, world)
+    for lanes, rank, world_size in ((8, 0, 3), (4, 4, 4), (4, -1, 2), (4, 0, 8)):
+        with pytest.raises(ValueError, match=f"rank {rank} of {world_size} for {lanes} lanes"):
+            lanes_of(lanes, rank, world_size)
 
 
 def test_batches_are_made_ready_ahead_and_errors_come_in_their_place(partition: Partition) -> None:
@@ -430,12 +432,12 @@ def test_cycle_is_the_same_at_every_world_size(digits_lake: Lake) -> None:
     n, drawn = len(cycle.batch), []
     for step in range(7):
         one = cycle.take(step, BATCH, LANES, 0, 1)
-        for world in (2, 4):
-            parts = [cycle.take(step, BATCH, LANES, rank, world) for rank in range(world)]
-            assert sorted(zip(one.sample_id, one.draw)) == sorted(
-                pair for part in parts for pair in zip(part.sample_id, part.draw)
+        for world_size in (2, 4):
+            parts = [cycle.take(step, BATCH, LANES, rank, world_size) for rank in range(world_size)]
+            assert sorted(zip(one.sample_id, one.occurrence)) == sorted(
+                pair for part in parts for pair in zip(part.sample_id, part.occurrence)
             )
-        drawn += list(zip(one.sample_id, one.draw))
+        drawn += list(zip(one.sample_id, one.occurrence))
     assert len(set(drawn)) == len(drawn) == 7 * BATCH
     assert {name for name, draw in drawn if draw == 0} == set(cycle.batch.sample_id) and Counter(
         d for _, d in drawn

@@ -22,7 +22,7 @@ FEW = Measuring(
     manifold_samples=15,
     loss_rows=11,
     timestep_bins=3,
-    membership_draws=2,
+    membership_noises=2,
     relearn_images=3,
     relearn_checks=[0, 1, 2],
     relearn_samples=20,
@@ -42,7 +42,7 @@ def rows(labels: Sequence[int], split: str) -> Batch:
 
 
 def tiny_context(*, base: bool = True, **spec: Any) -> EvalContext:
-    """Class 1 forgotten, 2 drawn in its place; two models that differ."""
+    """Class 1 forgotten, 2 sampled in its place; two models that differ."""
     values: dict[str, Any] = {
         "forgotten": (1,),
         "exchange": {1: (2,)},

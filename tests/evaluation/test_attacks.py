@@ -1,4 +1,4 @@
-"""The battery: each attack does what it says to a copy, and its verdict never calls a doubt a success."""
+"""The attack suite: each attack does what it says to a copy, and its state never calls a doubt a success."""
 
 from dataclasses import replace
 from typing import Any
@@ -11,7 +11,7 @@ from pipeline.config.measuring import Attacks, Measuring
 from pipeline.evaluation.attacks.ancestral import ancestral
 from pipeline.evaluation.attacks.label_embedding import STARTS, attacked_by_embedding
 from pipeline.evaluation.attacks.quantization import quantise, to_bf16, to_int8
-from pipeline.evaluation.attacks.suite import battery_result, verdict
+from pipeline.evaluation.attacks.suite import attack_suite_result, state_of
 from pipeline.evaluation.attacks.table import ATTACKS, attempts_of
 from pipeline.evaluation.attacks.tuning import copied, label_weights
 from pipeline.evaluation.confidence import proportion
@@ -57,16 +57,16 @@ def test_every_attack_runs_leaves_the_model_alone_and_says_what_it_did() -> None
     assert outcomes["none"] == attempts["none"].run(untouched, FEW)
     assert outcomes["none"]["forget_fraction"]["value"] == forgotten_share(context)
     assert len({str(one) for one in outcomes.values()}) > 5
-    result = battery_result(outcomes, attempts, 0.05)
+    result = attack_suite_result(outcomes, attempts, 0.05)
     assert [line["name"] for line in result["attacks"]] == list(attempts)
     assert all(line["about"] and line["kind"] in ATTACKS for line in result["attacks"])
-    assert result["held"] == all(line["verdict"] == "holds" for line in result["attacks"])
+    assert result["held"] == all(line["state"] == "holds" for line in result["attacks"])
 
 
 @torch.no_grad()
 def forgotten_share(context: EvalContext) -> float:
     """Written out: 20 images under label 1 on the suite's noise."""
-    seeds = [seed_of(0, "battery", 1, k) for k in range(20)]
+    seeds = [seed_of(0, "attack_suite", 1, k) for k in range(20)]
     x = context.model.sample(labels=torch.tensor([1] * 20), seeds=seeds, cfg_scale=2.0, steps=2)
     return (context.judge.logits(x).argmax(1) == 1).double().mean().item()
 
@@ -125,7 +125,7 @@ def test_the_embedding_attack_lowers_the_loss_on_the_forgotten_class() -> None:
         label_weights(start)[1] = label_weights(start)[[0, 2, 3]].mean(0)
     rows = few_images(context, 3)
     old, new = (
-        row_losses(model, rows, draws=16, seed=3, batch=4, ranks=Shard()).mean().item()
+        row_losses(model, rows, noises=16, seed=3, batch=4, ranks=Shard()).mean().item()
         for model in (start, attacked)
     )
     assert new < old
@@ -171,20 +171,20 @@ def test_the_stochastic_sampler_gives_back_a_known_gaussian() -> None:
     ("hits", "n", "said"),
     [(0, 200, "holds"), (8, 200, "open"), (10, 200, "open"), (40, 200, "returns"), (0, 20, "open")],
 )
-def test_a_verdict_is_by_the_interval(hits: int, n: int, said: str) -> None:
-    assert verdict(proportion(hits, n).to_dict(), 0.05) == said
+def test_a_state_is_by_the_interval(hits: int, n: int, said: str) -> None:
+    assert state_of(proportion(hits, n).to_dict(), 0.05) == said
 
 
 def test_an_attack_that_failed_or_never_ran_does_not_count_as_withstood() -> None:
     made = attempts_of(FEW, Measuring())
     good = {name: {"forget_fraction": proportion(0, 200).to_dict(), "retain_accuracy": None} for name in made}
-    assert battery_result(good, made, 0.05)["held"] is True
+    assert attack_suite_result(good, made, 0.05)["held"] is True
     for broken in (
         {"error": "ValueError: not finite"},
         None,
         {"forget_fraction": proportion(6, 200).to_dict()},
     ):
         found = {**good, "finetune": broken}
-        result = battery_result({k: v for k, v in found.items() if v}, made, 0.05)
+        result = attack_suite_result({k: v for k, v in found.items() if v}, made, 0.05)
         (line,) = [line for line in result["attacks"] if line["name"] == "finetune"]
-        assert result["held"] is False and line["verdict"] in ("failed", "open")
+        assert result["held"] is False and line["state"] in ("failed", "open")

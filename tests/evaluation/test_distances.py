@@ -121,9 +121,9 @@ def test_leakage_counts_the_forgotten_class_under_every_other_label() -> None:
     assert leaked([0], [0], [], [1])["null_label"] is None
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 5])
-def test_blocks_are_the_same_however_many_share_them(world: int) -> None:
-    found = sorted(block for rank in range(world) for block in blocks(23, 4, rank, world))
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+def test_blocks_are_the_same_however_many_share_them(world_size: int) -> None:
+    found = sorted(block for rank in range(world_size) for block in blocks(23, 4, rank, world_size))
     assert found == list(blocks(23, 4, 0, 1)) and [position for block in found for position in block] == list(
         range(23)
     )

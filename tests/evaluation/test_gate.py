@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.config import Gate, UnlearnConfig, parse
 from pipeline.errors import InputError
-from pipeline.evaluation.gate import judge_gate, judge_warning, likeness, likeness_warning
+from pipeline.evaluation.gate import exchange_fidelity, exchange_fidelity_warning, judge_gate, judge_warning
 
 GOOD: dict[str, Any] = {
     "settled_step": 8,
@@ -68,36 +68,36 @@ def precise(own: float, forgotten: float, called: float = 0.99) -> dict[str, Any
 
 def test_images_that_look_like_nothing_are_warned_of_and_refused_on_request() -> None:
     stripes = precise(own=0.8, forgotten=0.02)
-    assert likeness(stripes["before"], stripes["after"]) == pytest.approx(0.025)
-    warning = likeness_warning(stripes["before"], stripes["after"])
+    assert exchange_fidelity(stripes["before"], stripes["after"]) == pytest.approx(0.025)
+    warning = exchange_fidelity_warning(stripes["before"], stripes["after"])
     assert (
         warning is not None
         and "99.0% is called so" in warning
-        and "with density 0.02, 0.80 around what the base draws" in warning
+        and "with density 0.02, 0.80 around the base's samples" in warning
     )
     assert "\n" not in warning
     assert failed(judge_gate(Gate(), stripes, 0.98)) == []
-    assert failed(judge_gate(Gate(min_exchange_fidelity=0.5), stripes, 0.98)) == ["likeness"]
+    assert failed(judge_gate(Gate(min_exchange_fidelity=0.5), stripes, 0.98)) == ["exchange_fidelity"]
     trucks = precise(own=0.8, forgotten=0.6)
-    assert likeness_warning(trucks["before"], trucks["after"]) is None
+    assert exchange_fidelity_warning(trucks["before"], trucks["after"]) is None
     assert failed(judge_gate(Gate(min_exchange_fidelity=0.5), trucks, 0.98)) == []
-    assert likeness(trucks["before"], trucks["after"], "low") == pytest.approx(0.55 / 0.8)
+    assert exchange_fidelity(trucks["before"], trucks["after"], "low") == pytest.approx(0.55 / 0.8)
     for unknown in (GOOD, precise(own=0.0, forgotten=0.0)):  # not measured, or nothing to hold it against
         assert (
-            likeness(unknown["before"], unknown["after"])
-            is likeness_warning(unknown["before"], unknown["after"])
+            exchange_fidelity(unknown["before"], unknown["after"])
+            is exchange_fidelity_warning(unknown["before"], unknown["after"])
             is None
         )
-        assert failed(judge_gate(Gate(min_exchange_fidelity=0.5), unknown, 0.98)) == ["likeness"]
+        assert failed(judge_gate(Gate(min_exchange_fidelity=0.5), unknown, 0.98)) == ["exchange_fidelity"]
 
 
 def test_nor_does_one_odd_image_with_a_huge_ball_vouch_for_what_nobody_calls_so() -> None:
     frogs = precise(own=1.2, forgotten=0.6, called=0.0)
-    assert likeness(frogs["before"], frogs["after"]) == 0.0 and likeness(
+    assert exchange_fidelity(frogs["before"], frogs["after"]) == 0.0 and exchange_fidelity(
         frogs["before"], frogs["after"], "low"
     ) == pytest.approx(-0.02)
-    assert likeness_warning(frogs["before"], frogs["after"]) is not None
-    assert failed(judge_gate(Gate(min_exchange_fidelity=0.4), frogs, 0.98)) == ["likeness"]
+    assert exchange_fidelity_warning(frogs["before"], frogs["after"]) is not None
+    assert failed(judge_gate(Gate(min_exchange_fidelity=0.4), frogs, 0.98)) == ["exchange_fidelity"]
 
 
 @pytest.mark.parametrize(

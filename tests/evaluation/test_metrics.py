@@ -13,26 +13,28 @@ from sklearn.metrics import roc_auc_score
 
 from models.diffusion import Noise
 from pipeline.evaluation.attacks.tuning import copied, label_weights, renew_labels, tune
-from pipeline.evaluation.context import AFTER, BEFORE, GOLD, EvalContext
+from pipeline.evaluation.context import AFTER, BEFORE, REFERENCE, EvalContext
 from pipeline.evaluation.metrics.membership import row_losses
 from pipeline.evaluation.metrics.table import METRICS, computations_of, evaluate, results
 from pipeline.evaluation.metrics.timestep_loss import edges
 from pipeline.evaluation.partials import Shard, merge
 from pipeline.evaluation.sampling import Plan, plans
 from pipeline.seeding import seed_of
-from pipeline.unlearning.noising import draw_rows
+from pipeline.unlearning.noising import noised_rows
 from pipeline.unlearning.parameters import select
 
 NAMES = list(METRICS)
 OF_LABELS = [name for name in NAMES if name not in ("class_shares", "retrained_reference")]
 
 
-def computed(context: EvalContext, world: int, names: Collection[str] = NAMES) -> dict[str, dict[str, Any]]:
+def computed(
+    context: EvalContext, world_size: int, names: Collection[str] = NAMES
+) -> dict[str, dict[str, Any]]:
     """{side: {metric: result}} by shards that are merged, as tasks do it."""
     parts = [
-        compute(context, Shard(rank, world))
+        compute(context, Shard(rank, world_size))
         for compute in computations_of(names, context.spec).values()
-        for rank in range(world)
+        for rank in range(world_size)
     ]
     return results(names, context.spec, merge(parts), list(context.sides))
 
@@ -63,9 +65,9 @@ def close(got: Any, wanted: Any, path: str = "") -> None:
         assert got == wanted, path
 
 
-@pytest.mark.parametrize("world", [2, 3])
-def test_shards_add_up_to_the_same_figures(whole: dict[str, dict[str, Any]], world: int) -> None:
-    close(computed(tiny_context(), world), whole)
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_shards_add_up_to_the_same_figures(whole: dict[str, dict[str, Any]], world_size: int) -> None:
+    close(computed(tiny_context(), world_size), whole)
 
 
 def test_one_process_gives_the_figures_of_tasks(whole: dict[str, dict[str, Any]]) -> None:
@@ -216,7 +218,7 @@ def test_losses_by_timestep_are_the_models_own(whole: dict[str, dict[str, Any]])
     }
     held = rows([1], "heldout")
     for index, (first, last) in enumerate(edges(1000, 3)):
-        drawn = draw_rows(
+        drawn = noised_rows(
             context.model, held, seed=0, step=index, term="timestep", device=torch.device("cpu")
         )
         t = first + drawn.noise.t * (last - first) // 1000
@@ -237,7 +239,7 @@ def test_losses_by_timestep_are_the_models_own(whole: dict[str, dict[str, Any]])
 
 def test_the_attack_tells_forgotten_rows_from_never_seen_ones(whole: dict[str, dict[str, Any]]) -> None:
     context, found = tiny_context(), whole[AFTER]["membership"]
-    options: dict[str, Any] = {"draws": 2, "seed": seed_of(0, "measured"), "batch": 8, "ranks": Shard()}
+    options: dict[str, Any] = {"noises": 2, "seed": seed_of(0, "measured"), "batch": 8, "ranks": Shard()}
     ours, others = (
         row_losses(context.model, rows([1], split), **options).tolist() for split in ("train", "heldout")
     )
@@ -297,7 +299,7 @@ def test_tuning_moves_a_copy_and_lowers_its_loss() -> None:
     seen: list[int] = []
 
     def loss(of: Any) -> float:
-        return row_losses(of, some, draws=4, seed=1, batch=8, ranks=Shard()).mean().item()
+        return row_losses(of, some, noises=4, seed=1, batch=8, ranks=Shard()).mean().item()
 
     steps = tune(
         model,
@@ -334,24 +336,26 @@ def test_tuning_moves_a_copy_and_lowers_its_loss() -> None:
     )
 
 
-@pytest.mark.parametrize("world", [1, 3])
-def test_the_gold_reference_is_compared_on_the_same_seeds(world: int) -> None:
-    context = replace(tiny_context(), gold=tiny_model(1))  # the gold is the model before, to the bit
-    found = computed(context, world, ["retrained_reference"])
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_the_retrained_reference_is_compared_on_the_same_seeds(world_size: int) -> None:
+    context = replace(
+        tiny_context(), reference=tiny_model(1)
+    )  # the reference is the model before, to the bit
+    found = computed(context, world_size, ["retrained_reference"])
     before, after = (found[side]["retrained_reference"] for side in (BEFORE, AFTER))
     assert before["agreement"]["value"] == 1.0 and before["paired_drift"]["judge"]["mean"] == 0.0
     assert before["fid"]["judge"] == pytest.approx(0, abs=1e-6)
     assert after["agreement"]["value"] < 1
     assert after["paired_drift"]["judge"]["mean"] > 0 and after["fid"]["judge"] > 0
     assert after["agreement"]["n"] == 21 and set(after["agreement"]["per_class"]) == {"0", "2", "3"}
-    assert found[GOLD] == {}
+    assert found[REFERENCE] == {}
 
 
-def test_the_gold_is_measured_like_the_others(whole: dict[str, dict[str, Any]]) -> None:
+def test_the_reference_is_measured_like_the_others(whole: dict[str, dict[str, Any]]) -> None:
     """As the model before, to the bit, it has the figures of the model before; the others' are what they are
     without it."""
-    found = computed(replace(tiny_context(), gold=tiny_model(1)), 2, OF_LABELS)
-    close(found.pop(GOLD), found[BEFORE])
+    found = computed(replace(tiny_context(), reference=tiny_model(1)), 2, OF_LABELS)
+    close(found.pop(REFERENCE), found[BEFORE])
     close(found, {side: {name: one[name] for name in found[side]} for side, one in whole.items()})
 
 

@@ -10,7 +10,7 @@ from tests.tiny import tiny_dit
 
 
 class PixelJudge:
-    """Its verdict is written into the first pixels of an image."""
+    """Its prediction is written into the first pixels of an image."""
 
     num_classes = 4
     feature_size = 4
@@ -25,12 +25,16 @@ class PixelJudge:
     features = logits
 
 
-def images(label: int, verdicts: list[list[float]]) -> Batch:
-    mean = torch.zeros(len(verdicts), 1, 2, 2)
-    mean.view(len(verdicts), 4).copy_(torch.tensor(verdicts))
-    names = tuple(f"{label}-{index}" for index in range(len(verdicts)))
+def images(label: int, predictions: list[list[float]]) -> Batch:
+    mean = torch.zeros(len(predictions), 1, 2, 2)
+    mean.view(len(predictions), 4).copy_(torch.tensor(predictions))
+    names = tuple(f"{label}-{index}" for index in range(len(predictions)))
     return Batch(
-        sample_id=names, draw=(0,) * len(verdicts), y=torch.full((len(verdicts),), label), mean=mean, std=None
+        sample_id=names,
+        occurrence=(0,) * len(predictions),
+        y=torch.full((len(predictions),), label),
+        mean=mean,
+        std=None,
     )
 
 

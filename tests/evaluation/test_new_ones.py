@@ -13,7 +13,7 @@ from pipeline.config import load, parse
 from pipeline.config.evaluate import EvaluateConfig
 from pipeline.config.measuring import Attacks, Measuring
 from pipeline.errors import InputError
-from pipeline.evaluation.attacks.suite import battery_result
+from pipeline.evaluation.attacks.suite import attack_suite_result
 from pipeline.evaluation.attacks.table import ATTACKS, attempts_of
 from pipeline.evaluation.metrics.table import METRICS, evaluate, metric_settings
 from pipeline.evaluation.partials import Shard
@@ -32,7 +32,7 @@ class Brightness(Section):
 def brightness(context, ranks):
     """Of every image of the judge's training rows that this rank has."""
     rows = context.rows(list(context.spec.retained), "train")
-    mine = rows.mean[ranks.rank :: ranks.world]
+    mine = rows.mean[ranks.rank :: ranks.world_size]
     return {"brightness/sum": mine.double().sum(), "brightness/n": torch.tensor(mine.numel())}
 
 def mean_brightness(spec, partials, side):
@@ -88,9 +88,9 @@ def module_of(folder: Path, text: str) -> ModuleType:
 
 def both_reports(**blocks: Any) -> tuple[str, str]:
     """What the terminal shows of an evaluation, and the report's page of a run."""
-    evaluation = {"before": None, "after": {}, "gold": None, "battery": None} | blocks
+    evaluation = {"before": None, "after": {}, "reference": None, "attack_suite": None} | blocks
     measures = {"before": evaluation["before"], "after": evaluation["after"]}
-    page = render_report({"measures": measures, "battery": evaluation["battery"]}, [], {}, "")
+    page = render_report({"metrics": measures, "attack_suite": evaluation["attack_suite"]}, [], {}, "")
     return table(evaluation), page
 
 
@@ -121,8 +121,8 @@ def test_an_attack_is_one_file_and_one_line(tmp_path: Path, monkeypatch: pytest.
         settings = parse(EvaluateConfig, {"attacks": {**few, "shake": {"deviation": deviation}}}).attacks
         attempt = attempts_of(settings, FEW)["shake"]
         outcomes[deviation] = attempt.run(tiny_context(), settings)
-        result = battery_result({"shake": outcomes[deviation]}, {"shake": attempt}, 0.05)
-        terminal, page = both_reports(battery=result)
+        result = attack_suite_result({"shake": outcomes[deviation]}, {"shake": attempt}, 0.05)
+        terminal, page = both_reports(attack_suite=result)
         assert "shake" in terminal and f"{outcomes[deviation]['forget_fraction']['value']:.4g}" in terminal
         assert "Shaken weights" in page and f"Weights shaken by {deviation:g}" in page
     unattacked = attempts_of(Attacks(**few), FEW)["none"].run(tiny_context(), Attacks(**few))

@@ -25,7 +25,7 @@ from pipeline.evaluation.neighbours import nearest_classes
 from pipeline.evaluation.partials import all_reduce
 from pipeline.evaluation.sampling import plan, plans, predicted_classes
 from pipeline.unlearning.collectives import Collectives
-from pipeline.unlearning.noising import draw_rows
+from pipeline.unlearning.noising import noised_rows
 
 COUNTS = {0: 3, 1: 5, 3: 2}
 SAMPLED: dict[str, Any] = {"cfg_scale": 2.0, "steps": 3, "batch": 4}
@@ -185,7 +185,7 @@ def test_results_are_those_of_one_image_at_a_time() -> None:
 def row_losses_of(batch: int = 4) -> list[float]:
     rows = tiny_batch([0, 1, 2], each=3)
     ranks = Collectives()
-    losses = row_losses(tiny_dit(dtype=torch.float32), rows, draws=3, seed=5, batch=batch, ranks=ranks)
+    losses = row_losses(tiny_dit(dtype=torch.float32), rows, noises=3, seed=5, batch=batch, ranks=ranks)
     return [float(loss) for loss in ranks.sum(losses).tolist()]
 
 
@@ -197,7 +197,7 @@ def test_losses_are_the_models_own_and_those_of_the_sample_alone() -> None:
         alone: Batch = rows.take([index])
         total: Any = 0.0
         for k in range(3):
-            noised = draw_rows(model, alone, seed=5, step=k, term="membership", device=torch.device("cpu"))
+            noised = noised_rows(model, alone, seed=5, step=k, term="membership", device=torch.device("cpu"))
             total = total + model.losses(model.net, noised.x0, noised.y, noised.noise).item() / 3
         assert losses[index] == pytest.approx(total, rel=1e-5)
 
@@ -215,10 +215,10 @@ def all_of_it() -> dict[str, Any]:
     return {"judged": judged(), "losses": row_losses_of(), "predicted": sampled_plan()}
 
 
-@pytest.mark.parametrize("world", [2, 3])
-def test_ranks_share_the_work_and_agree(world: int) -> None:
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_share_the_work_and_agree(world_size: int) -> None:
     alone, losses, predicted = judged(), row_losses_of(), sampled_plan()
-    for found in run_world(world, all_of_it):
+    for found in run_world(world_size, all_of_it):
         assert found["losses"] == pytest.approx(losses, rel=1e-5) and found["predicted"] == predicted
         partials = found["judged"]["partials"]
         assert partials.keys() == alone["partials"].keys()

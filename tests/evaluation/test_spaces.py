@@ -37,10 +37,10 @@ def test_every_distance_is_taken_in_every_space_and_merges() -> None:
         results(
             DISTANCES,
             context.spec,
-            merge(compute(context, Shard(rank, world)) for rank in range(world)),
+            merge(compute(context, Shard(rank, world_size)) for rank in range(world_size)),
             list(context.sides),
         )
-        for world in (1, 3)
+        for world_size in (1, 3)
     )
     assert same(whole, merged)
     for name in ("fid", "kid", "precision_recall"):

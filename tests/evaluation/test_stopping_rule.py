@@ -3,7 +3,7 @@
 from pipeline.evaluation.confidence import proportion
 from pipeline.evaluation.stopping_rule import SettleRule
 
-# step, samples still drawn of 200 (None: the check failed), retained right of 200
+# step, samples still sampled of 200 (None: the check failed), retained right of 200
 Check = tuple[int, int | None, int]
 
 
@@ -21,24 +21,24 @@ def test_the_best_settled_check_is_kept_not_the_last() -> None:
     """Retention falls away inside the hold window: what was best there stays; noise alone lets later checks
     in."""
     rule = watch([(2, 150, 200), (4, 0, 199), (6, 0, 198), (8, 0, 170), (10, 0, 160), (12, 0, 150)])
-    assert (rule.stopped, rule.settled_step, rule.kept_step) == ("settled", 4, 6)
+    assert (rule.stopped, rule.settled_step, rule.best_step) == ("settled", 4, 6)
     rule = watch([(2, 150, 200), (4, 0, 199), (6, 0, 200), (8, 0, 198), (10, 0, 199), (12, 0, 198)])
-    assert (rule.settled_step, rule.kept_step) == (4, 12)
+    assert (rule.settled_step, rule.best_step) == (4, 12)
 
 
 def test_slow_decline_is_held_against_the_best_of_the_stretch() -> None:
     """Each check is within noise of the one before it, the last is far below the first."""
     rule = watch([(step, 0, 200 - 3 * (step - 2)) for step in range(2, 12)], patience_steps=100)
-    assert rule.kept_step is not None and rule.kept_step < 8
+    assert rule.best_step is not None and rule.best_step < 8
 
 
 def test_after_a_rebound_the_new_stretch_decides() -> None:
     rule = watch([(2, 0, 200), (4, 60, 200)])
-    assert (rule.kept_step, rule.settled_step) == (2, None)
+    assert (rule.best_step, rule.settled_step) == (2, None)
     rule = watch(
         [(2, 0, 200), (4, 60, 200), (6, 0, 180), (8, 0, 181), (10, 0, 182), (12, 0, 183), (14, 0, 184)]
     )
-    assert (rule.settled_step, rule.kept_step) == (6, 14)
+    assert (rule.settled_step, rule.best_step) == (6, 14)
 
 
 def test_a_run_that_crosses_and_rebounds_is_not_settled() -> None:
@@ -51,15 +51,15 @@ def test_a_settled_run_goes_on_until_its_images_look_like_the_exchange_class() -
 
     def after(*found: float | None, alike: float | None = 0.5) -> SettleRule:
         rule = SettleRule(target=0.05, patience_steps=4, alike=alike)
-        for index, likeness in enumerate(found):
-            rule.observe(2 * index + 2, proportion(0, 200), proportion(200, 200), likeness)
+        for index, exchange_fidelity in enumerate(found):
+            rule.observe(2 * index + 2, proportion(0, 200), proportion(200, 200), exchange_fidelity)
         return rule
 
     rule = after(0.6, 0.6, 0.4, 0.45)
-    assert (rule.settled_step, rule.kept_step, rule.stopped) == (2, 8, None)
+    assert (rule.settled_step, rule.best_step, rule.stopped) == (2, 8, None)
     assert after(0.6, 0.6, 0.4, 0.45, 0.5).stopped is None, "one check alone may be luck"
     rule = after(0.6, 0.6, 0.4, 0.45, 0.5, 0.7)
-    assert (rule.settled_step, rule.kept_step, rule.stopped) == (2, 12, "settled")
+    assert (rule.settled_step, rule.best_step, rule.stopped) == (2, 12, "settled")
     assert after(0.6, 0.6).stopped is None, "it has not held long enough"
     assert after(0.0, None, 0.0, alike=None).stopped == "settled"
     rule.miss(14)
@@ -69,7 +69,7 @@ def test_a_settled_run_goes_on_until_its_images_look_like_the_exchange_class() -
 def test_the_guard_stops_a_run_that_breaks_what_is_to_be_kept() -> None:
     """Three checks in a row below the bound, beyond noise; a passing dip stops nothing."""
     rule = watch([(2, 190, 198), (4, 150, 100), (6, 100, 90), (8, 60, 80)], retention_floor=0.7)
-    assert (rule.stopped, rule.kept_step, rule.settled_step) == ("guard", 2, None)
+    assert (rule.stopped, rule.best_step, rule.settled_step) == ("retention_floor", 2, None)
     checks = [(2, 190, 198), (4, 150, 100), (6, 100, 190), (8, 60, 80), (10, 50, 80)]
     assert watch(checks, retention_floor=0.7).stopped is None
     # within noise of 0.7
@@ -81,7 +81,7 @@ def test_the_guard_stops_a_run_that_breaks_what_is_to_be_kept() -> None:
 def test_checks_are_a_budget() -> None:
     assert watch([(2, 150, 200), (4, 140, 200)], max_checks=3).stopped is None
     rule = watch([(2, 150, 200), (4, 140, 200), (6, 130, 200)], max_checks=3)
-    assert (rule.stopped, rule.kept_step) == ("checks", 6)
+    assert (rule.stopped, rule.best_step) == ("checks", 6)
 
 
 def test_a_check_that_failed_settles_nothing() -> None:

@@ -192,7 +192,9 @@ def worlds_of(run: Run) -> list[int]:
     """How many workers took the steps so far, a number for each stretch of steps."""
     path = run.folder / "timings" / "rank-0.jsonl"
     taken = [json.loads(line)["world"] for line in path.read_text().splitlines()] if path.exists() else []
-    return [world for index, world in enumerate(taken) if index == 0 or world != taken[index - 1]]
+    return [
+        world_size for index, world_size in enumerate(taken) if index == 0 or world_size != taken[index - 1]
+    ]
 
 
 def test_a_submitted_job_outlives_a_node_and_takes_one_that_returns_and_is_stopped_and_goes_on(

@@ -1,6 +1,6 @@
 """The whole ImageNet job in small, as a user runs it: JPEGs -> latents -> lake in a bucket -> two workers ->
 judge -> gate -> registered
--> a DiTPipeline folder that draws. Nothing was learned: the gate has to fail, and to say why."""
+-> a DiTPipeline folder that samples. Nothing was learned: the gate has to fail, and to say why."""
 
 import json
 import os
@@ -146,4 +146,6 @@ def test_a_model_of_latents_is_measured_and_attacked_like_any_other(
     assert found["base_digest"] and found["after"]["forget_fraction"]["n"] == 20
     assert found["before"]["fid"]["judge"] > 0
     assert found["after"]["paired_drift"]["judge"]["n"] == 2 * 999
-    assert {line["verdict"] for line in found["battery"]["attacks"]} <= {"holds", "open"}, found["battery"]
+    assert {line["state"] for line in found["attack_suite"]["attacks"]} <= {"holds", "open"}, found[
+        "attack_suite"
+    ]

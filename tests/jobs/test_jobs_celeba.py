@@ -91,7 +91,7 @@ def test_celeba_from_the_zip_to_a_registered_version(tmp_path: Path, job: Callab
     second = "uniformity_judge={net: mlp, max_steps: 5}"
     trained = job("pretrain", "pretrain_celeba_vae", f"storage={root}", *small, second)
     assert trained.code == 0, trained.err
-    assert "vae-celeba, 8,742,659 parameters: 40 drawn images judged 0: " in trained.out
+    assert "vae-celeba, 8,742,659 parameters: 40 sampled images judged 0: " in trained.out
 
     done = job("unlearn_imagenet", "celeba_vae", f"storage={root}", "run_id=faces", *UNLEARN)
     assert done.code == 0, done.err

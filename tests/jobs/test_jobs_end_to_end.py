@@ -164,21 +164,25 @@ def test_result_holds_the_whole_contract(unlearned: dict[str, Any]) -> None:
 
 
 def test_the_proof_is_in_result_and_report(unlearned: dict[str, Any], pretrained: str) -> None:
-    battery, gold = unlearned["battery"], unlearned["gold"]
-    assert {line["kind"] for line in battery["attacks"]} == {
+    attack_suite, reference = unlearned["attack_suite"], unlearned["reference"]
+    assert {line["kind"] for line in attack_suite["attacks"]} == {
         "none",
         "finetune",
         "quantise",
         "sampler",
         "embedding",
     }
-    assert all(line["error"] is None and line["forget_fraction"]["n"] == 20 for line in battery["attacks"])
-    assert gold["name"] == "dit-tiny-digits" and gold["weights_digest"] == unlearned["base_digest"]
-    sides = unlearned["measures"] | {"gold": gold}
+    assert all(
+        line["error"] is None and line["forget_fraction"]["n"] == 20 for line in attack_suite["attacks"]
+    )
+    assert reference["name"] == "dit-tiny-digits" and reference["weights_digest"] == unlearned["base_digest"]
+    sides = unlearned["metrics"] | {"reference": reference}
     assert sides["before"]["retrained_reference"]["agreement"]["value"] == 1.0
-    assert set(sides) == {"before", "after", "gold"} and all("leakage" in side for side in sides.values())
+    assert set(sides) == {"before", "after", "reference"} and all(
+        "leakage" in side for side in sides.values()
+    )
     page = (Path(pretrained) / "runs" / "first" / "report.html").read_text()
-    assert all(f'<section id="{name}">' in page for name in ("battery", "further", "gold"))
+    assert all(f'<section id="{name}">' in page for name in ("attack_suite", "further", "reference"))
 
 
 def test_the_run_leaves_its_folder(unlearned: dict[str, Any], pretrained: str) -> None:
@@ -221,7 +225,7 @@ def test_only_the_trained_subset_was_changed(unlearned: dict[str, Any], pretrain
     }
 
 
-def test_the_candidate_loads_and_draws(
+def test_the_candidate_loads_and_samples(
     unlearned: dict[str, Any], pretrained: str, job: Callable[..., Any]
 ) -> None:
     import mlflow

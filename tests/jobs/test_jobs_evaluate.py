@@ -20,7 +20,7 @@ FEW = [
     "measuring.sampler_steps=1",
     "measuring.block=10",
     "measuring.reference_rows=30",
-    "measuring.membership_draws=1",
+    "measuring.membership_noises=1",
     "measuring.membership_rows=12",
     "train.cpus_per_worker=0.5",
 ]
@@ -214,30 +214,32 @@ def test_tasks_side_by_side_give_the_same_figures_as_one(root: str, ray_session:
     from pipeline.reports.evaluation_table import table
     from pipeline.runs import version_evaluation
 
-    gold = f"reference={root}/models/dit-tiny-digits"
-    battery = [
+    reference = f"reference={root}/models/dit-tiny-digits"
+    attack_suite = [
         "attack_suite=true",
         "attacks.samples=20",
         "attacks.retain_samples=1",
         "attacks.finetune_steps=1",
         "attacks.embedding_steps=1",
     ]
-    battery += ["attacks.cfg_scales=[]", "attacks.sampler_steps=[2]", "attacks.ancestral_steps=2"]
+    attack_suite += ["attacks.cfg_scales=[]", "attacks.sampler_steps=[2]", "attacks.ancestral_steps=2"]
     one = evaluate_ray.evaluate(
-        version_evaluation.check(config_of(root, "version=run-a", "train.workers=1", gold))
+        version_evaluation.check(config_of(root, "version=run-a", "train.workers=1", reference))
     )
-    config = config_of(root, "version=run-a", "train.workers=3", gold, *battery)
+    config = config_of(root, "version=run-a", "train.workers=3", reference, *attack_suite)
     three = evaluate_ray.evaluate(version_evaluation.check(config))
-    for side in ("before", "after", "gold"):
+    for side in ("before", "after", "reference"):
         same(three[side], one[side])
-    assert one["battery"] is None and {line["error"] for line in three["battery"]["attacks"]} == {None}
+    assert one["attack_suite"] is None and {line["error"] for line in three["attack_suite"]["attacks"]} == {
+        None
+    }
     assert (
         one["before"]["retrained_reference"]["agreement"]["value"] == 1.0
-    )  # the gold is the base itself here
+    )  # the reference is the base itself here
     assert json.loads(json.dumps(three, allow_nan=False)) == three
     text = table(three)
     for said in (
-        "Forgotten class still drawn (forget_fraction)",
+        "Forgotten class still sampled (forget_fraction)",
         "null label",
         "in the judge's features",
         "attacks (bound 0.05)",
@@ -271,9 +273,9 @@ def test_an_attack_that_breaks_does_not_hold(root: str, ray_session: None) -> No
     found = evaluate_ray.evaluate(
         version_evaluation.check(config_of(root, "version=run-a", *few, "attacks.ancestral_steps=1"))
     )
-    lines = {line["name"]: line for line in found["battery"]["attacks"]}
-    assert found["after"] is None and found["battery"]["held"] is False
-    assert lines["finetune"]["verdict"] == "failed" and "not finite" in lines["finetune"]["error"]
+    lines = {line["name"]: line for line in found["attack_suite"]["attacks"]}
+    assert found["after"] is None and found["attack_suite"]["held"] is False
+    assert lines["finetune"]["state"] == "failed" and "not finite" in lines["finetune"]["error"]
     assert lines["bf16"]["error"] is None
 
 

@@ -131,7 +131,7 @@ def public(autoencoder: Any) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def test_the_pipeline_draws_what_the_model_draws(tmp_path: Path) -> None:
+def test_the_pipeline_samples_what_the_model_samples(tmp_path: Path) -> None:
     """A latent model: the pipeline's images are our network's, by a DDIM written out here over the pipeline's
     timesteps."""
     net, autoencoder = random_dit(dit_config("DiT-nano")), tiny_autoencoder()

@@ -158,15 +158,19 @@ def test_an_image_is_the_same_in_any_batch() -> None:
 
 def test_one_row_of_noise_is_a_function_of_its_generator() -> None:
     d = Diffusion("cosine", timesteps=50)
-    first, second = (d.draw((1, SIDE, SIDE), torch.Generator().manual_seed(9), latent=True) for _ in range(2))
+    first, second = (
+        d.sample_noise((1, SIDE, SIDE), torch.Generator().manual_seed(9), latent=True) for _ in range(2)
+    )
     assert first.t == second.t and torch.equal(first.eps, second.eps)
     assert (
         first.posterior is not None
         and second.posterior is not None
         and torch.equal(first.posterior, second.posterior)
     )
-    assert d.draw((1, SIDE, SIDE), torch.Generator().manual_seed(9), latent=False).posterior is None
-    times = {int(d.draw((1, 1, 1), torch.Generator().manual_seed(k), latent=False).t) for k in range(500)}
+    assert d.sample_noise((1, SIDE, SIDE), torch.Generator().manual_seed(9), latent=False).posterior is None
+    times = {
+        int(d.sample_noise((1, 1, 1), torch.Generator().manual_seed(k), latent=False).t) for k in range(500)
+    }
     assert min(times) == 0 and max(times) == 49 and len(times) == 50
 
 

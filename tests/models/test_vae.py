@@ -33,7 +33,7 @@ PUBLISHED = [
 
 
 def tiny(kind: str, statistics: str = "running") -> VAEModel:
-    """A VAE of either architecture on small images, every number of it drawn, running statistics included."""
+    """A VAE of either architecture on small images, every number sampled, running statistics included."""
     size, architecture = {
         "mlp": ("vae-mnist", {"input_size": 4, "widths": [6], "num_classes": 4}),
         "conv": ("vae-celeba", {"input_size": 8, "widths": [3, 4], "latent": 5}),
@@ -71,7 +71,7 @@ def test_the_published_names_and_sizes() -> None:
     assert faces.latent == (512,) and faces.num_classes == 2 and not faces.conditional
 
 
-def test_the_published_checkpoint_loads_and_draws_digits() -> None:
+def test_the_published_checkpoint_loads_and_samples_digits() -> None:
     root = os.environ.get("UNLEARN_TEST_DATA")
     if not root:
         pytest.skip("UNLEARN_TEST_DATA is not set")
@@ -83,9 +83,9 @@ def test_the_published_checkpoint_loads_and_draws_digits() -> None:
     assert described is not None and described["size"] == "vae-mnist"
     model = build(described)
     load_into(model.net, state, str(path))
-    verdicts = read_file(Path(root) / "uno-paper" / "mnist_classifier.safetensors", "judge")
-    judge = build_judge(describe_mlp(verdicts))
-    load_into(judge.net, verdicts, "judge")
+    judge_state = read_file(Path(root) / "uno-paper" / "mnist_classifier.safetensors", "judge")
+    judge = build_judge(describe_mlp(judge_state))
+    load_into(judge.net, judge_state, "judge")
     model.net.eval()
     x = model.sample(labels=torch.zeros(2000, dtype=torch.int64), seeds=range(2000), cfg_scale=1.0, steps=1)
     shares = torch.bincount(judge.logits(x).argmax(1), minlength=10) / 2000
@@ -192,7 +192,7 @@ def test_an_explicit_batch_norm_is_the_formula() -> None:
 
 def test_noise_is_the_latents_and_trainable_parts_are_named() -> None:
     model = tiny("conv")
-    drawn = model.draw(generator(3), latent=False)
+    drawn = model.sample_noise(generator(3), latent=False)
     assert drawn.eps.shape == (5,) and drawn.posterior is None
     names = [name for name, _ in model.net.named_parameters()]
     groups = {

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from proof_samples import GOLD, MEASURES, battery
+from proof_samples import MEASURES, REFERENCE, attack_suite
 from tracking_samples import result_json
 
 from pipeline.reports.charts import Chart, Series, layout, ticks
@@ -20,7 +20,7 @@ from pipeline.reports.png import grid_png
 from pipeline.reports.run_report import render_report
 from pipeline.reports.text import seconds, share
 
-SECTIONS = {"request", "samples", "curves", "measures", "classes", "gate", "timing", "settings"}
+SECTIONS = {"request", "samples", "curves", "metrics", "classes", "gate", "timing", "settings"}
 
 
 class Page(HTMLParser):
@@ -164,7 +164,7 @@ def test_a_rebound_is_not_called_settled() -> None:
     result = result_json("run-1", "d", passed=False, value=0.31) | {"settled_step": None}
     page = Page(render_report(result, records(), {}, ""))
     assert "first came under 5\u00a0% at step 18 but did not stay there: it has not settled" in page.text
-    assert "Gate refused" in page.text and "The gate refused it (forgotten class still drawn)" in page.text
+    assert "Gate refused" in page.text and "The gate refused it (forgotten class still sampled)" in page.text
 
 
 def test_texts_from_outside_are_escaped() -> None:
@@ -244,35 +244,35 @@ def proven(**values: Any) -> Page:
     return Page(render_report(result_json("run-1", "d" * 64) | values, records(), grids(), ""))
 
 
-def test_the_battery_says_what_each_verdict_means() -> None:
-    text = proven(battery=battery(embedding=190, finetune=9, quantise=-1)).text
+def test_the_attack_suite_says_what_each_state_means() -> None:
+    text = proven(attack_suite=attack_suite(embedding=190, finetune=9, quantise=-1)).text
     for said in (
         "not all held",
         "It stayed forgotten through 6 of 12 attacks. Brought back by: free label embedding.",
         "Not decided: benign fine-tuning, rounded weights.",
-        "The network can still draw the class",
+        "The network can still sample the class",
         "The images are too few to tell",
         "ValueError: the loss is not finite",
         "95\u00a0%",
     ):
         assert said in text, said
-    assert text.count("The network can still draw the class") == 1, "said once for the three starts"
+    assert text.count("The network can still sample the class") == 1, "said once for the three starts"
     assert "registered as candidate. It stayed forgotten through 6 of 12" in text, (
         "the first sentences say so too"
     )
-    held = proven(battery=battery()).text
+    held = proven(attack_suite=attack_suite()).text
     assert "all held" in held and "through all 12 attacks" in held and "comes back" not in held
 
 
 def test_what_was_not_tried_is_not_claimed() -> None:
     page = proven()
-    assert "battery" in page.ids and "Nothing is claimed about fine-tuning" in page.text
-    assert "further" not in page.ids and "gold" not in page.ids
+    assert "attack_suite" in page.ids and "Nothing is claimed about fine-tuning" in page.text
+    assert "further" not in page.ids and "reference" not in page.ids
 
 
-def test_measures_and_gold_are_shown() -> None:
-    page = proven(measures=MEASURES, gold=GOLD)
-    assert {"further", "gold"} <= page.ids
+def test_metrics_and_reference_are_shown() -> None:
+    page = proven(metrics=MEASURES, reference=REFERENCE)
+    assert {"further", "reference"} <= page.ids
     for said in (
         "null label",
         "2.8\u00a0% to 12.5\u00a0%, n\u00a0=\u00a0100",
@@ -287,9 +287,9 @@ def test_measures_and_gold_are_shown() -> None:
         assert said in page.text, said
 
 
-def test_a_gold_reference_of_named_samples_is_asked_about_no_class() -> None:
-    text = proven(measures=MEASURES, gold=GOLD | {"forget_fraction": None}).text
-    assert "never saw the named samples: it draws" in text and "never saw the class" not in text
+def test_a_retrained_reference_of_named_samples_is_asked_about_no_class() -> None:
+    text = proven(metrics=MEASURES, reference=REFERENCE | {"forget_fraction": None}).text
+    assert "never saw the named samples: it samples" in text and "never saw the class" not in text
 
 
 def test_named_samples_are_shown_by_the_attack_on_them() -> None:
@@ -333,4 +333,4 @@ def test_named_samples_are_shown_by_the_attack_on_them() -> None:
         "chance",
     ):
         assert said in text, said
-    assert "Forgotten class drawn" not in text and "Other classes" not in text
+    assert "Forgotten class sampled" not in text and "Other classes" not in text

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from browser import CHROMIUM, Tab, chromium, visit
-from proof_samples import BATTERY, GOLD, MEASURES
+from proof_samples import ATTACK_SUITE, MEASURES, REFERENCE
 from test_report import grids, records
 from tracking_samples import result_json
 
@@ -19,7 +19,11 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this ma
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a run with everything in it."""
-    result = result_json("run-1", "d" * 64) | {"battery": BATTERY, "measures": MEASURES, "gold": GOLD}
+    result = result_json("run-1", "d" * 64) | {
+        "attack_suite": ATTACK_SUITE,
+        "metrics": MEASURES,
+        "reference": REFERENCE,
+    }
     path = tmp_path_factory.mktemp("report") / "report.html"
     path.write_text(render_report(result, records(), grids(), "seed: 0\n" * 80))
     return path
@@ -60,7 +64,7 @@ def test_quiet_asks_nobody_and_fits(page: Path, browser: str, width: int, dark: 
         done and natural == 17 and shown > 40 for done, natural, shown in seen["images"]
     )
     assert seen["wide"] <= width and seen["cut"] == []
-    assert {"battery", "further", "gold", "gate", "samples"} <= set(seen["sections"])
+    assert {"attack_suite", "further", "reference", "gate", "samples"} <= set(seen["sections"])
     red, green, blue = (
         int(part) for part in seen["background"].removeprefix("rgb(").removesuffix(")").split(",")[:3]
     )

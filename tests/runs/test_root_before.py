@@ -222,9 +222,9 @@ def test_its_run_goes_on_from_its_checkpoint_to_the_same_end(
     assert weights_digest(outcome.trained) == weights_digest(whole.trained)
     for group in ("trained", "average", "moments", "kept"):
         assert weights_digest(getattr(saved[-1], group)) == weights_digest(getattr(before.saved[-1], group))
-    for name in ("steps", "kept_step", "stopped", "first_crossing_step", "settled_step", "before", "after"):
+    for name in ("steps", "best_step", "stopped", "first_crossing_step", "settled_step", "before", "after"):
         assert getattr(outcome, name) == getattr(whole, name), name
-    assert (outcome.kept_step, outcome.first_crossing_step, outcome.settled_step) == (2, 2, 2)
+    assert (outcome.best_step, outcome.first_crossing_step, outcome.settled_step) == (2, 2, 2)
 
 
 def test_its_run_is_not_continued_with_other_settings(before: Before) -> None:

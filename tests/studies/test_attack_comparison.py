@@ -8,7 +8,7 @@ import pytest
 from pipeline.config import parse
 from pipeline.config.attack import AttackMethodsConfig
 from pipeline.errors import InputError
-from pipeline.studies.attack_comparison import BASE, GOLD, attacked_cells, table
+from pipeline.studies.attack_comparison import BASE, REFERENCE, attacked_cells, table
 from pipeline.weights import model_folder
 
 GRID: dict[str, Any] = {
@@ -30,7 +30,7 @@ def test_references_are_those_that_were_pretrained(tmp_path: Path) -> None:
     for uri in (base, f"{base}-without-1"):
         model_folder.write(uri, {}, {}, {})
     made = attacked_cells(config(tmp_path))
-    assert [cell.cell.row for cell in made[4:]] == [BASE, GOLD] * 2 and made[
+    assert [cell.cell.row for cell in made[4:]] == [BASE, REFERENCE] * 2 and made[
         5
     ].reference == f"{base}-without-1"
     assert len({cell.key for cell in made}) == 8
@@ -54,7 +54,7 @@ def test_the_table_takes_the_worst_start_and_says_what_was_not_reached(tmp_path:
         return {
             "row": "exchange",
             "settled_step": 8,
-            "battery": {
+            "attack_suite": {
                 "none": share(0.0),
                 "finetune": share(0.1),
                 "embedding from own": share(own),

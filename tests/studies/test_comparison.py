@@ -80,7 +80,7 @@ def test_the_table_counts_runs_that_never_settled_and_names_the_worst() -> None:
     assert line == f"| plain | 3 | 4 (2) | 6 (1) | 0.000 | 1.00 | 0.40 (0.80) | {kept} | 2.5 | 0.500 |"
 
 
-def test_a_run_leaves_what_it_draws_and_the_picture_shows_it(tmp_path: Path) -> None:
+def test_a_run_leaves_what_it_samples_and_the_picture_shows_it(tmp_path: Path) -> None:
     root, uri = str(tmp_path), str(tmp_path / "comparisons" / "few.jsonl")
     untrained.fill(root)
     few = {

@@ -22,12 +22,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> str:
     judge = small_cnn_description(shape=(1, 8, 8), num_classes=10, class_names=names)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        made, verdict = build(model).net, build_judge(judge).net
+        made, judge_net = build(model).net, build_judge(judge).net
         with torch.no_grad():
             for parameter in made.parameters():
                 parameter.normal_(std=0.05)
     model_folder.write(model_folder.model_uri(root, "DiT-tiny", "digits"), model, made.state_dict(), {})
     model_folder.write(
-        model_folder.judge_uri(root, "digits"), judge, verdict.state_dict(), {"heldout_accuracy": 0.95}
+        model_folder.judge_uri(root, "digits"), judge, judge_net.state_dict(), {"heldout_accuracy": 0.95}
     )
     return root

@@ -95,7 +95,7 @@ def test_the_base_is_measured_as_the_main_job_would(
     assert again["result"] == before["result"]
 
 
-def test_the_verification_draws_other_images_the_same_for_both(
+def test_the_verification_samples_other_images_the_same_for_both(
     prepared: preflight.Prepared, partition: Partition, before: dict[str, Any], tmp_path: Path
 ) -> None:
     shared = Sources(**prepared.sources)

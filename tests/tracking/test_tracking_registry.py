@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from proof_samples import GOLD, battery
 from proof_samples import MEASURES as FURTHER
+from proof_samples import REFERENCE, attack_suite
 from tracking_samples import result_json
 
 from pipeline import storage
@@ -214,7 +214,7 @@ def test_the_gate_is_held_to(root: str, register_run: Register) -> None:
     said = entry.details["certificate"]
     of_every_run = ["after.retain_accuracy.neighbours", "before.retain_accuracy.neighbours"]
     assert said["not_measured"] == sorted(
-        [*of_every_run, "battery", "gold", *(f"measures.{name}" for name in METRICS)]
+        [*of_every_run, "attack_suite", "reference", *(f"metrics.{name}" for name in METRICS)]
     )
     assert (
         said["digests"]["weights"]
@@ -225,21 +225,25 @@ def test_the_gate_is_held_to(root: str, register_run: Register) -> None:
 
 def test_the_certificate_holds_all_that_was_measured_and_says_what_was_not() -> None:
     result = result_json("run", "d" * 64) | {
-        "battery": battery(finetune=-1),
-        "measures": FURTHER,
-        "gold": GOLD,
+        "attack_suite": attack_suite(finetune=-1),
+        "metrics": FURTHER,
+        "reference": REFERENCE,
     }
     result["after"]["retain_accuracy"]["neighbours"] = result["before"]["retain_accuracy"]["neighbours"] = 0.9
     settings = b"evaluate: {cfg_scale: 2.0}\ngate: {max_forget_fraction: 0.05}\nlake: digits\n"
     said = certificate.issue(result, model_name="m", version=1, config=settings, override=None, key=None)
-    assert said["further_measures"] == {"battery": result["battery"], "measures": FURTHER, "gold": GOLD}
+    assert said["further_measures"] == {
+        "attack_suite": result["attack_suite"],
+        "metrics": FURTHER,
+        "reference": REFERENCE,
+    }
     assert (
         said["settings"]["evaluate"] == {"cfg_scale": 2.0}
         and "lake" not in said["settings"]
         and said["digests"]["config"]
     )
     untaken = sorted(set(METRICS) - FURTHER["after"].keys())
-    assert said["not_measured"] == ["battery.attacks.finetune", *(f"measures.{name}" for name in untaken)]
+    assert said["not_measured"] == ["attack_suite.attacks.finetune", *(f"metrics.{name}" for name in untaken)]
     certificate.check(said, public_key=None)
 
 

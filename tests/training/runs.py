@@ -79,7 +79,7 @@ def run_config(**changes: Any) -> UnlearnConfig:
             "final_retain_samples": 3,
             "sampler_steps": 2,
             "final_sampler_steps": 2,
-            "membership_draws": 2,
+            "membership_noises": 2,
         },
         "gate": {"max_forget_fraction": 0.0},
         "train": {"workers": 1},
@@ -107,7 +107,7 @@ def run_inputs(config: UnlearnConfig, *, dtype: torch.dtype = torch.float32) -> 
     def retain(start: int) -> Iterator[Batch]:
         step = start
         while True:
-            yield stream.take(step, size, lanes, collectives.rank, collectives.world)
+            yield stream.take(step, size, lanes, collectives.rank, collectives.world_size)
             step += 1
 
     forget = tiny_batch([1], each=5, seed=2, dtype=dtype)

@@ -39,7 +39,7 @@ def checkpoint(iteration: int, value: float = 0.0) -> Checkpoint:
         moments={f"{name}/exp_avg": tensor for name, tensor in named(3).items()},
         kept=named(4),
         pending={4: named(5), 12: named(6)},
-        progress={"step": iteration, "rule": {"kept_step": 2}},
+        progress={"step": iteration, "rule": {"best_step": 2}},
     )
 
 

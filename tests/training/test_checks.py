@@ -61,7 +61,7 @@ def decided(outcome: Outcome) -> tuple[Any, ...]:
     return (
         *(
             outcome.steps,
-            outcome.kept_step,
+            outcome.best_step,
             outcome.stopped,
             outcome.first_crossing_step,
             outcome.settled_step,
@@ -201,7 +201,12 @@ def test_the_guard_ends_a_run_and_gives_back_what_it_was_before(monkeypatch: pyt
 
     monkeypatch.setattr(periodic_eval, "evaluate", damaged)
     outcome = ran({"optim.max_steps": 40, "evaluate.retention_floor": 0.7, "evaluate.retain_samples": 30})
-    assert (outcome.stopped, outcome.steps, outcome.kept_step, outcome.settled_step) == ("guard", 10, 4, None)
+    assert (outcome.stopped, outcome.steps, outcome.best_step, outcome.settled_step) == (
+        "retention_floor",
+        10,
+        4,
+        None,
+    )
     assert weights_digest(outcome.trained) == weights[4] != weights[10]
 
 

@@ -9,7 +9,7 @@ from runs import run_config, run_inputs
 
 from models.weights import weights_digest
 from pipeline.training.checkpoint import Checkpoint
-from pipeline.training.elastic import micro_batches, paired_sum, rank_rows, usable_world, virtual_ranks
+from pipeline.training.elastic import micro_batches, paired_sum, rank_rows, usable_world_size, virtual_ranks
 from pipeline.training.loop import Hooks, Interrupted, unlearn
 from pipeline.unlearning.collectives import Collectives
 
@@ -33,8 +33,8 @@ RUNS: dict[str, dict[str, Any]] = {
 def summed() -> torch.Tensor:
     """Numbers whose sum over four ranks depends on the order, as the ranks of this process's world add them
     up."""
-    rank, world = Collectives().rank, Collectives().world
-    return Collectives(ordered=True).mean(10.0 ** torch.arange(-8, 8) * (rank + 1) / 3) * world
+    rank, world_size = Collectives().rank, Collectives().world_size
+    return Collectives(ordered=True).mean(10.0 ** torch.arange(-8, 8) * (rank + 1) / 3) * world_size
 
 
 def trained() -> list[Any]:
@@ -86,25 +86,25 @@ def test_two_ranks_stop_together_and_one_goes_on_to_the_same_weights() -> None:
 def test_a_virtual_rank_has_what_the_worker_it_stands_for_would_have() -> None:
     """Rows of lane l are called l; a worker of `world` has the lanes rank, rank + world, ... in turn."""
     lanes, full = 16, 8
-    for world, order in ((8, [0]), (4, [0, 1]), (2, [0, 2, 1, 3]), (1, [0, 4, 2, 6, 1, 5, 3, 7])):
-        for rank in range(world):
-            rows = [lane for lane in range(rank, lanes, world) for _ in range(3)]
-            count = full // world
-            taken = [[rows[i] for i in places] for places in rank_rows(count, lanes // world, 3)]
+    for world_size, order in ((8, [0]), (4, [0, 1]), (2, [0, 2, 1, 3]), (1, [0, 4, 2, 6, 1, 5, 3, 7])):
+        for rank in range(world_size):
+            rows = [lane for lane in range(rank, lanes, world_size) for _ in range(3)]
+            count = full // world_size
+            taken = [[rows[i] for i in places] for places in rank_rows(count, lanes // world_size, 3)]
             assert taken == [
-                [lane for lane in range(rank + j * world, lanes, full) for _ in range(3)] for j in order
+                [lane for lane in range(rank + j * world_size, lanes, full) for _ in range(3)] for j in order
             ]
 
 
 def test_fewer_workers_cut_their_share_so_that_none_holds_more() -> None:
-    assert [usable_world(8, alive) for alive in range(1, 10)] == [1, 2, 2, 4, 4, 4, 4, 8, 8]
+    assert [usable_world_size(8, alive) for alive in range(1, 10)] == [1, 2, 2, 4, 4, 4, 4, 8, 8]
     elastic = run_config(**{"train.workers": [1, 4], "optim.batch_size": 16, "partition.lanes": 4})
-    assert [micro_batches(elastic, 16 // world) for world in (1, 2, 4)] == [4, 2, 1]
+    assert [micro_batches(elastic, 16 // world_size) for world_size in (1, 2, 4)] == [4, 2, 1]
     fixed = run_config(**{"train.workers": 4, "optim.batch_size": 16, "partition.lanes": 4})
-    assert [micro_batches(fixed, 16 // world) for world in (1, 2, 4)] == [1, 1, 1]
+    assert [micro_batches(fixed, 16 // world_size) for world_size in (1, 2, 4)] == [1, 1, 1]
     assert micro_batches(run_config(**{"optim.micro_batch": 2}), 8) == 4
-    assert [virtual_ranks(elastic, world) for world in (1, 2, 4)] == [4, 2, 1]
-    assert [virtual_ranks(fixed, world) for world in (1, 2, 4)] == [1, 1, 1]
+    assert [virtual_ranks(elastic, world_size) for world_size in (1, 2, 4)] == [4, 2, 1]
+    assert [virtual_ranks(fixed, world_size) for world_size in (1, 2, 4)] == [1, 1, 1]
     six = run_config(**{"train.workers": [1, 6], "optim.batch_size": 12, "partition.lanes": 12})
-    counts = [virtual_ranks(six, world) for world in (1, 2, 3, 6)]
+    counts = [virtual_ranks(six, world_size) for world_size in (1, 2, 3, 6)]
     assert counts == [1, 1, 1, 1], "no order of six that fewer can follow"

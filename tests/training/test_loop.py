@@ -243,7 +243,7 @@ def test_a_settled_run_ends_before_its_steps_are_spent() -> None:
     assert Checkpoint.from_files(saved[-1]).progress["rule"]["below_since"] == 2
 
 
-def test_a_settled_run_goes_on_until_its_label_draws_what_it_was_asked_to() -> None:
+def test_a_settled_run_goes_on_until_its_label_samples_what_it_was_asked_to() -> None:
     settings = {
         "gate.max_forget_fraction": 1.0,
         "evaluate.patience_steps": 2,
@@ -263,7 +263,7 @@ def test_a_settled_run_goes_on_until_its_label_draws_what_it_was_asked_to() -> N
     at_once, never, unasked = ended(0.0), ended(1.0), ended(None)
     assert at_once.before["exchange_density"]["own"]["value"] > 0
     assert (at_once.stopped, at_once.steps) == (unasked.stopped, unasked.steps) == ("settled", 4)
-    assert (never.stopped, never.steps, never.settled_step, never.kept_step) == ("steps", 8, 2, 8)
+    assert (never.stopped, never.steps, never.settled_step, never.best_step) == ("steps", 8, 2, 8)
 
 
 def test_a_record_a_step_with_losses_and_phase() -> None:
@@ -279,7 +279,7 @@ def test_a_record_a_step_with_losses_and_phase() -> None:
 
 
 def test_named_samples_are_watched_by_the_attack() -> None:
-    """The rule follows the AUC; the class goes on being drawn, so it counts among the retained ones."""
+    """The rule follows the AUC; the class goes on being sampled, so it counts among the retained ones."""
     settings = {
         "request": {"sample_ids": "ids.txt"},
         "method.targets": "data",

@@ -16,9 +16,9 @@ from pipeline.unlearning.noising import (
     Rows,
     StepRows,
     ask_for,
-    draw_rows,
     drop_labels,
     exchange_rows,
+    noised_rows,
     step_rows,
 )
 from pipeline.unlearning.optimizer import Average, adamw, apply_gradient, warmup, warmup_cosine
@@ -124,7 +124,7 @@ def test_a_checkpoint_comes_back_to_the_bit() -> None:
 
 
 def drawn(batch: Batch, *, seed: int = 0, step: int = 1, term: str = "retain", model_seed: int = 0) -> Rows:
-    return draw_rows(
+    return noised_rows(
         tiny_dit(dtype=torch.float32, seed=model_seed), batch, seed=seed, step=step, term=term, device=CPU
     )
 
@@ -142,7 +142,7 @@ def test_noise_is_keyed_by_seed_step_term_and_sample_alone() -> None:
     assert torch.equal(some.noise.t, rows.noise.t[order]) and torch.equal(
         some.noise.eps, rows.noise.eps[order]
     )
-    again = Batch(sample_id=batch.sample_id, draw=(1,) * len(batch), y=batch.y, mean=batch.mean)
+    again = Batch(sample_id=batch.sample_id, occurrence=(1,) * len(batch), y=batch.y, mean=batch.mean)
     for other in (drawn(batch, seed=1), drawn(batch, step=2), drawn(batch, term="forget"), drawn(again)):
         assert (other.noise.eps - rows.noise.eps).abs().amax(dim=(1, 2, 3)).min() > 0.1
         assert not torch.equal(other.noise.t, rows.noise.t)
@@ -152,7 +152,7 @@ def test_latents_are_drawn_from_their_posterior() -> None:
     batch = tiny_batch([0, 2], each=300)
     latent = Batch(
         sample_id=batch.sample_id,
-        draw=batch.draw,
+        occurrence=batch.occurrence,
         y=batch.y,
         mean=batch.mean,
         std=torch.full_like(batch.mean, 0.5),

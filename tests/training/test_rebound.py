@@ -12,7 +12,7 @@ from pipeline.evaluation.confidence import proportion
 from pipeline.evaluation.context import AFTER
 from pipeline.evaluation.gate import judge_gate
 from pipeline.evaluation.metrics.retain_accuracy import accuracy
-from pipeline.reports.text import namer, summary, verdict
+from pipeline.reports.text import gate_state, namer, summary
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.loop import Outcome
 
@@ -64,7 +64,7 @@ def refused(gate: dict[str, Any]) -> list[str]:
 
 def test_a_run_that_crosses_and_comes_back_has_not_settled(monkeypatch: pytest.MonkeyPatch) -> None:
     shares = {2: 0.9, 4: 0.0, 6: 0.01, 8: 0.44, 10: 0.56, 12: 0.5}
-    # even where the weights that are kept draw none of it
+    # even where the weights that are kept sample none of it
     outcome = watched(monkeypatch, shares, 0.0, **{"evaluate.patience_steps": 8})
     assert (outcome.first_crossing_step, outcome.settled_step) == (4, None)
     gate = gated(outcome)
@@ -79,7 +79,7 @@ def test_a_run_that_crosses_and_comes_back_has_not_settled(monkeypatch: pytest.M
     }
     said = summary(result, namer(None))
     assert "first came under 5\u00a0% at step 4 but did not stay there: it has not settled" in said
-    assert verdict(result)["text"] == "Gate refused" and "stays forgotten" in said
+    assert gate_state(result)["text"] == "Gate refused" and "stays forgotten" in said
 
 
 def test_a_run_that_was_watched_too_briefly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,10 +102,10 @@ def test_a_continued_run_keeps_the_weights_of_a_check_before_it(monkeypatch: pyt
     config = watched_config(shares, **{"optim.ema": 0.5})
     whole, _, saved = run(config)
     first, second = (Checkpoint.from_files(files) for files in saved[:2])
-    assert whole.kept_step == 2 and (first.progress["step"], second.progress["step"]) == (2, 4)
+    assert whole.best_step == 2 and (first.progress["step"], second.progress["step"]) == (2, 4)
     assert weights_digest(first.average) == weights_digest(whole.trained) != weights_digest(second.average)
     for start in (first, second):
         assert weights_digest(start.kept) == weights_digest(whole.trained)
         rest, _, later = run(config, start)
-        assert rest.kept_step == 2 and weights_digest(rest.trained) == weights_digest(whole.trained)
+        assert rest.best_step == 2 and weights_digest(rest.trained) == weights_digest(whole.trained)
         assert weights_digest(Checkpoint.from_files(later[-1]).kept) == weights_digest(whole.trained)

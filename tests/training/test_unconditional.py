@@ -110,8 +110,8 @@ def test_the_hat_term_may_have_another_judge_than_the_one_that_measures() -> Non
     assert own.before == other.before  # measured by the same one
 
 
-@pytest.mark.parametrize("world", [1, 2])
-def test_a_fold_drives_a_run_against_a_teacher(world: int) -> None:
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_fold_drives_a_run_against_a_teacher(world_size: int) -> None:
     folded = {
         "method.latent_reflection": True,
         "method.targets": "teacher",
@@ -121,7 +121,7 @@ def test_a_fold_drives_a_run_against_a_teacher(world: int) -> None:
     wanted = trained(folded)
     base = tiny_vae(dtype=torch.float32).net.state_dict()
     assert any(not torch.equal(base[name], value) for name, value in wanted.items())
-    for found in run_world(world, trained, folded) if world > 1 else []:
+    for found in run_world(world_size, trained, folded) if world_size > 1 else []:
         for name, value in wanted.items():
             assert torch.allclose(found[name], value, rtol=1e-3, atol=1e-5), name
 
@@ -142,10 +142,10 @@ def test_folds_are_fitted_where_the_base_model_has_the_rows() -> None:
         assert own.mean() > others.mean()
 
 
-@pytest.mark.parametrize("world", [2, 4])
-def test_any_number_of_ranks_trains_the_same(world: int) -> None:
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_any_number_of_ranks_trains_the_same(world_size: int) -> None:
     wanted = trained({"optim.max_steps": 4})
-    for found in run_world(world, trained, {"optim.max_steps": 4}):
+    for found in run_world(world_size, trained, {"optim.max_steps": 4}):
         for name, value in wanted.items():
             assert torch.allclose(found[name], value, rtol=1e-3, atol=1e-5), name
 
@@ -167,7 +167,7 @@ def test_a_measurement_of_samples_does_not_read_the_retained_labels() -> None:
     [
         (
             {"request.exchange": {1: 2}},
-            r"request\.exchange: got \{1: 2\}, but vae-mnist draws without labels; expected none",
+            r"request\.exchange: got \{1: 2\}, but vae-mnist samples without labels; expected none",
         ),
         ({"request.retain": "neighbours"}, r"request\.retain: got neighbours, .* expected all"),
         ({"method.contrast": True}, r"method\.contrast: got True"),

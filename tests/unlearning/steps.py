@@ -58,7 +58,7 @@ def take_step(
     """The gradient (P,) that `method` gives the optimiser, on this rank's share of `rows`."""
     collectives = collectives or Collectives()
     model, named, teacher = student(seed, dtype=dtype, learn_sigma=learn_sigma)
-    mine = share(rows, collectives.rank, collectives.world)
+    mine = share(rows, collectives.rank, collectives.world_size)
     line = METHODS[method]
     if settings is None:
         settings = {"penalty": PENALTY} if "penalty" in line.settings.model_fields else {}

@@ -36,9 +36,13 @@ def take(method: str, hvp: str, micro_batches: int, weight: float = WEIGHT) -> T
     collectives, model = Collectives(), tiny_vae()
     params = list(select(model, "all").values())
     latents = tiny_latents(8)
-    cut = slice(collectives.rank * 8 // collectives.world, (collectives.rank + 1) * 8 // collectives.world)
+    cut = slice(
+        collectives.rank * 8 // collectives.world_size, (collectives.rank + 1) * 8 // collectives.world_size
+    )
     hat = uniformity_loss(model, tiny_hat_judge(), latents[cut], RETAINED, collectives)
-    rows = [tiny_vae_rows(name).part(collectives.rank, collectives.world) for name in ("retain", "forget")]
+    rows = [
+        tiny_vae_rows(name).part(collectives.rank, collectives.world_size) for name in ("retain", "forget")
+    ]
     terms = build_terms(
         model,
         StepRows(retain=rows[0], forget=rows[1], exchange=None),
@@ -61,12 +65,12 @@ def naive(method: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
     """The whole batch in one graph: `method(L_r, g_f, g_r)` differentiated once more."""
     model = tiny_vae()
     params = list(select(model, "all").values())
-    verdicts = tiny_hat_judge().logits(model.decode(tiny_latents(8))).softmax(1).mean(0)
+    predictions = tiny_hat_judge().logits(model.decode(tiny_latents(8))).softmax(1).mean(0)
 
     def loss(name: str) -> Tensor:
         rows = tiny_vae_rows(name)
         return model.losses(model.net, rows.x0, rows.y, rows.noise).mean() + WEIGHT * uniformity(
-            verdicts, RETAINED
+            predictions, RETAINED
         )
 
     kept, lost = loss("retain"), loss("forget")
@@ -111,7 +115,7 @@ def test_it_is_part_of_both_losses_at_any_weight() -> None:
     assert relative(take("finetune", "exact", 1, 3.0) - plain, 3 * (hat - plain)) < 1e-10
 
 
-@pytest.fixture(scope="module", params=[1, 2, 4], ids=lambda world: f"world {world}")
+@pytest.fixture(scope="module", params=[1, 2, 4], ids=lambda world_size: f"world {world_size}")
 def ranks(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     return run_world(request.param, every)
 

@@ -168,9 +168,7 @@ def test_teacher_targets_ask_the_teacher_for_the_exchange_class() -> None:
     assert set(rows.exchange.y.tolist()) == {1} and set(rows.exchange.target_y.tolist()) == {2}
 
 
-def test_a_pushed_target_is_what_the_base_draws_beyond_the_exchange_class_and_leaves_retain_rows_alone() -> (
-    None
-):
+def test_an_extrapolated_target_leaves_retain_rows_alone() -> None:
     rows = tiny_step_rows()
     model = tiny_dit()
     teacher = Teacher(model, select(model, "labels"))

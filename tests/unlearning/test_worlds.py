@@ -37,7 +37,7 @@ def sums_and_means() -> dict[str, torch.Tensor]:
     pending = collectives.mean_async(mine.clone())
     return {
         "rank": torch.tensor(collectives.rank),
-        "world": torch.tensor(collectives.world),
+        "world": torch.tensor(collectives.world_size),
         "sum": collectives.sum(mine.clone()),
         "mean": collectives.mean(mine.clone()),
         "mean_async": pending.wait(),
@@ -70,7 +70,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
 }
 
 
-@pytest.fixture(scope="module", params=WORLDS, ids=lambda world: f"world {world}")
+@pytest.fixture(scope="module", params=WORLDS, ids=lambda world_size: f"world {world_size}")
 def ranks(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     """What each rank of a world of 1, 2 or 4 found."""
     return run_world(request.param, run_all, FUNCTIONS)
@@ -100,21 +100,25 @@ def test_surgery_is_orthogonal_to_the_global_forget_gradient(ranks: list[dict[st
 
 
 def test_sums_means_and_broadcasts(ranks: list[dict[str, Any]]) -> None:
-    world = len(ranks)
-    total = world * (world + 1) / 2
+    world_size = len(ranks)
+    total = world_size * (world_size + 1) / 2
     for rank, found in enumerate(ranks):
         said = found["collectives"]
-        assert said["rank"] == rank and said["world"] == world
+        assert said["rank"] == rank and said["world"] == world_size
         assert said["sum"].tolist() == [total, 10 * total]
-        assert said["mean"].tolist() == said["mean_async"].tolist() == [total / world, 10 * total / world]
+        assert (
+            said["mean"].tolist()
+            == said["mean_async"].tolist()
+            == [total / world_size, 10 * total / world_size]
+        )
         assert said["broadcast"].tolist() == [1.0, 10.0]
-        assert said["largest"].tolist() == [world - 1, 0]
-        assert said["exact"].item() == world * 2**40 + world * (world - 1) // 2
+        assert said["largest"].tolist() == [world_size - 1, 0]
+        assert said["exact"].item() == world_size * 2**40 + world_size * (world_size - 1) // 2
 
 
 def test_a_non_finite_value_stops_every_rank_and_is_named(ranks: list[dict[str, Any]]) -> None:
-    world = len(ranks)
-    last = ", ".join(str(rank) for rank in (0, 1, 3) if rank < world)
+    world_size = len(ranks)
+    last = ", ".join(str(rank) for rank in (0, 1, 3) if rank < world_size)
     for found in ranks:
         assert found["all finite"] == ""
         assert found["nan on the last"].startswith(

@@ -78,7 +78,7 @@ def test_another_base_is_refused(
         model_folder.read(uri, "version")
 
 
-def test_a_registered_delta_draws_what_the_whole_draws(
+def test_a_registered_delta_samples_what_the_whole_samples(
     tmp_path: Path, base: model_folder.Stored, trained: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mlflow.pyfunc

@@ -1,5 +1,5 @@
 """The free-embedding attack: with the network frozen, optimise a new embedding for the forgotten label until
-it draws the class again.
+it samples the class again.
 
 If it succeeds beyond what it does to a model that never saw the class, the network still holds it and only
 the way to it was removed.

@@ -1,4 +1,4 @@
-"""Other ways of drawing than the one a run is judged with: other guidance, other numbers of steps, a
+"""Other ways of sampling than the one a run is judged with: other guidance, other numbers of steps, a
 stochastic sampler."""
 
 from dataclasses import replace

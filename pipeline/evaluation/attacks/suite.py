@@ -37,12 +37,12 @@ class Attempt:
             cuts=1,
             top=1,
         )
-        attacked = self.change(replace(context, base=None, gold=None, real={}, manifolds={}, spec=spec))
+        attacked = self.change(replace(context, base=None, reference=None, real={}, manifolds={}, spec=spec))
         attacked.model.net.eval()
         return evaluate(("forget_fraction", "retain_accuracy"), attacked, Shard())[AFTER]
 
 
-def verdict(share: Mapping[str, Any] | None, bound: float) -> str:
+def state_of(share: Mapping[str, Any] | None, bound: float) -> str:
     """`holds`: the upper 95 % bound stays below. `returns`: the lower one is above. `open`: the samples
     cannot tell. `failed`: the attack could not be carried out, which proves nothing."""
     if share is None:
@@ -52,10 +52,10 @@ def verdict(share: Mapping[str, Any] | None, bound: float) -> str:
     return "returns" if share["low"] > bound else "open"
 
 
-def battery_result(
+def attack_suite_result(
     outcomes: Mapping[str, Mapping[str, Any]], attempts: Mapping[str, Attempt], bound: float
 ) -> dict[str, Any]:
-    """The `battery` block of result.json. `outcomes[name]` is what an attempt's run gave, or {"error"}.
+    """The `attack_suite` block of result.json. `outcomes[name]` is what an attempt's run gave, or {"error"}.
 
     `held`: every attack left the class forgotten beyond doubt. An attack that could not be carried out, or
     that the samples cannot decide, is not one that held.
@@ -66,8 +66,8 @@ def battery_result(
         keys = ("forget_fraction", "retain_accuracy", "seconds", "error")
         line: dict[str, Any] = {"name": name, "kind": attempt.kind, "about": attempt.about}
         line |= {key: outcome.get(key) for key in keys}
-        lines.append(line | {"verdict": verdict(outcome.get("forget_fraction"), bound)})
-    return {"bound": bound, "held": all(line["verdict"] == "holds" for line in lines), "attacks": lines}
+        lines.append(line | {"state": state_of(outcome.get("forget_fraction"), bound)})
+    return {"bound": bound, "held": all(line["state"] == "holds" for line in lines), "attacks": lines}
 
 
 def retained_mean(line: Mapping[str, Any]) -> float | None:

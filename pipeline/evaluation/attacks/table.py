@@ -1,4 +1,4 @@
-"""The table of attacks: how each is tried, how a report calls it and what its verdicts mean. A new one is
+"""The table of attacks: how each is tried, how a report calls it and what its outcome means. A new one is
 one file and one line here."""
 
 from collections.abc import Callable, Sequence
@@ -29,8 +29,8 @@ class Attack:
 ATTACKS: dict[str, Attack] = {
     "none": Attack(
         title="No attack",
-        holds="As it stands, the class is not drawn.",
-        returns="As it stands, the class is still drawn.",
+        holds="As it stands, the class is not sampled.",
+        returns="As it stands, the class is still sampled.",
         attempts=lambda settings, measuring, own: [
             Attempt(name="none", about="the model as it is", change=lambda context: context)
         ],
@@ -44,11 +44,11 @@ ATTACKS: dict[str, Attack] = {
     "quantise": Attack(
         title="Rounded weights",
         holds="Rounding the weights does not bring the class back.",
-        returns="The rounded model draws the class: judge the weights in the form that will serve.",
+        returns="The rounded model samples the class: judge the weights in the form that will serve.",
         attempts=quantization.attempts,
     ),
     "sampler": Attack(
-        title="Another way of drawing",
+        title="Another way of sampling",
         holds="Drawing in this way does not bring the class back.",
         returns="The class is forgotten only for the sampler that it was judged with.",
         attempts=samplers.attempts,
@@ -57,7 +57,7 @@ ATTACKS: dict[str, Attack] = {
         title="Free label embedding",
         holds="With the network as it is, no label embedding that was tried leads to the class.",
         returns=(
-            "The network can still draw the class: its label does not lead there any more, but an embedding"
+            "The network can still sample the class: its label does not lead there any more, but an embedding"
             " made by whoever has the weights and some images does. A model that never saw it can be led"
             " there some of the way too: compare with one."
         ),

@@ -11,7 +11,7 @@ from pipeline.data.batch import Batch
 from pipeline.data.cycle import Cycle
 from pipeline.evaluation.context import EvalSpec
 from pipeline.seeding import generator
-from pipeline.unlearning.noising import Relabel, draw_rows
+from pipeline.unlearning.noising import Relabel, noised_rows
 from pipeline.unlearning.optimizer import adamw, apply_gradient
 from pipeline.unlearning.parameters import flat
 
@@ -64,7 +64,7 @@ def tune(
     optimiser = adamw(params, lr=lr, weight_decay=0.0)
     for step in range(1, steps + 1):
         model.net.train()
-        rows_of_step = draw_rows(
+        rows_of_step = noised_rows(
             model,
             cycle.take(step - 1, batch, 1, 0, 1),
             seed=seed,

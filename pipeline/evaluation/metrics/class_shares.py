@@ -1,5 +1,5 @@
 """Unconditional models: which classes their images are, as the judge sees them, and whether what is kept is
-still drawn as before.
+still sampled as before.
 
 A model without labels cannot be asked for a class, so retention is about shares: forgetting a class should
 leave the others in the proportions they had among themselves.
@@ -48,7 +48,7 @@ def overlap(now: Mapping[str, Any], before: Mapping[str, Any], forgotten: Sequen
 
 
 def renormalised(before: Mapping[str, Any], forgotten: Sequence[int]) -> dict[str, float]:
-    """The kept classes' shares among themselves; zeros when nothing else is drawn."""
+    """The kept classes' shares among themselves; zeros when nothing else is sampled."""
     kept = {label: value for label, value in before["per_class"].items() if int(label) not in forgotten}
     whole = sum(kept.values())
     return {label: value / whole if whole else 0.0 for label, value in kept.items()}

@@ -1,4 +1,5 @@
-"""Does what is drawn instead look like anything: how thickly real images of the exchange class lie around it.
+"""Does what is sampled instead look like anything: how thickly real images of the exchange class lie around
+it.
 
 Density of Naeem et al. 2020, "Reliable Fidelity and Diversity Metrics for Generative Models".
 """

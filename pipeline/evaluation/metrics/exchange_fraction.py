@@ -1,4 +1,5 @@
-"""What is drawn instead: how often an image under a forgotten label is predicted to be its exchange class."""
+"""What is sampled instead: how often an image under a forgotten label is predicted to be
+its exchange class."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Leakage: the forgotten class drawn under labels that never asked for it, and under the null label."""
+"""Leakage: the forgotten class sampled under labels that never asked for it, and under the null label."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -20,7 +20,7 @@ from pipeline.evaluation.partials import Partials, Ranks, blocks
 from pipeline.evaluation.rows import forgotten_rows, pick
 from pipeline.evaluation.sampling import LANES
 from pipeline.seeding import seed_of
-from pipeline.unlearning.noising import draw_rows
+from pipeline.unlearning.noising import noised_rows
 
 
 def membership_losses(context: EvalContext, ranks: Ranks) -> Partials:
@@ -36,7 +36,7 @@ def membership_losses(context: EvalContext, ranks: Ranks) -> Partials:
         f"membership/{side}/{name}": row_losses(
             model,
             some,
-            draws=s.membership_draws,
+            noises=s.membership_noises,
             seed=seed_of(spec.seed, spec.purpose),
             batch=s.block,
             ranks=ranks,
@@ -48,19 +48,19 @@ def membership_losses(context: EvalContext, ranks: Ranks) -> Partials:
 
 @torch.no_grad()
 def row_losses(
-    model: GenerativeModel, rows: Batch, *, draws: int, seed: int, batch: int, ranks: Ranks
+    model: GenerativeModel, rows: Batch, *, noises: int, seed: int, batch: int, ranks: Ranks
 ) -> Tensor:
-    """The model's own loss of this rank's blocks of rows (every world-th), in their places (N,) float64,
-    averaged over `draws` timesteps and noises that depend on the sample alone."""
+    """The model's own loss of this rank's blocks of rows (every world_size-th), in their places (N,) float64,
+    averaged over `noises` timesteps and noises that depend on the sample alone."""
     device = next(model.net.parameters()).device
     losses = torch.zeros(len(rows), dtype=torch.float64, device=device)
     model.net.eval()
     size = min(batch, max(1, -(-len(rows) // LANES)))
-    for index in blocks(len(rows), size, ranks.rank, ranks.world):
+    for index in blocks(len(rows), size, ranks.rank, ranks.world_size):
         part = rows.take(index)
-        for k in range(draws):
-            noised = draw_rows(model, part, seed=seed, step=k, term="membership", device=device)
-            losses[index] += model.losses(model.net, noised.x0, noised.y, noised.noise).double() / draws
+        for k in range(noises):
+            noised = noised_rows(model, part, seed=seed, step=k, term="membership", device=device)
+            losses[index] += model.losses(model.net, noised.x0, noised.y, noised.noise).double() / noises
     return losses.cpu()
 
 

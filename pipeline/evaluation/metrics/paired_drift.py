@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.evaluation.context import AFTER, BEFORE, GOLD, RETAINED, EvalContext, EvalSpec
+from pipeline.evaluation.context import AFTER, BEFORE, REFERENCE, RETAINED, EvalContext, EvalSpec
 from pipeline.evaluation.metrics.fid import spaces_of
 from pipeline.evaluation.partials import Partials, add_into, below
 from pipeline.evaluation.sampling import Collector, Images
@@ -16,7 +16,9 @@ from pipeline.evaluation.sampling import Collector, Images
 def collect_drift(context: EvalContext) -> Collector:
     """<space>/drift/<a>/<b>/… of every two sides."""
     pairs = [
-        pair for pair in itertools.combinations((AFTER, BEFORE, GOLD), 2) if context.sides.keys() >= set(pair)
+        pair
+        for pair in itertools.combinations((AFTER, BEFORE, REFERENCE), 2)
+        if context.sides.keys() >= set(pair)
     ]
 
     def add(group: str, images: Mapping[str, Images]) -> Partials:

@@ -43,7 +43,7 @@ def precision_recall(spec: EvalSpec, partials: Mapping[str, Tensor], side: str) 
 
 def coverage(sampled: Tensor, real: Tensor, k: int) -> dict[str, Proportion]:
     """Precision: share of the `sampled` features (N, F) that look real. Recall: share of the `real` ones
-    (M, F) that the model could draw."""
+    (M, F) that the model could sample."""
     return {
         "precision": within(sampled, Manifold.of(real, k)),
         "recall": within(real, Manifold.of(sampled, k)),

@@ -1,7 +1,7 @@
 """Relearning: how many fine-tuning steps on a few forgotten images bring half of the old forget fraction
 back.
 
-The same is asked of a label that was never trained (the forgotten label's embedding drawn anew in the same
+The same is asked of a label that was never trained (the forgotten label's embedding sampled anew in the same
 network). A forgotten label that learns much sooner than that one still held the class.
 """
 
@@ -31,7 +31,7 @@ def relearning(context: EvalContext, ranks: Ranks) -> Partials:
     return {
         name: value
         for index, variant in enumerate(VARIANTS)
-        if index % ranks.world == ranks.rank
+        if index % ranks.world_size == ranks.rank
         for name, value in _curve(context, variant).items()
     }
 
@@ -96,7 +96,7 @@ def share_at(context: EvalContext, model: GenerativeModel, step: int) -> dict[st
         joint=True,
         top=1,
     )
-    alone = replace(context, model=model, base=None, gold=None, spec=few, real={})
+    alone = replace(context, model=model, base=None, reference=None, spec=few, real={})
     return forget_fraction(few, sample_images(alone, Shard()), AFTER) or {}
 
 

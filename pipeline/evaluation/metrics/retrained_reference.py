@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.evaluation.confidence import share
-from pipeline.evaluation.context import GOLD, EvalSpec
+from pipeline.evaluation.context import REFERENCE, EvalSpec
 from pipeline.evaluation.feature_statistics import frechet_distance
 from pipeline.evaluation.metrics.fid import moments_of, spaces_of
 from pipeline.evaluation.metrics.paired_drift import paired_drift
@@ -19,7 +19,7 @@ def retrained_reference(spec: EvalSpec, partials: Mapping[str, Tensor], side: st
     between the two models' images. `paired_drift`: mean distance of the same (label, seed). The model
     before is the yardstick: it saw the rows and is otherwise trained alike."""
     labels, ours = predictions(partials, side)
-    _, theirs = predictions(partials, GOLD)
+    _, theirs = predictions(partials, REFERENCE)
     same = [(label, a[0] == b[0]) for label, a, b in zip(labels, ours, theirs, strict=True)]
     return {
         "agreement": {
@@ -30,9 +30,9 @@ def retrained_reference(spec: EvalSpec, partials: Mapping[str, Tensor], side: st
         },
         "fid": {
             space: frechet_distance(
-                moments_of(partials, f"{space}/{side}"), moments_of(partials, f"{space}/{GOLD}")
+                moments_of(partials, f"{space}/{side}"), moments_of(partials, f"{space}/{REFERENCE}")
             )
             for space in spaces_of(partials, side)
         },
-        "paired_drift": paired_drift(spec, partials, side, GOLD),
+        "paired_drift": paired_drift(spec, partials, side, REFERENCE),
     }

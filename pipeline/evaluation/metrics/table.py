@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 from torch import Tensor
 
-from pipeline.evaluation.context import AFTER, BEFORE, GOLD, EvalContext, EvalSpec
+from pipeline.evaluation.context import AFTER, BEFORE, REFERENCE, EvalContext, EvalSpec
 from pipeline.evaluation.metrics import membership, relearning, retain_accuracy, timestep_loss
 from pipeline.evaluation.metrics.class_shares import class_shares
 from pipeline.evaluation.metrics.exchange_density import collect_balls, exchange_density
@@ -67,7 +67,7 @@ class Metric:
     collect: Sequence[Collect] = ()
     computations: Sequence[Computation] = ()
     sampled: bool = True
-    sides: Sequence[str] = (AFTER, BEFORE, GOLD)
+    sides: Sequence[str] = (AFTER, BEFORE, REFERENCE)
     against: str | None = None
     applies: Callable[[EvalSpec], bool] = lambda spec: True
     settings: type[BaseModel] = NoSettings
@@ -98,7 +98,7 @@ def _exchange(spec: EvalSpec) -> bool:
 
 METRICS: dict[str, Metric] = {
     "forget_fraction": Metric(
-        title="Forgotten class still drawn",
+        title="Forgotten class still sampled",
         meaning="Share of images under the forgotten label that the judge takes for that class.",
         result=forget_fraction,
         applies=_classes,
@@ -106,7 +106,7 @@ METRICS: dict[str, Metric] = {
         words={"top5": "among the judge's first five", "at_cfg_scale": "CFG "},
     ),
     "exchange_fraction": Metric(
-        title="Exchange class drawn instead",
+        title="Exchange class sampled instead",
         meaning="Share of images under the forgotten label that the judge takes for its exchange class.",
         result=exchange_fraction,
         applies=_exchange,
@@ -115,7 +115,7 @@ METRICS: dict[str, Metric] = {
     ),
     "exchange_density": Metric(
         title="Density of real images of the exchange class",
-        meaning="How thickly they lie around what is drawn: 1 for real images, 0 where nothing real is near.",
+        meaning="How thickly they lie around the samples: 1 for real images, 0 where nothing real is near.",
         result=exchange_density,
         collect=(collect_balls,),
         applies=_exchange,
@@ -132,7 +132,7 @@ METRICS: dict[str, Metric] = {
         shares=True,
     ),
     "retain_accuracy": Metric(
-        title="Retained classes drawn right",
+        title="Retained classes predicted right",
         meaning="Share of images under every label that is kept that the judge takes for that class.",
         result=retain_accuracy.retain_accuracy,
         shares=True,
@@ -140,14 +140,14 @@ METRICS: dict[str, Metric] = {
     ),
     "fid": Metric(
         title="Frechet distance",
-        meaning="Between drawn and real images of the retained classes; lower is closer.",
+        meaning="Between sampled and real images of the retained classes; lower is closer.",
         result=fid,
         collect=(collect_moments,),
         words=SPACES,
     ),
     "class_shares": Metric(
         title="Shares of all images",
-        meaning="Which classes a model without labels draws.",
+        meaning="Which classes a model without labels samples.",
         result=class_shares,
         applies=lambda spec: not spec.conditional,
         shares=True,
@@ -162,13 +162,13 @@ METRICS: dict[str, Metric] = {
     ),
     "kid": Metric(
         title="Kernel distance",
-        meaning="Between drawn and real images of the retained classes; lower is closer.",
+        meaning="Between sampled and real images of the retained classes; lower is closer.",
         result=kid,
         collect=(collect_moments, collect_mmd),
     ),
     "precision_recall": Metric(
         title="Real-looking and covered",
-        meaning="Share of drawn images that look real, and of real ones that could be drawn.",
+        meaning="Share of sampled images that look real, and of real ones that could be sampled.",
         result=precision_recall,
         collect=(collect_moments, collect_features),
         shares=True,
@@ -209,7 +209,7 @@ METRICS: dict[str, Metric] = {
         result=retrained_reference,
         collect=(collect_moments, collect_drift),
         sides=(AFTER, BEFORE),
-        against=GOLD,
+        against=REFERENCE,
         words={
             "agreement": "judged like it",
             "fid": "Frechet distance to its images",
@@ -226,19 +226,6 @@ RENAMED = {"membership_auc": "membership"}  # in configurations of earlier runs
 def named(names: Collection[str]) -> tuple[str, ...]:
     """Metrics by the names they have now, each once."""
     return tuple(dict.fromkeys(RENAMED.get(name, name) for name in names))
-
-
-def by_side(measures: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The `measures` block of a result.json, {side: {metric: result}}, whenever it was written: earlier
-    ones hold {metric: {side: result}}."""
-    if AFTER in measures:
-        return measures
-    sides: dict[str, dict[str, Any]] = {}
-    for name, results in measures.items():
-        of_sides = results if isinstance(results, Mapping) and AFTER in results else {AFTER: results}
-        for side, result in of_sides.items():
-            sides.setdefault(side, {})[RENAMED.get(name, name)] = result
-    return sides
 
 
 def metric_settings(measuring: BaseModel) -> dict[str, BaseModel]:

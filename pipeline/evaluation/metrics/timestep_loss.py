@@ -14,7 +14,7 @@ from pipeline.evaluation.confidence import mean_and_half
 from pipeline.evaluation.context import EvalContext, EvalSpec, Split
 from pipeline.evaluation.partials import Partials, Ranks, add_into, below, blocks, moments_of_values
 from pipeline.evaluation.rows import forgotten_rows, pick
-from pipeline.unlearning.noising import draw_rows
+from pipeline.unlearning.noising import noised_rows
 
 
 def edges(timesteps: int, bins: int) -> list[tuple[int, int]]:
@@ -55,10 +55,10 @@ def timestep_losses(context: EvalContext, ranks: Ranks) -> Partials:
         for side, model in context.sides.items():
             model.net.eval()
             device = next(model.net.parameters()).device
-            for positions in blocks(len(rows), s.block, ranks.rank, ranks.world):
+            for positions in blocks(len(rows), s.block, ranks.rank, ranks.world_size):
                 part = rows.take(positions)
                 for index, (first, last) in enumerate(edges(spec.timesteps, s.timestep_bins)):
-                    noised = draw_rows(
+                    noised = noised_rows(
                         model, part, seed=spec.seed, step=index, term="timestep", device=device
                     )
                     noise = Noise(

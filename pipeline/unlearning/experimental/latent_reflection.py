@@ -1,15 +1,15 @@
-"""Exchange without labels: the part of the latent space that draws what is to be forgotten is folded onto the
-rest.
+"""Exchange without labels: the part of the latent space that samples what is to be forgotten is folded onto
+the rest.
 
-A model that draws from normal latents z cannot be asked for another class. But what it draws there can be
+A model that samples from normal latents z cannot be asked for another class. But what it samples there can be
 exchanged: across an edge n.z = e between the rows to keep and the rows to forget, the fold moves a latent
 along n to the kept side,
 
     n.z -> ndtri(ndtr(e) ndtr(-n.z) / ndtr(-e)),
 
 and leaves everything else about it. It is continuous at the edge, and it turns the normal distribution beyond
-the edge into the normal distribution before it: what is drawn instead has the proportions of what is kept. No
-classifier has a part in it.
+the edge into the normal distribution before it: what is sampled instead has the proportions of what is kept.
+No classifier has a part in it.
 
 N rows, Z latent dimensions. For models that encode rows to a mean and a log variance and decode latents in
 one pass (models/vae.py).
@@ -46,7 +46,7 @@ class Fold:
     edge: float
 
     def __call__(self, z: Tensor) -> Tensor:
-        """Latents (N, *latent) -> latents that the base draws something kept from."""
+        """Latents (N, *latent) -> latents that the base samples something kept from."""
         flat = z.flatten(1).double()
         normal = self.normal.to(flat)
         along = flat @ normal
@@ -72,7 +72,7 @@ class Folds:
 
 
 class ReflectingTeacher(Teacher):
-    """The base, asked where rows of the forgotten classes lie for what it draws on the kept side."""
+    """The base, asked where rows of the forgotten classes lie for what it samples on the kept side."""
 
     def __init__(self, model: GenerativeModel, trained: Mapping[str, Tensor], *, folds: Folds):
         super().__init__(model, trained)
@@ -147,7 +147,7 @@ def fit(kept: Posterior, forgotten: Posterior) -> Fold:
 
 
 def _spread(mean: Tensor, deviation: Tensor) -> Tensor:
-    """Covariance (Z, Z) of latents drawn for rows: that of their means, and what each row adds. Positive
+    """Covariance (Z, Z) of latents sampled for rows: that of their means, and what each row adds. Positive
     where no deviation is 0."""
     centred = mean - mean.mean(0)
     return centred.T @ centred / len(mean) + deviation.square().mean(0).diag()

@@ -1,4 +1,4 @@
-"""Which retained classes are drawn where all of them would be too many."""
+"""Which retained classes are sampled where all of them would be too many."""
 
 from typing import Any
 
