@@ -66,7 +66,7 @@ def test_every_attack_runs_leaves_the_model_alone_and_says_what_it_did() -> None
 @torch.no_grad()
 def forgotten_share(context: EvalContext) -> float:
     """Written out: 20 images under label 1 on the suite's noise."""
-    seeds = [seed_of(0, "attack_suite", 1, k) for k in range(20)]
+    seeds = [seed_of(0, "battery", 1, k) for k in range(20)]
     x = context.model.sample(labels=torch.tensor([1] * 20), seeds=seeds, cfg_scale=2.0, steps=2)
     return (context.judge.logits(x).argmax(1) == 1).double().mean().item()
 
