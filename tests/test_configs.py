@@ -76,7 +76,7 @@ def test_the_first_jobs_are_there() -> None:
     }
 
 
-@pytest.mark.parametrize("changed", ["request.exchange={}", "request.sample_ids=ids.txt"])
+@pytest.mark.parametrize("changed", ["request.exchange={}", "request={sample_ids: ids.txt}"])
 def test_likeness_needs_an_exchange_class_to_look_like(changed: str) -> None:
     path = str(ROOT / "jobs" / "configs" / "cifar10.yaml")
     with pytest.raises(

@@ -1,26 +1,14 @@
 """The ledger of deletion requests: what is asked for, by when, on whose word."""
 
 import datetime
-from typing import Annotated, Any, ClassVar
+from typing import ClassVar
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
-from pipeline.config.base import NAME, JobConfig, Section
+from pipeline.config.base import JobConfig, Section
 from pipeline.config.conditions import Only, unless
+from pipeline.config.request import Exchange, RequestId
 from pipeline.config.tracking import Registry
-
-
-def _as_text(value: Any) -> Any:
-    """A ticket number such as 4711 is a text; one that YAML reads as another number than it was written as
-    (1.10, yes) is refused."""
-    if isinstance(value, bool | float):
-        raise ValueError(
-            f"which YAML reads as a {type(value).__name__}; expected a text, in quotes: '\"1.10\"'"
-        )
-    return str(value) if isinstance(value, int | datetime.date) else value
-
-
-RequestId = Annotated[str, BeforeValidator(_as_text), Field(pattern=NAME)]
 
 
 class RequestedScope(Section):
@@ -33,7 +21,7 @@ class RequestedScope(Section):
     sample_ids: str | None = Field(
         None, description="URI of a text file with one sample id a line; it has to stay there"
     )
-    exchange: dict[int, int | Annotated[list[int], Field(min_length=1)]] = Field(
+    exchange: Exchange = Field(
         {}, description="forgotten class -> the class, or classes, that its label gives from now on"
     )
     without_exchange: bool = Field(False, description="accept a forgotten class without an exchange class")

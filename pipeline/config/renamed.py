@@ -59,6 +59,10 @@ def with_new_keys(values: Mapping[str, Any], known: Collection[str] = ()) -> dic
     for old in REMOVED:
         if has(result, old) and not _is_known(old, known):
             pop(result, *old.split("."))
+    request = result.get("request")
+    if isinstance(request, dict) and request.get("sample_ids") and "sample_classes" not in request:
+        # with named samples `classes` once said where they are, and no class was forgotten whole
+        request |= {"classes": [], "sample_classes": request.get("classes", [])}
     return result
 
 

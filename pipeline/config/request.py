@@ -1,21 +1,58 @@
 """What to forget."""
 
-from typing import Annotated, Literal
+import datetime
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from pipeline.config.base import Section
+from pipeline.config.base import NAME, Section
+
+
+def _as_text(value: Any) -> Any:
+    """A ticket number such as 4711 is a text; one that YAML reads as another number than it was written as
+    (1.10, yes) is refused."""
+    if isinstance(value, bool | float):
+        raise ValueError(
+            f"which YAML reads as a {type(value).__name__}; expected a text, in quotes: '\"1.10\"'"
+        )
+    return str(value) if isinstance(value, int | datetime.date) else value
+
+
+RequestId = Annotated[str, BeforeValidator(_as_text), Field(pattern=NAME)]
+Exchange = dict[int, int | Annotated[list[int], Field(min_length=1)]]
+
+
+class Answer(Section):
+    """One deletion request that a run answers, with others or alone."""
+
+    id: RequestId = Field(description="of the request")
+    classes: list[int] = Field([], description="classes that it asks to forget whole")
+    sample_ids_digest: str | None = Field(None, description="SHA-256 of the sample ids that it names")
+    sample_count: int = Field(0, ge=0, description="how many sample ids it names")
 
 
 class Request(Section):
-    """What to forget. `exchange` maps a forgotten class to the class its label shall sample from now on, or
-    to
-    several: their mixture."""
+    """What to forget. `exchange` maps a forgotten class to the class its label shall sample from now on, or to
+    several: their mixture.
 
-    id: str | None = Field(None, description="name of the request; absent: made of what it asks")
-    classes: list[int] = Field([], description="classes to forget, or with sample_ids those of the samples")
-    sample_ids: str | None = Field(None, description="URI of a text file with one sample id a line")
-    exchange: dict[int, int | Annotated[list[int], Field(min_length=1)]] = Field(
+    A class is forgotten now (`classes`), was forgotten earlier (`forgotten_earlier`), or is retained, also
+    where some of its samples are forgotten.
+    """
+
+    id: RequestId | None = Field(
+        None, description="letters, digits, ._-, at most 100; absent: made of the lake and what is asked"
+    )
+    classes: list[int] = Field([], description="classes to forget whole")
+    sample_ids: str | None = Field(
+        None, description="URI of a text file with one sample id a line: samples to forget"
+    )
+    sample_classes: list[int] = Field(
+        [], description="classes of the named samples, which go on being sampled; absent: looked up in the lake"
+    )
+    forgotten_earlier: list[int] = Field(
+        [], description="classes that the base does not sample any more: no row of them is read, each is measured"
+    )
+    exchange: Exchange = Field(
         {}, description="forgotten class -> the class, or classes, that its label samples from now on"
     )
     without_exchange: bool = Field(False, description="accept a forgotten class without an exchange class")
@@ -32,13 +69,18 @@ class Request(Section):
             " forgotten classes"
         ),
     )
+    answers: list[Answer] = Field(
+        [],
+        description=(
+            "the deletion requests that are answered, each measured by itself; absent: this one alone"
+        ),
+    )
     reason: str = Field("", description="why, for the record")
 
     @property
     def forgotten_classes(self) -> list[int]:
-        """The classes to forget whole: none when samples are named, `classes` then only
-        says where they are."""
-        return [] if self.sample_ids else self.classes
+        """The classes that the result must not sample: those forgotten now and those forgotten earlier."""
+        return sorted({*self.classes, *self.forgotten_earlier})
 
     @property
     def exchange_classes(self) -> dict[int, tuple[int, ...]]:
@@ -46,3 +88,8 @@ class Request(Section):
         return {
             c: (e,) if isinstance(e, int) else tuple(sorted(set(e))) for c, e in sorted(self.exchange.items())
         }
+
+    @property
+    def exchange_classes_now(self) -> dict[int, tuple[int, ...]]:
+        """The exchange classes of each class that is forgotten now."""
+        return {c: targets for c, targets in self.exchange_classes.items() if c in self.classes}

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config.base import NAME, Fraction, OpenSection, Section, SeededConfig
-from pipeline.config.conditions import Only, unless, while_
+from pipeline.config.conditions import Only, while_
 from pipeline.config.measuring import Attacks, Measuring
 from pipeline.config.request import Request
 from pipeline.config.sampling import Sampling
@@ -227,10 +227,9 @@ class UnlearnConfig(SeededConfig):
             needed=" above 0",
         ),
         Only(keys=("method.exchange_weight",), switches=("request.exchange", "method.latent_reflection")),
-        Only(
-            keys=("evaluate.membership_noises", "gate.max_membership_auc"), switches=("request.sample_ids",)
-        ),
-        unless("request.neighbours request.nearest_by", "request.sample_ids"),
+        Only(keys=("evaluate.membership_noises", "gate.max_membership_auc"), switches=("request.sample_ids",)),
+        Only(keys=("request.neighbours", "request.nearest_by"), switches=("request.classes",)),
+        Only(keys=("request.sample_classes",), switches=("request.sample_ids",)),
         Only(keys=("evaluate.floor_patience",), switches=("evaluate.retention_floor",), needed=" a share"),
         Only(keys=("encoder.sha256",), switches=("encoder.weights",)),
         Only(
@@ -296,9 +295,7 @@ class UnlearnConfig(SeededConfig):
                 "method.hvp: got fd_forward with train.precision bf16, whose rounding drowns a one-sided"
                 " difference; expected fd_central"
             )
-        if self.gate.min_exchange_fidelity is not None and (
-            not self.request.exchange or self.request.sample_ids
-        ):
+        if self.gate.min_exchange_fidelity is not None and not self.request.exchange_classes_now:
             raise ValueError(
                 f"gate.min_exchange_fidelity: got {self.gate.min_exchange_fidelity}, but no label of the"
                 " request has an exchange class to look like; expected request.exchange, or"

@@ -100,9 +100,15 @@ def partition_key(
     """All that decides what a partition holds; two requests that ask the same share it, whatever they are
     called."""
     request = config.request
+    whole = sorted(set(request.classes))
     return {
         "schema_version": SCHEMA_VERSION,
-        "classes": sorted(set(request.classes)),
+        # with named samples alone, where they are; the digests of earlier partitions stay
+        "classes": whole if sample_ids is None else sorted(set(request.sample_classes)),
+        **({"whole_classes": whole} if whole and sample_ids is not None else {}),
+        **(
+            {"forgotten_earlier": sorted(set(request.forgotten_earlier))} if request.forgotten_earlier else {}
+        ),
         "sample_ids": None if sample_ids is None else storage.digest_of(sorted(set(sample_ids))),
         "exchange": {str(label): list(exchange) for label, exchange in request.exchange_classes.items()},
         "retain": request.retain,
@@ -147,36 +153,48 @@ def read_ids(where: str, key: str) -> list[str]:
 
 
 def forget_selection(request: Request, lake: Lake, sample_ids: Sequence[str] | None) -> list[Selection]:
-    """The training rows to forget. Whole classes are a matter of naming files; only named ids make it look
-    inside them."""
-    if sample_ids is None:
-        if not request.classes:
+    """The training rows to forget, by class. Whole classes are a matter of naming files; only named ids make
+    it look inside them."""
+    if sample_ids is None and not request.classes:
+        raise InputError(
+            "request: got neither classes nor sample_ids, expected at least one: --set"
+            " 'request.classes=[1]'"
+        )
+    whole = [Selection(shard=shard) for shard in lake.shards(sorted(set(request.classes))) if shard.rows]
+    if bare := set(request.classes) - {item.shard.label for item in whole}:
+        raise InputError(
+            f"request.classes: class {min(bare)} has no training images in lake {lake.manifest.name!r};"
+            " expected a class that has some"
+        )
+    named = [] if sample_ids is None else _named_selection(request, lake, sample_ids)
+    return sorted([*whole, *named], key=lambda item: item.shard.label)
+
+
+def _named_selection(request: Request, lake: Lake, sample_ids: Sequence[str]) -> list[Selection]:
+    """The rows of `sample_ids`. Raises `InputError` for ids that are not there, and for those of a class that
+    is forgotten whole: whoever names samples may have meant no more than them."""
+    among = lake.shards(sorted(set(request.sample_classes)) or None)
+    rows_by_shard = find_ids(lake, among, sample_ids)
+    for shard in among:
+        rows, _ = rows_by_shard[shard.path]
+        if len(rows) and shard.label in request.forgotten_classes:
+            key = "classes" if shard.label in request.classes else "forgotten_earlier"
             raise InputError(
-                "request: got neither classes nor sample_ids, expected at least one: --set"
-                " 'request.classes=[1]'"
+                f"request.sample_ids: {len(rows)} named rows are of class {shard.label}, which request.{key}"
+                f" forgets whole; name class {shard.label} in request.sample_classes to forget only these"
+                " samples, or drop the ids"
             )
-        selected = [
-            Selection(shard=shard) for shard in lake.shards(sorted(set(request.classes))) if shard.rows
-        ]
-        bare = set(request.classes) - {item.shard.label for item in selected}
-        if bare:
-            raise InputError(
-                f"request.classes: class {min(bare)} has no training images in lake {lake.manifest.name!r};"
-                " expected a class that has some"
-            )
-        return selected
-    rows_by_shard = find_ids(lake, lake.shards(sorted(set(request.classes)) or None), sample_ids)
-    missing = set(sample_ids) - {name for names in rows_by_shard.values() for name in names[1]}
-    if missing:
-        where = f"classes {sorted(set(request.classes))}" if request.classes else "the lake"
+    if missing := set(sample_ids) - {name for _, names in rows_by_shard.values() for name in names}:
+        where = f"classes {sorted(set(request.sample_classes))} of" if request.sample_classes else "the"
         raise InputError(
             f"request.sample_ids: {len(missing)} of {len(set(sample_ids))} ids are no training rows of"
-            f" {where} {lake.manifest.name!r}, the first is {min(missing)!r}; expected ids of the lake's"
+            f" {where} lake {lake.manifest.name!r}, the first is {min(missing)!r}; expected ids of the lake's"
             " sample_id column"
         )
-    by_path = {shard.path: shard for shard in lake.shards()}
     return [
-        Selection(shard=by_path[path], rows=rows) for path, (rows, _) in rows_by_shard.items() if len(rows)
+        Selection(shard=shard, rows=rows)
+        for shard in among
+        if len(rows := rows_by_shard[shard.path][0])
     ]
 
 
@@ -187,7 +205,7 @@ def selections(
     lake cannot serve."""
     request = config.request
     forget = forget_selection(request, lake, sample_ids)
-    labels = retain_labels(request, lake, sample_ids is None, neighbours)
+    labels = retain_labels(request, lake, neighbours)
     retain = without(lake.shards(labels), forget)
     rows, batch_size = sum(item.count for item in retain), config.optim.batch_size
     if rows < batch_size:
@@ -239,12 +257,9 @@ def exchange_labels(request: Request) -> list[int]:
     return sorted({label for exchange in request.exchange_classes.values() for label in exchange})
 
 
-def retain_labels(
-    request: Request, lake: Lake, whole_classes: bool, neighbours: Sequence[int] | None
-) -> list[int]:
-    """The classes that the retain policy samples from. `whole_classes`: the forgotten classes go as a whole,
-    not row by row."""
-    forgotten = set(request.classes) if whole_classes else set()
+def retain_labels(request: Request, lake: Lake, neighbours: Sequence[int] | None) -> list[int]:
+    """The classes that the retain policy samples from: none that is or was forgotten whole."""
+    forgotten = set(request.forgotten_classes)
     if request.retain == "all":
         labels = {item.label for item in lake.manifest.classes} - forgotten
     elif request.retain == "exchange":

@@ -260,3 +260,27 @@ def test_every_key_is_described() -> None:
         SweepConfig,
     )
     assert {kind.__name__: keys for kind in kinds if (keys := undescribed(kind))} == {}
+
+
+def test_classes_of_named_samples_are_read_from_where_they_were_before() -> None:
+    """With named samples, `classes` once said where they are; a run of then forgot no class whole."""
+    before = {"classes": [2], "sample_ids": "ids.txt", "exchange": {}}
+    request = parse_stored(UnlearnConfig, {"request": before}).request
+    assert (request.classes, request.sample_classes, request.sample_ids) == ([], [2], "ids.txt")
+    now = {"classes": [1], "exchange": {1: 7}, "sample_ids": "ids.txt", "sample_classes": []}
+    assert parse_stored(UnlearnConfig, {"request": now}).request.classes == [1]
+    for stored in (request, parse_stored(UnlearnConfig, {"request": now}).request):
+        config = UnlearnConfig(request=stored)
+        again = parse_stored(UnlearnConfig, yaml.safe_load(dump(config)))
+        assert again.request == config.request, "what is written today is read as it is"
+
+
+@pytest.mark.parametrize(("given", "text"), [("4711", "4711"), ("2026-11-28", "2026-11-28"), ("a.b-c", "a.b-c")])
+def test_a_ticket_number_is_a_text(given: str, text: str) -> None:
+    assert load(UnlearnConfig, QUICKSTART, [f"request.id={given}"]).request.id == text
+
+
+@pytest.mark.parametrize("given", ["1.10", "yes", "'a b'", "../x"])
+def test_an_id_that_is_no_name_is_refused(given: str) -> None:
+    with pytest.raises(InputError, match=r"request\.id: got"):
+        load(UnlearnConfig, QUICKSTART, [f"request.id={given}"])

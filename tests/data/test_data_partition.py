@@ -277,10 +277,73 @@ def test_sample_ids_request(unlearn_config, digits_lake: Lake, tmp_path: Path) -
         name for batch in retain_stream_local.retain_stream(partition, 0, 1) for name in batch.sample_id
     }
     assert not streamed & set(ids) and len(streamed) == partition.manifest.retain_rows
-    with pytest.raises(InputError, match=r"2 of 7 ids are no training rows of classes \[3\] 'digits'"):
+    elsewhere = {"sample_classes": [3], "sample_ids": str(tmp_path / "ids.txt")}
+    with pytest.raises(InputError, match=r"2 of 7 ids are no training rows of classes \[3\] of lake 'digits'"):
+        build_partition(unlearn_config(request=elsewhere), digits_lake)
+
+
+def test_whole_classes_and_named_samples_in_one_request(
+    unlearn_config, digits_lake: Lake, tmp_path: Path
+) -> None:
+    ids = list(digits_lake.read([3]).sample_id[:5])
+    (tmp_path / "ids.txt").write_text("\n".join(ids))
+    request = {
+        "classes": [1],
+        "exchange": {1: 7},
+        "sample_ids": str(tmp_path / "ids.txt"),
+        "sample_classes": [3],
+    }
+    partition = build_partition(unlearn_config(request=request), digits_lake)
+    assert set(partition.forget().sample_id) == {*digits_lake.read([1]).sample_id, *ids}
+    assert partition.manifest.retain_labels == [0, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert partition.manifest.retain_rows == len(digits_lake.read()) - len(digits_lake.read([1])) - 5
+
+
+def test_ids_of_a_class_that_is_named_whole_are_refused(
+    unlearn_config, digits_lake: Lake, tmp_path: Path
+) -> None:
+    """An old command, whose `classes` said where the samples are, forgets no more than it did: nothing."""
+    (tmp_path / "ids.txt").write_text("\n".join(digits_lake.read([2]).sample_id[:4]))
+    request = {"classes": [2], "exchange": {2: 3}, "sample_ids": str(tmp_path / "ids.txt")}
+    with pytest.raises(
+        InputError,
+        match=r"name class 2 in request\.sample_classes to forget only these samples, or drop the ids",
+    ):
+        build_partition(unlearn_config(request=request), digits_lake)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_class_that_was_forgotten_earlier_is_in_no_stream(unlearn_config, digits_lake: Lake) -> None:
+    request = {"classes": [3], "exchange": {3: 5}, "forgotten_earlier": [1]}
+    partition = build_partition(unlearn_config(request=request), digits_lake)
+    streamed = {
+        label for batch in retain_stream_local.retain_stream(partition, 0, 1) for label in batch.y.tolist()
+    }
+    assert streamed == {0, 2, 4, 5, 6, 7, 8, 9} == set(partition.manifest.retain_labels)
+    assert set(partition.forget().y.tolist()) == {3} and set(partition.exchange().y.tolist()) == {5}
+    with pytest.raises(InputError, match="class 1 is both forgotten and retained"):
         build_partition(
-            unlearn_config(request={"classes": [3], "sample_ids": str(tmp_path / "ids.txt")}), digits_lake
+            unlearn_config(request={**request, "exchange": {3: 1}, "retain": "exchange"}), digits_lake
         )
+
+
+def test_the_keys_of_earlier_partitions_stay(unlearn_config, digits_lake: Lake) -> None:
+    """A run that was begun before finds its partition again: classes, or the classes of the named samples."""
+    plain = partition_key(unlearn_config(), digits_lake, None, None)
+    assert plain["classes"] == [1] and plain["sample_ids"] is None
+    assert not {"whole_classes", "forgotten_earlier", "sample_classes"} & plain.keys()
+    of_samples = {"sample_ids": "ids.txt", "sample_classes": [2]}
+    named = partition_key(unlearn_config(request=of_samples), digits_lake, ["a"], None)
+    assert named == plain | {
+        "classes": [2],
+        "sample_ids": storage.digest_of(["a"]),
+        "exchange": {},
+    }
+    both = partition_key(unlearn_config(request=of_samples | {"classes": [1]}), digits_lake, ["a"], None)
+    earlier = partition_key(
+        unlearn_config(request=of_samples | {"forgotten_earlier": [1]}), digits_lake, ["a"], None
+    )
+    assert len({storage.digest_of(key) for key in (plain, named, both, earlier)}) == 4
 
 
 @pytest.mark.parametrize(
@@ -399,7 +462,7 @@ def test_named_ids_are_looked_up_once_for_check_and_partition(
 ) -> None:
     ids = list(digits_lake.read([2]).sample_id[:4])
     (tmp_path / "ids.txt").write_text("\n".join(ids))
-    config = unlearn_config(request={"classes": [2, 3], "sample_ids": str(tmp_path / "ids.txt")})
+    config = unlearn_config(request={"sample_classes": [2, 3], "sample_ids": str(tmp_path / "ids.txt")})
     read: list[str] = []
     once = parquet_shards.read_column
     monkeypatch.setattr(
