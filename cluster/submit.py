@@ -33,7 +33,7 @@ sys.path.insert(0, str(CHECKOUT))
 from pipeline import config as configuration
 from pipeline.errors import InputError
 from pipeline.redaction import is_secret_name, redact
-from pipeline.runs.request_checks import request_id
+from pipeline.runs.request_checks import default_id, request_id
 from pipeline.runtime.code_version import VARIABLE, code_version
 from pipeline.runtime.startup_timeline import SUBMITTED, process_start
 
@@ -111,10 +111,10 @@ def prepare(arguments: argparse.Namespace) -> Submission:
     metadata = {"job": arguments.job, "config": config_path}
     name = arguments.job.replace("_", "-")
     if isinstance(config, configuration.UnlearnConfig):
-        metadata["request_id"] = config.request.id or request_id(config.request)
+        metadata["request_id"] = config.request.id or _request_id(config)
         name = (
             config.run_id
-            or f"{metadata['request_id']}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
+            or f"{metadata['request_id'][:78]}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
         )
         metadata["run_id"] = name
         # chosen here, so that the same command can be sent again after whatever happens
@@ -133,6 +133,15 @@ def prepare(arguments: argparse.Namespace) -> Submission:
         runtime_env=runtime_env(arguments.runtime_env),
         metadata=metadata,
     )
+
+
+def _request_id(config: configuration.UnlearnConfig) -> str:
+    """As the job will call a request that has no name; roughly so where only the cluster can read its list
+    of samples."""
+    try:
+        return request_id(config)
+    except (InputError, OSError):
+        return default_id(config.lake, config.request.classes, config.request.model_dump(mode="json"))
 
 
 def configuration_of(job: str) -> type[configuration.JobConfig]:

@@ -50,7 +50,8 @@ class Request(Section):
         [], description="classes of the named samples, which go on being sampled; absent: looked up in the lake"
     )
     forgotten_earlier: list[int] = Field(
-        [], description="classes that the base does not sample any more: no row of them is read, each is measured"
+        [],
+        description="classes that the base does not sample any more: no row of them is read, each is measured",
     )
     exchange: Exchange = Field(
         {}, description="forgotten class -> the class, or classes, that its label samples from now on"

@@ -157,8 +157,7 @@ def forget_selection(request: Request, lake: Lake, sample_ids: Sequence[str] | N
     it look inside them."""
     if sample_ids is None and not request.classes:
         raise InputError(
-            "request: got neither classes nor sample_ids, expected at least one: --set"
-            " 'request.classes=[1]'"
+            "request: got neither classes nor sample_ids, expected at least one: --set 'request.classes=[1]'"
         )
     whole = [Selection(shard=shard) for shard in lake.shards(sorted(set(request.classes))) if shard.rows]
     if bare := set(request.classes) - {item.shard.label for item in whole}:
@@ -191,11 +190,7 @@ def _named_selection(request: Request, lake: Lake, sample_ids: Sequence[str]) ->
             f" {where} lake {lake.manifest.name!r}, the first is {min(missing)!r}; expected ids of the lake's"
             " sample_id column"
         )
-    return [
-        Selection(shard=shard, rows=rows)
-        for shard in among
-        if len(rows := rows_by_shard[shard.path][0])
-    ]
+    return [Selection(shard=shard, rows=rows) for shard in among if len(rows := rows_by_shard[shard.path][0])]
 
 
 def selections(

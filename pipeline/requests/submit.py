@@ -10,9 +10,7 @@ from pipeline.errors import InputError
 from pipeline.redaction import redact
 from pipeline.requests import ledger, merge, samples
 from pipeline.requests.ledger import Ledger, Move, Request, Terms
-from pipeline.runs.request_checks import require_scope
-
-ID_DIGITS = 10  # of the scope's digest in a request's own id
+from pipeline.runs.request_checks import default_id, require_scope
 
 
 def submit(config: LedgerConfig, *, dry_run: bool = False) -> tuple[Request, bool]:
@@ -22,7 +20,7 @@ def submit(config: LedgerConfig, *, dry_run: bool = False) -> tuple[Request, boo
     Raises `InputError` for a scope that the lake or the ledger does not allow.
     """
     terms = _terms(config)
-    request_id = config.request.id or default_id(terms)
+    request_id = config.request.id or default_id(terms.lake, terms.classes, terms.scope)
     snapshot = ledger.read(config.storage)
     is_new = request_id not in snapshot.requests
     labels: set[int] = set()
@@ -65,14 +63,6 @@ def withdraw(config: LedgerConfig, *, dry_run: bool = False) -> Request:
         decide(snapshot)
         return snapshot.find(config.request.id)
     return ledger.append(config.storage, decide).find(config.request.id)
-
-
-def default_id(terms: Terms) -> str:
-    """A name for a request that came without one: lake, classes and a digest of the scope, so that the same
-    scope has the same."""
-    lake = "".join(c if c.isalnum() and c.isascii() else "-" for c in terms.lake.rsplit("/", 1)[-1])
-    classes = "-".join(map(str, terms.classes[:5])) or "samples"
-    return f"{lake.strip('-')[:40] or 'lake'}-forget-{classes}-{storage.digest_of(terms.scope)[:ID_DIGITS]}"
 
 
 def require_consistent(terms: Terms, snapshot: Ledger, labels: set[int], *, without_exchange: bool) -> None:

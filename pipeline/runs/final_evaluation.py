@@ -45,15 +45,20 @@ def check(config: UnlearnConfig) -> None:
     require_metrics(config.evaluate.metrics, "evaluate.metrics")
     metric_settings(config.measuring)
     attempts_of(config.attacks, config.measuring)
-    if config.evaluate.attack_suite and not config.request.forgotten_classes:
+    if config.evaluate.attack_suite and not config.request.classes:
         raise InputError(
             "evaluate.attack_suite: it asks about forgotten classes, and the request names samples; leave"
             " it out"
         )
     if config.evaluate.reference:
         uri = resolve_weights.named_model(config.storage, config.evaluate.reference)
-        samples = config.request.sample_ids
-        without = f"without_samples={samples}" if samples else f"without={config.request.classes}"
+        request = config.request
+        without = " --set ".join(
+            [
+                *([f"without={request.forgotten_classes}"] if request.forgotten_classes else []),
+                *([f"without_samples={request.sample_ids}"] if request.sample_ids else []),
+            ]
+        )
         if model_folder.manifest_of(uri) is None:
             raise InputError(
                 f"evaluate.reference: no model at {uri}; make it with `python jobs/pretrain.py --config"

@@ -82,7 +82,7 @@ def check(config: UnlearnConfig) -> Prepared:
     config = with_own_settings(config)
     lake = read_lake(lake_uri(config.storage, config.lake))
     config = resolve(
-        config,
+        _with_id_of_run(config),
         {item.label: item.name for item in lake.manifest.classes},
         conditional=is_conditional(config.model.size),
     )
@@ -130,10 +130,10 @@ def check(config: UnlearnConfig) -> Prepared:
             " DiTPipeline needs; export the version as a state dict: jobs/export.py --set format=safetensors"
         )
     final_evaluation.check(config)
-    classes = config.request.forgotten_classes
-    retained = [item.label for item in lake.manifest.classes if item.label not in classes]
+    classes, gone = config.request.classes, config.request.forgotten_classes
+    retained = [item.label for item in lake.manifest.classes if item.label not in gone]
     near = _nearest(config, lake, model, network, retained) if classes else []
-    run_id = config.run_id or f"{config.request.id}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
+    run_id = config.run_id or new_run_id(str(config.request.id))
     prepared = Prepared(
         config=config,
         run_id=run_id,
@@ -152,6 +152,21 @@ def check(config: UnlearnConfig) -> Prepared:
     if not storage.exists(storage.join(prepared.run_uri, SETTINGS)):  # a run that was begun was served
         selections(config, lake, read_sample_ids(config.request), near)
     return prepared
+
+
+def new_run_id(request_id: str) -> str:
+    """A name of at most 100 characters, which a run's folder may have."""
+    return f"{request_id[:78]}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
+
+
+def _with_id_of_run(config: UnlearnConfig) -> UnlearnConfig:
+    """`config` with the request's id that the run it continues was given, where it gives none: how one is
+    made up may have changed."""
+    uri = storage.join(config.storage, "runs", config.run_id or "", SETTINGS)
+    if config.request.id or not config.run_id or not storage.exists(uri):
+        return config
+    request_id = yaml.safe_load(storage.read_bytes(uri))["request"]["id"]
+    return config.model_copy(update={"request": config.request.model_copy(update={"id": request_id})})
 
 
 def _fitting_uniformity_judge(
@@ -202,15 +217,15 @@ def _nearest(
     their own images."""
     request = config.request
     if request.nearest_by == "embedding":
-        return nearest_classes(model, request.forgotten_classes, retained, request.neighbours)
+        return nearest_classes(model, request.classes, retained, request.neighbours)
     if lake.manifest.kind != "image":
         raise InputError(
             f"request.nearest_by: got judge, but lake {lake.manifest.name!r} holds latents, which a judge"
             " cannot read; expected embedding"
         )
-    shown = lake.read(request.forgotten_classes, "heldout")
+    shown = lake.read(request.classes, "heldout")
     return confused_classes(
-        judge, shown if len(shown) else lake.read(request.forgotten_classes), retained, request.neighbours
+        judge, shown if len(shown) else lake.read(request.classes), retained, request.neighbours
     )
 
 

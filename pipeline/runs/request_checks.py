@@ -1,15 +1,19 @@
 """An unlearning request checked against the lake and the model it is about, before anything is written."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pipeline import storage
 from pipeline.config import Request, UnlearnConfig
 from pipeline.config.own_settings import complete
+from pipeline.data.partition import read_sample_ids
 from pipeline.errors import InputError
 from pipeline.unlearning.methods.table import METHODS, settings_classes
 
 if TYPE_CHECKING:
     from models.generative import GenerativeModel
+
+ID_DIGITS = 10  # of the scope's digest in a request's own id
 
 
 def with_own_settings(config: UnlearnConfig) -> UnlearnConfig:
@@ -19,9 +23,14 @@ def with_own_settings(config: UnlearnConfig) -> UnlearnConfig:
 
 
 def require_scope(
-    classes: Sequence[int], sample_ids: str | None, exchange: Mapping[int, Sequence[int]]
+    classes: Sequence[int],
+    sample_ids: str | None,
+    exchange: Mapping[int, Sequence[int]],
+    *,
+    earlier: Sequence[int] = (),
 ) -> None:
-    """Raise `InputError` for a request that contradicts itself, whatever lake it is about."""
+    """Raise `InputError` for a request that contradicts itself, whatever lake it is about. `earlier` are the
+    classes that the base does not sample any more."""
     if not classes and not sample_ids:
         raise InputError(
             "request: got neither classes nor sample_ids, expected what to forget, such as --set"
@@ -29,17 +38,24 @@ def require_scope(
         )
     if len(set(classes)) != len(classes):
         raise InputError(f"request.classes: got {classes}, expected each class once")
+    if again := sorted(set(classes) & set(earlier)):
+        raise InputError(
+            f"request.forgotten_earlier: class {again[0]} is among request.classes too; expected it there if"
+            " the base still samples it, or here if it does not"
+        )
     for forgotten, targets in exchange.items():
-        if forgotten not in classes:
+        if forgotten not in (*classes, *earlier):
             raise InputError(
-                f"request.exchange: {forgotten} is not among request.classes {classes}; name it there or drop"
-                " it here"
+                f"request.exchange: {forgotten} is not among request.classes {list(classes)}; name it there"
+                " or drop it here"
             )
-        if inner := [target for target in targets if target in classes]:
-            raise InputError(
-                f"request.exchange: class {forgotten} would give class {inner[0]}, which is itself to be"
-                " forgotten; choose a retained class"
-            )
+        for target in targets:
+            if target in classes or target in earlier:
+                when = "is itself to be forgotten" if target in classes else "was forgotten earlier"
+                raise InputError(
+                    f"request.exchange: class {forgotten} would give class {target}, which {when}; choose a"
+                    " retained class"
+                )
 
 
 def resolve(
@@ -50,6 +66,8 @@ def resolve(
     request = config.request
     for name, label in [
         *(("classes", c) for c in request.classes),
+        *(("sample_classes", c) for c in request.sample_classes),
+        *(("forgotten_earlier", c) for c in request.forgotten_earlier),
         *(("exchange", e) for es in request.exchange_classes.values() for e in es),
     ]:
         if label not in class_names:
@@ -58,23 +76,27 @@ def resolve(
                 f"request.{name}: class {label} is not in lake {config.lake!r}, expected one of {known[0]} to"
                 f" {known[-1]}"
             )
-    if len(request.classes) >= len(class_names):
+    if len(request.forgotten_classes) >= len(class_names):
         raise InputError("request.classes: got every class of the lake, expected at least one to be kept")
-    require_scope(request.classes, request.sample_ids, request.exchange_classes)
-    if request.sample_ids and request.exchange:
-        raise InputError(
-            "request.exchange: named samples have none, their class goes on being sampled; drop"
-            " request.exchange or request.sample_ids"
-        )
+    require_scope(
+        request.classes, request.sample_ids, request.exchange_classes, earlier=request.forgotten_earlier
+    )
+    require_answers(request)
     if not conditional:
         _require_unlabelled(config)
     missing = [c for c in request.classes if c not in request.exchange]
-    if missing and conditional and not request.sample_ids and not request.without_exchange:
+    if missing and conditional and not request.without_exchange:
         raise InputError(
             f"request.exchange: class {missing[0]} has none. A label without an exchange class gets no"
             " gradient that says what to sample instead, and what it samples is left to chance; give one"
             f" (--set 'request.exchange={{{missing[0]}: <class>}}') or insist with --set"
             " request.without_exchange=true"
+            + (
+                f"; to forget no more than the named samples of class {missing[0]}, name it in"
+                " request.sample_classes instead"
+                if request.sample_ids
+                else ""
+            )
         )
     if config.method.label_extrapolation == "auto" and config.method.label_init != "exchange":
         raise InputError(
@@ -82,7 +104,7 @@ def resolve(
             " method.label_init=exchange with it"
         )
     moves = config.method.label_init == "exchange" or config.method.label_extrapolation
-    if moves and any(len(request.exchange_classes.get(c, ())) != 1 for c in request.forgotten_classes):
+    if moves and any(len(request.exchange_classes.get(c, ())) != 1 for c in request.classes):
         key = "label_init" if config.method.label_init == "exchange" else "label_extrapolation"
         raise InputError(
             f"method.{key}: aims a forgotten label at the one exchange class it has, but a forgotten class"
@@ -93,14 +115,27 @@ def resolve(
         or config.method.uniformity_weight
         or config.method.latent_reflection
     )
-    if not request.exchange and config.method.targets == "teacher" and not driven:
+    if not request.exchange_classes_now and config.method.targets == "teacher" and not driven:
         raise InputError(
             f"method.targets: with {config.method.name}, no exchange class and targets teacher nothing would"
             " move, the base model being its own teacher; expected --set method.targets=data"
         )
     if request.id:
         return config
-    return config.model_copy(update={"request": request.model_copy(update={"id": request_id(request)})})
+    return config.model_copy(update={"request": request.model_copy(update={"id": request_id(config)})})
+
+
+def require_answers(request: Request) -> None:
+    """Raise `InputError` for a deletion request that the run does not answer."""
+    ids = [answer.id for answer in request.answers]
+    if len(set(ids)) != len(ids):
+        raise InputError(f"request.answers: got the ids {ids}, expected each once")
+    for answer in request.answers:
+        if absent := sorted(set(answer.classes) - set(request.forgotten_classes)):
+            raise InputError(
+                f"request.answers: {answer.id} asks for class {absent[0]}, which is neither in"
+                " request.classes nor in request.forgotten_earlier"
+            )
 
 
 def require_fit(config: UnlearnConfig, model: "GenerativeModel") -> None:
@@ -110,7 +145,7 @@ def require_fit(config: UnlearnConfig, model: "GenerativeModel") -> None:
             f"method.uniformity_weight: got {config.method.uniformity_weight:g} for {config.model.size},"
             " whose samples take many passes and cannot be differentiated; expected 0"
         )
-    if config.method.uniformity_weight and not config.request.forgotten_classes:
+    if config.method.uniformity_weight and not config.request.classes:
         raise InputError(
             "method.uniformity_weight: a judge of classes cannot tell named samples apart; expected 0"
         )
@@ -140,7 +175,7 @@ def _require_fold(config: UnlearnConfig, model: "GenerativeModel") -> None:
             "method.latent_reflection: got targets data, but no image is at hand of what is sampled there;"
             " expected method.targets=teacher"
         )
-    if not config.request.forgotten_classes:
+    if not config.request.classes:
         raise InputError(
             "method.latent_reflection: named samples have no place of their own among the latents; expected"
             " false"
@@ -163,6 +198,22 @@ def _require_unlabelled(config: UnlearnConfig) -> None:
             )
 
 
-def request_id(request: Request) -> str:
-    """A readable name for a request that came without one: forget-1, forget-3-8, forget-samples."""
-    return "-".join(["forget", *map(str, request.classes)] if request.classes else ["forget", "samples"])
+def request_id(config: UnlearnConfig) -> str:
+    """The name of a request that came without one: `default_id` of what it asks."""
+    request, lake = config.request, config.lake
+    ids = read_sample_ids(request)
+    scope = {
+        "model_name": config.tracking.model_name,
+        "lake": storage.absolute(lake) if "/" in lake else lake,
+        "classes": sorted(request.classes),
+        "exchange": {label: list(targets) for label, targets in request.exchange_classes.items()},
+        "samples": None if ids is None else storage.digest_of(sorted(set(ids))),
+    }
+    return default_id(lake, request.classes, scope)
+
+
+def default_id(lake: str, classes: Sequence[int], scope: Mapping[str, Any]) -> str:
+    """Lake, classes and a digest of the scope: the same scope has the same name, on another lake another."""
+    name = "".join(c if c.isalnum() and c.isascii() else "-" for c in lake.rsplit("/", 1)[-1])
+    labels = "-".join(map(str, sorted(classes)[:5])) or "samples"
+    return f"{name.strip('-')[:40] or 'lake'}-forget-{labels}-{storage.digest_of(scope)[:ID_DIGITS]}"

@@ -70,11 +70,8 @@ def test_dry_run_prints_the_whole_call(submit: Any, capsys: pytest.CaptureFixtur
         "run_id=forget-1-v1",
     ]
     metadata = submit.json.loads(words[words.index("--metadata-json") + 1])
-    assert (metadata["request_id"], metadata["run_id"], metadata["job"]) == (
-        "forget-1",
-        "forget-1-v1",
-        "unlearn_imagenet",
-    )
+    assert metadata["request_id"].startswith("digits-forget-1-")
+    assert (metadata["run_id"], metadata["job"]) == ("forget-1-v1", "unlearn_imagenet")
 
 
 def test_a_new_run_id_is_part_of_the_command(submit: Any) -> None:

@@ -275,9 +275,9 @@ def test_classes_of_named_samples_are_read_from_where_they_were_before() -> None
         assert again.request == config.request, "what is written today is read as it is"
 
 
-@pytest.mark.parametrize(("given", "text"), [("4711", "4711"), ("2026-11-28", "2026-11-28"), ("a.b-c", "a.b-c")])
-def test_a_ticket_number_is_a_text(given: str, text: str) -> None:
-    assert load(UnlearnConfig, QUICKSTART, [f"request.id={given}"]).request.id == text
+@pytest.mark.parametrize("given", ["4711", "2026-11-28", "a.b-c"])
+def test_a_ticket_number_is_a_text(given: str) -> None:
+    assert load(UnlearnConfig, QUICKSTART, [f"request.id={given}"]).request.id == given
 
 
 @pytest.mark.parametrize("given", ["1.10", "yes", "'a b'", "../x"])

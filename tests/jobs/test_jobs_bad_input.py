@@ -85,10 +85,20 @@ UNLEARN = [
         ["request.exchange={}", "request.without_exchange=true"],
         "nothing would move, the base model being its own teacher",
     ),
-    (["request.sample_ids=/some/ids.txt"], "request.exchange: named samples have none"),
+    (["request.sample_ids=/some/ids.txt"], "request.sample_ids: got '/some/ids.txt', which is missing"),
+    (["request.sample_classes=[1]"], "request.sample_ids is absent, so it does nothing"),
+    (
+        ["request.forgotten_earlier=[1]"],
+        "request.forgotten_earlier: class 1 is among request.classes too",
+    ),
+    (["request.forgotten_earlier=[7]"], "class 1 would give class 7, which was forgotten earlier"),
+    (["request.forgotten_earlier=[10]"], "request.forgotten_earlier: class 10 is not in lake"),
+    (["request.answers=[{id: r1, classes: [2]}]"], "request.answers: r1 asks for class 2, which is neither"),
+    (["request.answers=[{id: r1}, {id: r1}]"], "expected each once"),
+    (["request.id=1.10"], "expected a text, in quotes"),
     (
         ["request.sample_ids=/nowhere/ids.txt", "request.exchange={}", "method.targets=data"],
-        "/nowhere/ids.txt",
+        "to forget no more than the named samples of class 1, name it in request.sample_classes instead",
     ),
     (
         [
@@ -197,9 +207,9 @@ def test_weights_that_were_damaged_are_refused(
 def test_named_samples_that_the_lake_does_not_have_are_refused(
     refused: Callable[..., str], tmp_path: Path
 ) -> None:
-    named = ["request.exchange={}", "method.targets=data", f"request.sample_ids={tmp_path}/ids.txt"]
+    named = [f"request.sample_ids={tmp_path}/ids.txt", "request.sample_classes=[2]"]
     (tmp_path / "ids.txt").write_text("nobody\n")
-    assert "1 of 1 ids are no training rows of classes [1]" in refused(
+    assert "1 of 1 ids are no training rows of classes [2]" in refused(
         "unlearn_imagenet", "quickstart", *named
     )
     (tmp_path / "ids.txt").write_text("\n")

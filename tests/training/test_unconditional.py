@@ -184,7 +184,7 @@ def test_what_is_about_labels_is_refused(changes: dict[str, Any], message: str) 
 
 
 def test_without_labels_no_exchange_class_is_asked_for() -> None:
-    assert resolve(run_config(**VAE), NAMES, conditional=False).request.id == "forget-1"
+    assert str(resolve(run_config(**VAE), NAMES, conditional=False).request.id).startswith("digits-forget-1-")
     # the hat term drives it
     driven = resolve(run_config(**{**VAE, "method.targets": "teacher"}), NAMES, conditional=False)
     assert driven.method.targets == "teacher"
@@ -206,7 +206,7 @@ def test_settings_that_the_model_cannot_be_trained_with_are_refused() -> None:
         ),
         ({}, tiny_vae(), r"method\.latent_reflection: got targets data"),
         (
-            {"method.targets": "teacher", "request.sample_ids": "ids.txt"},
+            {"method.targets": "teacher", "request": {"sample_ids": "ids.txt"}},
             tiny_vae(),
             r"method\.latent_reflection: named samples",
         ),
