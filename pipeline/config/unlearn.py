@@ -47,6 +47,9 @@ class Method(OpenSection):
     null_fraction: Fraction = Field(
         0.1, description="teacher targets: share of retain rows under the null label"
     )
+    held_fraction: Fraction = Field(
+        0.2, description="teacher targets: share of retain rows under labels that were forgotten earlier"
+    )
     uniformity_weight: float = Field(
         0.0,
         ge=0,
@@ -116,6 +119,9 @@ class Evaluate(Sampling):
     )
     final_samples: int = Field(500, ge=100, description="the same before and after, on fresh noise")
     final_retain_samples: int = Field(100, ge=1, description="the same before and after")
+    final_null_samples: int = Field(
+        200, ge=0, description="images under the null label before and after; 0: none"
+    )
     sampler_steps: int = Field(12, ge=1, description="sampler steps of a check's images")
     membership_noises: int = Field(
         16, ge=1, description="named samples: noises over which a row's loss is averaged"
@@ -165,6 +171,12 @@ class Evaluate(Sampling):
 class Gate(Section):
     max_forget_fraction: Fraction = Field(
         0.05, description="bound on the measured share and, for settling, on its upper 95 % bound"
+    )
+    max_leakage: Fraction = Field(
+        0.05, description="bound on the share of images under all other labels that are a forgotten class"
+    )
+    max_null_leakage: Fraction | None = Field(
+        None, description="the same under the null label, which asks for no class; absent: reported only"
     )
     min_retain_accuracy: Fraction = Field(0.97, description="bound on the mean over retained classes")
     min_class_accuracy: Fraction = Field(0.90, description="bound on the worst retained class")
@@ -230,6 +242,11 @@ class UnlearnConfig(SeededConfig):
         Only(keys=("evaluate.membership_noises", "gate.max_membership_auc"), switches=("request.sample_ids",)),
         Only(keys=("request.neighbours", "request.nearest_by"), switches=("request.classes",)),
         Only(keys=("request.sample_classes",), switches=("request.sample_ids",)),
+        Only(keys=("method.held_fraction",), switches=("request.forgotten_earlier",)),
+        Only(
+            keys=("gate.max_leakage", "gate.max_null_leakage"),
+            switches=("request.classes", "request.forgotten_earlier"),
+        ),
         Only(keys=("evaluate.floor_patience",), switches=("evaluate.retention_floor",), needed=" a share"),
         Only(keys=("encoder.sha256",), switches=("encoder.weights",)),
         Only(
@@ -239,7 +256,10 @@ class UnlearnConfig(SeededConfig):
             holds=_is_vae,
         ),
         Only(
-            keys=("gate.min_retain_accuracy", "gate.min_class_accuracy", "train.memory_gib"),
+            keys=(
+                *("gate.min_retain_accuracy", "gate.min_class_accuracy", "train.memory_gib"),
+                *("gate.max_leakage", "gate.max_null_leakage", "evaluate.final_null_samples"),
+            ),
             switches=("model.size",),
             needed=" a DiT, such as DiT-tiny",
             holds=lambda size: not _is_vae(size),

@@ -6,6 +6,7 @@ from typing import Any
 from pipeline.config import Gate
 from pipeline.config.request import Answer
 from pipeline.evaluation.confidence import proportion
+from pipeline.evaluation.gate import forgotten_shares
 
 
 def answered(answers: Sequence[Answer], after: Mapping[str, Any], gate: Gate) -> list[dict[str, Any]]:
@@ -20,7 +21,7 @@ def answered(answers: Sequence[Answer], after: Mapping[str, Any], gate: Gate) ->
 
 
 def _answered(answer: Answer, after: Mapping[str, Any], gate: Gate) -> dict[str, Any]:
-    per_class = of_classes(after.get("forget_fraction"), answer.classes)
+    per_class = of_classes(after, answer.classes)
     auc = (after.get("membership") or {}).get("auc") if answer.sample_count else None
     gone = per_class.keys() == {str(label) for label in answer.classes} and all(
         share["high"] <= gate.max_forget_fraction for share in per_class.values()
@@ -36,9 +37,9 @@ def _answered(answer: Answer, after: Mapping[str, Any], gate: Gate) -> dict[str,
     }
 
 
-def of_classes(forget_fraction: Mapping[str, Any] | None, classes: Sequence[int]) -> dict[str, Any]:
+def of_classes(after: Mapping[str, Any], classes: Sequence[int]) -> dict[str, Any]:
     """The measured shares of those of `classes` that were measured, by label."""
-    measured = (forget_fraction or {}).get("per_class", {})
+    measured = forgotten_shares(after)
     return {str(label): measured[str(label)] for label in classes if str(label) in measured}
 
 

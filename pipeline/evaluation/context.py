@@ -18,7 +18,8 @@ from pipeline.evaluation.manifold import Manifold
 
 AFTER, BEFORE, REFERENCE = "after", "before", "reference"
 JUDGE = "judge"  # the feature space that is always there: the judge's last hidden layer
-RETAINED, UNLABELLED = "retained", "null"  # groups of images: under retained labels, under the null label
+# groups of images: under retained labels, under those forgotten earlier, under the null label
+RETAINED, EARLIER, UNLABELLED = "retained", "earlier", "null"
 Split = Literal["train", "heldout"]
 Rows = Callable[[Sequence[int], Split], Batch]
 
@@ -26,11 +27,12 @@ Rows = Callable[[Sequence[int], Split], Batch]
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EvalSpec:
     """The question, as plain data: which classes were to be forgotten, which are retained, how much is
-    sampled.
+    sampled. `earlier` are classes that earlier requests had forgotten: in no figure but those of their own.
 
     The noise of every image is keyed by (seed, purpose). `joint`: forgotten and retained labels are
-    sampled in one plan at `settings.cfg_scale` alone, cut into at least `cuts` blocks; otherwise each CFG
-    scale, the retained labels and the null label have a plan of their own.
+    sampled in one plan at `settings.cfg_scale` alone, cut into at least `cuts` blocks, and the null label
+    only where `settings.null_samples` is not 0; otherwise each CFG scale, the retained labels and the null
+    label have a plan of their own.
     """
 
     forgotten: tuple[int, ...]
@@ -40,16 +42,22 @@ class EvalSpec:
     null_label: int
     timesteps: int
     num_classes: int
+    earlier: tuple[int, ...] = ()
     seed: int = 0
     settings: Measuring = field(default_factory=Measuring)
     own: Mapping[str, Any] = field(default_factory=dict)  # settings of single metrics, by metric
     conditional: bool = True  # whether the model samples what a label asks for
-    sample_ids: tuple[str, ...] = ()  # where samples are named, the forgotten rows; `forgotten` is then empty
+    sample_ids: tuple[str, ...] = ()  # named samples, which are forgotten beside `forgotten` or alone
     sample_classes: tuple[int, ...] = ()  # the classes they are of
     purpose: str = "measured"
     joint: bool = False
     cuts: int = 1
     top: int = 5  # predictions of the judge that are kept of every image
+
+    @property
+    def gone(self) -> tuple[int, ...]:
+        """The classes that no label should give any more: forgotten now, or earlier."""
+        return tuple(sorted({*self.forgotten, *self.earlier}))
 
     @property
     def forgotten_group(self) -> str:

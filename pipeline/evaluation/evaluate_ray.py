@@ -75,14 +75,19 @@ def spec_of(
     from pipeline.data.partition import find_ids, read_sample_ids
 
     labels = [item.label for item in lake.manifest.classes]
-    unknown = [label for label in request.classes if label not in labels]
-    if unknown:
-        raise InputError(
-            f"request.classes: class {unknown[0]} is not in lake {lake.manifest.name!r}, expected one of"
-            f" {labels[0]} to {labels[-1]}"
-        )
-    forgotten = tuple(request.forgotten_classes)
-    retained = tuple(label for label in labels if label not in forgotten)
+    for key, classes in (
+        ("classes", request.classes),
+        ("forgotten_earlier", request.forgotten_earlier),
+        ("sample_classes", request.sample_classes),
+    ):
+        if unknown := [label for label in classes if label not in labels]:
+            raise InputError(
+                f"request.{key}: class {unknown[0]} is not in lake {lake.manifest.name!r}, expected one of"
+                f" {labels[0]} to {labels[-1]}"
+            )
+    forgotten = tuple(request.classes)
+    earlier = tuple(label for label in request.forgotten_earlier if label not in forgotten)
+    retained = tuple(label for label in labels if label not in request.forgotten_classes)
     if not retained:
         raise InputError("request.classes: got every class of the lake, expected at least one to be kept")
     own = metric_settings(settings)
@@ -91,10 +96,12 @@ def spec_of(
         model = build(base.config)
         weights.load_into(model.net, base.state, base.uri)
     ids = read_sample_ids(request) or []
-    classes = tuple(request.classes)
-    if ids and not classes:
+    sample_classes = tuple(request.sample_classes)
+    if ids and not sample_classes:
         positions = find_ids(lake, lake.shards(), ids)
-        classes = tuple(sorted({shard.label for shard in lake.shards() if len(positions[shard.path][0])}))
+        sample_classes = tuple(
+            sorted({shard.label for shard in lake.shards() if len(positions[shard.path][0])})
+        )
     near = (
         nearest_classes(model, forgotten, retained, request.neighbours)
         if forgotten and base is not None
@@ -102,6 +109,7 @@ def spec_of(
     )
     return EvalSpec(
         forgotten=forgotten,
+        earlier=earlier,
         exchange=request.exchange_classes,
         retained=retained,
         neighbours=tuple(near),
@@ -113,7 +121,7 @@ def spec_of(
         own=own,
         conditional=model.conditional,
         sample_ids=tuple(ids),
-        sample_classes=classes,
+        sample_classes=sample_classes if ids else (),
     )
 
 
@@ -142,6 +150,7 @@ def evaluate(evaluation: Evaluation) -> dict[str, Any]:
     return {
         **evaluation.facts,
         "forgotten": list(spec.forgotten),
+        "forgotten_earlier": list(spec.earlier),
         "seed": spec.seed,
         "settings": spec.settings.model_dump(mode="json"),
         "before": sides.get(BEFORE) if names else None,

@@ -71,8 +71,9 @@ def judge_gate(
     as to forget.
     """
     before, after = outcome["before"], outcome["after"]
+    forgotten = _forgotten(gate, after)
     if after.get("membership"):
-        forgotten = [
+        forgotten += [
             {
                 "name": "memorised_before",
                 "value": before["membership"]["low"],
@@ -83,12 +84,6 @@ def judge_gate(
             # losses far above those of never-seen rows give the samples away as surely as low ones: the
             # attack only has to be turned round
             _at_most("membership_auc/reversed", 1 - after["membership"]["auc"], gate.max_membership_auc),
-        ]
-    else:
-        forgotten = [
-            _at_most(
-                "forget_fraction", (after["forget_fraction"] or {}).get("value"), gate.max_forget_fraction
-            )
         ]
     retained = (
         _shares(gate, before, after, forgotten_classes)
@@ -120,6 +115,35 @@ def judge_gate(
                 _at_most(f"fid_increase/{features}", value - before["fid"][features], gate.max_fid_increase)
             )
     return {"passed": all(check["passed"] for check in checks), "checks": checks}
+
+
+def forgotten_shares(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """How often each forgotten class is still sampled, now or earlier, by label; empty where no class was
+    measured by itself."""
+    return {
+        label: share
+        for block in ("forget_fraction", "earlier_fraction")
+        for label, share in ((metrics.get(block) or {}).get("per_class") or {}).items()
+    }
+
+
+def _forgotten(gate: Gate, after: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Classes: all together, the worst one, and what leaks out under labels that never asked for them."""
+    checks = []
+    if not after.get("membership") or after["forget_fraction"]:
+        value = (after["forget_fraction"] or {}).get("value")
+        checks.append(_at_most("forget_fraction", value, gate.max_forget_fraction))
+    if shares := forgotten_shares(after):
+        worst = max(shares, key=lambda label: shares[label]["value"])
+        checks.append(
+            _at_most("forget_fraction/class", shares[worst]["value"], gate.max_forget_fraction)
+            | {"class": worst}
+        )
+    if leakage := after.get("leakage"):
+        for under, bound in (("other_labels", gate.max_leakage), ("null_label", gate.max_null_leakage)):
+            if bound is not None:
+                checks.append(_at_most(f"leakage/{under}", (leakage[under] or {}).get("value"), bound))
+    return checks
 
 
 def _accuracy(gate: Gate, retain: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -29,12 +29,13 @@ def pick(rows: Batch, n: int, seed: int, purpose: str) -> Batch:
 
 
 def forgotten_rows(context: EvalContext, split: Split) -> Batch:
-    """Rows of the forgotten classes, or the named samples and never-seen rows of their classes."""
+    """Rows of the forgotten classes; where samples are named, beside classes or alone, those, or never-seen
+    rows of their classes."""
     spec = context.spec
-    if not spec.sample_ids:
+    if not spec.sample_classes:
         return context.rows(list(spec.forgotten), split)
     rows = context.rows(list(spec.sample_classes), split)
-    if split == "heldout":
+    if split == "heldout" or not spec.sample_ids:
         return rows
     named = set(spec.sample_ids)
     return rows.take(

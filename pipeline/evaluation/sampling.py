@@ -14,7 +14,14 @@ from torch import Tensor
 from models.features.table import FeatureSpace
 from models.generative import GenerativeModel
 from models.judge import Judge
-from pipeline.evaluation.context import RETAINED, UNLABELLED, EvalContext, EvalSpec, forgotten_at
+from pipeline.evaluation.context import (
+    EARLIER,
+    RETAINED,
+    UNLABELLED,
+    EvalContext,
+    EvalSpec,
+    forgotten_at,
+)
 from pipeline.evaluation.partials import Partials, Ranks, Shard, add_into, blocks, scatter
 from pipeline.evaluation.rows import real_features
 from pipeline.seeding import generator, seed_of
@@ -57,16 +64,18 @@ def plan(
 
 @lru_cache(maxsize=4)
 def plans(spec: EvalSpec) -> tuple[Plan, ...]:
-    """What an evaluation samples: groups `retained`, `null`, and `forgotten@<scale>` at each CFG scale.
+    """What an evaluation samples: groups `retained`, `null`, `earlier`, and `forgotten@<scale>` at each CFG
+    scale.
 
     Plans of a group of their own mix their labels at random. (Not in turns: within a block every pair must
     be as likely to share its label as not to, or kernel distances come out too low.)
     """
     s = spec.settings
-    each = -(-s.samples // max(1, len(spec.forgotten)))
-    of_retained, of_forgotten = (
-        dict.fromkeys(spec.retained, s.retain_samples),
-        dict.fromkeys(spec.forgotten, each),
+    of_retained = dict.fromkeys(spec.retained, s.retain_samples)
+    # the classes forgotten now share `samples`, and so do those forgotten earlier
+    of_forgotten, of_earlier = (
+        dict.fromkeys(classes, -(-s.samples // max(1, len(classes))))
+        for classes in (spec.forgotten, spec.earlier)
     )
 
     def sampled(counts: Mapping[int, int], cfg_scale: float) -> Plan:
@@ -79,20 +88,6 @@ def plans(spec: EvalSpec) -> tuple[Plan, ...]:
             batch=s.block,
         )
 
-    if spec.joint:
-        labelled = of_retained | of_forgotten
-        joint = sampled(labelled if spec.conditional else {0: s.samples}, s.cfg_scale).cut(spec.cuts)
-        every = range(len(joint.labels))  # of a model without labels each image answers both questions
-        groups = {
-            RETAINED: [i for i in every if not spec.conditional or joint.labels[i] not in spec.forgotten],
-            spec.forgotten_group: [
-                i for i in every if not spec.conditional or joint.labels[i] in spec.forgotten
-            ],
-        }
-        if not spec.forgotten:
-            del groups[spec.forgotten_group]
-        return (replace(joint, groups=groups),)
-
     def mixed(name: str, counts: Mapping[int, int], cfg_scale: float) -> Plan:
         ordered = sampled(counts, cfg_scale)
         order = torch.randperm(len(ordered.labels), generator=generator(spec.seed, "order")).tolist()
@@ -103,11 +98,24 @@ def plans(spec: EvalSpec) -> tuple[Plan, ...]:
             groups={name: range(len(order))},
         )
 
+    unlabelled = [mixed(UNLABELLED, {spec.null_label: s.null_samples}, 1.0)] if spec.conditional else []
+    if spec.joint:
+        labelled = of_retained | of_forgotten | of_earlier
+        joint = sampled(labelled if spec.conditional else {0: s.samples}, s.cfg_scale).cut(spec.cuts)
+        every = range(len(joint.labels))
+        by_group = {RETAINED: spec.retained, spec.forgotten_group: spec.forgotten, EARLIER: spec.earlier}
+        groups = {  # of a model without labels each image answers all questions
+            name: [i for i in every if not spec.conditional or joint.labels[i] in labels]
+            for name, labels in by_group.items()
+            if labels
+        }
+        return (replace(joint, groups=groups), *(one.cut(spec.cuts) for one in unlabelled if s.null_samples))
     scales = list(dict.fromkeys([s.cfg_scale, *s.cfg_scales])) if spec.forgotten else []
     return (
         mixed(RETAINED, of_retained, s.cfg_scale),
         *(mixed(forgotten_at(scale), of_forgotten, scale) for scale in scales),
-        *([mixed(UNLABELLED, {spec.null_label: s.null_samples}, 1.0)] if spec.conditional else []),
+        *([mixed(EARLIER, of_earlier, s.cfg_scale)] if spec.earlier else []),
+        *unlabelled,
     )
 
 

@@ -53,11 +53,16 @@ class SettleRule:
         measured: Proportion,
         retained: Proportion | None = None,
         exchange_fidelity: float | None = None,
+        others_within: bool = True,
     ) -> bool:
         """Take the check made after `step` steps; checks come in order. True: its weights are the ones to
-        keep from now on."""
+        keep from now on.
+
+        `others_within`: whether all that has to stay below a target of its own does, such as single classes
+        and those forgotten earlier; without that nothing counts as below.
+        """
         self._count(step)
-        if measured.value < self.target and self.first_crossing_step is None:
+        if measured.value < self.target and others_within and self.first_crossing_step is None:
             self.first_crossing_step = step
         alike = self.alike is not None and exchange_fidelity is not None and exchange_fidelity >= self.alike
         self.found_alike = self.found_alike + 1 if alike else 0
@@ -65,7 +70,7 @@ class SettleRule:
             self.retention_floor is not None and retained is not None and retained.high < self.retention_floor
         )
         self.harmed = self.harmed + 1 if harmed else 0
-        if measured.high < self.target:
+        if measured.high < self.target and others_within:
             begins = self.below_since is None
             self.below_since = step if begins else self.below_since
             keep = begins or retained is None or retained.high >= self.best_retained

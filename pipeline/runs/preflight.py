@@ -14,13 +14,14 @@ from models.judge import Judge, build_judge
 from pipeline import config as configuration
 from pipeline import storage
 from pipeline.config import UnlearnConfig, parse_stored
+from pipeline.config.request import Answer
 from pipeline.data.lake import Lake, lake_uri, read_lake
 from pipeline.data.partition import read_sample_ids, selections
 from pipeline.errors import InputError
 from pipeline.evaluation.gate import judge_warning
 from pipeline.evaluation.neighbours import confused_classes, nearest_classes
 from pipeline.runs import final_evaluation, run_weights
-from pipeline.runs.request_checks import require_fit, resolve, with_own_settings
+from pipeline.runs.request_checks import answers_of, require_fit, resolve, with_own_settings
 from pipeline.runtime import precision
 from pipeline.seeding import seed_of
 from pipeline.tracking.mlflow_runs import tracking_uri
@@ -55,6 +56,7 @@ class Prepared:
     subject: dict[str, Any]
     choice: "Choice | None" = None  # how the step will be made on the GPUs that train.memory_gib speaks of
     uniformity_judge: model_folder.Stored | None = None  # None: the judge that measures
+    answers: tuple[Answer, ...] = ()  # the deletion requests that the run answers
     # feature spaces beside the judge's
     features: Mapping[str, model_folder.Stored] = field(default_factory=dict)
 
@@ -147,6 +149,7 @@ def check(config: UnlearnConfig) -> Prepared:
         choice=run_weights.choose(config, base),
         uniformity_judge=uniformity_judge,
         features=features,
+        answers=answers_of(config.request),
     )
     _require_same_settings(prepared)
     if not storage.exists(storage.join(prepared.run_uri, SETTINGS)):  # a run that was begun was served

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import storage
 from pipeline.config import Request, UnlearnConfig
 from pipeline.config.own_settings import complete
+from pipeline.config.request import Answer
 from pipeline.data.partition import read_sample_ids
 from pipeline.errors import InputError
 from pipeline.unlearning.methods.table import METHODS, settings_classes
@@ -196,6 +197,21 @@ def _require_unlabelled(config: UnlearnConfig) -> None:
             raise InputError(
                 f"{key}: got {got}, but {config.model.size} samples without labels; expected {expected}"
             )
+
+
+def answers_of(request: Request) -> tuple[Answer, ...]:
+    """The deletion requests that a run of `request` answers: those it names, or itself."""
+    if request.answers:
+        return tuple(request.answers)
+    ids = sorted(set(read_sample_ids(request) or []))
+    return (
+        Answer(
+            id=str(request.id),
+            classes=sorted(request.classes),
+            sample_ids_digest=storage.digest_of(ids) if ids else None,
+            sample_count=len(ids),
+        ),
+    )
 
 
 def request_id(config: UnlearnConfig) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import config as configuration
 from pipeline import storage
+from pipeline.evaluation.answers import answered
 from pipeline.evaluation.gate import judge_gate
 from pipeline.redaction import redacted
 from pipeline.runs import run_weights
@@ -38,7 +39,8 @@ def base_metrics_of(prepared: Prepared, partition_digest: str) -> tuple[str, dic
         code_version(),
     ]
     request = config.request.model_dump(
-        mode="json", include={"classes", "exchange", "sample_ids", "neighbours"}
+        mode="json",
+        include={*("classes", "exchange", "sample_ids", "sample_classes", "forgotten_earlier", "neighbours")},
     )
     uri = storage.join(config.storage, "evaluations", f"{storage.digest_of([key, request])[:32]}.json")
     return uri, storage.read_json(uri) if storage.exists(uri) else None
@@ -87,6 +89,7 @@ def result_of(
         "settled_step": outcome["settled_step"],
         "before": outcome["before"],
         "after": outcome["after"],
+        "requests": answered(prepared.answers, outcome["after"], config.gate),
         "gate": judge_gate(
             config.gate,
             outcome,

@@ -46,19 +46,11 @@ def _settled(outcome: Outcome, config: UnlearnConfig) -> float:
 
 
 def _by_class(config: UnlearnConfig) -> str | None:
-    return (
-        None
-        if config.request.forgotten_classes
-        else "the request names samples; membership_auc is what it reports"
-    )
+    return None if config.request.classes else "the request names samples; membership_auc is what it reports"
 
 
 def _by_sample(config: UnlearnConfig) -> str | None:
-    return (
-        "the request names classes; forget_fraction is what it reports"
-        if config.request.forgotten_classes
-        else None
-    )
+    return "the request names classes; forget_fraction is what it reports" if config.request.classes else None
 
 
 def _conditional(config: UnlearnConfig) -> str | None:

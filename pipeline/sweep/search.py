@@ -250,7 +250,7 @@ def _publish(prepared: PreparedSweep, summary: dict[str, Any], parent: "Tracker"
     from pipeline.sweep.page import render_page
 
     base = prepared.base.config
-    target = base.gate.max_forget_fraction if base.request.forgotten_classes else base.gate.max_membership_auc
+    target = base.gate.max_forget_fraction if base.request.classes else base.gate.max_membership_auc
     page = render_page(
         summary,
         _checks(prepared, summary),

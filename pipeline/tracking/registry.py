@@ -1,8 +1,9 @@
 """Registered versions of a model: made once per run, found by alias or number, loadable
 anywhere MLflow is."""
 
+import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 RUN_ID_TAG = "run_id"
+LISTED = 45  # ids of up to 100 characters in a tag of 5000
 FILES = {"config": model_folder.CONFIG, "weights": model_folder.WEIGHTS}
 
 
@@ -65,6 +67,7 @@ def version_tags(result: Mapping[str, Any]) -> dict[str, str]:
         "request_id": request.get("id"),
         "request_classes": request.get("classes"),
         "request_exchange": request.get("exchange"),
+        **honoured_tags(result),
         "gate": "passed" if passed is True else "failed" if passed is False else "not measured",
         **{
             key: result.get(key)
@@ -80,6 +83,44 @@ def version_tags(result: Mapping[str, Any]) -> dict[str, str]:
         },
     }
     return {key: str(value)[:5000] for key, value in values.items() if value is not None}
+
+
+def honoured_tags(result: Mapping[str, Any]) -> dict[str, str]:
+    """The deletion requests that a version honours: its own and those of the version it was made from; the
+    classes that it does not sample any more. JSON lists, cut over several tags where one is full. Empty for
+    the result of a time that noted none."""
+    if "requests" not in result:
+        return {}
+    request, base = result["request"], result.get("base_version") or {}
+    ids = [*base.get("request_ids", []), *(answer["id"] for answer in result["requests"])]
+    classes = [*base.get("forgotten_classes", []), *request["classes"], *request["forgotten_earlier"]]
+    return {
+        **_list_tags("request_ids", list(dict.fromkeys(ids))),
+        **_list_tags("forgotten_classes", sorted(set(classes))),
+    }
+
+
+def honoured(tags: Mapping[str, str]) -> dict[str, list[Any]] | None:
+    """{request_ids, forgotten_classes} of a version's tags; None for one of a time that noted none."""
+    if "request_ids" not in tags:
+        return None
+    return {
+        name: [
+            one
+            for key in sorted(tags, key=lambda key: (len(key), key))
+            if key.rstrip("0123456789").rstrip("/") == name
+            for one in json.loads(tags[key])
+        ]
+        for name in ("request_ids", "forgotten_classes")
+    }
+
+
+def _list_tags(name: str, values: Sequence[Any]) -> dict[str, str]:
+    """`values` as JSON lists in the tags name, name/2, name/3, ..."""
+    parts = [values[start : start + LISTED] for start in range(0, max(1, len(values)), LISTED)]
+    return {
+        name if number == 1 else f"{name}/{number}": json.dumps(part) for number, part in enumerate(parts, 1)
+    }
 
 
 def save_pyfunc(folder: str, target: Path, *, image_shape: tuple[int, int, int]) -> None:

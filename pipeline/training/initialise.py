@@ -23,7 +23,7 @@ def begin(inputs: Inputs, record: Callable[[dict[str, Any]], None]) -> dict[int,
     """
     method, exchange, table = (
         inputs.config.method,
-        inputs.config.request.exchange_classes,
+        inputs.config.request.exchange_classes_now,
         inputs.model.label_table(),
     )
     fixed = 0.0 if isinstance(method.label_extrapolation, str) else method.label_extrapolation

@@ -202,9 +202,7 @@ def _rule(config: UnlearnConfig, before: Mapping[str, Any]) -> SettleRule:
     evaluate, kept = config.evaluate, before["retain_accuracy"]["mean"]
     return SettleRule(
         target=(
-            config.gate.max_forget_fraction
-            if config.request.forgotten_classes
-            else config.gate.max_membership_auc
+            config.gate.max_forget_fraction if config.request.classes else config.gate.max_membership_auc
         ),
         patience_steps=evaluate.patience_steps,
         retention_floor=(

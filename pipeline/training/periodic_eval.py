@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from pipeline.config.unlearn import Evaluate
+from pipeline.config.unlearn import Evaluate, Gate
 from pipeline.evaluation.confidence import Proportion
 from pipeline.evaluation.context import AFTER, EvalSpec
-from pipeline.evaluation.gate import exchange_fidelity
+from pipeline.evaluation.gate import exchange_fidelity, forgotten_shares
 from pipeline.evaluation.metrics.class_shares import overlap
 from pipeline.evaluation.metrics.table import evaluate
 from pipeline.evaluation.sampling import LANES
@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from pipeline.training.step import Inputs
 
 MOST_PENDING = 3  # checks under way at once; the step that would send one more waits for the oldest
-METRICS = ("forget_fraction", "exchange_fraction", "exchange_density", "retain_accuracy", "fid")
+METRICS = (
+    *("forget_fraction", "earlier_fraction", "leakage", "exchange_fraction", "exchange_density"),
+    *("retain_accuracy", "fid"),
+)
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +56,15 @@ class Check:
         attack = self.metrics["membership"]
         return Proportion(attack["auc"], *(attack[key] for key in ("n", "low", "high")))
 
+    def others_within(self, gate: Gate) -> bool:
+        """Whether what `decisive` does not see stays within its bounds: no single class, now or earlier, is
+        above its own beyond doubt and, beside classes, the attack on named samples is below its own."""
+        shares = forgotten_shares(self.metrics).values()
+        attack = self.metrics.get("membership") if self.metrics["forget_fraction"] else None
+        return all(share["low"] <= gate.max_forget_fraction for share in shares) and (
+            attack is None or attack["high"] < gate.max_membership_auc
+        )
+
     def retained(self, before: Mapping[str, Any], forgotten: Sequence[int]) -> Proportion | None:
         """How much is kept: of all images under retained labels those predicted right; without labels,
         overlap with the mixture `before`."""
@@ -69,6 +81,7 @@ class Check:
         share, attack, accuracy = m["forget_fraction"] or {}, m.get("membership"), m["retain_accuracy"]
         mean = accuracy["intervals"].get("mean", {})
         shares = m.get("class_shares", {}).get("per_class", {})
+        earlier = (m.get("earlier_fraction") or {}).get("per_class", {})
         line = {"kind": "evaluation", "step": step, "forget_fraction": share.get("value")}
         line |= {f"forget_fraction/{key}": share.get(key) for key in ("low", "high", "n")}
         if attack:
@@ -85,6 +98,7 @@ class Check:
         line |= {f"retain_accuracy/mean/{key}": mean[key] for key in ("low", "high", "n") if key in mean}
         line |= {f"fid/{space}": value for space, value in m["fid"].items()}
         line |= {f"class_share/{label}": value for label, value in shares.items()}
+        line |= {f"forget_fraction/class_{label}": share["value"] for label, share in earlier.items()}
         return line | {"seconds": self.seconds}
 
 
@@ -170,9 +184,10 @@ class Checks:
             self.missing.append(step)
             self.rule.miss(step)
         else:
-            retained = outcome.retained(self.before, self.inputs.subject.spec.forgotten)
+            retained = outcome.retained(self.before, self.inputs.subject.spec.gone)
             likely = exchange_fidelity(self.before, outcome.metrics, "low")
-            if self.rule.observe(step, outcome.decisive, retained, likely):
+            within = outcome.others_within(self.inputs.config.gate)
+            if self.rule.observe(step, outcome.decisive, retained, likely, within):
                 self.kept = weights
             self.hooks.record(outcome.to_record(step))
         if self.rule.stopped:
@@ -198,7 +213,7 @@ def check(inputs: "Inputs", step: int, *, final: bool) -> Check:
         autocast=lambda: autocast(config.evaluate.precision, inputs.device),
     )
     names = [*METRICS, *([] if model.conditional else ["class_shares"])]
-    names += [] if spec.forgotten else ["membership"]
+    names += ["membership"] if spec.sample_classes or not spec.forgotten else []
     training = model.net.training
     model.net.eval()
     metrics = evaluate(names, context, inputs.collectives)[AFTER]
@@ -215,6 +230,7 @@ def check_spec(spec: EvalSpec, settings: Evaluate, seed: int, purpose: str) -> E
             "retain_samples": settings.final_retain_samples if final else settings.retain_samples,
             "cfg_scale": settings.cfg_scale,
             "sampler_steps": settings.final_sampler_steps if final else settings.sampler_steps,
+            "null_samples": settings.final_null_samples if final else 0,
             "block": settings.batch,
             "membership_noises": settings.membership_noises,
             "membership_rows": sys.maxsize,

@@ -19,7 +19,7 @@ def draw_grids(model: GenerativeModel, config: UnlearnConfig, subject: EvalConte
     if storage.exists(uri):
         return
     evaluate, spec = config.evaluate, subject.spec
-    counts = dict.fromkeys(spec.retained, EACH_RETAINED) | dict.fromkeys(spec.forgotten, EACH_FORGOTTEN)
+    counts = dict.fromkeys(spec.retained, EACH_RETAINED) | dict.fromkeys(spec.gone, EACH_FORGOTTEN)
     chosen = _seeds(model, config, subject, counts, storage.join(uri.rsplit("/", 1)[0], "seeds.json"))
     grids: dict[str, torch.Tensor] = {}
     for label, seeds in chosen.items():

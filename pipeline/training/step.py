@@ -125,7 +125,9 @@ def train_step(inputs: Inputs, state: State, batch: Batch, iteration: int) -> di
             step=iteration,
             device=inputs.device,
             null_fraction=config.method.null_fraction if state.teacher else 0.0,
-            exchange_classes=config.request.exchange_classes,
+            held=tuple(config.request.forgotten_earlier) if state.teacher else (),
+            held_fraction=config.method.held_fraction,
+            exchange_classes=config.request.exchange_classes_now,
             share_noise=config.method.share_noise,
         )
 

@@ -70,7 +70,7 @@ def assemble(
     teacher: Callable[[GenerativeModel, Mapping[str, Tensor]], Teacher] = Teacher
     if config.method.latent_reflection:
         shown_instead = forget
-        teacher = reflecting(model, retained_rows, forget, config.request.forgotten_classes, device)
+        teacher = reflecting(model, retained_rows, forget, config.request.classes, device)
     if config.request.exchange and config.method.targets == "data":
         shown_instead = exchange_rows(partition.exchange(), config.request.exchange_classes)
     rank, world_size = collectives.rank, collectives.world_size
@@ -136,27 +136,32 @@ def _subject(
         )
         for name, space in {JUDGE: judge, **spaces}.items()
     }
-    by_name, exchange_classes = request.sample_ids is not None, request.exchange_classes
     rows: dict[int, Batch] = {}
-    if request.exchange and model.conditional and not by_name:
-        rows = exchange_rows_by_class(partition.exchange(), exchange_classes)
-    never_seen = forget.take([])
-    if by_name:
-        never_seen = read_lake(sources.lake_uri).read(sorted(set(forget.y.tolist())), "heldout")
+    if request.exchange_classes_now and model.conditional:
+        rows = exchange_rows_by_class(partition.exchange(), request.exchange_classes_now)
+    # of a request that names samples, beside whole classes or alone, the attack looks at these
+    members, never_seen, sample_classes = forget, forget.take([]), []
+    if request.sample_ids is not None:
+        whole = torch.isin(forget.y, torch.tensor(request.classes, dtype=torch.long))
+        members = forget.take((~whole).nonzero().flatten().tolist())
+        sample_classes = sorted(set(members.y.tolist()))
+        never_seen = read_lake(sources.lake_uri).read(sample_classes, "heldout")
     return EvalContext(
         model=model,
         judge=judge,
         spec=EvalSpec(
-            forgotten=tuple(request.forgotten_classes),
-            exchange=exchange_classes,
+            forgotten=tuple(request.classes),
+            earlier=tuple(request.forgotten_earlier),
+            exchange=request.exchange_classes,
             retained=tuple(described["retained"]),
             neighbours=tuple(described["neighbours"]),
             null_label=model.null_label,
             timesteps=int(model.config.get("timesteps", 1)),
             num_classes=judge.num_classes,
             conditional=model.conditional,
+            sample_classes=tuple(sample_classes),
         ),
-        rows=lambda labels, split: forget if split == "train" else never_seen,
+        rows=lambda labels, split: members if split == "train" else never_seen,
         spaces=spaces,
         real=real,
         manifolds=manifolds(judge, rows, K, to_pixels, device),

@@ -116,11 +116,19 @@ def sample_latents(model: GenerativeModel, numbers: Sequence[int], *, seed: int,
     )
 
 
-def drop_labels(fraction: float, null_label: int) -> Relabel:
-    """A relabelling that gives a share of the rows the null label, for student and teacher alike."""
+def drop_labels(
+    fraction: float, null_label: int, held: Sequence[int] = (), held_fraction: float = 0.0
+) -> Relabel:
+    """A relabelling that gives a share of the rows the null label, and another one in turns the labels
+    `held`, for student and teacher alike."""
+    labels = torch.tensor([*held], dtype=torch.long)
 
     def relabel(y: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
         dropped = torch.where(uniform < fraction, torch.full_like(y, null_label), y)
+        if len(labels) and held_fraction:
+            place = (uniform - fraction) / held_fraction  # in [0, 1) for rows that are held
+            index = (place * len(labels)).long().clamp(0, len(labels) - 1)
+            dropped = torch.where((place >= 0) & (place < 1), labels[index], dropped)
         return dropped, dropped
 
     return relabel
@@ -174,15 +182,20 @@ def step_rows(
     null_fraction: float,
     exchange_classes: Mapping[int, Sequence[int]],
     share_noise: bool,
+    held: Sequence[int] = (),
+    held_fraction: float = 0.0,
 ) -> StepRows:
     """A worker's share of one step.
 
+    `held` are labels of classes forgotten earlier, under which a share of the retain rows is shown: the
+    teacher does not sample those classes, so its answer needs no row of them.
     `exchange` are rows of the exchange classes, labelled with the forgotten ones (data targets). Without
     them, and with exchange classes to ask a teacher for, the retain rows serve a second time, on noise of
     their own.
     """
     noised = partial(noised_rows, model, seed=seed, step=step, device=device)
-    r = noised(retain, term="retain", relabel=drop_labels(null_fraction, model.null_label))
+    labels = drop_labels(null_fraction, model.null_label, held, held_fraction)
+    r = noised(retain, term="retain", relabel=labels)
     f = noised(forget, term="forget")
     x = None
     if exchange is not None:

@@ -24,7 +24,9 @@ from pipeline.unlearning.noising import noised_rows
 from pipeline.unlearning.parameters import select
 
 NAMES = list(METRICS)
-OF_LABELS = [name for name in NAMES if name not in ("class_shares", "retrained_reference")]
+OF_LABELS = [
+    name for name in NAMES if name not in ("class_shares", "retrained_reference", "earlier_fraction")
+]
 
 
 def computed(

@@ -120,7 +120,10 @@ def check_context(**changes: Any) -> EvalContext:
     """As a run's check has it: 20 images under label 1 and 4 under each other one in one plan of 7 blocks."""
     context = tiny_context(base=False)
     settings = Measuring().model_copy(
-        update={"samples": 20, "retain_samples": 4, "sampler_steps": 2, "block": 16, "cfg_scale": 2.0}
+        update={
+            **{"samples": 20, "retain_samples": 4, "null_samples": 0},
+            **{"sampler_steps": 2, "block": 16, "cfg_scale": 2.0},
+        }
     )
     values = {"settings": settings, "joint": True, "cuts": 8, "top": 1, "purpose": "test"} | changes
     real = {"judge/real/moments/all": Moments.of(context.judge.features(tiny_batch([0, 2, 3], each=10).mean))}

@@ -31,7 +31,8 @@ def tell(monkeypatch: pytest.MonkeyPatch, shares: dict[int, float], final: float
         step = None if purpose == "final" else int(purpose.removeprefix("check at "))
         share, n = (final, 500) if step is None else (shares[step], 200)
         forgotten = proportion(round(share * n), n).to_dict()
-        return {AFTER: sides[AFTER] | {"forget_fraction": forgotten, "retain_accuracy": KEPT}}
+        found = {"forget_fraction": forgotten, "retain_accuracy": KEPT, "leakage": None}
+        return {AFTER: sides[AFTER] | found}
 
     monkeypatch.setattr(periodic_eval, "evaluate", told)
 

@@ -30,8 +30,13 @@ class Attempt:
         spec = replace(
             context.spec,
             settings=context.spec.settings.model_copy(
-                update={"samples": settings.samples, "retain_samples": settings.retain_samples}
+                update={
+                    "samples": settings.samples,
+                    "retain_samples": settings.retain_samples,
+                    "null_samples": 0,
+                }
             ),
+            earlier=(),
             purpose="battery",
             joint=True,
             cuts=1,

@@ -11,11 +11,13 @@ from pipeline.evaluation.sampling import predictions
 
 
 def leakage(spec: EvalSpec, partials: Mapping[str, Tensor], side: str) -> dict[str, Any]:
-    """Shares that are predicted to be a forgotten class: under all other labels together, by label, and
-    under the null label."""
+    """Shares that are predicted to be a forgotten class, now or earlier: under all other labels together, by
+    label, and under the null label (None where it was not sampled)."""
     labels, ranked = predictions(partials, side)
-    _, unlabelled = predictions(partials, side, UNLABELLED)
-    return leaked(labels, [row[0] for row in ranked], [row[0] for row in unlabelled], spec.forgotten)
+    unlabelled: list[list[int]] = []
+    if f"{side}/{UNLABELLED}/predictions" in partials:
+        _, unlabelled = predictions(partials, side, UNLABELLED)
+    return leaked(labels, [row[0] for row in ranked], [row[0] for row in unlabelled], spec.gone)
 
 
 def leaked(

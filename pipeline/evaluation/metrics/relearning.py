@@ -91,7 +91,10 @@ def share_at(context: EvalContext, model: GenerativeModel, step: int) -> dict[st
     few = replace(
         spec,
         retained=(),
-        settings=spec.settings.model_copy(update={"samples": spec.settings.relearn_samples}),
+        earlier=(),
+        settings=spec.settings.model_copy(
+            update={"samples": spec.settings.relearn_samples, "null_samples": 0}
+        ),
         purpose=f"relearn at {step}",
         joint=True,
         top=1,

@@ -11,6 +11,7 @@ from torch import Tensor
 from pipeline.evaluation.context import AFTER, BEFORE, REFERENCE, EvalContext, EvalSpec
 from pipeline.evaluation.metrics import membership, relearning, retain_accuracy, timestep_loss
 from pipeline.evaluation.metrics.class_shares import class_shares
+from pipeline.evaluation.metrics.earlier_fraction import earlier_fraction
 from pipeline.evaluation.metrics.exchange_density import collect_balls, exchange_density
 from pipeline.evaluation.metrics.exchange_fraction import exchange_fraction
 from pipeline.evaluation.metrics.fid import collect_moments, fid
@@ -92,6 +93,10 @@ def _both(spec: EvalSpec) -> bool:
     return _classes(spec) and _labels(spec)
 
 
+def _gone(spec: EvalSpec) -> bool:
+    return bool(spec.gone) and _labels(spec)
+
+
 def _exchange(spec: EvalSpec) -> bool:
     return _both(spec) and bool(spec.exchange)
 
@@ -104,6 +109,13 @@ METRICS: dict[str, Metric] = {
         applies=_classes,
         shares=True,
         words={"top5": "among the judge's first five", "at_cfg_scale": "CFG "},
+    ),
+    "earlier_fraction": Metric(
+        title="Classes forgotten earlier still sampled",
+        meaning="Share of images under labels of earlier requests that the judge takes for those classes.",
+        result=earlier_fraction,
+        applies=lambda spec: bool(spec.earlier),
+        shares=True,
     ),
     "exchange_fraction": Metric(
         title="Exchange class sampled instead",
@@ -128,7 +140,7 @@ METRICS: dict[str, Metric] = {
         title="Forgotten class under other labels",
         meaning="Share of images under other labels, and under none, that the judge takes for it.",
         result=leakage,
-        applies=_both,
+        applies=_gone,
         shares=True,
     ),
     "retain_accuracy": Metric(
