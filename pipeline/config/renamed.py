@@ -59,11 +59,17 @@ def with_new_keys(values: Mapping[str, Any], known: Collection[str] = ()) -> dic
     for old in REMOVED:
         if has(result, old) and not _is_known(old, known):
             pop(result, *old.split("."))
-    request = result.get("request")
-    if isinstance(request, dict) and request.get("sample_ids") and "sample_classes" not in request:
-        # with named samples `classes` once said where they are, and no class was forgotten whole
-        request |= {"classes": [], "sample_classes": request.get("classes", [])}
+    if isinstance(request := result.get("request"), Mapping):
+        result["request"] = request_in_todays_words(request)
     return result
+
+
+def request_in_todays_words(request: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored request: with named samples `classes` once said where they are, and no class was forgotten
+    whole."""
+    if not request.get("sample_ids") or "sample_classes" in request:
+        return dict(request)
+    return {**request, "classes": [], "sample_classes": request.get("classes") or []}
 
 
 def _is_known(key: str, known: Collection[str]) -> bool:

@@ -32,8 +32,8 @@ class Answer(Section):
 
 
 class Request(Section):
-    """What to forget. `exchange` maps a forgotten class to the class its label shall sample from now on, or to
-    several: their mixture.
+    """What to forget. `exchange` maps a forgotten class to the class its label shall sample from now on, or
+    to several: their mixture.
 
     A class is forgotten now (`classes`), was forgotten earlier (`forgotten_earlier`), or is retained, also
     where some of its samples are forgotten.
@@ -47,11 +47,12 @@ class Request(Section):
         None, description="URI of a text file with one sample id a line: samples to forget"
     )
     sample_classes: list[int] = Field(
-        [], description="classes of the named samples, which go on being sampled; absent: looked up in the lake"
+        [],
+        description="classes of the named samples, which are retained; absent: looked up in the lake",
     )
     forgotten_earlier: list[int] = Field(
         [],
-        description="classes that the base does not sample any more: no row of them is read, each is measured",
+        description="classes that the base samples no more: no row of them is read, each is measured",
     )
     exchange: Exchange = Field(
         {}, description="forgotten class -> the class, or classes, that its label samples from now on"

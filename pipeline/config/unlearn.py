@@ -239,7 +239,9 @@ class UnlearnConfig(SeededConfig):
             needed=" above 0",
         ),
         Only(keys=("method.exchange_weight",), switches=("request.exchange", "method.latent_reflection")),
-        Only(keys=("evaluate.membership_noises", "gate.max_membership_auc"), switches=("request.sample_ids",)),
+        Only(
+            keys=("evaluate.membership_noises", "gate.max_membership_auc"), switches=("request.sample_ids",)
+        ),
         Only(keys=("request.neighbours", "request.nearest_by"), switches=("request.classes",)),
         Only(keys=("request.sample_classes",), switches=("request.sample_ids",)),
         Only(keys=("method.held_fraction",), switches=("request.forgotten_earlier",)),

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline import storage
+from pipeline.config.renamed import request_in_todays_words
 from pipeline.evaluation.context import AFTER
 
 BLOCKS = {"measures": "metrics", "battery": "attack_suite", "gold": "reference", "kept_step": "best_step"}
@@ -29,6 +30,8 @@ def in_todays_words(result: Mapping[str, Any]) -> dict[str, Any]:
             for line in suite["attacks"]
         ]
         today["attack_suite"] = suite | {"attacks": attacks}
+    if request := today.get("request"):
+        today["request"] = request_in_todays_words(request)
     if gate := today.get("gate"):
         checks = [
             check | {"name": "exchange_fidelity"} if check.get("name") == "likeness" else check
