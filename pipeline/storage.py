@@ -7,14 +7,11 @@ AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or from the usua
 """
 
 import contextlib
+import glob
 import hashlib
 import json
-import logging
 import os
-import random
 import shutil
-import sys
-import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -22,31 +19,20 @@ from typing import Any, TypeVar
 
 import fsspec
 from fsspec.core import url_to_fs
+from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import InputError
+from pipeline.retries import StorageError as StorageError
+from pipeline.retries import retrying as retrying
+from pipeline.uris import absolute as absolute
+from pipeline.uris import is_local as is_local
+from pipeline.uris import join as join
 
-# how long one call goes on trying; UNLEARN_STORAGE_PATIENCE_S in the environment replaces it
-PATIENCE_S = 120.0
-LONGEST_PAUSE_S = 10.0
 CHECKSUMS = ("request_checksum_calculation", "response_checksum_validation")
 
-log = logging.getLogger(__name__)
-ResultT = TypeVar("ResultT")
+RESTORE = "restore it, or remove it and run the command that made it again"
 
-
-class StorageError(OSError):
-    """An object could not be read or written after all tries; the message names it."""
-
-
-def absolute(uri: str) -> str:
-    """`uri` with a local path made absolute (workers run in other directories) and no trailing slash."""
-    if "://" in uri:
-        return uri.removeprefix("file://").rstrip("/") if uri.startswith("file://") else uri.rstrip("/")
-    return str(Path(uri).expanduser().resolve())
-
-
-def join(uri: str, *parts: str) -> str:
-    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -60,48 +46,6 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         options["config_kwargs"] = checksums
     fs, path = url_to_fs(uri, **options)
     return fs, path
-
-
-def is_local(uri: str) -> bool:
-    return "://" not in uri or uri.startswith("file://")
-
-
-def retrying(uri: str, action: str, call: Callable[[], ResultT]) -> ResultT:
-    """`call()`, again while an object store is busy or away. On a local disk an error is final at once.
-
-    Raises `FileNotFoundError` as it comes, `InputError` for refused or missing credentials, `StorageError`
-    when patience ends.
-    """
-    start, attempt = time.monotonic(), 0
-    patience = float(os.environ.get("UNLEARN_STORAGE_PATIENCE_S", PATIENCE_S))
-    while True:
-        try:
-            return call()
-        except Exception as error:
-            if is_local(uri):
-                raise
-            refused = _refusal(error)
-            if refused:
-                raise InputError(f"storage {uri}: {refused}") from error
-            if not _is_passing(error):
-                raise
-            attempt += 1
-            pause = min(LONGEST_PAUSE_S, 0.25 * 2**attempt) * random.uniform(0.5, 1.0)
-            waited = time.monotonic() - start
-            if waited + pause > patience:
-                reason = f"{type(error).__name__}: {error}"
-                raise StorageError(
-                    f"could not {action} {uri}: gave up after {attempt} tries in {waited:.0f} s ({reason})"
-                ) from error
-            if attempt > 1:
-                log.warning(
-                    "storage: could not %s %s (%s), trying again in %.1f s",
-                    action,
-                    uri,
-                    type(error).__name__,
-                    pause,
-                )
-            time.sleep(pause)
 
 
 def exists(uri: str) -> bool:
@@ -198,7 +142,11 @@ def remove(uri: str) -> None:
     give up is a `StorageError`."""
     fs, path = filesystem(uri)
     if exists(uri):
-        retrying(uri, "remove", lambda: fs.rm(path, recursive=True))
+        if not is_local(uri) and glob.has_magic(path):  # which fsspec would take for a pattern
+            keys = [glob.escape(key) for key in fs.find(path)]
+            retrying(uri, "remove", lambda: fs.rm(keys))
+        else:
+            retrying(uri, "remove", lambda: fs.rm(path, recursive=True))
         leftovers = [] if is_local(uri) else walk(uri) or ([path] if fs.isfile(path) else [])
         if leftovers:  # s3fs passes over what a store refuses to delete
             raise StorageError(
@@ -207,8 +155,28 @@ def remove(uri: str) -> None:
             )
 
 
-def read_json(uri: str) -> Any:
-    return json.loads(read_bytes(uri))
+def read_json(uri: str, kind: type[Any] = dict) -> Any:
+    """The JSON value at `uri`, a `kind`. Raises `InputError` for a file that is empty, cut, damaged or holds
+    another kind of value."""
+    data = read_bytes(uri)
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        state = "is empty" if not data.strip(b"\0 \r\n\t") else f"is no JSON ({error})"
+        raise InputError(f"{uri}: {state}: it was cut off or damaged; {RESTORE}") from error
+    if not isinstance(value, kind):
+        raise InputError(f"{uri}: holds a {type(value).__name__}, expected a {kind.__name__}; {RESTORE}")
+    return value
+
+
+def read_model(uri: str, model: type[ModelT]) -> ModelT:
+    """The JSON at `uri` as a pydantic model. Raises `InputError` for one that does not fit it."""
+    try:
+        return model.model_validate(read_json(uri))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "it"
+        raise InputError(f"{uri}: {where}: {first['msg']}; {RESTORE}") from error
 
 
 def write_json(uri: str, value: Any) -> None:
@@ -280,9 +248,21 @@ def _place(target: Path, fill: Callable[[Path], Any]) -> None:
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         fill(temporary)
+        _sync(temporary)
         temporary.replace(target)
+        _sync(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold what was written: a rename may reach it before the bytes do, and a power cut between
+    leaves an empty file."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _list(uri: str, *, deep: bool) -> list[str]:
@@ -297,48 +277,3 @@ def _list(uri: str, *, deep: bool) -> list[str]:
         return sorted(str(entry).rstrip("/") for entry in entries if str(entry).strip("/") != own)
 
     return retrying(uri, "list", call)
-
-
-def _is_passing(error: BaseException) -> bool:
-    """Whether waiting may help: busy servers (5xx), time-outs, resets, truncated bodies."""
-    if isinstance(
-        error,
-        FileNotFoundError
-        | PermissionError
-        | FileExistsError
-        | IsADirectoryError
-        | NotADirectoryError
-        | StorageError,
-    ):
-        return False
-    if isinstance(error, OSError | TimeoutError | EOFError):  # s3fs reports server errors as OSError
-        return True
-    kinds = {
-        "botocore.exceptions": ("HTTPClientError", "ConnectionError", "IncompleteReadError"),
-        "botocore.parsers": ("ResponseParserError",),  # a listing cut short
-        "aiohttp": ("ClientError",),
-        "http.client": ("HTTPException",),
-    }
-    passing = tuple(
-        getattr(sys.modules[module], name)
-        for module, names in kinds.items()
-        if module in sys.modules
-        for name in names
-    )
-    return isinstance(error, passing)
-
-
-def _refusal(error: BaseException) -> str | None:
-    """What to mend when the store does not know or trust us, None when the error is another."""
-    name, text = type(error).__name__, f"{error} {error.__cause__ or ''}"
-    if name in ("NoCredentialsError", "PartialCredentialsError"):
-        return "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-    if "InvalidAccessKeyId" in text or "Access Key Id" in text:
-        return "the access key is unknown there; check AWS_ACCESS_KEY_ID (and AWS_ENDPOINT_URL)"
-    if "SignatureDoesNotMatch" in text or "signature we calculated" in text:
-        return "the signature was refused; check AWS_SECRET_ACCESS_KEY"
-    if "ExpiredToken" in text or "InvalidToken" in text:
-        return "the session token is refused or expired; renew AWS_SESSION_TOKEN"
-    if isinstance(error, PermissionError):
-        return "access denied; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy"
-    return None

@@ -1,6 +1,7 @@
 """Files by URI on local disk, in memory and on a real S3 server process, healthy and not."""
 
 import http.client
+import importlib.util
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ import botocore.exceptions
 import pytest
 import s3_servers
 
-from pipeline import storage
+from pipeline import retries, storage
 from pipeline.errors import InputError
 
 
@@ -206,7 +207,7 @@ def test_pauses_grow_to_ten_seconds_and_end_with_patience(
     ) as raised:
         storage.retrying("s3://b/x", "read", call)
     assert isinstance(raised.value.__cause__, OSError) and 10 <= 100 - len(left) <= 14
-    assert 5 <= max(pauses) <= storage.LONGEST_PAUSE_S
+    assert 5 <= max(pauses) <= retries.LONGEST_PAUSE_S
 
 
 def test_absence_is_told_from_a_store_that_is_away(
@@ -361,3 +362,71 @@ def test_what_a_store_will_not_delete_is_said(monkeypatch: pytest.MonkeyPatch) -
                 storage.remove(uri)
     storage.remove("memory://locked/folder")
     assert not storage.exists("memory://locked/folder")
+
+
+@pytest.mark.parametrize(
+    ("uri", "right"),
+    [
+        ("file:///tmp/x/", "/tmp/x"),
+        ("file:/tmp/x", "/tmp/x"),
+        ("file://localhost/tmp/a%20b", "/tmp/a b"),
+        ("FILE:///tmp/x", "/tmp/x"),
+        ("/tmp/a%20b?c", "/tmp/a%20b?c"),
+        ("S3://bucket/x/", "s3://bucket/x"),
+        ("s3://bucket/a%20b*c", "s3://bucket/a%20b*c"),
+        ("memory://x", "memory://x"),
+        ("https://host/x?signature=1", "https://host/x?signature=1"),
+    ],
+)
+def test_what_a_uri_means(uri: str, right: str) -> None:
+    assert storage.absolute(uri) == right
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("s3://", "is a variable in it empty"),
+        ("s3:///x", "is a variable in it empty"),
+        ("S3://", "is a variable in it empty"),
+        ("s3:/bucket/x", "expected s3://<bucket>/<path>"),
+        ("gs://bucket/x", "gcsfs"),
+        ("nosuch://bucket/x", "scheme 'nosuch' is not known"),
+        ("file://server/x", "expected file:///<absolute path>"),
+        ("file://", "expected file:///<absolute path>"),
+        ("s3://bucket/x?versionId=1", r"without \?, # and ::"),
+        ("simplecache::s3://bucket/x", "expected a folder or <scheme>://"),
+        ("://x", "expected a folder or <scheme>://"),
+        ("memory::memory://x", "expected a folder or <scheme>://"),
+    ],
+)
+def test_what_is_no_uri_is_refused(uri: str, said: str) -> None:
+    if "gcsfs" in said and importlib.util.find_spec("gcsfs"):
+        pytest.skip("gcsfs is installed")
+    with pytest.raises(InputError, match=said):
+        storage.absolute(uri)
+
+
+def test_the_environments_settings_are_read_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:9000")
+    with pytest.raises(InputError, match=r"AWS_ENDPOINT_URL: got '127\.0\.0\.1:9000', expected http://"):
+        storage.absolute("s3://bucket/x")
+    for patience in ("2m", "nan", "-1", "inf"):
+        monkeypatch.setenv("UNLEARN_STORAGE_PATIENCE_S", patience)
+        with pytest.raises(InputError, match=f"got '{patience}', expected seconds"):
+            storage.exists("memory://x/y")
+
+
+def test_only_what_is_under_a_key_is_removed(root: str) -> None:
+    for name in ("a*/1", "ab/1", "a?/1", "a[b]/1", "a*"[:1] + "/1"):
+        storage.write_bytes(storage.join(root, name), b"x")
+    for name in ("a*", "a?", "a[b]"):
+        storage.remove(storage.join(root, name))
+    assert storage.walk(root) == ["a/1", "ab/1"]
+
+
+@pytest.mark.parametrize("data", [b"", b"\0" * 64, b'{"a": ', b"\xff\xfe", b"[]", b"null", b'"text"'])
+def test_a_damaged_file_is_named(tmp_path: Path, data: bytes) -> None:
+    file = tmp_path / "state.json"
+    file.write_bytes(data)
+    with pytest.raises(InputError, match=r"state\.json: .*restore it, or remove it"):
+        storage.read_json(str(file))

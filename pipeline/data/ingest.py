@@ -198,7 +198,7 @@ def finished(tasks: Sequence[Task], uri: str) -> Iterator[tuple[Task, Made | Non
     notes = set(storage.walk(storage.join(uri, PROGRESS)))
     for task in tasks:
         name = _note(task).removeprefix(storage.join(uri, PROGRESS) + "/")
-        outcome = Made.model_validate(storage.read_json(_note(task))) if name in notes else None
+        outcome = storage.read_model(_note(task), Made) if name in notes else None
         yield task, outcome if outcome is not None and outcome.task == task_digest(task) else None
 
 

@@ -307,4 +307,4 @@ def find_partition(uri: str) -> Partition | None:
     path = storage.join(uri, MANIFEST)
     if not storage.exists(path):
         return None
-    return Partition(uri=uri, manifest=Manifest.model_validate(storage.read_json(path)), reused=True)
+    return Partition(uri=uri, manifest=storage.read_model(path, Manifest), reused=True)

@@ -91,7 +91,7 @@ def require_not_buried(storage_root: str, items: Iterable[Item]) -> None:
 def find(storage_root: str, request: str) -> Tombstone | None:
     """The tombstone of `request`, None when it was never purged."""
     uri = _uri(storage_root, request)
-    return Tombstone.model_validate(storage.read_json(uri)) if storage.exists(uri) else None
+    return storage.read_model(uri, Tombstone) if storage.exists(uri) else None
 
 
 def _uri(storage_root: str, request: str) -> str:

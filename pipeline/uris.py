@@ -1,0 +1,65 @@
+"""URIs as people write them: what is a local path, what is refused, what an object store
+needs to be reached."""
+
+import os
+import re
+import urllib.parse
+from pathlib import Path
+
+import fsspec
+
+from pipeline.errors import InputError
+
+SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):(?P<rest>/.*)", re.DOTALL)
+BUCKETS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "r2")  # schemes of stores that have buckets
+
+
+def absolute(uri: str) -> str:
+    """`uri` as it is used everywhere: a local path made absolute (workers run in other directories), a URI
+    with its scheme in lower case, both without a trailing slash.
+
+    Raises `InputError` for what looks like a URI and names nothing, or that no installed library can open.
+    """
+    match = SCHEME.match(uri)
+    if match is None and "://" in uri:
+        raise InputError(f"got {uri!r}, expected a folder or <scheme>://<bucket>/<path>")
+    if match is None:
+        return str(Path(uri).expanduser().resolve())
+    scheme, rest = match["scheme"].lower(), match["rest"]
+    if scheme == "file":
+        host, slash, path = (
+            rest.removeprefix("//").partition("/") if rest.startswith("//") else ("", "/", rest)
+        )
+        if host not in ("", "localhost") or not slash or not path:
+            raise InputError(f"got {uri!r}, expected file:///<absolute path>")
+        return str(Path("/", urllib.parse.unquote(path)).resolve())
+    if not rest.startswith("//") or not rest.strip("/") or (scheme in BUCKETS and rest.startswith("///")):
+        raise InputError(f"got {uri!r}, expected {scheme}://<bucket>/<path>; is a variable in it empty?")
+    if "::" in uri or (scheme in BUCKETS and not {"?", "#"}.isdisjoint(rest)):
+        raise InputError(f"got {uri!r}, expected a plain {scheme}://<bucket>/<path>, without ?, # and ::")
+    _require_known(uri, scheme)
+    return f"{scheme}:{rest}".rstrip("/")
+
+
+def join(uri: str, *parts: str) -> str:
+    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def is_local(uri: str) -> bool:
+    return "://" not in uri or uri.startswith("file://")
+
+
+def _require_known(uri: str, scheme: str) -> None:
+    """Raise `InputError` unless a library for `scheme` is installed and its settings in the environment can
+    be read."""
+    try:
+        fsspec.get_filesystem_class(scheme)
+    except ImportError as error:
+        raise InputError(f"got {uri!r}, but {error}; expected that package beside this one") from error
+    except ValueError as error:
+        known = "a folder, s3://, gs:// or another scheme of fsspec"
+        raise InputError(f"got {uri!r}, whose scheme {scheme!r} is not known; expected {known}") from error
+    if scheme == "s3":
+        for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+            if (endpoint := os.environ.get(name)) and not endpoint.startswith(("http://", "https://")):
+                raise InputError(f"{name}: got {endpoint!r}, expected http://<host>:<port> or https://<host>")
