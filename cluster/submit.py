@@ -36,6 +36,7 @@ from pipeline.redaction import is_secret_name, redact
 from pipeline.runs.request_checks import default_id, request_id
 from pipeline.runtime.code_version import VARIABLE, code_version
 from pipeline.runtime.startup_timeline import SUBMITTED, process_start
+from pipeline.runtime.upload import is_ignored
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -62,12 +63,10 @@ class Submission:
     @property
     def command(self) -> str:
         """The same as a command for a shell in the checkout."""
-        where = (
-            f"ray job submit --address {shlex.quote(self.address)} --submission-id {self.job_id} --no-wait"
-        )
+        where = f"--address {shlex.quote(self.address)} --submission-id {self.job_id} --no-wait"
         env, metadata = shlex.quote(json.dumps(self.runtime_env)), shlex.quote(json.dumps(self.metadata))
         options = f"--runtime-env-json {env} --metadata-json {metadata}"
-        return f"{where} {options} -- {shlex.join(self.entrypoint)}"
+        return f"ray job submit {where} {options} -- {shlex.join(self.entrypoint)}"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -183,7 +182,12 @@ def inside_checkout(config: str) -> str:
         raise InputError(
             f"--config: {config} lies outside {CHECKOUT}, which is what is uploaded; copy it to jobs/configs/"
         )
-    return path.relative_to(CHECKOUT).as_posix()
+    inside = path.relative_to(CHECKOUT).as_posix()
+    if is_ignored(CHECKOUT, inside):
+        raise InputError(
+            f"--config: {inside} is not uploaded (.gitignore, .rayignore); copy it to jobs/configs/"
+        )
+    return inside
 
 
 def require_reachable_storage(uri: Any) -> None:
@@ -254,6 +258,7 @@ def connect(address: str) -> "JobSubmissionClient":
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    os.environ["RAY_API_SERVER_ADDRESS"] = address  # which Ray takes before the address that it is given
     try:
         return JobSubmissionClient(address)
     except AuthenticationError as error:

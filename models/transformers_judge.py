@@ -105,13 +105,17 @@ def build_net(architecture: Mapping[str, Any]) -> nn.Module:
     """The classifier of a config.json, weights not yet loaded."""
     auto_config, auto_model = auto("AutoModelForImageClassification", "this judge")
     values = {key: value for key, value in architecture.items() if key != "model_type"}
-    return auto_model.from_config(auto_config.for_model(architecture["model_type"], **values)).eval()
+    return auto_model.from_config(
+        auto_config.for_model(architecture["model_type"], **values), trust_remote_code=False
+    ).eval()
 
 
 def load_folder(folder: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """config.json and the weights of a local classifier folder; `ValueError` when weights are missing."""
     _, auto_model = auto("AutoModelForImageClassification", "this judge")
-    net, info = auto_model.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    net, info = auto_model.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False, output_loading_info=True
+    )
     missing = sorted(info["missing_keys"])
     if missing:
         raise ValueError(

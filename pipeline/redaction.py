@@ -9,13 +9,22 @@ from typing import Any
 HIDDEN = "***"
 SHORTEST = 8  # a shorter value of a secret variable is no secret, and would blot out ordinary text
 NAMES = re.compile(
-    r"(?:^|_)(?:SECRET|(?:PG)?PASSWORD|PASSWD|TOKEN|CREDENTIALS?|PRIVATE_KEY|API_?KEY)(?:_|$)", re.IGNORECASE
+    r"(?:^|_)(?:SECRETS?|(?:PG)?PASSWORD|PASSWD|PASS|PWD|PAT|TOKEN|CREDENTIALS?|(?:API)?KEY)(?:_|$)",
+    re.IGNORECASE,
 )
 # variables that say where a secret is
-NOT_SECRET = re.compile(r"_(PATH|FILE|DIR|URI|URL|MODE)$", re.IGNORECASE)
-IN_URI = re.compile(r"([a-zA-Z][\w+.-]*://[^\s/:@'\"]*):[^\s/'\"]+@")
+NOT_SECRET = re.compile(r"^PWD$|_(PATH|FILE|DIR|URI|URL|MODE|ID)$", re.IGNORECASE)
+# user:password@ of a URI; the password may hold slashes and blanks, but host:port/path@x is no user
+IN_URI = re.compile(
+    r"([a-zA-Z][\w+.-]*://[^\s/:@'\"]*):(?!\d{1,5}(?:[\s/?#]|$))"
+    r"(?:[^\s/'\"]+|[^@'\"\n]+)@(?=[\w.\[-])"
+)
+# a long user name without a password is a token
+TOKEN_USER = re.compile(r"([a-zA-Z][\w+.-]*://)[\w~.%+-]{16,}((?::\*\*\*)?@)")
 IN_QUERY = re.compile(
-    r"([?&](?:password|passwd|token|secret|sig|signature|x-amz-[\w-]+)=)[^&\s#'\"]+", re.IGNORECASE
+    r"(\b(?:[\w-]*[_-])?(?:password|passwd|pwd|token|secret|api_?key|access_?key|sig|signature|x-amz-[\w-]+)=)"
+    r"[^&\s#'\"]+",
+    re.IGNORECASE,
 )
 
 
@@ -31,9 +40,10 @@ def environment_secrets() -> list[str]:
 
 
 def redact(text: str) -> str:
-    """`text` with every password of a URI, signed query parameter and secret of the environment replaced by
-    ***."""
-    text = IN_QUERY.sub(rf"\1{HIDDEN}", IN_URI.sub(rf"\1:{HIDDEN}@", text))
+    """`text` with every password or token of a URI, value of a secret's name and secret of the environment
+    replaced by ***."""
+    text = TOKEN_USER.sub(rf"\1{HIDDEN}\2", IN_URI.sub(rf"\1:{HIDDEN}@", text))
+    text = IN_QUERY.sub(rf"\1{HIDDEN}", text)
     for secret in environment_secrets():
         text = text.replace(secret, HIDDEN)
     return text

@@ -18,6 +18,13 @@ PLANTED = "planted-wJalrXUtnFEMI"
         ("postgresql+psycopg://u:pw%40d@db/mlflow", "postgresql+psycopg://u:***@db/mlflow", "pw%40d"),
         ("redis://:hunter2hunter2@redis:6379", "redis://:***@redis:6379", "hunter2"),
         ("https://b/x?X-Amz-Signature=abc123&part=1", "https://b/x?X-Amz-Signature=***&part=1", "abc123"),
+        ("http://op:pa/ss@mlflow:5000/x", "http://op:***@mlflow:5000/x", "pa/ss"),
+        ("http://op:my pass word@mlflow/x", "http://op:***@mlflow/x", "pass word"),
+        ("https://ghp_0123456789abcdefABCD@host/x", "https://***@host/x", "ghp_"),
+        ("https://ghp_0123456789abcdefABCD:x-oauth-basic@host/x", "https://***:***@host/x", "ghp_"),
+        ("https://b/x?api_key=abc123&access_token=def456", "?api_key=***&access_token=***", "456"),
+        ("--set client_secret=abc123", "--set client_secret=***", "abc123"),
+        ("AWS_SESSION_TOKEN=abc123 python x", "AWS_SESSION_TOKEN=*** python x", "abc123"),
     ],
 )
 def test_passwords_in_uris(text: str, kept: str, gone: str) -> None:
@@ -26,19 +33,31 @@ def test_passwords_in_uris(text: str, kept: str, gone: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["s3://bucket/a:b/c@d", "http://host:5000/path@x", "ratio 3:4 @ noon", "sqlite:////data/mlflow.db", ""],
+    [
+        "s3://bucket/a:b/c@d",
+        "http://host:5000/path@x",
+        "https://op@host/x",
+        "tokens=3",
+        "key=3",
+        "ratio 3:4 @ noon",
+        "sqlite:////data/mlflow.db",
+        "",
+    ],
 )
 def test_ordinary_text_stays(text: str) -> None:
     assert redact(text) == text
 
 
 def test_secrets_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "RAY_AUTH_TOKEN"):
+    for name in (
+        *("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "RAY_AUTH_TOKEN", "GITHUB_PAT", "DB_PWD"),
+        *("SMTP_PASS", "OPENAI_KEY", "MY_KEY_2", "APP_SECRETS"),
+    ):
         monkeypatch.setenv(name, PLANTED)
         assert redacted({"a": [f"x {PLANTED} y"], PLANTED[:4]: 3}) == {"a": ["x *** y"], PLANTED[:4]: 3}
         monkeypatch.delenv(name)
     # where a secret lies, and what is none
-    for name in ("RAY_AUTH_TOKEN_PATH", "TOKENIZERS_PARALLELISM", "AWS_ACCESS_KEY_ID"):
+    for name in ("RAY_AUTH_TOKEN_PATH", "TOKENIZERS_PARALLELISM", "AWS_ACCESS_KEY_ID", "PWD", "PATH"):
         monkeypatch.setenv(name, PLANTED)
         assert redact(PLANTED) == PLANTED
         monkeypatch.delenv(name)

@@ -58,7 +58,9 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"got a model of type {kind!r}, expected a DINOv2 of transformers ({' or '.join(KINDS)})"
         )
     _, auto_model = auto("AutoModel", "DINOv2")
-    net, info = auto_model.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    net, info = auto_model.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False, output_loading_info=True
+    )
     missing = sorted(info["missing_keys"])
     if missing:
         raise WeightsError(

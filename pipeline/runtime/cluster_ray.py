@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -19,13 +20,14 @@ from pipeline.runtime.startup_timeline import mark
 from pipeline.storage import StorageError
 
 CHECKOUT = str(Path(__file__).resolve().parents[2])
+ANSWER_S = 10.0  # for which a head is waited for
 START_TRIES = 3  # of a local cluster
 SAY_EVERY_S = 30.0  # while waiting for resources
 
 
 def connect(cpus: int | None = None, *, dashboard: bool = False) -> None:
     """Join the cluster of RAY_ADDRESS (a submitted job has it), or start a local one with `cpus` logical CPUs
-    (None: the machine's).
+    (None: the machine's). Another that runs on the machine, or did, is left alone.
 
     Does nothing when this process is connected already. Workers import this checkout and use one BLAS thread
     each.
@@ -36,7 +38,8 @@ def connect(cpus: int | None = None, *, dashboard: bool = False) -> None:
     quietly: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     threads = {"OMP_NUM_THREADS": "1"}
     handler = signal.getsignal(signal.SIGTERM)
-    if os.environ.get("RAY_ADDRESS"):  # the submitted working directory holds the code there
+    if address := os.environ.get("RAY_ADDRESS"):  # the submitted working directory holds the code there
+        _require_answer(address)
         ray.init(runtime_env={"env_vars": threads}, **quietly)
     else:
         inherited = [
@@ -57,12 +60,26 @@ def _start(**options: Any) -> None:
     always enough."""
     for tries_left in reversed(range(START_TRIES)):
         try:
-            ray.init(**options)
+            ray.init(address="local", **options)
             return
         except Exception as error:
             if not tries_left or "timed out during startup" not in str(error):
                 raise
             ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Raise `InputError` at once where nobody answers at `address`; Ray itself would wait for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():  # auto, local
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+    except OSError as error:
+        raise InputError(
+            f"RAY_ADDRESS: no Ray head answers at {address} ({error}); expected a running cluster's address,"
+            " or the variable unset for a cluster of this machine's own"
+        ) from error
 
 
 @contextlib.contextmanager
