@@ -40,6 +40,8 @@ def run(config: UnlearnConfig, dry_run: bool) -> None:
         f"{prepared.trainable:,} of {sum(p.numel() for p in prepared.model.net.parameters()):,} parameters",
         flush=True,
     )
+    if prepared.base_version:
+        print(f"  {prepared.base_version.line}", flush=True)
     if warning := preflight.warning_of(prepared):
         print(f"  warning: {warning}", flush=True)
     if prepared.choice is not None and not dry_run:

@@ -208,6 +208,12 @@ def show(progress: Progress, records: list[metrics_log.Record]) -> None:
             progress.line(
                 line if mean is None else f"{line}  retain_accuracy {mean:.3f} (worst class {worst:.3f})"
             )
+            for key in (key for key in record if key.startswith("lacks/")):
+                label = key.rpartition("_")[2]
+                progress.line(
+                    f"  warning: the base samples class {label} right {record[key]:.0%} of the time, and it"
+                    " would be retained; if it was forgotten, name it in request.forgotten_earlier"
+                )
         elif record["step"] > 0:
             loss = record.get("loss/keep", record.get("loss/retain", 0))
             progress.at(record["step"], f"{record['phase']} loss {loss:.4f}")
