@@ -39,9 +39,6 @@ class BaseVersion:
         text = f"base: {self.name} version {self.version}"
         if self.request_ids:
             text += f", which honours {', '.join(self.request_ids)}"
-        if self.forgotten_classes:
-            labels = ", ".join(map(str, self.forgotten_classes))
-            text += f"; of the classes it lacks ({labels}) no row is read, and each is measured"
         return text
 
     def to_dict(self) -> dict[str, Any]:

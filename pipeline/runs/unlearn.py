@@ -204,6 +204,11 @@ def show(progress: Progress, records: list[metrics_log.Record]) -> None:
             name = "forget_fraction" if record["forget_fraction"] is not None else "membership_auc"
             line = f"  step {record['step']:>3}  {name} {record[name]:.3f}"
             line += f" [{record[f'{name}/low']:.3f}, {record[f'{name}/high']:.3f}]"
+            prefix = "forget_fraction/class_"
+            earlier = {key: value for key, value in record.items() if key.startswith(prefix)}
+            if earlier:
+                label = max(earlier, key=lambda key: earlier[key])
+                line += f"  earlier at most {earlier[label]:.3f} (class {label.removeprefix(prefix)})"
             mean, worst = record["retain_accuracy/mean"], record["retain_accuracy/min"]
             progress.line(
                 line if mean is None else f"{line}  retain_accuracy {mean:.3f} (worst class {worst:.3f})"

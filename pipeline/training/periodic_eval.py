@@ -59,11 +59,11 @@ class Check:
 
     def others_within(self, gate: Gate) -> bool:
         """Whether what `decisive` does not see stays within its bounds: no single class, now or earlier, is
-        above its own beyond doubt and, beside classes, the attack on named samples is below its own."""
+        above its own beyond doubt nor, beside classes, the attack on named samples above its own."""
         shares = forgotten_shares(self.metrics).values()
         attack = self.metrics.get("membership") if self.metrics["forget_fraction"] else None
         return all(share["low"] <= gate.max_forget_fraction for share in shares) and (
-            attack is None or attack["high"] < gate.max_membership_auc
+            attack is None or attack["low"] <= gate.max_membership_auc
         )
 
     def retained(self, before: Mapping[str, Any], forgotten: Sequence[int]) -> Proportion | None:
