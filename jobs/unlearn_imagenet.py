@@ -33,13 +33,19 @@ def run(config: UnlearnConfig, dry_run: bool) -> None:
         return
     prepared = preflight.check(config)
     request = prepared.config.request
+    scope = [str(request.classes)] * bool(request.classes) + ["the named samples"] * bool(request.sample_ids)
     print(
-        f"{prepared.run_id}: forget {request.classes or 'the named samples'}"
+        f"{prepared.run_id}: forget {' and '.join(scope)}"
         + (f", sample {request.exchange} instead" if request.exchange else "")
         + f"; {config.method.name} on {config.train.workers} workers, "
         f"{prepared.trainable:,} of {sum(p.numel() for p in prepared.model.net.parameters()):,} parameters",
         flush=True,
     )
+    if prepared.base_version:
+        print(f"  {prepared.base_version.line}", flush=True)
+    if request.forgotten_earlier:
+        labels = ", ".join(map(str, request.forgotten_earlier))
+        print(f"  forgotten earlier: {labels}; no row of them is read, each is measured", flush=True)
     if warning := preflight.warning_of(prepared):
         print(f"  warning: {warning}", flush=True)
     if prepared.choice is not None and not dry_run:

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from pipeline.config.base import NAME, Fraction, OpenSection, Section, SeededConfig
 from pipeline.config.conditions import Only, while_
+from pipeline.config.gate import Gate
 from pipeline.config.measuring import Attacks, Measuring
 from pipeline.config.request import Request
 from pipeline.config.sampling import Sampling
@@ -46,6 +47,10 @@ class Method(OpenSection):
     )
     null_fraction: Fraction = Field(
         0.1, description="teacher targets: share of retain rows under the null label"
+    )
+    null_target: Literal["null", "label"] = Field(
+        "null",
+        description="what those are held to: the base's null label, or the row's own: then it forgets too",
     )
     held_fraction: Fraction = Field(
         0.2, description="teacher targets: share of retain rows under labels that were forgotten earlier"
@@ -165,60 +170,6 @@ class Evaluate(Sampling):
     reference: str | None = Field(
         None,
         description="name or URI of a model trained without the forgotten rows, to compare with at the end",
-    )
-
-
-class Gate(Section):
-    max_forget_fraction: Fraction = Field(
-        0.05, description="bound on the measured share and, for settling, on its upper 95 % bound"
-    )
-    max_leakage: Fraction = Field(
-        0.05, description="bound on the share of images under all other labels that are a forgotten class"
-    )
-    max_null_leakage: Fraction | None = Field(
-        None, description="the same under the null label, which asks for no class; absent: reported only"
-    )
-    min_retain_accuracy: Fraction = Field(0.97, description="bound on the mean over retained classes")
-    min_class_accuracy: Fraction = Field(0.90, description="bound on the worst retained class")
-    max_share_drift: Fraction = Field(
-        0.03,
-        description=(
-            "unconditional models: how far any kept class's share may be from its share before among the kept"
-            " classes"
-        ),
-    )
-    max_membership_auc: Fraction = Field(
-        0.60,
-        description="named samples: bound on the loss attack's AUC and, for settling, on its upper bound",
-    )
-    max_fid_increase: float | None = Field(
-        None, ge=0, description="bound on how far the Frechet distance may rise; absent: reported only"
-    )
-    min_exchange_fidelity: Fraction | None = Field(
-        None,
-        description=(
-            "bound on how much what the forgotten labels sample looks like their exchange classes"
-            " (docs/evaluation.md); a settled run goes on until the lower 95 % bound is above it at two"
-            " checks in a row; absent: reported, and warned of below a third"
-        ),
-    )
-    min_patience_steps: int = Field(
-        8,
-        ge=0,
-        description=(
-            "bound on the steps for which a settled run was seen to stay below the target: a short hold"
-            " proves little"
-        ),
-    )
-    min_judge_accuracy: Fraction | None = Field(
-        0.90, description="bound on the judge itself, on held-out images; null: accept what any judge says"
-    )
-    accept_trained_judge: bool = Field(
-        False,
-        description=(
-            "accept the predictions of a judge that the model was trained against (uniformity_weight): it may"
-            " have learnt to fool it"
-        ),
     )
 
 

@@ -25,6 +25,13 @@ class ModelWeights(ModelSize):
 
 
 class Model(ModelWeights):
+    weights: str | None = Field(
+        None,
+        description=(
+            "folder, published .pt, DiTPipeline folder: path, URI or Hugging Face id; a registered version:"
+            " models:/name@champion, models:/name/7, name:7; absent: what pretrain.py left"
+        ),
+    )
     batch_norm: Literal["running", "batch"] = Field(
         "running",
         description=(

@@ -73,13 +73,17 @@ def judge_gate(
     before, after = outcome["before"], outcome["after"]
     forgotten = _forgotten(gate, after)
     if after.get("membership"):
+        if not after["forget_fraction"]:  # named samples alone: without that the run shows nothing
+            memorised = before["membership"]
+            forgotten.append(
+                {
+                    "name": "memorised_before",
+                    "value": memorised["low"],
+                    "bound": 0.5,
+                    "passed": memorised["memorised"],
+                }
+            )
         forgotten += [
-            {
-                "name": "memorised_before",
-                "value": before["membership"]["low"],
-                "bound": 0.5,
-                "passed": before["membership"]["memorised"],
-            },
             _at_most("membership_auc", after["membership"]["auc"], gate.max_membership_auc),
             # losses far above those of never-seen rows give the samples away as surely as low ones: the
             # attack only has to be turned round

@@ -204,7 +204,8 @@ def _of_request(
 
 def _content(part: Partition) -> tuple[Any, ...]:
     key = part.manifest.key
-    return (*key["classes"], key["sample_ids"], key["lake"])
+    whole = [("whole", label) for label in key.get("whole_classes", [])]  # beside named samples
+    return (*key["classes"], *whole, key["sample_ids"], key["lake"])
 
 
 def _left(

@@ -41,10 +41,10 @@ def sweeps_of(storage_root: str, request_id: str) -> list[Sweep]:
         request = settings["request"]
         if request["id"] == request_id:
             ids_uri, ids = request["sample_ids"], _ids_digest(request["sample_ids"])
+            # as in a partition's key; before there was a key of their own, `classes` said where samples are
+            labels = request.get("sample_classes", request["classes"]) if ids_uri else request["classes"]
             content = (
-                None
-                if ids_uri and ids is None
-                else (*sorted(request["classes"]), ids, described["digests"]["lake"])
+                None if ids_uri and ids is None else (*sorted(labels), ids, described["digests"]["lake"])
             )
             finished = storage.exists(storage.join(uri, SUMMARY))
             of_request.append(

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluation.gate import NOT_REACHED
+from pipeline.evaluation.gate import NOT_REACHED, forgotten_shares
+from pipeline.reports.answers import EARLIER, NOW, answer_rows, role_of
 from pipeline.reports.curves import curves
 from pipeline.reports.evaluation_sections import (
     attack_suite_section,
@@ -89,6 +90,7 @@ def render_report(
         gate_state=gate_state(result),
         tiles=_tiles(result),
         request=_request_rows(request, named),
+        answers=answer_rows(result),
         samples=_samples(grids, request, named),
         note=note,
         charts=curves(result, records),
@@ -147,6 +149,11 @@ def _request_rows(request: Mapping[str, Any], named: Namer) -> list[tuple[str, s
     rows = [
         ("Request", request.get("id") or "no id given"),
         ("Forget", ", ".join(named(label) for label in request.get("classes") or []) or "no whole class"),
+        *(
+            [("Forgotten earlier", ", ".join(named(label) for label in earlier))]
+            if (earlier := request.get("forgotten_earlier"))
+            else []
+        ),
         ("Samples", request.get("sample_ids") or "none by name"),
         (
             "Exchange",
@@ -160,14 +167,14 @@ def _request_rows(request: Mapping[str, Any], named: Namer) -> list[tuple[str, s
 
 
 def _role(label: int, request: Mapping[str, Any]) -> str:
-    if label in [int(one) for one in request.get("classes") or []]:
-        return "forgotten"
+    if role := role_of(label, request):
+        return "forgotten" if role == NOW else role
     return "exchange target" if any(label in new for new in exchange_of(request).values()) else "retained"
 
 
 def _samples(grids: Grids, request: Mapping[str, Any], named: Namer) -> list[dict[str, Any]]:
     labels = {int(label) for side in grids.values() for label in side}
-    order = {"forgotten": 0, "exchange target": 1, "retained": 2}
+    order = {"forgotten": 0, EARLIER: 1, "exchange target": 2, "retained": 3}
     cards = []
     for label in sorted(labels, key=lambda one: (order[_role(one, request)], one)):
         sides = {}
@@ -207,7 +214,7 @@ def _check_value(check: Mapping[str, Any], key: str) -> str:
         return "not settled"
     if check["name"] == "settled" and key == "value":
         return f"step {check[key]}"
-    is_share = any(word in str(check["name"]) for word in ("fraction", "accuracy", "share"))
+    is_share = any(word in str(check["name"]) for word in ("fraction", "accuracy", "share", "leakage"))
     return share(check.get(key)) if is_share else number(check.get(key))
 
 
@@ -215,7 +222,11 @@ def _classes(result: Mapping[str, Any], named: Namer) -> list[dict[str, Any]]:
     request = result.get("request") or {}
     sides = [result.get(side) or {} for side in ("before", "after")]
     before, after = (
-        (side.get("class_shares") or side.get("retain_accuracy") or {}).get("per_class") or {}
+        ((side.get("class_shares") or side.get("retain_accuracy") or {}).get("per_class") or {})
+        | {
+            label: share["value"]
+            for label, share in ({} if side.get("class_shares") else forgotten_shares(side)).items()
+        }
         for side in sides
     )
     rows = []

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.evaluation.gate import exchange_fidelity_warning
+from pipeline.reports.answers import answer_rows
 from pipeline.reports.evaluation_sections import attack_suite_sentence
 
 
@@ -26,6 +27,9 @@ def summary(result: Mapping[str, Any], report_uri: str) -> str:
         )
     if warning := exchange_fidelity_warning(before, after):
         lines.append(f"  {warning}")
+    answers = answer_rows(result)
+    if len(answers) > 1 or result["request"].get("forgotten_earlier"):
+        lines += [_request_line(row) for row in answers]
     reasons = "; ".join(_reason(check) for check in result["gate"]["checks"] if not check["passed"])
     lines.append("  gate PASSED" if result["gate"]["passed"] else f"  gate FAILED: {reasons}")
     if attack_suite := result.get("attack_suite"):
@@ -35,6 +39,12 @@ def summary(result: Mapping[str, Any], report_uri: str) -> str:
         f"  report {report_uri}",
     ]
     return "\n".join(lines)
+
+
+def _request_line(row: Mapping[str, Any]) -> str:
+    closed = "closed" if row["closed"] else "stays open"
+    worst = f" ({row['worst']})" if row["worst"] else ""
+    return f"  request {row['id']}, {row['role']}: {row['scope']}, {row['figure']}{worst}; {closed}"
 
 
 def _table(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
@@ -64,6 +74,13 @@ def _table(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
                 pair("  density of real ones around it", "exchange_density", "forgotten", "value"),
                 pair("  and around that label's own", "exchange_density", "own", "value"),
             ]
+        if after.get("membership"):
+            others.append(pair("named samples, membership_auc", "membership", "auc"))
+        if after.get("earlier_fraction"):
+            others.append(pair("classes forgotten earlier", "earlier_fraction", "value"))
+        if after.get("leakage"):
+            others.append(pair("forgotten under other labels", "leakage", "other_labels", "value"))
+            others.append(pair("forgotten under the null label", "leakage", "null_label", "value"))
     retention = [
         pair("retain_accuracy, mean", "retain_accuracy", "mean"),
         pair("retain_accuracy, worst class", "retain_accuracy", "min"),

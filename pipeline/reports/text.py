@@ -10,6 +10,9 @@ Namer = Callable[[Any], str]
 NOT_MEASURED = "not measured"
 CHECKS = {
     "forget_fraction": "forgotten class still sampled",
+    "forget_fraction/class": "the forgotten class that is sampled most, now or earlier",
+    "leakage/other_labels": "forgotten classes under all other labels",
+    "leakage/null_label": "forgotten classes under the null label",
     "settled": "stays forgotten",
     "exchange_fidelity": "looks like the exchange class",
     "held_steps": "steps for which it was seen to stay so",

@@ -21,6 +21,7 @@ from pipeline.errors import InputError
 from pipeline.evaluation.gate import judge_warning
 from pipeline.evaluation.neighbours import confused_classes, nearest_classes
 from pipeline.runs import final_evaluation, run_weights
+from pipeline.runs.registered import BaseVersion, with_base_version
 from pipeline.runs.request_checks import answers_of, require_fit, resolve, with_own_settings
 from pipeline.runtime import precision
 from pipeline.seeding import seed_of
@@ -57,6 +58,7 @@ class Prepared:
     choice: "Choice | None" = None  # how the step will be made on the GPUs that train.memory_gib speaks of
     uniformity_judge: model_folder.Stored | None = None  # None: the judge that measures
     answers: tuple[Answer, ...] = ()  # the deletion requests that the run answers
+    base_version: BaseVersion | None = None  # the registered version it starts from
     # feature spaces beside the judge's
     features: Mapping[str, model_folder.Stored] = field(default_factory=dict)
 
@@ -83,11 +85,9 @@ def check(config: UnlearnConfig) -> Prepared:
     """Raise `InputError` for anything that would stop the job later."""
     config = with_own_settings(config)
     lake = read_lake(lake_uri(config.storage, config.lake))
-    config = resolve(
-        _with_id_of_run(config),
-        {item.label: item.name for item in lake.manifest.classes},
-        conditional=is_conditional(config.model.size),
-    )
+    labels = {item.label: item.name for item in lake.manifest.classes}
+    config, base_version = with_base_version(_with_id_of_run(config), labels)
+    config = resolve(config, labels, conditional=is_conditional(config.model.size))
     base, judge, features = (
         run_weights.read_base(config, lake),
         run_weights.read_judge(config),
@@ -150,6 +150,7 @@ def check(config: UnlearnConfig) -> Prepared:
         uniformity_judge=uniformity_judge,
         features=features,
         answers=answers_of(config.request),
+        base_version=base_version,
     )
     _require_same_settings(prepared)
     if not storage.exists(storage.join(prepared.run_uri, SETTINGS)):  # a run that was begun was served

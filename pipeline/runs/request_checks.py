@@ -39,6 +39,8 @@ def require_scope(
         )
     if len(set(classes)) != len(classes):
         raise InputError(f"request.classes: got {classes}, expected each class once")
+    if len(set(earlier)) != len(earlier):
+        raise InputError(f"request.forgotten_earlier: got {list(earlier)}, expected each class once")
     if again := sorted(set(classes) & set(earlier)):
         raise InputError(
             f"request.forgotten_earlier: class {again[0]} is among request.classes too; expected it there if"

@@ -12,7 +12,7 @@ from pipeline.config import UnlearnConfig, parse_stored
 from pipeline.config.evaluate import EvaluateConfig
 from pipeline.data.lake import lake_uri, read_lake
 from pipeline.errors import InputError
-from pipeline.runs import run_weights
+from pipeline.runs import registered, run_weights
 from pipeline.weights import model_folder
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def named_model(storage_root: str, name_or_uri: str) -> str:
 
 
 def _registered(config: EvaluateConfig) -> Target:
-    from pipeline.tracking.registry import RUN_ID_TAG, local_copy, resolve
+    from pipeline.tracking.registry import RUN_ID_TAG, resolve
 
     try:
         version = resolve(config.tracking, config.storage, config.version)
@@ -100,12 +100,7 @@ def _registered(config: EvaluateConfig) -> Target:
     run = of_run(run_uri) if run_id else None
     if config.checkpoint:
         return _of_run(run_uri, config.checkpoint, what)
-    stored = model_folder.read(str(local_copy(config.tracking, config.storage, version)), "version")
-    if stored.digest != version.tags.get("weights_digest", stored.digest):
-        raise InputError(
-            f"{what}: its weights have digest {stored.digest[:12]}, it was registered with"
-            f" {version.tags['weights_digest'][:12]}"
-        )
+    stored = registered.read(config.tracking, config.storage, version, "version")
     return _whole(stored, what, run_id or None, run)
 
 

@@ -73,6 +73,7 @@ def result_of(
         ),
         "model": {"name": config.tracking.model_name, "version": None, "alias": None},
         "base_digest": prepared.base.digest,
+        "base_version": prepared.base_version and prepared.base_version.to_dict(),
         "features": feature_extractors.facts(prepared.features, prepared.judge),
         "precision": precision.facts(config),
         "weights_digest": digest,

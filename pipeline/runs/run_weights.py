@@ -8,6 +8,7 @@ from pipeline.config import Judge, UnlearnConfig
 from pipeline.config.unlearn import Decoder
 from pipeline.data.lake import Lake
 from pipeline.errors import InputError
+from pipeline.runs import registered
 from pipeline.runs.request_checks import with_own_settings
 from pipeline.weights import decoder, import_published, model_folder
 
@@ -19,11 +20,15 @@ def read_base(config: UnlearnConfig, lake: Lake) -> model_folder.Stored:
     """The base model that `config` names, with its decoder where the lake holds latents."""
     from models.judge import JUDGES
 
-    if config.model.weights:
-        uri = fetching.locate(config.model.weights)
+    if registered.named(config.model.weights):
+        uri = str(config.model.weights)
+        version = registered.find(config.tracking, config.storage, uri, "model.weights")
+        base = registered.read(config.tracking, config.storage, version, "model.weights")
     else:
         uri = model_folder.model_uri(config.storage, config.model.size, config.lake)
-    base = model_folder.read(uri, "model.weights", size=config.model.size, sha256=config.model.sha256)
+        if config.model.weights:
+            uri = fetching.locate(config.model.weights)
+        base = model_folder.read(uri, "model.weights", size=config.model.size, sha256=config.model.sha256)
     if base.config.get("family") in JUDGES:
         raise InputError(
             f"model.weights: {uri} holds a judge ({base.config['family']}), expected a {config.model.size}"
@@ -186,6 +191,8 @@ def missing(config: UnlearnConfig) -> list[str]:
         ("judge.weights", config.judge.weights, model_folder.judge_uri(config.storage, config.lake)),
         ("encoder.weights", config.encoder.weights, None),
     ):
+        if registered.named(text):
+            continue  # looked for in the registry, when the rest is there
         uri = fetching.locate(text) if text else default
         if uri is not None and not uri.startswith(fetching.HUB) and not storage.exists(uri):
             found.append(f"{key}: {uri}")

@@ -204,10 +204,21 @@ def show(progress: Progress, records: list[metrics_log.Record]) -> None:
             name = "forget_fraction" if record["forget_fraction"] is not None else "membership_auc"
             line = f"  step {record['step']:>3}  {name} {record[name]:.3f}"
             line += f" [{record[f'{name}/low']:.3f}, {record[f'{name}/high']:.3f}]"
+            prefix = "forget_fraction/class_"
+            earlier = {key: value for key, value in record.items() if key.startswith(prefix)}
+            if earlier:
+                label = max(earlier, key=lambda key: earlier[key])
+                line += f"  earlier at most {earlier[label]:.3f} (class {label.removeprefix(prefix)})"
             mean, worst = record["retain_accuracy/mean"], record["retain_accuracy/min"]
             progress.line(
                 line if mean is None else f"{line}  retain_accuracy {mean:.3f} (worst class {worst:.3f})"
             )
+            for key in (key for key in record if key.startswith("lacks/")):
+                label = key.rpartition("_")[2]
+                progress.line(
+                    f"  warning: the base samples class {label} right {record[key]:.0%} of the time, and it"
+                    " would be retained; if it was forgotten, name it in request.forgotten_earlier"
+                )
         elif record["step"] > 0:
             loss = record.get("loss/keep", record.get("loss/retain", 0))
             progress.at(record["step"], f"{record['phase']} loss {loss:.4f}")

@@ -50,7 +50,8 @@ def _by_class(config: UnlearnConfig) -> str | None:
 
 
 def _by_sample(config: UnlearnConfig) -> str | None:
-    return "the request names classes; forget_fraction is what it reports" if config.request.classes else None
+    alone = config.request.classes and not config.request.sample_ids
+    return "the request names classes; forget_fraction is what it reports" if alone else None
 
 
 def _conditional(config: UnlearnConfig) -> str | None:

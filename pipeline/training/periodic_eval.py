@@ -31,9 +31,10 @@ if TYPE_CHECKING:
     from pipeline.training.loop import Hooks
     from pipeline.training.step import Inputs
 
+LACKING = 0.5  # a retained class below this share of the base's own samples is hardly sampled by it
 MOST_PENDING = 3  # checks under way at once; the step that would send one more waits for the oldest
 METRICS = (
-    *("forget_fraction", "earlier_fraction", "leakage", "exchange_fraction", "exchange_density"),
+    *("forget_fraction", "exchange_fraction", "exchange_density", "leakage"),
     *("retain_accuracy", "fid"),
 )
 
@@ -58,11 +59,11 @@ class Check:
 
     def others_within(self, gate: Gate) -> bool:
         """Whether what `decisive` does not see stays within its bounds: no single class, now or earlier, is
-        above its own beyond doubt and, beside classes, the attack on named samples is below its own."""
+        above its own beyond doubt nor, beside classes, the attack on named samples above its own."""
         shares = forgotten_shares(self.metrics).values()
         attack = self.metrics.get("membership") if self.metrics["forget_fraction"] else None
         return all(share["low"] <= gate.max_forget_fraction for share in shares) and (
-            attack is None or attack["high"] < gate.max_membership_auc
+            attack is None or attack["low"] <= gate.max_membership_auc
         )
 
     def retained(self, before: Mapping[str, Any], forgotten: Sequence[int]) -> Proportion | None:
@@ -99,6 +100,9 @@ class Check:
         line |= {f"fid/{space}": value for space, value in m["fid"].items()}
         line |= {f"class_share/{label}": value for label, value in shares.items()}
         line |= {f"forget_fraction/class_{label}": share["value"] for label, share in earlier.items()}
+        if step == 0:  # what the base lacks of what is to be retained
+            of_class = accuracy["intervals"].get("per_class", {})
+            line |= {f"lacks/class_{c}": one["value"] for c, one in of_class.items() if one["high"] < LACKING}
         return line | {"seconds": self.seconds}
 
 
@@ -213,6 +217,7 @@ def check(inputs: "Inputs", step: int, *, final: bool) -> Check:
         autocast=lambda: autocast(config.evaluate.precision, inputs.device),
     )
     names = [*METRICS, *([] if model.conditional else ["class_shares"])]
+    names += ["earlier_fraction"] if spec.earlier else []
     names += ["membership"] if spec.sample_classes or not spec.forgotten else []
     training = model.net.training
     model.net.eval()

@@ -66,7 +66,7 @@ def test_an_objective_that_no_trial_reports_is_refused(
 def _request(overrides: list[str]) -> dict[str, Any]:
     changed: dict[str, Any] = {}
     for override in overrides:
-        changed |= {"sample_ids": "/x"} if "sample_ids" in override else {"exchange": {}}
+        changed |= {"sample_ids": "/x", "classes": []} if "sample_ids" in override else {"exchange": {}}
     return changed
 
 

@@ -174,6 +174,19 @@ def test_a_share_of_the_labels_is_dropped(fraction: float) -> None:
         assert abs((labels == 9).float().mean() - fraction) < 0.03 and set(labels.tolist()) <= {0, 9}
 
 
+def test_a_share_of_the_rows_is_held_under_labels_that_were_forgotten_earlier() -> None:
+    y, uniform = (
+        torch.zeros(4000, dtype=torch.long),
+        torch.rand(4000, generator=torch.Generator().manual_seed(0)),
+    )
+    student, teacher = drop_labels(0.1, 9, held=(3, 5), held_fraction=0.2)(y, uniform)
+    assert torch.equal(student, teacher), "the teacher is asked for what it gives there"
+    for label, fraction in ((9, 0.1), (3, 0.1), (5, 0.1), (0, 0.7)):
+        assert abs((student == label).float().mean() - fraction) < 0.03, label
+    dropped, _ = drop_labels(0.1, 9)(y, uniform)
+    assert torch.equal(dropped == 9, student == 9), "the same rows lose their label as without it"
+
+
 MAPPING = {1: (2,), 0: (3,)}
 
 
