@@ -62,4 +62,6 @@ def _require_known(uri: str, scheme: str) -> None:
     if scheme == "s3":
         for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
             if (endpoint := os.environ.get(name)) and not endpoint.startswith(("http://", "https://")):
-                raise InputError(f"{name}: got {endpoint!r}, expected http://<host>:<port> or https://<host>")
+                raise InputError(
+                    f"got {uri!r} with {name}={endpoint!r}, expected http://<host>:<port> or https://<host>"
+                )

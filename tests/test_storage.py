@@ -408,7 +408,7 @@ def test_what_is_no_uri_is_refused(uri: str, said: str) -> None:
 
 def test_the_environments_settings_are_read_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:9000")
-    with pytest.raises(InputError, match=r"AWS_ENDPOINT_URL: got '127\.0\.0\.1:9000', expected http://"):
+    with pytest.raises(InputError, match=r"with AWS_ENDPOINT_URL='127\.0\.0\.1:9000', expected http://"):
         storage.absolute("s3://bucket/x")
     for patience in ("2m", "nan", "-1", "inf"):
         monkeypatch.setenv("UNLEARN_STORAGE_PATIENCE_S", patience)
