@@ -1,8 +1,18 @@
 """What every section and every job's configuration is made of."""
 
+import datetime
+import re
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    field_validator,
+)
 
 from pipeline import storage
 from pipeline.config.conditions import Only
@@ -12,7 +22,31 @@ Version = Annotated[
     str, BeforeValidator(str), Field(min_length=1, description="alias or number of a registered version")
 ]
 SHA256 = r"^[0-9a-fA-F]{64}$"
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # of what lies in a folder called so
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+
+
+def _as_text(value: Any) -> Any:
+    """A ticket number such as 4711 is a text; one that YAML reads as another number than it was written as
+    (1.10, yes) is refused."""
+    if isinstance(value, bool | float):
+        raise ValueError(
+            f"which YAML reads as a {type(value).__name__}; expected a text, in quotes: '\"1.10\"'"
+        )
+    return str(value) if isinstance(value, int | datetime.date) else value
+
+
+def _lake(value: str) -> str:
+    """A lake's name, or a URI that can be opened."""
+    if "/" in value:
+        storage.absolute(value)
+    elif not re.match(NAME, value):
+        raise ValueError(f"got {value!r}, expected a name of letters, digits, ._- (at most 100), or a URI")
+    return value
+
+
+# of what lies in a folder, or in MLflow, under that name
+Name = Annotated[str, BeforeValidator(_as_text), Field(pattern=NAME)]
+LakeName = Annotated[str, AfterValidator(_lake)]
 
 
 class Section(BaseModel):

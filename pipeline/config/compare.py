@@ -4,12 +4,12 @@ from typing import Any
 
 from pydantic import Field
 
-from pipeline.config.base import NAME, JobConfig
+from pipeline.config.base import JobConfig, LakeName, Name
 
 
 class CompareConfig(JobConfig):
-    name: str = Field("digits", pattern=NAME, description="of the file of results, under comparisons/")
-    lake: str = Field("digits", description="name or URI of the lake to read")
+    name: Name = Field("digits", description="of the file of results, under comparisons/")
+    lake: LakeName = Field("digits", description="name or URI of the lake to read")
     seeds: list[int] = Field([0, 1, 2, 3, 4], min_length=1, description="a run of every row and pair each")
     pairs: list[tuple[int, int]] = Field(
         [(1, 7), (3, 5)], min_length=1, description="forgotten class, exchange class"

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from pipeline.config.base import Section, SeededConfig, Version
+from pipeline.config.base import LakeName, Section, SeededConfig, Version
 from pipeline.config.conditions import Only, while_
 from pipeline.config.measuring import Attacks, Measuring
 from pipeline.config.request import Request
@@ -40,7 +40,7 @@ class EvaluateConfig(SeededConfig):
     reference: str | None = Field(
         None, description="name or URI of a model trained without the forgotten rows, to compare with"
     )
-    lake: str | None = Field(None, description="absent: the run's")
+    lake: LakeName | None = Field(None, description="absent: the run's")
     base: str | None = Field(
         None, description="name or URI of the model before; absent: the run's; without one there is no before"
     )

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from pydantic import ConfigDict, Field
 
-from pipeline.config.base import JobConfig, Section
+from pipeline.config.base import JobConfig, LakeName, Section
 from pipeline.config.conditions import Only, unless
 from pipeline.config.request import Exchange, RequestId
 from pipeline.config.tracking import Registry
@@ -38,7 +38,7 @@ class LedgerConfig(JobConfig):
         "status": (),
     }
 
-    lake: str = Field("digits", description="name or URI of the lake that the request is about")
+    lake: LakeName = Field("digits", description="name or URI of the lake that the request is about")
     tracking: Registry = Registry()
     request: RequestedScope = RequestedScope()
     received: datetime.date | None = Field(None, description="when it came in; absent: today, in UTC")

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import JobConfig, OpenSection, Section
+from pipeline.config.base import JobConfig, LakeName, OpenSection, Section
 from pipeline.config.conditions import Only, while_
 
 
@@ -67,7 +67,7 @@ class PrepareConfig(JobConfig):
         ),
     )
 
-    lake: str = Field("digits", description="name or URI of the lake to write")
+    lake: LakeName = Field("digits", description="name or URI of the lake to write")
     source: Source = Source()
     encoder: Encoder = Encoder()
     prepare: Prepare = Prepare()

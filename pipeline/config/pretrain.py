@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Fraction, Section, SeededConfig
+from pipeline.config.base import Fraction, LakeName, Section, SeededConfig
 from pipeline.config.conditions import Only, while_
 from pipeline.config.sampling import Sampling
 from pipeline.config.weights import ModelSize
@@ -63,7 +63,7 @@ class PretrainConfig(SeededConfig):
         ELASTIC,
     )
 
-    lake: str = Field("digits", description="name or URI of the lake to read")
+    lake: LakeName = Field("digits", description="name or URI of the lake to read")
     model: ModelSize = ModelSize()
     without: list[int] = Field(
         [],

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.config.base import NAME, Fraction, JobConfig, Section
+from pipeline.config.base import Fraction, JobConfig, LakeName, Name, Section
 from pipeline.config.weights import Judge, ModelWeights
 
 
@@ -37,8 +37,8 @@ class ReproducedRow(Section):
 
 
 class ReproduceConfig(JobConfig):
-    name: str = Field("mnist", pattern=NAME, description="of the table, under reproductions/")
-    lake: str = Field("mnist", description="name or URI of the lake to read")
+    name: Name = Field("mnist", description="of the table, under reproductions/")
+    lake: LakeName = Field("mnist", description="name or URI of the lake to read")
     model: ModelWeights = ModelWeights(size="vae-mnist")
     judge: Judge = Judge()
     forget: int = Field(1, ge=0, description="the class that is forgotten")

@@ -1,24 +1,12 @@
 """What to forget."""
 
-import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from pipeline.config.base import NAME, Section
+from pipeline.config.base import Name, Section
 
-
-def _as_text(value: Any) -> Any:
-    """A ticket number such as 4711 is a text; one that YAML reads as another number than it was written as
-    (1.10, yes) is refused."""
-    if isinstance(value, bool | float):
-        raise ValueError(
-            f"which YAML reads as a {type(value).__name__}; expected a text, in quotes: '\"1.10\"'"
-        )
-    return str(value) if isinstance(value, int | datetime.date) else value
-
-
-RequestId = Annotated[str, BeforeValidator(_as_text), Field(pattern=NAME)]
+RequestId = Name
 Exchange = dict[int, int | Annotated[list[int], Field(min_length=1)]]
 
 

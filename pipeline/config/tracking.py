@@ -4,14 +4,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.config.base import Section
+from pipeline.config.base import Name, Section
 
 
 class Registry(Section):
     """Where registered versions are found."""
 
     uri: str | None = Field(None, description="MLflow tracking URI; absent: SQLite under the storage root")
-    model_name: str = Field("dit-digits-unlearned", description="the registered model")
+    model_name: Name = Field("dit-digits-unlearned", description="the registered model")
 
 
 class Tracking(Registry):

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import NAME, Fraction, OpenSection, Section, SeededConfig
+from pipeline.config.base import Fraction, LakeName, Name, OpenSection, Section, SeededConfig
 from pipeline.config.conditions import Only, while_
 from pipeline.config.gate import Gate
 from pipeline.config.measuring import Attacks, Measuring
@@ -220,12 +220,11 @@ class UnlearnConfig(SeededConfig):
         ELASTIC,
     )
 
-    run_id: str | None = Field(
+    run_id: Name | None = Field(
         None,
-        pattern=NAME,
         description="absent: a new run; else that run is continued, or its result shown",
     )
-    lake: str = Field("digits", description="name or URI of the lake to read")
+    lake: LakeName = Field("digits", description="name or URI of the lake to read")
     model: Model = Model()
     encoder: Decoder = Decoder()
     request: Request = Request()

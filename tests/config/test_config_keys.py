@@ -280,7 +280,14 @@ def test_a_ticket_number_is_a_text(given: str) -> None:
     assert load(UnlearnConfig, QUICKSTART, [f"request.id={given}"]).request.id == given
 
 
-@pytest.mark.parametrize("given", ["1.10", "yes", "'a b'", "../x"])
-def test_an_id_that_is_no_name_is_refused(given: str) -> None:
+@pytest.mark.parametrize("key", ["request.id", "run_id", "tracking.model_name", "lake"])
+@pytest.mark.parametrize("given", ["'a b'", "..", ".hidden", "\"it's\"", "x" * 101, "''"])
+def test_what_is_no_name_is_refused(key: str, given: str) -> None:
+    with pytest.raises(InputError, match=rf"{key}: got"):
+        load(UnlearnConfig, QUICKSTART, [f"{key}={given}"])
+
+
+@pytest.mark.parametrize("given", ["1.10", "yes"])
+def test_what_yaml_reads_as_another_number_is_refused(given: str) -> None:
     with pytest.raises(InputError, match=r"request\.id: got"):
         load(UnlearnConfig, QUICKSTART, [f"request.id={given}"])
