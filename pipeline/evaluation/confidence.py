@@ -1,8 +1,9 @@
-"""Measured quantities with their 95 % intervals: shares (Wilson) and means (normal)."""
+"""Measured quantities with their 95 % intervals: shares (Wilson) and means (Student)."""
 
 import math
 from dataclasses import asdict, dataclass
 
+from scipy.special import stdtrit
 from torch import Tensor
 
 Z = 1.959963984540054  # two-sided 95 %
@@ -42,4 +43,9 @@ def mean_and_half(sums: Tensor) -> tuple[float, float | None]:
     mean = total / count
     if count <= 1:
         return mean, None
-    return mean, Z * math.sqrt(max(0.0, (squares - count * mean * mean) / (count - 1)) / count)
+    return mean, half_width(max(0.0, (squares - count * mean * mean) / (count - 1)), int(count))
+
+
+def half_width(variance: float, n: int) -> float:
+    """Half the 95 % interval of a mean of n > 1 values with that unbiased variance, by Student's t."""
+    return float(stdtrit(n - 1, 0.975)) * math.sqrt(variance / n)

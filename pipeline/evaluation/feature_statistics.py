@@ -53,7 +53,9 @@ def merged(parts: Sequence[Moments]) -> Moments:
 
 def frechet_distance(first: Moments, second: Moments) -> float:
     """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), the trace of the root by eigenvalues of C1^(1/2) C2
-    C1^(1/2)."""
+    C1^(1/2). NaN where a feature is no finite number."""
+    if not all(part.outer.isfinite().all() for part in (first, second)):
+        return math.nan
     m1, c1 = first.gaussian()
     m2, c2 = second.gaussian()
     values, vectors = torch.linalg.eigh(c1)

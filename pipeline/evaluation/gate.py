@@ -115,9 +115,9 @@ def judge_gate(
         checks.append({"name": "judge_trained_against", "value": 1.0, "bound": 0.0, "passed": False})
     if gate.max_fid_increase is not None:
         for features, value in after["fid"].items():
-            checks.append(
-                _at_most(f"fid_increase/{features}", value - before["fid"][features], gate.max_fid_increase)
-            )
+            earlier = before["fid"][features]
+            increase = None if value is None or earlier is None else value - earlier
+            checks.append(_at_most(f"fid_increase/{features}", increase, gate.max_fid_increase))
     return {"passed": all(check["passed"] for check in checks), "checks": checks}
 
 

@@ -20,11 +20,19 @@ class Manifold:
         """Raises `ValueError` where there are not more than `k` rows."""
         if len(rows) <= k:
             raise ValueError(f"manifold: got {len(rows)} rows, expected more than manifold_k ({k})")
+        _require_numbers(rows)
         return Manifold(rows=rows.double(), radii=_distances(rows, rows).kthvalue(k + 1, dim=1).values)
 
     def balls_around(self, rows: Tensor) -> Tensor:
         """In how many balls each of `rows` (N, F) lies, (N,) of int64."""
+        _require_numbers(rows)
         return (_distances(rows, self.rows) <= self.radii.unsqueeze(0)).sum(dim=1)
+
+
+def _require_numbers(rows: Tensor) -> None:
+    """Raise `ValueError` for features that are no numbers: they would count as lying nowhere."""
+    if bad := int((~rows.isfinite()).any(dim=1).sum()):
+        raise ValueError(f"manifold: got {bad} of {len(rows)} rows that are not finite, expected numbers")
 
 
 def _distances(first: Tensor, second: Tensor) -> Tensor:

@@ -1,11 +1,15 @@
 """Frechet distance against scipy's matrix root, and sums that merge exactly."""
 
+import math
+
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
 
 from pipeline.evaluation.feature_statistics import Moments, frechet_distance, merged
+from pipeline.evaluation.manifold import Manifold
+from pipeline.evaluation.metrics.exchange_density import density
 
 
 def features(n: int, seed: int, size: int = 6) -> torch.Tensor:
@@ -57,3 +61,20 @@ def test_float32_features_are_summed_in_float64() -> None:
     rows = torch.full((1000, 2), 1e4) + torch.arange(1000).float()[:, None] * 1e-2
     _, covariance = Moments.of(rows).gaussian()
     np.testing.assert_allclose(covariance.numpy(), np.cov(rows.double().numpy().T), rtol=1e-5)
+
+
+def test_features_that_are_no_numbers_have_no_distance() -> None:
+    good = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    for value in (math.nan, math.inf):
+        bad = good.clone()
+        bad[3, 1] = value
+        assert math.isnan(frechet_distance(Moments.of(bad), Moments.of(good)))
+        with pytest.raises(ValueError, match="1 of 20 rows that are not finite"):
+            Manifold.of(bad)
+        with pytest.raises(ValueError, match="1 of 20 rows that are not finite"):
+            Manifold.of(good).balls_around(bad)
+
+
+def test_equal_counts_still_leave_doubt() -> None:
+    none = density([0] * 20, 3)
+    assert none["value"] == none["low"] == 0.0 and 0.02 < none["high"] < 0.05

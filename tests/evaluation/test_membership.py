@@ -28,11 +28,27 @@ def test_auc_is_the_area_under_the_roc_curve(shift: float) -> None:
 
 def test_interval_is_hanleys_and_mcneils() -> None:
     found = attack(losses(50, 0.0, 0), losses(80, 1.0, 1))
-    a, q1, q2 = found["auc"], found["auc"] / (2 - found["auc"]), 2 * found["auc"] ** 2 / (1 + found["auc"])
-    deviation = math.sqrt((a * (1 - a) + 49 * (q1 - a * a) + 79 * (q2 - a * a)) / (50 * 80))
-    assert (found["low"], found["high"]) == pytest.approx(
-        (a - 1.96 * deviation, a + 1.96 * deviation), abs=1e-4
+    for end in (found["low"], found["high"]):
+        q1, q2 = end / (2 - end), 2 * end**2 / (1 + end)
+        # Newcombe's method takes the mean of both group sizes for either
+        n = (50 + 80) / 2 - 1
+        deviation = math.sqrt((end * (1 - end) + n * (q1 + q2 - 2 * end * end)) / (50 * 80))
+        assert abs(found["auc"] - end) == pytest.approx(1.96 * deviation, abs=1e-4)
+
+
+def test_few_rows_say_little() -> None:
+    one = attack([0.0], [1.0])
+    assert one["auc"] == one["high"] == 1.0 and one["low"] == pytest.approx(1 / (1 + 1.959963984540054**2))
+    assert not one["memorised"]
+    assert attack([1.0], [0.0])["low"] == 0.0 and attack([1.0], [0.0])["high"] == pytest.approx(
+        1 - one["low"]
     )
+
+
+@pytest.mark.parametrize(("ours", "others"), [([math.nan], [1.0]), ([1.0, 2.0], [math.nan, 1.0])])
+def test_what_is_no_number_is_no_attack(ours: list[float], others: list[float]) -> None:
+    with pytest.raises(ValueError, match="losses are NaN"):
+        attack(ours, others)
 
 
 def test_equal_losses_are_a_coin_toss() -> None:

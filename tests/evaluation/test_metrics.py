@@ -233,7 +233,7 @@ def test_losses_by_timestep_are_the_models_own(whole: dict[str, dict[str, Any]])
             )
         line = found["forget_heldout"]
         assert line["mean"][index] == pytest.approx(losses.mean(), rel=1e-5)
-        half = 1.959964 * losses.std(ddof=1) / np.sqrt(5)
+        half = 2.776445 * losses.std(ddof=1) / np.sqrt(5)
         assert (line["low"][index], line["high"][index]) == pytest.approx(
             (losses.mean() - half, losses.mean() + half), rel=1e-4
         )

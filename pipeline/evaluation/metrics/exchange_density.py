@@ -4,14 +4,13 @@ it.
 Density of Naeem et al. 2020, "Reliable Fidelity and Diversity Metrics for Generative Models".
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.evaluation.confidence import Z
+from pipeline.evaluation.confidence import half_width
 from pipeline.evaluation.context import JUDGE, RETAINED, EvalContext, EvalSpec
 from pipeline.evaluation.partials import Partials, scatter
 from pipeline.evaluation.rows import exchange_manifolds
@@ -68,7 +67,7 @@ def exchange_density(spec: EvalSpec, partials: Mapping[str, Tensor], side: str) 
 
 def density(balls: Sequence[int], k: int) -> dict[str, Any]:
     """The mean, over images, of the number of balls of a `Manifold` that an image lies in, over its `k`,
-    with the 95 % interval of the mean (normal; None for a single image).
+    with the 95 % interval of the mean (Student; None for a single image).
 
     About 1 for images like the real ones, 0 where nothing real is near; more than 1 where they crowd in the
     middle of them. One real outlier, whose ball is huge, does not vouch for everything around it, as it does
@@ -79,6 +78,8 @@ def density(balls: Sequence[int], k: int) -> dict[str, Any]:
         raise ValueError("density: got no image, expected at least one")
     mean, low, high = sum(balls) / n, None, None
     if n > 1:
-        half = Z * math.sqrt(sum((count - mean) ** 2 for count in balls) / (n - 1) / n)
+        variance = sum((count - mean) ** 2 for count in balls) / (n - 1)
+        # where all counts are equal, one that differs by a ball would have gone unseen
+        half = half_width(max(variance, 1 / (n + 1)), n)
         low, high = max(0.0, mean - half) / k, (mean + half) / k
     return {"value": mean / k, "n": n, "low": low, "high": high}

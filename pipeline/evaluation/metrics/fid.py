@@ -1,6 +1,7 @@
 """Frechet distance of images under the retained labels to real retained rows (Heusel et al. 2017), in every
 feature space."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -56,11 +57,12 @@ def spaces_of(partials: Mapping[str, Tensor], side: str) -> list[str]:
     return [space for space in real if below(partials, f"{space}/{side}/moments")]
 
 
-def fid(spec: EvalSpec, partials: Mapping[str, Tensor], side: str) -> dict[str, float]:
-    """The distance by space; none where no real rows are known."""
-    return {
+def fid(spec: EvalSpec, partials: Mapping[str, Tensor], side: str) -> dict[str, float | None]:
+    """The distance by space, None for one that is no number; none where no real rows are known."""
+    distances = {
         space: frechet_distance(
             moments_of(partials, f"{space}/{side}", spec.retained), moments_of(partials, f"{space}/real")
         )
         for space in spaces_of(partials, side)
     }
+    return {space: distance if math.isfinite(distance) else None for space, distance in distances.items()}

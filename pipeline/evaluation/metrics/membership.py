@@ -72,28 +72,26 @@ def membership(spec: EvalSpec, partials: Mapping[str, Tensor], side: str) -> dic
 
 def attack(members: Sequence[float], heldout: Sequence[float]) -> dict[str, Any]:
     """From per-sample losses: `auc` = P(loss of a never-seen row > loss of a forgotten sample), goal 0.5,
-    with its 95 % interval (Hanley & McNeil 1982), the share of forgotten samples found at 1 % false
+    with its 95 % interval (Newcombe 2006, method 5), the share of forgotten samples found at 1 % false
     alarms, and `memorised`: whether the attack does better than chance beyond its own uncertainty.
 
-    Raises `ValueError` when either side is empty.
+    Raises `ValueError` when either side is empty or holds what is no number.
     """
     m, h = len(members), len(heldout)
     if not m or not h:
         raise ValueError(f"membership: got {m} forgotten and {h} never-seen rows, expected some of both")
     a, b = torch.tensor(members, dtype=torch.float64), torch.tensor(heldout, dtype=torch.float64)
+    if bad := int(a.isnan().sum() + b.isnan().sum()):
+        raise ValueError(f"membership: {bad} of {m + h} losses are NaN: the weights are damaged")
     # (m, h)
     ahead = (b.unsqueeze(0) > a.unsqueeze(1)).double() + 0.5 * (b.unsqueeze(0) == a.unsqueeze(1)).double()
     auc = ahead.mean().item()
-    q1, q2 = auc / (2 - auc), 2 * auc * auc / (1 + auc)
-    spread = Z * math.sqrt(
-        max(0.0, auc * (1 - auc) + (m - 1) * (q1 - auc * auc) + (h - 1) * (q2 - auc * auc)) / (m * h)
-    )
     threshold = b.sort().values[int(0.01 * h)]  # no more than 1 % of the never-seen rows lie below it
-    low = max(0.0, auc - spread)
+    low, high = auc_interval(auc, m, h)
     return {
         "auc": auc,
         "low": low,
-        "high": min(1.0, auc + spread),
+        "high": high,
         "n": m,
         "heldout_n": h,
         "tpr_at_1_fpr": (a < threshold).double().mean().item(),
@@ -101,6 +99,25 @@ def attack(members: Sequence[float], heldout: Sequence[float]) -> dict[str, Any]
         "loss_heldout": b.mean().item(),
         "memorised": low > 0.5,
     }
+
+
+def auc_interval(auc: float, m: int, h: int) -> tuple[float, float]:
+    """The 95 % interval of an area under the curve from m and h rows: the areas t whose own variance, after
+    Hanley & McNeil (1982), puts `auc` at most 1.96 deviations away (Newcombe 2006, method 5). Unlike the
+    deviation around `auc` itself it has a width also where no pair is out of order."""
+
+    def beyond(t: float) -> float:
+        spread = 1 + ((m + h) / 2 - 1) * ((1 - t) / (2 - t) + t / (1 + t))
+        return abs(auc - t) - Z * math.sqrt(t * (1 - t) * spread / (m * h))
+
+    def edge(outside: float) -> float:
+        inside = auc
+        for _ in range(60):
+            middle = (inside + outside) / 2
+            inside, outside = (inside, middle) if beyond(middle) > 0 else (middle, outside)
+        return inside
+
+    return (edge(0.0) if auc > 0 else 0.0), (edge(1.0) if auc < 1 else 1.0)
 
 
 def figures(result: Mapping[str, Any]) -> dict[str, Any]:
