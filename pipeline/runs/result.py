@@ -26,12 +26,15 @@ def base_metrics_of(prepared: Prepared, partition_digest: str) -> tuple[str, dic
     """Where the base model's metrics lie that this run would take, and those metrics when an earlier run
     took them.
 
-    They depend on the two sets of weights, the partition, the seed, the evaluation's settings and the code.
+    They depend on the weights, the decoder, the partition, the seed, the evaluation's settings, the arithmetic
+    and the code.
     """
     config = prepared.config
     key = [
         prepared.base.digest,
         prepared.judge.digest,
+        config.encoder.model_dump(mode="json"),
+        config.train.model_dump(mode="json", include={"tf32", "compile"}),
         partition_digest,
         config.seed,
         config.evaluate.model_dump(mode="json", exclude={"attack_suite", "metrics", "reference"}),
@@ -40,7 +43,10 @@ def base_metrics_of(prepared: Prepared, partition_digest: str) -> tuple[str, dic
     ]
     request = config.request.model_dump(
         mode="json",
-        include={*("classes", "exchange", "sample_ids", "sample_classes", "forgotten_earlier", "neighbours")},
+        include={
+            *("classes", "exchange", "sample_ids", "sample_classes", "forgotten_earlier"),
+            *("neighbours", "nearest_by"),
+        },
     )
     uri = storage.join(config.storage, "evaluations", f"{storage.digest_of([key, request])[:32]}.json")
     return uri, storage.read_json(uri) if storage.exists(uri) else None

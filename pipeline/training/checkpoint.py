@@ -95,7 +95,9 @@ def commit(uri: str, checkpoint: Checkpoint) -> str:
     storage.remove(storage.join(folder, STATE))
     for name in (TENSORS, STATE):
         storage.write_bytes(storage.join(folder, name), files[name])
-    for name in storage.listing(uri)[:-KEEP]:
+    own = folder.rsplit("/", 1)[-1]
+    up_to_here = [name for name in storage.listing(uri) if name <= own]  # what is newer is none of ours
+    for name in up_to_here[:-KEEP]:
         storage.remove(storage.join(uri, name))
     return folder
 
