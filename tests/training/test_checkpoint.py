@@ -70,7 +70,8 @@ def test_the_latest_counts_and_two_stay(tmp_path: Path) -> None:
         commit(str(tmp_path), checkpoint(iteration))
         assert plain(latest(str(tmp_path))) == plain(checkpoint(iteration))
     assert KEEP == 2 and storage.listing(str(tmp_path)) == ["00000010", "00000100"]
-    commit(str(tmp_path), checkpoint(20))  # of a worker that is behind: nothing newer goes
+    # a worker that is behind removes nothing newer
+    commit(str(tmp_path), checkpoint(20))
     assert storage.listing(str(tmp_path)) == ["00000010", "00000020", "00000100"]
 
 
