@@ -2,6 +2,7 @@
 
 python jobs/prepare_data.py --config jobs/configs/prepare_digits.yaml
 python jobs/prepare_data.py --config jobs/configs/prepare_imagenet.yaml --set source.uri=s3://bucket/images
+python jobs/prepare_data.py --config ... --without-buried   (without what was purged, a complete lake as well)
 """
 
 import sys
@@ -29,7 +30,10 @@ def run(config: PrepareConfig, dry_run: bool) -> None:
         f" {manifest.rejected} rejected"
     )
     print(f"  {prepared.lake.uri}  digest {prepared.lake.digest[:16]}")
-    if prepared.reused:
+    if prepared.rewritten:
+        labels = ", ".join(map(str, prepared.rewritten))
+        print(f"  complete already; classes {labels} written again without what was purged")
+    elif prepared.reused:
         print("  complete already, used as it is")
     else:
         resumed = f", {prepared.continued} shards of them by an earlier run" if prepared.continued else ""
@@ -37,4 +41,4 @@ def run(config: PrepareConfig, dry_run: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command_line.main(PrepareConfig, run, __doc__))
+    sys.exit(command_line.main(PrepareConfig, run, __doc__, flags=["without_buried"]))

@@ -136,7 +136,7 @@ def purge(config: RegistryConfig, dry_run: bool) -> None:
         print(f"request {plan.request}: {len(plan.lines)} things would go; nothing was written")
         return
     tombstone = purging.purge(config, plan)
-    print(f"request {plan.request}: purged, {len(tombstone.sample_ids)} sample ids may not be ingested again")
+    print(f"request {plan.request}: purged, {tombstone.count} sample ids may not be ingested again")
 
 
 VERBS = {

@@ -71,3 +71,9 @@ class PrepareConfig(JobConfig):
     source: Source = Source()
     encoder: Encoder = Encoder()
     prepare: Prepare = Prepare()
+    without_buried: bool = Field(
+        False,
+        description=(
+            "leave out images that were purged; of a complete lake, write the classes that hold some again"
+        ),
+    )

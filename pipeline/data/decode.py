@@ -1,6 +1,6 @@
 """From Parquet tables to batches. Apart from parquet_shards.py, whose tasks do without torch."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -54,8 +54,20 @@ def batch_of(parts: Sequence[Columns], at: slice, kind: Kind, scale: float = 1.0
     )
 
 
-def read_batch(root: str, files: Iterable[File], kind: Kind, shape: Sequence[int], scale: float) -> Batch:
-    """All rows of `files` under `root` in memory, digests checked; none of them is a batch of no rows."""
-    tables = [parquet_shards.read(root, file) for file in files]
+def read_batch(
+    root: str,
+    files: Iterable[File],
+    kind: Kind,
+    shape: Sequence[int],
+    scale: float,
+    *,
+    without: Mapping[str, Sequence[int]] | None = None,
+) -> Batch:
+    """All rows of `files` under `root` in memory, digests checked; none of them is a batch of no rows.
+    `without`: by a file's path, the indices of rows that are left out."""
+    gone = without or {}
+    tables = [
+        parquet_shards.drop_rows(parquet_shards.read(root, file), gone.get(file.path, ())) for file in files
+    ]
     table = pa.concat_tables([parquet_shards.schema(kind, shape).empty_table(), *tables])
     return batch_of([columns_of(table, kind, shape)], slice(None), kind, scale)

@@ -27,10 +27,11 @@ from pipeline.data.ingest import (
     write_shard,
 )
 from pipeline.data.lake import MANIFEST, SCHEMA_VERSION, Class, Lake, Manifest, find_lake, lake_uri
+from pipeline.data.lake_rewrite import affected, require_nothing_buried, rewrite
 from pipeline.data.parquet_shards import Shard
 from pipeline.data.sources import completed, open_source, regroup
 from pipeline.data.sources.base import Item, RawImages, Split, require_unique
-from pipeline.data.tombstones import require_not_buried
+from pipeline.data.tombstones import buried, require_not_buried, without_buried
 from pipeline.data.vae_encoder import Encoder, Plan, plan_encoding
 from pipeline.errors import InputError
 from pipeline.runtime.progress import Progress
@@ -42,12 +43,14 @@ GROUP_BYTES = 64 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """`continued`: shards that an earlier, unfinished run had made."""
+    """`continued`: shards that an earlier, unfinished run had made. `rewritten`: the classes of a complete
+    lake that were written again without what was purged."""
 
     lake: Lake
     reused: bool
     continued: int
     seconds: float
+    rewritten: tuple[int, ...] = ()
 
 
 def prepare(config: PrepareConfig, run: Callable[[Sequence[Task]], Iterable[Made]] | None = None) -> Prepared:
@@ -62,8 +65,16 @@ def prepare(config: PrepareConfig, run: Callable[[Sequence[Task]], Iterable[Made
     uri = lake_uri(config.storage, config.lake)
     lake = find_lake(uri)
     if lake is not None:
-        require_same_settings(lake, config)
-        return Prepared(lake=lake, reused=True, continued=0, seconds=time.monotonic() - start)
+        rewritten: tuple[int, ...] = ()
+        lake = _complete(lake, config)
+        if lake.buried:
+            storage.require_writable(uri)
+            rewritten = tuple(sorted(affected(lake)))
+            lake = rewrite(lake)
+        elif config.without_buried:
+            remove_leftovers(uri, lake.manifest.shards)  # of a rewriting that was killed at its end
+        seconds = time.monotonic() - start
+        return Prepared(lake=lake, reused=True, continued=0, seconds=seconds, rewritten=rewritten)
     rows_as = plan_encoding(config)
     source, items = listed(config)
     storage.require_writable(uri)
@@ -110,11 +121,25 @@ def describe(config: PrepareConfig) -> str:
     uri = lake_uri(config.storage, config.lake)
     lake = find_lake(uri)
     if lake is not None:
-        require_same_settings(lake, config)
+        lake = _complete(lake, config)
+        if lake.buried:
+            labels = ", ".join(map(str, sorted(affected(lake))))
+            rows = sum(map(len, lake.buried.values()))
+            return f"would write classes {labels} of {uri} again without {rows} purged rows"
         return f"would use the complete lake {uri}"
     source, items = listed(config)
     tasks = plan(items, source, uri, config, plan_encoding(config))
     return f"would make {uri} of {len(items)} images of {len(source.classes)} classes in {len(tasks)} shards"
+
+
+def _complete(lake: Lake, config: PrepareConfig) -> Lake:
+    """A complete lake made with the settings of `config`, with the purged rows that it holds. Raises
+    `InputError` where it holds some and nobody said that they are to go."""
+    require_same_settings(lake, config)
+    lake = without_buried(lake, config.storage)
+    if not config.without_buried:
+        require_nothing_buried(lake, buried(config.storage))
+    return lake
 
 
 def listed(config: PrepareConfig) -> tuple[RawImages, list[Item]]:
@@ -122,6 +147,9 @@ def listed(config: PrepareConfig) -> tuple[RawImages, list[Item]]:
     source = open_source(config.source)
     items = source.items()
     require_unique(items)
+    if config.without_buried:
+        purged = buried(config.storage).among(item.sample_id for item in items)
+        items = [item for item in items if item.sample_id not in purged]
     require_not_buried(config.storage, items)
     return source, items
 

@@ -5,6 +5,7 @@ without the key, which lies in a file of the operator's, or in one beside the le
 """
 
 import hmac
+import os
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from pipeline import storage
 from pipeline.errors import InputError
 
 KEY_FILE = ("requests", "sample_ids.key")  # under the storage root
+KEY_VARIABLE = "UNLEARN_ID_KEY_FILE"  # the operator's own file, on every machine that reads lakes
 KEY_BYTES, SHORTEST_KEY = 32, 16
 
 
@@ -46,15 +48,17 @@ class IdKey:
             )
 
     def _hmac(self, text: str) -> str:
-        return hmac.new(self.secret, text.encode(), "sha256").hexdigest()
+        return hmac.digest(self.secret, text.encode(), "sha256").hex()
 
 
-def read_key(storage_root: str, key_file: str | None = None) -> IdKey:
-    """The key in `key_file`; without one, that of the storage root, made at random the first time.
+def read_key(storage_root: str, key_file: str | None = None, *, create: bool = True) -> IdKey:
+    """The key in `key_file` (absent: the one that `UNLEARN_ID_KEY_FILE` names); without one, that of the
+    storage root, made at random the first time where `create` allows it.
 
     Raises `InputError` for a file that is missing or too short. Losing the key of a storage root loses what
     its tombstones know: back it up, apart from them.
     """
+    key_file = key_file or os.environ.get(KEY_VARIABLE)
     if key_file is not None:
         path = Path(key_file).expanduser()
         if not path.is_file():
@@ -64,6 +68,11 @@ def read_key(storage_root: str, key_file: str | None = None) -> IdKey:
         return _checked(path.read_bytes(), key_file)
     uri = storage.join(storage_root, *KEY_FILE)
     if not storage.exists(uri):
+        if not create:
+            raise InputError(
+                f"key file: {uri} is missing, and this storage root has tombstones that were written with it;"
+                f" restore it from its copy, or name the operator's file in {KEY_VARIABLE}"
+            )
         # of two that make one at once the first stays: what is there is read either way
         storage.create(uri, f"{secrets.token_hex(KEY_BYTES)}\n".encode(), private=True)
     return _checked(storage.read_bytes(uri), uri)

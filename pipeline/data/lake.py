@@ -1,7 +1,7 @@
 """The lake: a data set as Parquet shards in one folder per class, and the manifest that names them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
@@ -53,8 +53,12 @@ class Manifest(Stored):
 
 @dataclass(frozen=True, kw_only=True)
 class Lake:
+    """`buried`: by shard path, the increasing indices of the rows that were purged. They are still in the
+    file, and nothing reads them."""
+
     uri: str
     manifest: Manifest
+    buried: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -79,13 +83,15 @@ class Lake:
     def read(
         self, labels: Sequence[int] | None = None, split: Literal["train", "heldout"] = "train"
     ) -> "Batch":
-        """Every row of `labels` in memory, by class and within a class by sample id."""
+        """Every row of `labels` that was not purged, in memory, by class and within a class by sample id."""
         # torch, which tasks that only write shards do without
         from pipeline.data.decode import read_batch
 
         manifest = self.manifest
         shards = self.shards(labels, split)
-        return read_batch(self.uri, shards, manifest.kind, manifest.shape, manifest.encoder.scale)
+        return read_batch(
+            self.uri, shards, manifest.kind, manifest.shape, manifest.encoder.scale, without=self.buried
+        )
 
 
 def lake_uri(storage_root: str, name_or_uri: str) -> str:
@@ -117,7 +123,8 @@ def find_lake(uri: str) -> Lake | None:
 
 
 def read_lake(uri: str) -> Lake:
-    """The lake at `uri`; `InputError` says how to make a missing or outdated one."""
+    """The lake at `uri` as it is on disk; `InputError` says how to make a missing or outdated one. What
+    learns from rows or looks at them goes by `tombstones.open_lake`, which knows what was purged."""
     lake = find_lake(uri)
     if lake is None:
         raise InputError(

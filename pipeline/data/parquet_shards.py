@@ -139,6 +139,13 @@ def read(root: str, file: File, *, check_digest: bool = True) -> pa.Table:
     return table
 
 
+def drop_rows(table: pa.Table, indices: Sequence[int]) -> pa.Table:
+    """`table` without the rows at `indices`."""
+    if not len(indices):
+        return table
+    return table.take(pa.array(np.setdiff1d(np.arange(table.num_rows), indices)))
+
+
 def read_ahead(root: str, files: Iterable[File], depth: int = READ_AHEAD) -> Iterator[pa.Table]:
     """`read` of each of `files` in order, without digests, the next `depth` fetched by threads while one is
     used."""

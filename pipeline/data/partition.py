@@ -98,9 +98,10 @@ def partition_key(
     config: UnlearnConfig, lake: Lake, sample_ids: Sequence[str] | None, neighbours: Sequence[int] | None
 ) -> dict[str, Any]:
     """All that decides what a partition holds; two requests that ask the same share it, whatever they are
-    called."""
+    called. Rows that were purged since make it another one."""
     request = config.request
     whole = sorted(set(request.classes))
+    buried = {path: list(rows) for path, rows in lake.buried.items()}
     return {
         "schema_version": SCHEMA_VERSION,
         # with named samples alone, where they are; the digests of earlier partitions stay
@@ -119,6 +120,7 @@ def partition_key(
         "batch_size": config.optim.batch_size,
         "steps": config.optim.max_steps + config.optim.moment_warmup_steps,
         "segment_steps": segment_steps(config, lake),
+        **({"buried": storage.digest_of(buried)} if buried else {}),
     }
 
 
@@ -159,11 +161,12 @@ def forget_selection(request: Request, lake: Lake, sample_ids: Sequence[str] | N
         raise InputError(
             "request: got neither classes nor sample_ids, expected at least one: --set 'request.classes=[1]'"
         )
-    whole = [Selection(shard=shard) for shard in lake.shards(sorted(set(request.classes))) if shard.rows]
+    whole = without(lake, lake.shards(sorted(set(request.classes))), [])
     if bare := set(request.classes) - {item.shard.label for item in whole}:
+        rows = sum(len(lake.buried.get(shard.path, ())) for shard in lake.shards([min(bare)]))
         raise InputError(
-            f"request.classes: class {min(bare)} has no training images in lake {lake.manifest.name!r};"
-            " expected a class that has some"
+            f"request.classes: class {min(bare)} has no training images in lake {lake.manifest.name!r}"
+            f"{f' ({rows} were purged)' if rows else ''}; expected a class that has some"
         )
     named = [] if sample_ids is None else _named_selection(request, lake, sample_ids)
     return sorted([*whole, *named], key=lambda item: item.shard.label)
@@ -183,6 +186,17 @@ def _named_selection(request: Request, lake: Lake, sample_ids: Sequence[str]) ->
                 f" forgets whole; name class {shard.label} in request.sample_classes to forget only these"
                 " samples, or drop the ids"
             )
+    purged = sorted(
+        name
+        for path, (rows, names) in rows_by_shard.items()
+        for row, name in zip(rows, names, strict=True)
+        if row in lake.buried.get(path, ())
+    )
+    if purged:
+        raise InputError(
+            f"request.sample_ids: {len(set(purged))} of {len(set(sample_ids))} ids were purged, the first is"
+            f" {purged[0]!r}; nothing reads their rows any more: drop them from the list"
+        )
     if missing := set(sample_ids) - {name for _, names in rows_by_shard.values() for name in names}:
         where = f"classes {sorted(set(request.sample_classes))} of" if request.sample_classes else "the"
         raise InputError(
@@ -201,7 +215,7 @@ def selections(
     request = config.request
     forget = forget_selection(request, lake, sample_ids)
     labels = retain_labels(request, lake, neighbours)
-    retain = without(lake.shards(labels), forget)
+    retain = without(lake, lake.shards(labels), forget)
     rows, batch_size = sum(item.count for item in retain), config.optim.batch_size
     if rows < batch_size:
         raise InputError(
@@ -235,16 +249,20 @@ def _find_ids(
     return rows_by_shard
 
 
-def without(selected: Sequence[Shard], forgotten: Sequence[Selection]) -> list[Selection]:
-    """All rows of `selected` that are not forgotten."""
-    gone = {item.shard.path: item for item in forgotten}
+def without(lake: Lake, selected: Sequence[Shard], forgotten: Sequence[Selection]) -> list[Selection]:
+    """All rows of `selected` that are neither forgotten nor purged."""
+    forget = {item.shard.path: item for item in forgotten}
     remaining = []
     for shard in selected:
-        match = gone.get(shard.path)
-        if match is None:
-            remaining.append(Selection(shard=shard))
-        elif match.rows is not None:
-            remaining.append(Selection(shard=shard, rows=np.setdiff1d(np.arange(shard.rows), match.rows)))
+        match = forget.get(shard.path)
+        forgotten_rows: list[int] = []
+        if match is not None:
+            if match.rows is None:
+                continue
+            forgotten_rows = match.rows.tolist()
+        gone = set(lake.buried.get(shard.path, ())).union(forgotten_rows)
+        rows = np.setdiff1d(np.arange(shard.rows), sorted(gone)) if gone else None
+        remaining.append(Selection(shard=shard, rows=rows))
     return [item for item in remaining if item.count]
 
 

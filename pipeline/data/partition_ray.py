@@ -100,7 +100,7 @@ def build_partition(
     )
     lane_files, retain_opened = write_retain(lake, retain, layout, config.seed, task_bytes)
     forget_files, forget_opened = write_side(lake, forget, "forget", layout)
-    exchange = without(lake.shards(exchange_labels(request)), forget) if request.exchange else []
+    exchange = without(lake, lake.shards(exchange_labels(request)), forget) if request.exchange else []
     exchange_files, exchange_opened = write_side(lake, exchange, "exchange", layout)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,

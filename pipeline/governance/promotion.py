@@ -316,7 +316,7 @@ def _verify_purges(config: RegistryConfig, entries: list[Entry], found: Mapping[
             f" {str(purges[-1].details['tombstone'])[:12]}"
         )
     return [
-        f"the request's data: purged {purges[-1].time}, {len(tombstone.sample_ids)} sample ids may not be"
+        f"the request's data: purged {purges[-1].time}, {tombstone.count} sample ids may not be"
         " ingested again"
     ]
 

@@ -1,5 +1,5 @@
-"""Purging a finished request: its partitions and every picture sampled under a forgotten label go, a
-tombstone stays.
+"""Purging a finished request: its partitions, every other partition that holds its rows and every picture
+sampled under a forgotten label go, a tombstone stays.
 
 Its runs' and its sweeps' alike, and what jobs/generate.py drew of the versions that came of them.
 
@@ -28,9 +28,9 @@ def purge(config: RegistryConfig, plan: Purge) -> tombstones.Tombstone:
     """Remove what `plan` names and leave the tombstone; each registered model's log gets an entry that says
     so."""
     tombstone = tombstones.bury(
-        config.storage, plan.request, plan.partitions, labels=plan.labels, files=plan.files
+        config.storage, plan.request, plan.sample_ids, plan.partitions, labels=plan.labels, files=plan.files
     )
-    for uri in plan.generated:
+    for uri in [*plan.others, *plan.generated]:
         storage.remove(uri)
     for sweep in plan.sweeps:
         clean_trials(sweep, plan.labels)
@@ -43,6 +43,7 @@ def purge(config: RegistryConfig, plan: Purge) -> tombstones.Tombstone:
             name,
             [run for run in plan.runs if run.settings["tracking"]["model_name"] == name],
             tombstone,
+            plan.left,
         )
     return tombstone
 
@@ -81,15 +82,23 @@ def _clean(config: RegistryConfig, run: Run, plan: Purge) -> None:
     write_without(run.uri, remaining, plan.labels)
 
 
-def _log(config: RegistryConfig, name: str, runs: Sequence[Run], tombstone: tombstones.Tombstone) -> None:
-    """An entry in the model's log, once for each content of the tombstone."""
+def _log(
+    config: RegistryConfig,
+    name: str,
+    runs: Sequence[Run],
+    tombstone: tombstones.Tombstone,
+    left: Sequence[str],
+) -> None:
+    """An entry in the model's log, once for each content of the tombstone. It says what was not reached."""
     entries = alias_log.read(config.storage, name)
     details = {
         "request": tombstone.request,
         "tombstone": tombstone.digest,
         "runs": [run.run_id for run in runs],
     }
-    if not entries or any(entry.action == ACTION and entry.details == details for entry in entries):
+    if not entries or any(
+        entry.action == ACTION and entry.details.items() >= details.items() for entry in entries
+    ):
         return
     version = max(int(run.result["model"]["version"]) for run in runs)
     alias_log.append(
@@ -100,7 +109,7 @@ def _log(config: RegistryConfig, name: str, runs: Sequence[Run], tombstone: tomb
         alias="",
         came_from=None,
         version=version,
-        details=details,
+        details={**details, "left": list(left)},
     )
     mlflow, _ = mlflow_run_of(config, runs[-1].settings, runs[-1].run_id)
     alias_log.follow_log(mlflow, config.storage, name)

@@ -1,7 +1,7 @@
 """What is left of a finished request: what a purge removes, and what it has to leave."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -9,9 +9,9 @@ import yaml
 from pipeline import storage
 from pipeline.config import RegistryConfig
 from pipeline.data import tombstones
-from pipeline.data.lake import lake_uri
 from pipeline.data.partition import Partition, find_partition
 from pipeline.errors import InputError
+from pipeline.governance.purge_reach import holding, left_behind, sample_ids, shown_elsewhere
 from pipeline.governance.purge_siblings import GENERATED, Sweep, generated, sweeps_of, trial_files
 from pipeline.reports.pages import GRIDS, REPORT, RESULT, SAMPLES, SETTINGS, picture, read_grids
 from pipeline.tracking.mlflow_runs import client, find_run
@@ -38,12 +38,15 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Purge:
-    """What a purge removes. `left` are places that may hold the forgotten rows and are not the request's to
-    remove."""
+    """What a purge removes. `others`: partitions of other requests that hold the rows as ones to retain, made
+    again without them when they are needed. `left` are places that may hold the forgotten rows and that a
+    purge does not reach."""
 
     request: str
     labels: list[int]
+    sample_ids: set[str] = field(repr=False)
     partitions: list[Partition]
+    others: dict[str, int]  # URI -> how many of the rows
     runs: list[Run]
     sweeps: list[Sweep]
     generated: list[str]
@@ -55,6 +58,10 @@ class Purge:
         sides = [
             f"partition {part.uri} ({sum(file.rows for file in part.manifest.forget)} forgotten rows)"
             for part in self.partitions
+        ]
+        sides += [
+            f"partition {uri}, another request's, which holds {count} of these rows"
+            for uri, count in self.others.items()
         ]
         files = [_line(name, storage.join(run.uri, name)) for run in self.runs for name in run.files]
         artifacts = [
@@ -91,10 +98,10 @@ def find(config: RegistryConfig) -> Purge:
     earlier = tombstones.find(config.storage, config.request)
     sweeps = sweeps_of(config.storage, config.request)
     if not mine and not sweeps and earlier is None:
-        ids = sorted({str(settings["request"]["id"]) for settings in every_run.values()})
+        known = sorted({str(settings["request"]["id"]) for settings in every_run.values()})
         raise InputError(
             f"request: got {config.request!r}, expected one with a run under {config.storage}:"
-            f" {', '.join(ids) or 'none yet'}"
+            f" {', '.join(known) or 'none yet'}"
         )
     _require_finished(config.storage, every_run, mine, sweeps)
     results = {
@@ -114,7 +121,13 @@ def find(config: RegistryConfig) -> Purge:
     versions = [
         (result["model"]["name"], int(result["model"]["version"])) for _, result in sorted(results.items())
     ]
-    lakes = [settings["lake"] for settings in [*mine.values(), *(sweep.settings for sweep in sweeps)]]
+    of_request = [*mine.values(), *(sweep.settings for sweep in sweeps)]
+    ids = sample_ids(config.storage, of_request, partitions)
+    used = {part.digest for part in partitions}
+    rest = [part for part in every if part.digest not in used]
+    held = holding(rest, ids, tombstones.buried(config.storage), labels)
+    others = [part for part in rest if part.digest in held]
+    _require_unused(config.storage, every_run, others)
     unknown = [
         f"the partitions of sweep {sweep.sweep_id}, whose list of samples is gone"
         for sweep in sweeps
@@ -123,7 +136,9 @@ def find(config: RegistryConfig) -> Purge:
     return Purge(
         request=config.request,
         labels=labels,
+        sample_ids=ids,
         partitions=partitions,
+        others={part.uri: held[part.digest] for part in others},
         runs=[
             _look(config, run_id, settings, results[run_id], labels)
             for run_id, settings in sorted(mine.items())
@@ -131,8 +146,8 @@ def find(config: RegistryConfig) -> Purge:
         sweeps=[replace(sweep, files=trial_files(sweep, labels)) for sweep in sweeps],
         generated=generated(config.storage, versions),
         left=[
-            *_left(config.storage, lakes, every, partitions, labels),
-            *_shown_elsewhere(config.storage, every_run.keys() - mine.keys(), labels),
+            *left_behind(config, mine, results, [settings["lake"] for settings in of_request], ids),
+            *shown_elsewhere(config.storage, every_run.keys() - mine.keys(), labels),
             *unknown,
         ],
     )
@@ -175,6 +190,22 @@ def _require_finished(
             )
 
 
+def _require_unused(
+    storage_root: str, settings_of_runs: dict[str, Settings], others: Sequence[Partition]
+) -> None:
+    """Another request's run that is unfinished needs its partition as it is."""
+    classes = [part.manifest.key["classes"] for part in others]
+    for run_id, settings in sorted(settings_of_runs.items()):
+        uri = storage.join(storage_root, "runs", run_id)
+        if storage.exists(storage.join(uri, RESULT)) or sorted(settings["request"]["classes"]) not in classes:
+            continue
+        raise InputError(
+            f"request {settings['request']['id']}: its run {run_id} is unfinished and retains rows that are"
+            f" to go; complete it with `python jobs/unlearn_imagenet.py --config {uri}/{SETTINGS}`, or remove"
+            f" {uri} first"
+        )
+
+
 def _forgotten(settings: Settings) -> tuple[Any, ...]:
     request = settings["request"]
     return sorted(request["classes"]), request["sample_ids"], settings["lake"]
@@ -206,39 +237,6 @@ def _content(part: Partition) -> tuple[Any, ...]:
     key = part.manifest.key
     whole = [("whole", label) for label in key.get("whole_classes", [])]  # beside named samples
     return (*key["classes"], *whole, key["sample_ids"], key["lake"])
-
-
-def _left(
-    storage_root: str,
-    lakes: Sequence[str],
-    every: Sequence[Partition],
-    going: Sequence[Partition],
-    labels: Sequence[int],
-) -> list[str]:
-    gone = {part.digest for part in going}
-    uris = sorted({lake_uri(storage_root, name) for name in lakes})
-    others = [
-        part for part in every if part.digest not in gone and set(labels) & set(part.manifest.retain_labels)
-    ]
-    return [
-        f"the lake {uri}, to be removed and prepared again without the samples"
-        for uri in uris
-        if storage.exists(uri)
-    ] + [f"{part.uri}, another request's, which retains rows of these classes" for part in others]
-
-
-def _shown_elsewhere(storage_root: str, others: Iterable[str], labels: Sequence[int]) -> list[str]:
-    """Other requests sample these labels too, as ones that they keep."""
-    pictures = {picture("before", label) for label in labels}
-    folders = {run_id: storage.join(storage_root, "runs", run_id, SAMPLES) for run_id in sorted(others)}
-    showing = [
-        run_id
-        for run_id, folder in folders.items()
-        if pictures & {f"{SAMPLES}/{name}" for name in storage.listing(folder)}
-    ]
-    return (
-        [f"grids of other requests' runs, which show these labels: {', '.join(showing)}"] if showing else []
-    )
 
 
 def _look(

@@ -78,7 +78,8 @@ def _main(
     for key in shorthands:
         parser.add_argument(f"--{key}", metavar="VALUE", help=f"the same as --set {key}=VALUE")
     for key in flags:
-        parser.add_argument(f"--{key}", action="store_true", help=f"the same as --set {key}=true")
+        option = f"--{key.replace('_', '-')}"
+        parser.add_argument(option, action="store_true", help=f"the same as --set {key}=true")
     arguments = parser.parse_args(argv)
     shorthand_values = [
         f"{key}={value}" for key in shorthands if (value := getattr(arguments, key)) is not None

@@ -16,9 +16,10 @@ from pipeline import config as configuration
 from pipeline import storage
 from pipeline.config import PrepareConfig, RegistryConfig, Tracking, UnlearnConfig, parse
 from pipeline.data import ingest, ingest_ray
-from pipeline.data.lake import Lake
+from pipeline.data.lake import Lake, read_lake
+from pipeline.data.parquet_shards import read_column
 from pipeline.data.partition_ray import build_partition
-from pipeline.data.tombstones import buried, find
+from pipeline.data.tombstones import buried, find, open_lake
 from pipeline.errors import InputError
 from pipeline.governance import promotion, purge
 from pipeline.reports import pages
@@ -60,7 +61,7 @@ def finish(tmp_path: Path, database: str) -> Finish:
         config = parse(UnlearnConfig, {**values, "optim": {"batch_size": 16, "max_steps": 2}})
         uri = f"{tmp_path}/runs/{run_id}"
         storage.write_text(f"{uri}/config.yaml", configuration.dump(config))
-        partition = build_partition(config, lake)
+        partition = build_partition(config, open_lake(str(tmp_path), "digits"))
         if not finished:
             return
         result = result_json(run_id, write_model(f"{uri}/model", seed=seed))
@@ -111,20 +112,30 @@ def test_what_was_kept_of_the_forgotten_data_goes(finish: Finish, tmp_path: Path
     finish("b", {"id": "case-1", "classes": [1], "exchange": {1: 7}}, seed=1)
     finish("other", {"id": "case-2", "classes": [3], "exchange": {3: 7}})
     config = registry_config(tmp_path, database, "case-1")
-    ids = set(prepare(tmp_path).read([1]).sample_id)
+    lake = prepare(tmp_path)
+    ids = {*lake.read([1]).sample_id, *lake.read([1], "heldout").sample_id}
     before = snapshot(tmp_path)
     planned = purge.find(config)
     assert len(planned.partitions) == 2 and snapshot(tmp_path) == before, "looking changes nothing"
-    assert (
-        len(planned.left) == 3
-        and "lakes/digits" in planned.left[0]
-        and "another request's" in planned.left[1]
-    )
-    assert planned.left[2].endswith("which show these labels: other")
+    digest = storage.read_json(f"{tmp_path}/runs/a/result.json")["base_digest"][:12]
+    assert [line.split(" (")[0].split(",")[0] for line in planned.left] == [
+        f"the lake {tmp_path}/lakes/digits",
+        "the base model",
+        f"versions 3 of {tmp_path.name}",
+        "copies that nothing here knows of: backups and mirrors of this storage",
+        "grids of other requests' runs",
+    ]
+    assert f"{len(ids)} of these rows" in planned.left[0] and digest in planned.left[1]
+    assert planned.left[4].endswith("which show these labels: other")
+    (retaining,) = planned.others
+    assert 0 < planned.others[retaining] < 32
+    assert f"{retaining}, another request's, which holds" in "\n".join(planned.lines)
 
     tombstone = purge.purge(config, planned)
     after = snapshot(tmp_path)
-    assert set(tombstone.sample_ids) == ids == set(buried(str(tmp_path))) and tombstone.labels == [1]
+    everything = {*lake.read().sample_id, *lake.read(split="heldout").sample_id}
+    assert buried(str(tmp_path)).among(everything).keys() == ids, "those held out as well"
+    assert tombstone.count == len(ids) and tombstone.labels == [1] and tombstone.sample_ids == []
     gone = before.keys() - after.keys()
     assert {name for name in gone if name.startswith("runs/")} == {
         f"runs/{r}/samples/{m}-00001.png" for r in "ab" for m in pages.GRIDS
@@ -132,10 +143,20 @@ def test_what_was_kept_of_the_forgotten_data_goes(finish: Finish, tmp_path: Path
     assert len([name for name in gone if "mlartifacts" in name]) == 4 and all(
         name.endswith("-00001.png") for name in gone if "png" in name
     )
-    assert {name.split("/")[1] for name in gone if name.startswith("partitions/")} == {
-        d[:32] for d in tombstone.partitions
-    }
-    assert len(list((tmp_path / "partitions").iterdir())) == 1, "the other request keeps its own"
+    assert not list((tmp_path / "partitions").iterdir()), "a purged row is in no partition"
+    kept = build_partition(
+        parse(
+            UnlearnConfig,
+            {
+                "storage": str(tmp_path),
+                "request": {"classes": [3], "exchange": {3: 7}},
+                "optim": {"batch_size": 16, "max_steps": 2},
+            },
+        ),
+        open_lake(str(tmp_path), "digits"),
+    )
+    rows = [name for file in kept.manifest.retain for name in read_column(kept.uri, file, "sample_id")]
+    assert kept.uri != retaining and len(rows) == 32 and not ids & set(rows), "nor in one that is made later"
     for run in "ab":
         for moment in pages.GRIDS:
             grids = from_bytes(after[f"runs/{run}/samples/{moment}.safetensors"], moment)
@@ -159,6 +180,7 @@ def test_what_was_kept_of_the_forgotten_data_goes(finish: Finish, tmp_path: Path
         "case-1",
         tombstone.digest,
     )
+    assert last.details["left"] == planned.left
     history = promotion.history(config)
     assert not history.now and not history.before, "the chain goes on, and no alias has moved"
     finish("later", {"id": "case-3", "classes": [4], "exchange": {4: 7}})
@@ -196,7 +218,8 @@ def test_an_interrupted_purge_is_completed(
     with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
         broken.setattr(module, name, dying)
         purge.purge(config, purge.find(config))
-    assert set(buried(str(tmp_path))) == set(prepare(tmp_path).read([1]).sample_id)
+    ids = set(read_lake(f"{tmp_path}/lakes/digits").read([1]).sample_id)
+    assert buried(str(tmp_path)).among(ids).keys() == ids
     left = purge.find(config)
     assert bool(left.lines) == (point != "the log")
     purge.purge(config, left)
@@ -221,7 +244,8 @@ def test_named_samples_take_their_classes_pictures_along(
     assert found.labels == [7] and [
         sum(file.rows for file in part.manifest.forget) for part in found.partitions
     ] == [3]
-    assert purge.purge(config, found).sample_ids == named
+    assert purge.purge(config, found).count == 3
+    assert list(buried(str(tmp_path)).among(named)) == named
     assert sorted(from_bytes(storage.read_bytes(f"{tmp_path}/runs/a/samples/after.safetensors"), "")) == [
         "0",
         "1",
@@ -277,10 +301,10 @@ def test_verifying_says_that_the_data_was_purged_and_sees_a_changed_tombstone(
     promotion.promote(config)
     assert len(promotion.verify(config)) == 4
     purge.purge(config, purge.find(config))
-    assert "146 sample ids may not be ingested again" in promotion.verify(config)[-1]
+    assert "182 sample ids may not be ingested again" in promotion.verify(config)[-1]
     uri = f"{tmp_path}/tombstones/case-1.json"
     tombstone = storage.read_json(uri)
-    storage.write_json(uri, {**tombstone, "sample_ids": tombstone["sample_ids"][1:]})
+    storage.write_json(uri, {**tombstone, "hashes": tombstone["hashes"][1:]})
     with pytest.raises(InputError, match="tombstone of request case-1: edited"):
         promotion.verify(config)
     storage.remove(uri)
@@ -321,7 +345,7 @@ def test_the_command_refuses_what_it_cannot_do(finish: Finish, tmp_path: Path, d
     assert (code, err) == (0, "") and "would remove partition" in out and "nothing was written" in out
     assert snapshot(tmp_path) == {name: data for name, data in before.items() if "runs/begun" not in name}
     code, out, err = call("--request", "case-1")
-    assert (code, err) == (0, "") and "146 sample ids may not be ingested again" in out
+    assert (code, err) == (0, "") and "182 sample ids may not be ingested again" in out
     assert find(str(tmp_path), "case-1") is not None
     code, out, err = call("--request", "case-1")
     assert (code, err) == (0, "") and "removing" not in out
