@@ -2,6 +2,7 @@
 
 python jobs/generate.py --config jobs/configs/generate_digits.yaml
 python jobs/generate.py --config ... --set 'labels=[1, 7]' --set version=champion
+python jobs/generate.py --config ... --set 'audit=<why>'   (also classes that a deletion request blocks)
 """
 
 import sys
@@ -19,11 +20,22 @@ def run(config: GenerateConfig, dry_run: bool) -> None:
     import pandas as pd
 
     from pipeline.reports.png import grid_png
+    from pipeline.requests import block_list, ledger
+    from pipeline.tracking import alias_log
+    from pipeline.tracking.mlflow_runs import client
     from pipeline.tracking.registry import load_version, resolve
     from pipeline.weights.model_folder import class_count
 
     name = config.tracking.model_name
     version = resolve(config.tracking, config.storage, config.version)
+    blocked = block_list.of_version(ledger.read(config.storage), version)
+    refused = [label for label in config.labels if label in blocked]
+    if refused and config.audit is None:
+        raise InputError(
+            f"labels: class {refused[0]} is blocked: deletion request {blocked[refused[0]]} names it and"
+            f" {name} version {version.version} does not honour it; leave it out, or --set 'audit=<why>',"
+            " which is recorded"
+        )
     output = config.output or storage.join(config.storage, "generated", f"{name}-v{version.version}.png")
     if dry_run:
         print(
@@ -36,6 +48,16 @@ def run(config: GenerateConfig, dry_run: bool) -> None:
     wrong = [label for label in config.labels if not 0 <= label < classes]
     if wrong:
         raise InputError(f"labels: got {wrong[0]}, expected classes of {name}: 0 to {classes - 1}")
+    if config.audit is not None:
+        alias_log.note(
+            client(config.tracking, config.storage, create=False),
+            config.storage,
+            name,
+            action="audit",
+            version=int(version.version),
+            details={"reason": config.audit, "labels": config.labels, "blocked": refused, "output": output},
+        )
+        model.unwrap_python_model().audit = config.audit
     rows = pd.DataFrame([{"label": label, "seed": seed} for label in config.labels for seed in config.seeds])
     params = {
         key: value

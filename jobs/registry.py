@@ -82,9 +82,11 @@ def history(config: RegistryConfig, dry_run: bool) -> None:
         moved = (
             f"{entry.alias}: {entry.came_from or 'none'} -> {entry.version}"
             if entry.alias
-            else entry.details["request"]
+            else entry.details.get("request") or f"version {entry.version}, labels {entry.details['labels']}"
         )
-        reason = f"  override: {entry.details['override']}" if entry.details.get("override") else ""
+        reason = "".join(
+            f"  {key}: {entry.details[key]}" for key in ("override", "reason") if entry.details.get(key)
+        )
         if note := entries.before.get(entry.number):
             print(f"      ({note})")
         print(

@@ -22,3 +22,11 @@ class GenerateConfig(JobConfig):
     output: str | None = Field(
         None, description="PNG to write; absent: <storage>/generated/<model>-v<version>.png"
     )
+    audit: str | None = Field(
+        None,
+        min_length=3,
+        description=(
+            "draw classes that a deletion request blocks as well: the reason, which is recorded in the log of"
+            " the model's aliases"
+        ),
+    )

@@ -100,16 +100,12 @@ def _log(
         entry.action == ACTION and entry.details.items() >= details.items() for entry in entries
     ):
         return
-    version = max(int(run.result["model"]["version"]) for run in runs)
-    alias_log.append(
+    mlflow, _ = mlflow_run_of(config, runs[-1].settings, runs[-1].run_id)
+    alias_log.note(
+        mlflow,
         config.storage,
         name,
-        entries,
         action=ACTION,
-        alias="",
-        came_from=None,
-        version=version,
+        version=max(int(run.result["model"]["version"]) for run in runs),
         details={**details, "left": list(left)},
     )
-    mlflow, _ = mlflow_run_of(config, runs[-1].settings, runs[-1].run_id)
-    alias_log.follow_log(mlflow, config.storage, name)

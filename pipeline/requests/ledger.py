@@ -2,7 +2,7 @@
 
 One JSON file a move, `<storage>/requests/entries/00000001.json`. What a request is now is a pure function of
 its entries. `head.json` holds the number and digest of the last entry: with it a log whose end was cut off is
-told from one that never was longer, and a certificate names it.
+told from one that never was longer, and a certificate names it. `blocked.json` is what serving programs read.
 """
 
 import datetime
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipeline import hash_chain, storage
 from pipeline.errors import InputError
 from pipeline.hash_chain import Link, LogError
+from pipeline.requests import block_list
 
 FOLDER, ENTRIES, HEAD = "requests", "entries", "head.json"
 State = Literal["received", "accepted", "answered", "closed", "refused", "withdrawn", "reopened"]
@@ -222,8 +223,11 @@ def append(storage_root: str, decide: Callable[[Ledger], Sequence[Move]]) -> Led
         else:
             ledger = fold([*ledger.entries, entry])
     # also when there was nothing to do: whoever wrote the last entry may have been killed right after it
-    if _read_head(storage.join(folder(storage_root), HEAD))["entries"] < len(ledger.entries):
-        _write_head(storage_root, ledger.entries[-1])
+    blocked = storage.join(folder(storage_root), block_list.BLOCKED)
+    if _read_head(storage.join(folder(storage_root), HEAD))["entries"] < len(ledger.entries) or (
+        ledger.entries and not storage.exists(blocked)
+    ):
+        _write_head(storage_root, ledger)
     return ledger
 
 
@@ -260,17 +264,18 @@ def _read_head(uri: str) -> dict[str, Any]:
         raise LogError(f"{uri}: not the head of a ledger ({error}); it was edited or damaged") from error
 
 
-def _write_head(storage_root: str, entry: Entry) -> None:
-    """Note `entry` as the last, or the one that came after it meanwhile: of two writers the slower one may
-    not leave an older head."""
-    entries = storage.join(folder(storage_root), ENTRIES)
+def _write_head(storage_root: str, ledger: Ledger) -> None:
+    """Note the last entry of `ledger`, or the one that came after it meanwhile, and first what is blocked
+    from then on: of two writers the slower one may not leave an older head."""
     while True:
-        head = {"entries": entry.number, "digest": entry.digest}
-        storage.write_json(storage.join(folder(storage_root), HEAD), head)
-        following = storage.join(entries, file_name(entry.number + 1))
-        if not storage.exists(following):
+        storage.write_json(
+            storage.join(folder(storage_root), block_list.BLOCKED), block_list.document(ledger)
+        )
+        storage.write_json(storage.join(folder(storage_root), HEAD), ledger.head)
+        following = file_name(len(ledger.entries) + 1)
+        if not storage.exists(storage.join(folder(storage_root), ENTRIES, following)):
             return
-        entry = Entry(**storage.read_json(following))
+        ledger = read(storage_root)
 
 
 def as_json(request: Request, day: datetime.date) -> dict[str, Any]:

@@ -24,10 +24,10 @@ LOG_TAG = "alias_log"  # on the registered model: "<number>:<digest>" of the las
 class Entry(Link):
     """One change. `came_from` is the version the alias had in MLflow just before, None when it had none.
 
-    A purge moves no alias (`alias` is ""): it is here so that nobody can take it back unseen.
+    A purge or an audit moves no alias (`alias` is ""): it is here so that nobody can take it back unseen.
     """
 
-    action: str  # register | promote | rollback | purge
+    action: str  # register | promote | rollback | purge | audit
     alias: str
     came_from: int | None
     version: int
@@ -87,6 +87,31 @@ def change(
         action=action,
         alias=alias,
         came_from=current(mlflow, name, alias),
+        version=version,
+        details=details,
+    )
+    follow_log(mlflow, storage_root, name)
+    return entry
+
+
+def note(
+    mlflow: "MlflowClient",
+    storage_root: str,
+    name: str,
+    *,
+    action: str,
+    version: int,
+    details: dict[str, Any],
+) -> Entry:
+    """Commit an entry that moves no alias."""
+    entries = follow_log(mlflow, storage_root, name)
+    entry = append(
+        storage_root,
+        name,
+        entries,
+        action=action,
+        alias="",
+        came_from=None,
         version=version,
         details=details,
     )

@@ -6,6 +6,8 @@ but torch, safetensors, numpy, pandas, MLflow and the `models` package that is s
 
 import json
 import os
+import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,18 @@ import numpy as np
 import pandas as pd
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
+HONOURED, ARTIFACTS, LEDGER = "honoured.json", "mlartifacts", "requests"
+LEDGER_VARIABLE = "UNLEARN_LEDGER"  # URI of the ledger's folder, for a version that was taken elsewhere
+KNOWN_S = 10  # for how long the block list is not read again
+
 
 class Sampler(PythonModel):
-    """Draws images from the weights and config.json in the model's folder."""
+    """Draws images from the weights and config.json in the model's folder.
+
+    Classes that a deletion request names and that this version does not honour are refused from the moment
+    the request is accepted. `audit` (a text that says why) lifts that for this object; whoever sets it
+    records it.
+    """
 
     def load_context(self, context: PythonModelContext) -> None:
         import safetensors.torch
@@ -25,6 +36,12 @@ class Sampler(PythonModel):
 
         from models import generative, latents
 
+        folder = Path(context.artifacts["config"]).resolve().parent
+        honoured = folder / HONOURED
+        self.honoured = json.loads(honoured.read_text()) if honoured.is_file() else None
+        self.ledger = ledger_of(folder, self.honoured["storage"]) if self.honoured else None
+        self.audit: str | None = None
+        self._blocked: tuple[float, dict[int, str]] | None = None
         self.config: dict[str, Any] = json.loads(Path(context.artifacts["config"]).read_text())
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = generative.build(self.config)
@@ -68,6 +85,7 @@ class Sampler(PythonModel):
             wrong = [value for value in values if not 0 <= value < bound]
             if wrong:
                 raise ValueError(f"{name}: got {wrong[0]}, expected 0 to {bound - 1}")
+        self._require_not_blocked(labels)
         batch = int(options.get("batch", 8))
         images = []
         for start in range(0, len(labels), batch):
@@ -84,6 +102,69 @@ class Sampler(PythonModel):
                 )[: len(label)]  # (n, C, H, W) float32 in [-1, 1]
             images.append(unit_to_pixels(x))
         return np.concatenate(images)  # (N, H, W, C)
+
+    def _require_not_blocked(self, labels: list[int]) -> None:
+        if self.audit is not None or not self.model.conditional:
+            return
+        blocked = self.blocked()
+        for label in labels:
+            if label in blocked:
+                raise ValueError(
+                    f"label: class {label} is blocked: deletion request {blocked[label]} names it and this"
+                    " version does not honour it; load the version that answers the request, or leave the"
+                    " class out"
+                )
+
+    def blocked(self) -> dict[int, str]:
+        """Class -> the deletion request that blocks it for this version, as the ledger says now."""
+        from models.block_list import UnreadableError, blocked_classes, read
+
+        if self.honoured is None or self.ledger is None:
+            return {}
+        if self._blocked is None or time.monotonic() - self._blocked[0] > KNOWN_S:
+            ledger, own = self.ledger, self.honoured
+            try:
+                requests = read(
+                    lambda name: read_text(f"{ledger}/{name}"), own["model_name"], expected=own["ledger"]
+                )
+            except UnreadableError as error:
+                unknown = (
+                    f"label: whether a class is blocked is not known: the ledger of deletion requests at"
+                    f" {ledger} cannot be read ({error}); make it readable, or name its folder in"
+                    f" {LEDGER_VARIABLE}"
+                )
+                if own["ledger"]:
+                    raise ValueError(unknown) from error
+                warnings.warn(unknown, stacklevel=2)  # there was none when the version was registered
+                requests = []
+            classes = blocked_classes(requests, own["request_ids"], own["registered"])
+            self._blocked = (time.monotonic(), classes)
+        return self._blocked[1]
+
+
+def ledger_of(folder: Path, storage: str) -> str:
+    """Where the ledger is: as the environment says, beside the artifacts that hold the model (a storage root
+    may have been moved), or under the storage root as it was at registration."""
+    if named := os.environ.get(LEDGER_VARIABLE):
+        return named.rstrip("/")
+    for parent in folder.parents:
+        if parent.name == ARTIFACTS:
+            return str(parent.parent / LEDGER)
+    return f"{storage}/{LEDGER}"
+
+
+def read_text(uri: str) -> str | None:
+    """The text at a local path, or at any URI that MLflow reads; None where there is no such file."""
+    if "://" not in uri:
+        return Path(uri).read_text() if Path(uri).is_file() else None
+    import mlflow.artifacts
+
+    try:
+        return str(mlflow.artifacts.load_text(uri))
+    except Exception as error:
+        if getattr(error, "response", {}).get("Error", {}).get("Code") in ("404", "NoSuchKey"):
+            return None
+        raise
 
 
 def base_of(delta: dict[str, Any]) -> tuple[dict[str, Any], Path]:

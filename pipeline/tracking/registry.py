@@ -1,6 +1,7 @@
 """Registered versions of a model: made once per run, found by alias or number, loadable
 anywhere MLflow is."""
 
+import datetime
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import models
+from models.block_list import HEAD
 from pipeline import storage
 from pipeline.config import Registry
 from pipeline.errors import InputError
@@ -24,6 +26,8 @@ CANDIDATE, CHAMPION = "candidate", "champion"
 RUN_ID_TAG = "run_id"
 LISTED = 45  # ids of up to 100 characters in a tag of 5000
 FILES = {"config": model_folder.CONFIG, "weights": model_folder.WEIGHTS}
+HONOURED = "honoured.json"  # in a version's folder: which requests it honours, and where the ledger is
+LEDGER = "requests"  # the ledger's folder under the storage root
 
 
 def register(
@@ -43,7 +47,12 @@ def register(
     tracker.set_tags(version_tags(result))
     if version is None:
         with tempfile.TemporaryDirectory() as temporary:
-            save_pyfunc(folder, Path(temporary) / "model", image_shape=image_shape)
+            save_pyfunc(
+                folder,
+                Path(temporary) / "model",
+                image_shape=image_shape,
+                honoured=_honoured(tracker, result),
+            )
             mlflow.log_artifacts(tracker.mlflow_run_id, str(Path(temporary) / "model"), artifact_path="model")
         source = f"{mlflow.get_run(tracker.mlflow_run_id).info.artifact_uri}/model"
         tags = {RUN_ID_TAG: tracker.run_id, **version_tags(result)}
@@ -123,9 +132,53 @@ def _list_tags(name: str, values: Sequence[Any]) -> dict[str, str]:
     }
 
 
-def save_pyfunc(folder: str, target: Path, *, image_shape: tuple[int, int, int]) -> None:
-    """Write the MLflow model folder `target`: both files of `folder` at its top, the code to sample from
-    them, signature, example."""
+def answered_ids(result: Mapping[str, Any]) -> list[str]:
+    """The requests that the weights of result.json honour: those that it measured one by one and found
+    forgotten, or, of a run that names none, its own."""
+    if (requests := result.get("requests")) is not None:
+        return [str(request["id"]) for request in requests if request["closed"]]
+    own = (result.get("request") or {}).get("id")
+    return [] if own is None else [str(own)]
+
+
+def request_ids(tags: Mapping[str, str]) -> list[str]:
+    """The requests that a registered version honours, by its tags."""
+    if "request_ids" in tags:
+        return [str(name) for name in json.loads(tags["request_ids"])]
+    return [tags["request_id"]] if "request_id" in tags else []
+
+
+def registered_at(version: "ModelVersion") -> str:
+    """When a version was registered: UTC, ISO 8601."""
+    return _iso(datetime.datetime.fromtimestamp(version.creation_timestamp / 1000, datetime.UTC))
+
+
+def _iso(time: datetime.datetime) -> str:
+    return time.isoformat(timespec="seconds")
+
+
+def _honoured(tracker: Tracker, result: Mapping[str, Any]) -> dict[str, Any]:
+    """What a version needs to know to refuse what the ledger blocks. `ledger`: whether there was one when it
+    was registered; such a version refuses to draw where it cannot be read."""
+    root = tracker.storage_root
+    return {
+        "model_name": tracker.tracking.model_name,
+        "registered": _iso(datetime.datetime.now(datetime.UTC)),
+        "request_ids": answered_ids(result),
+        "storage": root,
+        "ledger": storage.exists(storage.join(root, LEDGER, HEAD)),
+    }
+
+
+def save_pyfunc(
+    folder: str,
+    target: Path,
+    *,
+    image_shape: tuple[int, int, int],
+    honoured: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the MLflow model folder `target`: both files of `folder` at its top, the code to draw from them,
+    signature, example and, where they are given, the requests it honours."""
     import mlflow.pyfunc
     import numpy as np
     import pandas as pd
@@ -165,6 +218,8 @@ def save_pyfunc(folder: str, target: Path, *, image_shape: tuple[int, int, int])
     for file in [*FILES.values(), model_folder.MANIFEST, model_folder.AUTOENCODER]:
         if file in FILES.values() or storage.exists(storage.join(folder, file)):
             storage.download(storage.join(folder, file), target / file)
+    if honoured is not None:
+        (target / HONOURED).write_text(json.dumps(honoured, indent=2) + "\n")
     flavor = description.flavors["python_function"]
     # at the top and not in artifacts/, so that the model's folder is itself a folder of weights
     flavor["artifacts"] = {key: {"path": file, "uri": file} for key, file in FILES.items()}
