@@ -58,7 +58,7 @@ def promote(config: RegistryConfig, dry_run: bool) -> None:
     elif entry is None:
         print(f"{name} version {number} is champion already")
     else:
-        overridden = " against its gate, the reason recorded" if entry.details["override"] else ""
+        overridden = " although it was refused, the reason recorded" if entry.details["override"] else ""
         print(f"{name} version {number} is champion now{overridden}; before: {entry.came_from or 'none'}")
         print(f"certificate: {certificate_uri(config.storage, name, number)}")
 
@@ -101,9 +101,9 @@ def history(config: RegistryConfig, dry_run: bool) -> None:
 
 
 def verify(config: RegistryConfig, dry_run: bool) -> None:
-    from pipeline.governance import promotion
+    from pipeline.governance import verification
 
-    for line in promotion.verify(config):
+    for line in verification.verify(config):
         print(line, flush=True)
     if config.replay:
         replay(config, dry_run)

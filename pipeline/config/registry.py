@@ -13,7 +13,7 @@ class RegistryConfig(JobConfig):
         "list": (),
         "show": ("version",),
         "promote": ("version", "override", "key"),
-        "rollback": (),
+        "rollback": ("override",),
         "history": (),
         "verify": ("version", "public_key", "replay"),
         "replay": ("version",),
@@ -27,7 +27,10 @@ class RegistryConfig(JobConfig):
     override: str | None = Field(
         None,
         min_length=10,
-        description="promote although the gate did not pass: the reason, which is recorded",
+        description=(
+            "promote although the gate did not pass, or promote or roll back to a version that honours fewer"
+            " requests: the reason, which is recorded"
+        ),
     )
     key: str | None = Field(
         None, description="Ed25519 private key (PEM file) that signs the certificate of a promoted version"

@@ -1,4 +1,4 @@
-"""champion: who may become it, how it goes back, and how anyone checks afterwards that it went right."""
+"""champion: who may become it, and how it goes back."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
 from pipeline.config import RegistryConfig
-from pipeline.data import tombstones
 from pipeline.errors import InputError
 from pipeline.evaluation.gate import NOT_REACHED
-from pipeline.governance import certificate
+from pipeline.governance import certificate, honours
+from pipeline.requests import ledger
 from pipeline.tracking import alias_log
 from pipeline.tracking.alias_log import Entry
 from pipeline.tracking.mlflow_runs import client, tracking_uri
@@ -34,8 +34,9 @@ def promote(config: RegistryConfig, *, dry_run: bool = False) -> tuple[int, Entr
 
     With a key, a champion whose certificate is unsigned is promoted once more, to be signed.
 
-    Raises `InputError` when the gate did not pass and no override is given, when the version has no result,
-    when result, tags and weights do not agree, or when another change came first.
+    Raises `InputError` when the gate did not pass or a request would not be honoured any more and no override
+    is given, when the version has no result, when result, tags and weights do not agree, or when another
+    change came first.
     """
     mlflow, name, entries = _open(config, dry_run=dry_run)
     version = find_version(
@@ -44,15 +45,13 @@ def promote(config: RegistryConfig, *, dry_run: bool = False) -> tuple[int, Entr
     number = int(version.version)
     result = result_of(config.storage, version)
     _require_consistent(config, version, result)
-    reasons = refusals(result)
-    if reasons and not config.override:
-        raise InputError(
-            f"{name} version {number}: the gate refuses it ({'; '.join(reasons)}); promote another version,"
-            " or --set override='<reason>', which is recorded"
-        )
+    serving = alias_log.current(mlflow, name, CHAMPION) == number and champions(entries)[-1:] == [number]
+    reasons = [f"the gate refuses it ({'; '.join(failed)})"] if (failed := refusals(result)) else []
+    lost = [] if serving else _lost(config, mlflow, version, champions(entries))
+    reasons += [f"it does not honour {line}" for line in lost]
+    _require_reason(config, name, number, reasons)
     if config.key is not None:
         certificate.private_key(config.key)
-    serving = alias_log.current(mlflow, name, CHAMPION) == number and champions(entries)[-1:] == [number]
     if dry_run or (serving and not (config.key and _unsigned(entries, number))):
         return number, None
     document = certificate.issue(
@@ -63,7 +62,11 @@ def promote(config: RegistryConfig, *, dry_run: bool = False) -> tuple[int, Entr
         override=config.override if reasons else None,
         key=config.key,
     )
-    details = {"certificate": document, "override": config.override if reasons else None}
+    details = {
+        "certificate": document,
+        "override": config.override if reasons else None,
+        "not_honoured": lost,
+    }
     return number, alias_log.change(
         mlflow,
         config.storage,
@@ -77,7 +80,11 @@ def promote(config: RegistryConfig, *, dry_run: bool = False) -> tuple[int, Entr
 
 
 def rollback(config: RegistryConfig, *, dry_run: bool = False) -> tuple[int, int]:
-    """Give champion back to the version that had it before. Returns (from, to)."""
+    """Give champion back to the version that had it before. Returns (from, to).
+
+    Raises `InputError` when there is none, or when it does not honour every request that the present one and
+    the ledger's answers honour and no override is given: what was forgotten would be back.
+    """
     mlflow, name, entries = _open(config, dry_run=dry_run)
     line = champions(entries)
     if len(line) < 2:
@@ -86,12 +93,45 @@ def rollback(config: RegistryConfig, *, dry_run: bool = False) -> tuple[int, int
             f"{name}: nothing to roll back to, {state}; jobs/registry.py promote makes another version"
             " champion"
         )
-    find_version(mlflow, name, str(line[-2]), where=tracking_uri(config.tracking, config.storage))
+    where = tracking_uri(config.tracking, config.storage)
+    version = find_version(mlflow, name, str(line[-2]), where=where)
+    lost = _lost(config, mlflow, version, line)
+    _require_reason(config, name, line[-2], [f"it does not honour {one}" for one in lost])
     if not dry_run:
         alias_log.change(
-            mlflow, config.storage, name, entries, action="rollback", alias=CHAMPION, version=line[-2]
+            mlflow,
+            config.storage,
+            name,
+            entries,
+            action="rollback",
+            alias=CHAMPION,
+            version=line[-2],
+            details={"override": config.override, "not_honoured": lost} if lost else None,
         )
     return line[-1], line[-2]
+
+
+def _lost(
+    config: RegistryConfig, mlflow: "MlflowClient", version: "ModelVersion", line: list[int]
+) -> list[str]:
+    """What `version` as champion would not honour any more: requests of the present champion, the last of
+    `line`, and of the ledger."""
+    name = config.tracking.model_name
+    predecessor = None
+    if line and line[-1] != int(version.version):
+        where = tracking_uri(config.tracking, config.storage)
+        present = find_version(mlflow, name, str(line[-1]), where=where)
+        predecessor = honours.of_version(config.storage, present)
+    answered = honours.answered_of(ledger.read(config.storage), name)
+    return honours.missing(honours.of_version(config.storage, version), predecessor, answered)
+
+
+def _require_reason(config: RegistryConfig, name: str, number: int, reasons: list[str]) -> None:
+    if reasons and not config.override:
+        raise InputError(
+            f"{name} version {number}: {'; '.join(reasons)}; promote another version, or --set"
+            " override='<reason>', which is recorded"
+        )
 
 
 def champions(entries: list[Entry]) -> list[int]:
@@ -136,49 +176,6 @@ def history(config: RegistryConfig, *, dry_run: bool = False) -> History:
         if at.get(alias) != last.get(alias)
     ]
     return History(entries=entries, before=before, now=now)
-
-
-def verify(config: RegistryConfig) -> list[str]:
-    """Check a promoted version's certificate against itself, the log, the weights and result.json; a line for
-    each check that held.
-
-    `config.version` is read from the log (absent: champion), so this needs no MLflow server. Raises
-    `InputError` at the first thing that does not hold.
-    """
-    name = config.tracking.model_name
-    entries = alias_log.read(config.storage, name)
-    number = _version_in_log(entries, config.version or CHAMPION, name)
-    uri = alias_log.certificate_uri(config.storage, name, number)
-    if not storage.exists(uri):
-        raise InputError(
-            f"{name} version {number}: no certificate at {uri}; jobs/registry.py promote issues one"
-        )
-    try:
-        document = storage.read_json(uri)
-    except ValueError as error:
-        raise certificate.CertificateError(
-            f"{uri}: not JSON any more ({error}): it was edited or damaged"
-        ) from error
-    promoted = [entry for entry in entries if entry.action == "promote" and entry.version == number]
-    lines = [
-        f"certificate of {name} version {number}: as issued {document.get('issued')},"
-        f" {certificate.check(document, public_key=config.public_key)}"
-    ]
-    if not promoted or promoted[-1].details.get("certificate") != document:
-        raise certificate.CertificateError(
-            f"{uri}: not the certificate that entry {promoted[-1].number if promoted else '?'} of the log"
-            " holds"
-        )
-    lines.append(
-        f"alias log: {len(entries)} entries, unbroken; entry {promoted[-1].number} promotes this version with"
-        " this certificate"
-    )
-    return [
-        *lines,
-        _verify_result(config, document),
-        _verify_weights(config, number, document),
-        *_verify_purges(config, entries, document),
-    ]
 
 
 def refusals(result: Mapping[str, Any]) -> list[str]:
@@ -248,7 +245,7 @@ def _require_consistent(config: RegistryConfig, version: "ModelVersion", result:
             f"{title}: result.json says the gate passed: {passed}, the version was registered with"
             f" {version.tags.get('gate')!r}"
         )
-    actual = _weights_digest(config, version)
+    actual = weights_digest(config, version)
     if actual != result.get("weights_digest"):
         raise InputError(
             f"{title}: its {model_folder.WEIGHTS} has digest {actual[:12]}, result.json says"
@@ -256,7 +253,7 @@ def _require_consistent(config: RegistryConfig, version: "ModelVersion", result:
         )
 
 
-def _weights_digest(config: RegistryConfig, version: "ModelVersion") -> str:
+def weights_digest(config: RegistryConfig, version: "ModelVersion") -> str:
     """Of the values of all weights: those in the version or, for a delta, those with its base."""
     from models.weights import from_bytes, weights_digest
 
@@ -279,61 +276,3 @@ def _unsigned(entries: list[Entry], number: int) -> bool:
         if entry.version == number and entry.details.get("certificate")
     ]
     return bool(issued) and issued[-1]["signature"] is None
-
-
-def _version_in_log(entries: list[Entry], which: str, name: str) -> int:
-    if which.isdigit():
-        return int(which)
-    at = [entry.version for entry in entries if entry.alias == which]
-    if not at:
-        raise InputError(
-            f"version: got {which!r}, which no entry of the log of {name} names; jobs/registry.py promote"
-            " makes a champion"
-        )
-    return at[-1]
-
-
-def _verify_result(config: RegistryConfig, found: Mapping[str, Any]) -> str:
-    uri = storage.join(config.storage, "runs", str(found["model"]["run_id"]), "result.json")
-    if not storage.exists(uri):
-        return f"result.json: not there to check ({uri})"
-    if storage.digest_of(storage.read_json(uri)) != found["digests"]["result"]:
-        raise certificate.CertificateError(f"{uri}: not the result that was certified: it was edited")
-    return "result.json: the one that was certified"
-
-
-def _verify_purges(config: RegistryConfig, entries: list[Entry], found: Mapping[str, Any]) -> list[str]:
-    """What the log says of the request's data having been removed since, the tombstone held against it."""
-    request = (found.get("request") or {}).get("id")
-    purges = [entry for entry in entries if entry.action == "purge" and entry.details["request"] == request]
-    if not purges:
-        return []
-    tombstone = tombstones.find(config.storage, str(request))
-    if tombstone is None or tombstone.digest != purges[-1].details["tombstone"]:
-        raise certificate.CertificateError(
-            f"tombstone of request {request}: {'removed' if tombstone is None else 'edited'}, entry"
-            f" {purges[-1].number} of the log names one with digest"
-            f" {str(purges[-1].details['tombstone'])[:12]}"
-        )
-    return [
-        f"the request's data: purged {purges[-1].time}, {tombstone.count} sample ids may not be"
-        " ingested again"
-    ]
-
-
-def _verify_weights(config: RegistryConfig, number: int, found: Mapping[str, Any]) -> str:
-    try:
-        mlflow_client = client(config.tracking, config.storage, create=False)
-        version = find_version(
-            mlflow_client,
-            config.tracking.model_name,
-            str(number),
-            where=tracking_uri(config.tracking, config.storage),
-        )
-    except InputError as error:
-        return f"weights: not there to check ({error})"
-    if _weights_digest(config, version) != found["digests"]["weights"]:
-        raise certificate.CertificateError(
-            f"{config.tracking.model_name} version {number}: its weights are not those that were certified"
-        )
-    return f"weights: those that were certified ({str(found['digests']['weights'])[:12]})"

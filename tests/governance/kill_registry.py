@@ -21,7 +21,7 @@ from tracking_samples import result_json, write_model
 
 from pipeline import storage
 from pipeline.config import RegistryConfig, Tracking, parse
-from pipeline.governance import promotion
+from pipeline.governance import promotion, verification
 from pipeline.tracking import registry
 from pipeline.tracking.mlflow_runs import Tracker, client
 
@@ -49,7 +49,7 @@ def found(root: str) -> dict[str, Any]:
         "aliases": aliases,
         "versions": sorted(int(version.version) for version in registry.versions(made, NAME)),
         "moved": history.now,
-        "verified": promotion.verify(configured(root))[0][:11],
+        "verified": verification.verify(configured(root))[0][:11],
     }
 
 

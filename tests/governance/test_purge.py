@@ -21,7 +21,7 @@ from pipeline.data.parquet_shards import read_column
 from pipeline.data.partition_ray import build_partition
 from pipeline.data.tombstones import buried, find, open_lake
 from pipeline.errors import InputError
-from pipeline.governance import promotion, purge
+from pipeline.governance import promotion, purge, verification
 from pipeline.reports import pages
 from pipeline.runtime import command_line
 from pipeline.tracking import alias_log, registry
@@ -299,17 +299,17 @@ def test_verifying_says_that_the_data_was_purged_and_sees_a_changed_tombstone(
     finish("a", {"id": "case-1", "classes": [1], "exchange": {1: 7}})
     config = registry_config(tmp_path, database, "case-1")
     promotion.promote(config)
-    assert len(promotion.verify(config)) == 4
+    assert len(verification.verify(config)) == 4
     purge.purge(config, purge.find(config))
-    assert "182 sample ids may not be ingested again" in promotion.verify(config)[-1]
+    assert "182 sample ids may not be ingested again" in verification.verify(config)[-1]
     uri = f"{tmp_path}/tombstones/case-1.json"
     tombstone = storage.read_json(uri)
     storage.write_json(uri, {**tombstone, "hashes": tombstone["hashes"][1:]})
     with pytest.raises(InputError, match="tombstone of request case-1: edited"):
-        promotion.verify(config)
+        verification.verify(config)
     storage.remove(uri)
     with pytest.raises(InputError, match="tombstone of request case-1: removed"):
-        promotion.verify(config)
+        verification.verify(config)
 
 
 def test_the_command_refuses_what_it_cannot_do(finish: Finish, tmp_path: Path, database: str, capsys) -> None:

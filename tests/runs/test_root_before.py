@@ -32,7 +32,7 @@ from pipeline.evaluation.confidence import proportion
 from pipeline.evaluation.context import AFTER
 from pipeline.evaluation.metrics.retain_accuracy import accuracy
 from pipeline.evaluation.stopping_rule import SettleRule
-from pipeline.governance import promotion
+from pipeline.governance import promotion, verification
 from pipeline.runs import preflight, resolve_weights
 from pipeline.runs.local import open_run
 from pipeline.runtime import command_line
@@ -293,7 +293,7 @@ def test_it_can_be_moved(before: Before, moved: str) -> None:
     assert preflight.check(today(moved)).run_uri == f"{moved}/runs/{RUN}"
     registry_config = parse(RegistryConfig, {"storage": moved, "tracking": {"model_name": MODEL}})
     promotion.promote(registry_config)
-    assert [line.partition(":")[0] for line in promotion.verify(registry_config)][-1] == "weights"
+    assert [line.partition(":")[0] for line in verification.verify(registry_config)][-1] == "weights"
     said = subprocess.run(  # a process of its own, as after a move: MLflow remembers where runs were
         [sys.executable, "-c", CONTINUED, moved], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -17,7 +17,7 @@ from pipeline import storage
 from pipeline.config import RegistryConfig, Tracking, parse
 from pipeline.errors import InputError
 from pipeline.evaluation.metrics.table import METRICS
-from pipeline.governance import certificate, promotion
+from pipeline.governance import certificate, promotion, verification
 from pipeline.tracking import alias_log, compat, registry
 from pipeline.tracking.mlflow_runs import Tracker, client, tracking_uri
 
@@ -331,7 +331,7 @@ def test_a_killed_promotion_is_before_or_after(
     assert [
         entry.version for entry in promotion.history(config(root, name)).entries if entry.alias == "champion"
     ] == [1, 2]
-    assert len(promotion.verify(config(root, name))) == 4
+    assert len(verification.verify(config(root, name))) == 4
 
 
 @pytest.mark.parametrize("where", ["log_artifacts", "create_model_version", "set_registered_model_alias"])
@@ -384,11 +384,11 @@ def test_every_edit_is_seen(root: str, register_run: Register, tmp_path: Path) -
     promotion.promote(config(root, "edits", version=2))
     assert promotion.champions(promotion.history(config(root, "edits")).entries) == [1, 2]
     signed = config(root, "edits", version=1, public_key=str(tmp_path / "0.pub"))
-    assert "signed by key" in promotion.verify(signed)[0] and len(promotion.verify(signed)) == 4
+    assert "signed by key" in verification.verify(signed)[0] and len(verification.verify(signed)) == 4
     with pytest.raises(InputError, match="not the key in"):
-        promotion.verify(config(root, "edits", version=1, public_key=str(tmp_path / "1.pub")))
+        verification.verify(config(root, "edits", version=1, public_key=str(tmp_path / "1.pub")))
     with pytest.raises(InputError, match="not signed"):
-        promotion.verify(config(root, "edits", version=2, public_key=str(tmp_path / "0.pub")))
+        verification.verify(config(root, "edits", version=2, public_key=str(tmp_path / "0.pub")))
 
     folder = Path(root, "registry", "edits")
     certificate, log = folder / "v1" / "certificate.json", folder / "log"
@@ -417,7 +417,7 @@ def test_every_edit_is_seen(root: str, register_run: Register, tmp_path: Path) -
         kept = path.read_bytes()
         edited(path, change)
         with pytest.raises(InputError, match=said):
-            promotion.verify(signed)
+            verification.verify(signed)
         path.write_bytes(kept)
     for lost, said in (("000002.json", "removed"), ("000005.json", "removed or replaced")):
         kept = (log / lost).read_bytes()
@@ -425,7 +425,7 @@ def test_every_edit_is_seen(root: str, register_run: Register, tmp_path: Path) -
         with pytest.raises(InputError, match=said):
             promotion.history(config(root, "edits"))
         (log / lost).write_bytes(kept)
-    assert weights.is_file() and len(promotion.verify(signed)) == 4
+    assert weights.is_file() and len(verification.verify(signed)) == 4
 
 
 def test_changed_weights_are_seen(root: str, register_run: Register) -> None:
@@ -442,7 +442,7 @@ def test_changed_weights_are_seen(root: str, register_run: Register) -> None:
         next(iter(state.values())).flat[0] += 1
         safetensors.numpy.save_file(state, path)
     with pytest.raises(InputError, match="weights are not those that were certified"):
-        promotion.verify(config(root, "weights"))
+        verification.verify(config(root, "weights"))
     with pytest.raises(InputError, match=r"version 2: its model\.safetensors has digest"):
         promotion.promote(config(root, "weights", version=2))
     assert at(root, "weights")["champion"] == 1
@@ -480,7 +480,7 @@ def test_another_certificate_of_the_right_digest_is_not_the_logs(root: str, regi
     storage.write_json(uri, {**body, "digest": storage.digest_of(body), "signature": None})
     certificate.check(storage.read_json(uri), public_key=None)
     with pytest.raises(InputError, match="not the certificate that entry 2 of the log holds"):
-        promotion.verify(config(root, "swapped"))
+        verification.verify(config(root, "swapped"))
 
 
 def test_the_job_speaks_in_one_line(

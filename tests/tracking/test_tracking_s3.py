@@ -11,7 +11,7 @@ pytest.importorskip("moto")
 from pipeline import storage
 from pipeline.config import RegistryConfig, Tracking, parse
 from pipeline.errors import InputError
-from pipeline.governance import promotion
+from pipeline.governance import promotion, verification
 from pipeline.tracking import alias_log, registry
 from pipeline.tracking.mlflow_runs import Tracker, client
 
@@ -57,7 +57,7 @@ def test_register_promote_verify_load(bucket: str, tmp_path: Path) -> None:
         RegistryConfig,
         {"storage": bucket, "tracking": {"uri": tracking.uri, "model_name": tracking.model_name}},
     )
-    assert promotion.promote(config)[0] == 2 and len(promotion.verify(config)) == 4
+    assert promotion.promote(config)[0] == 2 and len(verification.verify(config)) == 4
     version = registry.resolve(tracking, bucket, "champion")
     assert version.source.startswith("s3://registry/")
     images = registry.load_version(tracking, bucket, version).predict(

@@ -1,0 +1,117 @@
+"""A promoted version's certificate held against itself, the log, the weights, result.json and the
+tombstones."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline import storage
+from pipeline.config import RegistryConfig
+from pipeline.data import tombstones
+from pipeline.errors import InputError
+from pipeline.governance import certificate
+from pipeline.governance.promotion import weights_digest
+from pipeline.tracking import alias_log
+from pipeline.tracking.alias_log import Entry
+from pipeline.tracking.mlflow_runs import client, tracking_uri
+from pipeline.tracking.registry import CHAMPION, find_version
+
+
+def verify(config: RegistryConfig) -> list[str]:
+    """Check a promoted version's certificate against itself, the log, the weights and result.json; a line for
+    each check that held.
+
+    `config.version` is read from the log (absent: champion), so this needs no MLflow server. Raises
+    `InputError` at the first thing that does not hold.
+    """
+    name = config.tracking.model_name
+    entries = alias_log.read(config.storage, name)
+    number = _version_in_log(entries, config.version or CHAMPION, name)
+    uri = alias_log.certificate_uri(config.storage, name, number)
+    if not storage.exists(uri):
+        raise InputError(
+            f"{name} version {number}: no certificate at {uri}; jobs/registry.py promote issues one"
+        )
+    try:
+        document = storage.read_json(uri)
+    except ValueError as error:
+        raise certificate.CertificateError(
+            f"{uri}: not JSON any more ({error}): it was edited or damaged"
+        ) from error
+    promoted = [entry for entry in entries if entry.action == "promote" and entry.version == number]
+    lines = [
+        f"certificate of {name} version {number}: as issued {document.get('issued')},"
+        f" {certificate.check(document, public_key=config.public_key)}"
+    ]
+    if not promoted or promoted[-1].details.get("certificate") != document:
+        raise certificate.CertificateError(
+            f"{uri}: not the certificate that entry {promoted[-1].number if promoted else '?'} of the log"
+            " holds"
+        )
+    lines.append(
+        f"alias log: {len(entries)} entries, unbroken; entry {promoted[-1].number} promotes this version with"
+        " this certificate"
+    )
+    return [
+        *lines,
+        _verify_result(config, document),
+        _verify_weights(config, number, document),
+        *_verify_purges(config, entries, document),
+    ]
+
+
+def _version_in_log(entries: list[Entry], which: str, name: str) -> int:
+    if which.isdigit():
+        return int(which)
+    at = [entry.version for entry in entries if entry.alias == which]
+    if not at:
+        raise InputError(
+            f"version: got {which!r}, which no entry of the log of {name} names; jobs/registry.py promote"
+            " makes a champion"
+        )
+    return at[-1]
+
+
+def _verify_result(config: RegistryConfig, found: Mapping[str, Any]) -> str:
+    uri = storage.join(config.storage, "runs", str(found["model"]["run_id"]), "result.json")
+    if not storage.exists(uri):
+        return f"result.json: not there to check ({uri})"
+    if storage.digest_of(storage.read_json(uri)) != found["digests"]["result"]:
+        raise certificate.CertificateError(f"{uri}: not the result that was certified: it was edited")
+    return "result.json: the one that was certified"
+
+
+def _verify_purges(config: RegistryConfig, entries: list[Entry], found: Mapping[str, Any]) -> list[str]:
+    """What the log says of the request's data having been removed since, the tombstone held against it."""
+    request = (found.get("request") or {}).get("id")
+    purges = [entry for entry in entries if entry.action == "purge" and entry.details["request"] == request]
+    if not purges:
+        return []
+    tombstone = tombstones.find(config.storage, str(request))
+    if tombstone is None or tombstone.digest != purges[-1].details["tombstone"]:
+        raise certificate.CertificateError(
+            f"tombstone of request {request}: {'removed' if tombstone is None else 'edited'}, entry"
+            f" {purges[-1].number} of the log names one with digest"
+            f" {str(purges[-1].details['tombstone'])[:12]}"
+        )
+    return [
+        f"the request's data: purged {purges[-1].time}, {tombstone.count} sample ids may not be"
+        " ingested again"
+    ]
+
+
+def _verify_weights(config: RegistryConfig, number: int, found: Mapping[str, Any]) -> str:
+    try:
+        mlflow_client = client(config.tracking, config.storage, create=False)
+        version = find_version(
+            mlflow_client,
+            config.tracking.model_name,
+            str(number),
+            where=tracking_uri(config.tracking, config.storage),
+        )
+    except InputError as error:
+        return f"weights: not there to check ({error})"
+    if weights_digest(config, version) != found["digests"]["weights"]:
+        raise certificate.CertificateError(
+            f"{config.tracking.model_name} version {number}: its weights are not those that were certified"
+        )
+    return f"weights: those that were certified ({str(found['digests']['weights'])[:12]})"
