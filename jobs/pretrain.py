@@ -18,11 +18,11 @@ from pipeline.runtime import command_line
 
 
 def run(config: PretrainConfig, dry_run: bool) -> None:
-    from pipeline.data.lake import lake_uri, read_lake
+    from pipeline.data.tombstones import open_lake
     from pipeline.training import pretrain_run
 
     if dry_run:
-        lake = read_lake(lake_uri(config.storage, config.lake))
+        lake = open_lake(config.storage, config.lake)
         pretrain_run.check(config, lake)
         description, _ = pretrain_run.descriptions(config, lake)
         print(

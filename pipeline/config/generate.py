@@ -26,7 +26,7 @@ class GenerateConfig(JobConfig):
         None,
         min_length=3,
         description=(
-            "draw classes that a deletion request blocks as well: the reason, which is recorded in the log of"
-            " the model's aliases"
+            "sample classes that a deletion request blocks as well: the reason, which is recorded in the log"
+            " of the model's aliases"
         ),
     )

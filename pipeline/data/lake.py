@@ -64,6 +64,13 @@ class Lake:
     def digest(self) -> str:
         return self.manifest.digest
 
+    @property
+    def buried_digest(self) -> str | None:
+        """Of which rows were purged; None where none were."""
+        if not self.buried:
+            return None
+        return storage.digest_of({path: list(rows) for path, rows in self.buried.items()})
+
     def shards(
         self, labels: Sequence[int] | None = None, split: Literal["train", "heldout"] = "train"
     ) -> list[Shard]:

@@ -101,7 +101,6 @@ def partition_key(
     called. Rows that were purged since make it another one."""
     request = config.request
     whole = sorted(set(request.classes))
-    buried = {path: list(rows) for path, rows in lake.buried.items()}
     return {
         "schema_version": SCHEMA_VERSION,
         # with named samples alone, where they are; the digests of earlier partitions stay
@@ -120,7 +119,7 @@ def partition_key(
         "batch_size": config.optim.batch_size,
         "steps": config.optim.max_steps + config.optim.moment_warmup_steps,
         "segment_steps": segment_steps(config, lake),
-        **({"buried": storage.digest_of(buried)} if buried else {}),
+        **({"buried": buried} if (buried := lake.buried_digest) else {}),
     }
 
 

@@ -12,7 +12,7 @@ from models.judge import build_judge
 from pipeline.config import Request
 from pipeline.config.evaluate import Workers
 from pipeline.config.measuring import Attacks, Measuring
-from pipeline.data.lake import Lake, read_lake
+from pipeline.data.lake import Lake
 from pipeline.errors import InputError
 from pipeline.evaluation.attacks.suite import attack_suite_result
 from pipeline.evaluation.attacks.table import attempts_of
@@ -46,7 +46,7 @@ class Evaluation:
 
     models: Mapping[str, Stored] = field(repr=False)
     judge: Stored = field(repr=False)
-    lake: str
+    lake: Lake
     spec: EvalSpec
     metrics: tuple[str, ...]
     attacks: Attacks | None
@@ -225,7 +225,7 @@ def _opened(evaluation: Evaluation) -> EvalContext:
         reference=models.get(REFERENCE),
         judge=loaded(build_judge(evaluation.judge.config), evaluation.judge),
         spec=evaluation.spec,
-        rows=read_lake(evaluation.lake).read,
+        rows=evaluation.lake.read,
         spaces={
             name: open_space(stored.config, stored.state, device)
             for name, stored in evaluation.spaces.items()

@@ -92,7 +92,7 @@ def left_behind(
 
 
 def shown_elsewhere(storage_root: str, others: Iterable[str], labels: Sequence[int]) -> list[str]:
-    """Other requests draw these labels too, as ones that they keep."""
+    """Other requests sample these labels too, as ones that they keep."""
     pictures = {picture("before", label) for label in labels}
     folders = {run_id: storage.join(storage_root, "runs", run_id, SAMPLES) for run_id in sorted(others)}
     showing = [

@@ -97,7 +97,7 @@ def prove(
         Evaluation(
             models=models,
             judge=judge,
-            lake=lake.uri,
+            lake=lake,
             spec=spec_of(
                 config.request, lake, base.config, base, seed=config.seed, settings=config.measuring
             ),

@@ -15,8 +15,9 @@ from pipeline import config as configuration
 from pipeline import storage
 from pipeline.config import UnlearnConfig, parse_stored
 from pipeline.config.request import Answer
-from pipeline.data.lake import Lake, lake_uri, read_lake
+from pipeline.data.lake import Lake
 from pipeline.data.partition import read_sample_ids, selections
+from pipeline.data.tombstones import open_lake
 from pipeline.errors import InputError
 from pipeline.evaluation.gate import judge_warning
 from pipeline.evaluation.neighbours import confused_classes, nearest_classes
@@ -84,7 +85,7 @@ class Prepared:
 def check(config: UnlearnConfig) -> Prepared:
     """Raise `InputError` for anything that would stop the job later."""
     config = with_own_settings(config)
-    lake = read_lake(lake_uri(config.storage, config.lake))
+    lake = open_lake(config.storage, config.lake)
     labels = {item.label: item.name for item in lake.manifest.classes}
     config, base_version = with_base_version(_with_id_of_run(config), labels)
     config = resolve(config, labels, conditional=is_conditional(config.model.size))

@@ -2,14 +2,21 @@
 
 import uuid
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import yaml
 
 from models import weights
 from pipeline import storage
 from pipeline.config import RegistryConfig, UnlearnConfig, parse_stored
+from pipeline.data import tombstones
+from pipeline.data.partition import partition_key, read_sample_ids
 from pipeline.errors import InputError
 from pipeline.tracking.registry import CHAMPION, RUN_ID_TAG, resolve
+
+if TYPE_CHECKING:
+    from pipeline.runs.preflight import Prepared
+    from pipeline.tracking.registry import ModelVersion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +31,8 @@ def replay(config: RegistryConfig) -> Replay:
     """Train `config.version` (absent: champion) again from its run's config.yaml, beside it and without
     registering anything.
 
-    Raises `InputError` when the run's configuration, lake or base weights are not there any more.
+    Raises `InputError` when the run's configuration, lake or base weights are not there any more, or when
+    rows that it read were purged since.
     """
     from pipeline.data.partition_ray import build_partition
     from pipeline.runs import preflight
@@ -44,7 +52,9 @@ def replay(config: RegistryConfig) -> Replay:
     run_config = parse_stored(
         UnlearnConfig, {**values, "storage": config.storage, "run_id": f"replay-{uuid.uuid4().hex[:8]}"}
     )
+    _require_not_purged(config.storage, version, run_config)
     prepared = preflight.check(run_config)
+    _require_same_rows(version, prepared)
     place = storage.join(config.storage, "replays", prepared.run_id)
     cluster_ray.connect()
     partition = build_partition(prepared.config, prepared.lake, prepared.subject["neighbours"])
@@ -59,3 +69,27 @@ def replay(config: RegistryConfig) -> Replay:
         registered=version.tags["weights_digest"],
         replayed=weights.weights_digest({**prepared.base.state, **trained}),
     )
+
+
+def _require_not_purged(storage_root: str, version: "ModelVersion", run: UnlearnConfig) -> None:
+    """Raise `InputError` when the data of a request that the version answers was purged."""
+    for request_id in [str(run.request.id)]:
+        if (tombstone := tombstones.find(storage_root, request_id)) is not None:
+            raise InputError(
+                f"{version.name} version {version.version}: cannot be replayed: the data of request"
+                f" {request_id!r} was purged ({tombstone.count} samples), and nothing reads it any more"
+            )
+
+
+def _require_same_rows(version: "ModelVersion", prepared: "Prepared") -> None:
+    """Raise `InputError` when rows that the version's run streamed are not read any more."""
+    config, lake = prepared.config, prepared.lake
+    ids, neighbours = read_sample_ids(config.request), prepared.subject["neighbours"]
+    digest = storage.digest_of(partition_key(config, lake, ids, neighbours))
+    if lake.buried and digest != version.tags.get("partition_digest"):
+        why = "some of the rows that its run streamed were purged since, for another request"
+    elif lake.digest != version.tags.get("lake_digest"):
+        why = f"the lake {lake.uri} holds other rows than then (it may have been written without purged ones)"
+    else:
+        return
+    raise InputError(f"{version.name} version {version.version}: cannot be replayed: {why}")

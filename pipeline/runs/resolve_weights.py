@@ -10,7 +10,7 @@ import yaml
 from pipeline import fetching, storage
 from pipeline.config import UnlearnConfig, parse_stored
 from pipeline.config.evaluate import EvaluateConfig
-from pipeline.data.lake import lake_uri, read_lake
+from pipeline.data.tombstones import open_lake
 from pipeline.errors import InputError
 from pipeline.runs import registered, run_weights
 from pipeline.weights import model_folder
@@ -76,7 +76,7 @@ def of_run(run_uri: str) -> UnlearnConfig | None:
 
 def base_of(run: UnlearnConfig) -> model_folder.Stored:
     """The base model of a run, with its decoder where the run's lake holds latents."""
-    return run_weights.read_base(run, read_lake(lake_uri(run.storage, run.lake)))
+    return run_weights.read_base(run, open_lake(run.storage, run.lake))
 
 
 def named_model(storage_root: str, name_or_uri: str) -> str:

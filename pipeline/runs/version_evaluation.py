@@ -7,7 +7,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.config import Gate
 from pipeline.config.evaluate import EvaluateConfig
-from pipeline.data.lake import lake_uri, read_lake
+from pipeline.data.tombstones import open_lake
 from pipeline.errors import InputError
 from pipeline.evaluation.attacks.table import attempts_of
 from pipeline.evaluation.context import AFTER, BEFORE, REFERENCE
@@ -34,7 +34,7 @@ def check(config: EvaluateConfig) -> Evaluation:
             f"lake: got none, and {target.what} is no run's: say which images it was trained on, such as"
             " --set lake=digits"
         )
-    lake = read_lake(lake_uri(config.storage, lake_name))
+    lake = open_lake(config.storage, lake_name)
     request = (
         config.request if config.request.classes or config.request.sample_ids or run is None else run.request
     )
@@ -71,7 +71,7 @@ def check(config: EvaluateConfig) -> Evaluation:
     return Evaluation(
         models=models,
         judge=judge,
-        lake=lake.uri,
+        lake=lake,
         spec=spec,
         metrics=metrics,
         attacks=config.attacks if config.attack_suite else None,

@@ -149,7 +149,7 @@ def draw_sheets(config: CompareConfig, results: Sequence[Mapping[str, Any]], res
     """A picture for each request, of its first seed: what the base and every row sample on the same noise.
     Returns where they lie."""
     from models.weights import from_bytes
-    from pipeline.data.lake import lake_uri, read_lake
+    from pipeline.data.tombstones import open_lake
     from pipeline.studies.pictures import Drawn, sheet
 
     def read(request: str, name: str) -> Drawn:
@@ -158,7 +158,7 @@ def draw_sheets(config: CompareConfig, results: Sequence[Mapping[str, Any]], res
             int(label): images.numpy() for label, images in from_bytes(storage.read_bytes(uri), uri).items()
         }
 
-    names = [item.name for item in read_lake(lake_uri(config.storage, config.lake)).manifest.classes]
+    names = [item.name for item in open_lake(config.storage, config.lake).manifest.classes]
     written = []
     for pair in config.pairs:
         of_row = {

@@ -23,7 +23,7 @@ from models.vae import VAEModel
 from pipeline.config import ReproduceConfig
 from pipeline.config.reproduce import ReproducedRow
 from pipeline.data.batch import Batch
-from pipeline.data.lake import lake_uri, read_lake
+from pipeline.data.tombstones import open_lake
 from pipeline.errors import InputError
 from pipeline.evaluation.confidence import proportion
 from pipeline.evaluation.feature_statistics import Moments, frechet_distance
@@ -212,7 +212,7 @@ def step_costs(config: ReproduceConfig, trials: dict[str, Trial], sides: Sides) 
 @lru_cache(maxsize=1)
 def read_sides(storage_root: str, lake: str, forget: int) -> tuple[Sides, Batch]:
     """Training rows of the lake as the two sides, and all of them."""
-    rows = read_lake(lake_uri(storage_root, lake)).read()
+    rows = open_lake(storage_root, lake).read()
     return Sides(retain=rows.mean[rows.y != forget], forget=rows.mean[rows.y == forget]), rows
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import storage
 from pipeline.config import ReproduceConfig
 from pipeline.config.reproduce import ReproducedRow
-from pipeline.data.lake import lake_uri, read_lake
+from pipeline.data.tombstones import open_lake
 from pipeline.errors import InputError
 from pipeline.studies.resumable import markdown, results
 from pipeline.weights import model_folder
@@ -70,7 +70,7 @@ def check(config: ReproduceConfig) -> Inputs:
     for name, row in config.rows.items():
         if row.method not in METHODS:
             raise InputError(f"rows.{name}.method: got {row.method!r}, expected one of {', '.join(METHODS)}")
-    lake = read_lake(lake_uri(config.storage, config.lake))
+    lake = open_lake(config.storage, config.lake)
     labels = [item.label for item in lake.manifest.classes]
     if config.forget not in labels:
         raise InputError(

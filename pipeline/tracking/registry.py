@@ -51,7 +51,7 @@ def register(
                 folder,
                 Path(temporary) / "model",
                 image_shape=image_shape,
-                honoured=_honoured(tracker, result),
+                serving=_serving(tracker, result),
             )
             mlflow.log_artifacts(tracker.mlflow_run_id, str(Path(temporary) / "model"), artifact_path="model")
         source = f"{mlflow.get_run(tracker.mlflow_run_id).info.artifact_uri}/model"
@@ -71,12 +71,13 @@ def register(
 def version_tags(result: Mapping[str, Any]) -> dict[str, str]:
     """What a version is searched by: the request, the method, every digest, the gate's outcome."""
     request, gate = result.get("request") or {}, result.get("gate") or {}
-    passed = gate.get("passed")
+    passed, honours = gate.get("passed"), honoured_of(result)
     values = {
         "request_id": request.get("id"),
         "request_classes": request.get("classes"),
         "request_exchange": request.get("exchange"),
-        **honoured_tags(result),
+        **_list_tags("request_ids", honours["request_ids"]),
+        **_list_tags("forgotten_classes", honours["forgotten_classes"]),
         "gate": "passed" if passed is True else "failed" if passed is False else "not measured",
         **{
             key: result.get(key)
@@ -94,23 +95,39 @@ def version_tags(result: Mapping[str, Any]) -> dict[str, str]:
     return {key: str(value)[:5000] for key, value in values.items() if value is not None}
 
 
-def honoured_tags(result: Mapping[str, Any]) -> dict[str, str]:
-    """The deletion requests that a version honours: its own and those of the version it was made from; the
-    classes that it does not sample any more. JSON lists, cut over several tags where one is full. Empty for
-    the result of a time that noted none."""
-    if "requests" not in result:
-        return {}
-    request, base = result["request"], result.get("base_version") or {}
-    ids = [*base.get("request_ids", []), *(answer["id"] for answer in result["requests"])]
-    classes = [*base.get("forgotten_classes", []), *request["classes"], *request["forgotten_earlier"]]
+def honoured_of(result: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """{request_ids, forgotten_classes}: the deletion requests that the weights of a result.json honour, and
+    the classes that they were made not to sample, now and earlier, whether or not the gate agreed.
+
+    Requests count that were measured one by one and are closed, and those of the version that the run
+    started from where the gate, which bounds every class that was forgotten earlier, passed. Of a result of
+    a time that noted none: its one request.
+    """
+    request, answers = result.get("request") or {}, result.get("requests")
+    if answers is None:
+        own, whole = request.get("id"), [] if request.get("sample_ids") else request.get("classes", [])
+        return {"request_ids": [] if own is None else [str(own)], "forgotten_classes": sorted(whole)}
+    base = result.get("base_version") or {}
+    earlier = base.get("request_ids", []) if _passed(result) else []
+    answered = {str(answer["id"]) for answer in answers}
+    closed = [str(answer["id"]) for answer in answers if answer["closed"]]
+    labels = [
+        *base.get("forgotten_classes", []),
+        *request.get("classes", []),
+        *request.get("forgotten_earlier", []),
+    ]
     return {
-        **_list_tags("request_ids", list(dict.fromkeys(ids))),
-        **_list_tags("forgotten_classes", sorted(set(classes))),
+        "request_ids": [*(name for name in earlier if name not in answered), *closed],
+        "forgotten_classes": sorted(set(labels)),
     }
 
 
+def _passed(result: Mapping[str, Any]) -> bool:
+    return (result.get("gate") or {}).get("passed") is True
+
+
 def honoured(tags: Mapping[str, str]) -> dict[str, list[Any]] | None:
-    """{request_ids, forgotten_classes} of a version's tags; None for one of a time that noted none."""
+    """`honoured_of`, by a version's tags; None for one of a time that noted none."""
     if "request_ids" not in tags:
         return None
     return {
@@ -132,22 +149,6 @@ def _list_tags(name: str, values: Sequence[Any]) -> dict[str, str]:
     }
 
 
-def answered_ids(result: Mapping[str, Any]) -> list[str]:
-    """The requests that the weights of result.json honour: those that it measured one by one and found
-    forgotten, or, of a run that names none, its own."""
-    if (requests := result.get("requests")) is not None:
-        return [str(request["id"]) for request in requests if request["closed"]]
-    own = (result.get("request") or {}).get("id")
-    return [] if own is None else [str(own)]
-
-
-def request_ids(tags: Mapping[str, str]) -> list[str]:
-    """The requests that a registered version honours, by its tags."""
-    if "request_ids" in tags:
-        return [str(name) for name in json.loads(tags["request_ids"])]
-    return [tags["request_id"]] if "request_id" in tags else []
-
-
 def registered_at(version: "ModelVersion") -> str:
     """When a version was registered: UTC, ISO 8601."""
     return _iso(datetime.datetime.fromtimestamp(version.creation_timestamp / 1000, datetime.UTC))
@@ -157,14 +158,15 @@ def _iso(time: datetime.datetime) -> str:
     return time.isoformat(timespec="seconds")
 
 
-def _honoured(tracker: Tracker, result: Mapping[str, Any]) -> dict[str, Any]:
+def _serving(tracker: Tracker, result: Mapping[str, Any]) -> dict[str, Any]:
     """What a version needs to know to refuse what the ledger blocks. `ledger`: whether there was one when it
-    was registered; such a version refuses to draw where it cannot be read."""
-    root = tracker.storage_root
+    was registered; such a version refuses to sample where it cannot be read."""
+    root, honours = tracker.storage_root, honoured_of(result)
     return {
         "model_name": tracker.tracking.model_name,
         "registered": _iso(datetime.datetime.now(datetime.UTC)),
-        "request_ids": answered_ids(result),
+        "request_ids": honours["request_ids"],
+        "forgotten_classes": honours["forgotten_classes"] if _passed(result) else [],
         "storage": root,
         "ledger": storage.exists(storage.join(root, LEDGER, HEAD)),
     }
@@ -175,7 +177,7 @@ def save_pyfunc(
     target: Path,
     *,
     image_shape: tuple[int, int, int],
-    honoured: Mapping[str, Any] | None = None,
+    serving: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the MLflow model folder `target`: both files of `folder` at its top, the code to draw from them,
     signature, example and, where they are given, the requests it honours."""
@@ -218,8 +220,8 @@ def save_pyfunc(
     for file in [*FILES.values(), model_folder.MANIFEST, model_folder.AUTOENCODER]:
         if file in FILES.values() or storage.exists(storage.join(folder, file)):
             storage.download(storage.join(folder, file), target / file)
-    if honoured is not None:
-        (target / HONOURED).write_text(json.dumps(honoured, indent=2) + "\n")
+    if serving is not None:
+        (target / HONOURED).write_text(json.dumps(serving, indent=2) + "\n")
     flavor = description.flavors["python_function"]
     # at the top and not in artifacts/, so that the model's folder is itself a folder of weights
     flavor["artifacts"] = {key: {"path": file, "uri": file} for key, file in FILES.items()}

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
 from pipeline.config import PretrainConfig
-from pipeline.data.lake import Lake, lake_uri, read_lake
+from pipeline.data.lake import Lake
 from pipeline.data.parquet_shards import FLIP_MARK
 from pipeline.data.partition import find_ids, read_ids
+from pipeline.data.tombstones import open_lake
 from pipeline.errors import InputError
 from pipeline.runtime import metrics_log
 from pipeline.runtime.progress import Progress
@@ -161,7 +162,7 @@ def pretrain(config: PretrainConfig) -> Pretrained:
     """Train both, or what is not there yet with the same settings, lake and seed. A judge does not depend on
     the model's settings."""
     started = time.perf_counter()
-    lake = read_lake(lake_uri(config.storage, config.lake))
+    lake = open_lake(config.storage, config.lake)
     check(config, lake)
     made_with = {  # decided without building anything, so that finding both there already takes no time
         "lake_digest": lake.digest,
@@ -175,6 +176,7 @@ def pretrain(config: PretrainConfig) -> Pretrained:
         ),
         **_precision(config),
         **({"hat_judge": config.uniformity_judge.model_dump()} if config.uniformity_judge else {}),
+        **_buried(lake),
         **({"without": sorted(config.without)} if config.without else {}),
         **({"without_samples": _samples_digest(config)} if config.without_samples else {}),
     }
@@ -207,8 +209,14 @@ def _judge_made_with(config: PretrainConfig, lake: Lake, name: str) -> dict[str,
         "lake_digest": lake.digest,
         "seed": config.seed,
         "optim": config.judges[name].model_dump(),
+        **_buried(lake),
         **_precision(config),
     }
+
+
+def _buried(lake: Lake) -> dict[str, str]:
+    """What was made of rows that were purged since is made again without them."""
+    return {"buried": digest} if (digest := lake.buried_digest) else {}
 
 
 def _precision(config: PretrainConfig) -> dict[str, str]:

@@ -15,7 +15,8 @@ from models.judge import Judge, build_judge, initialise
 from pipeline import config as configuration
 from pipeline import storage
 from pipeline.config import PretrainConfig
-from pipeline.data.lake import Lake, read_lake
+from pipeline.data.lake import Lake
+from pipeline.data.tombstones import open_lake
 from pipeline.evaluation.metrics.class_shares import shares
 from pipeline.evaluation.metrics.retain_accuracy import accuracy
 from pipeline.evaluation.sampling import plan, predicted_classes
@@ -85,7 +86,7 @@ def run_worker(arguments: dict[str, Any]) -> None:
     device, collectives = place
     require_precision(device, config)
     use_tf32(config.train.tf32)
-    lake = read_lake(arguments["lake_uri"])
+    lake = open_lake(config.storage, arguments["lake_uri"])
     rows, stages = seen_rows(config, lake), Stages(arguments, collectives, config.checkpoint_s)
     common = {"device": device, "collectives": collectives, "precision": config.train.precision}
     description, judge_descriptions = arguments["described"]

@@ -15,8 +15,8 @@ from pipeline.config import UnlearnConfig
 from pipeline.data import retain_stream_local
 from pipeline.data.batch import Batch
 from pipeline.data.cycle import Cycle
-from pipeline.data.lake import read_lake
 from pipeline.data.partition import Partition
+from pipeline.data.tombstones import open_lake
 from pipeline.evaluation.context import JUDGE, EvalContext, EvalSpec
 from pipeline.evaluation.feature_statistics import Moments, merged
 from pipeline.evaluation.manifold import K
@@ -145,7 +145,7 @@ def _subject(
         whole = torch.isin(forget.y, torch.tensor(request.classes, dtype=torch.long))
         members = forget.take((~whole).nonzero().flatten().tolist())
         sample_classes = sorted(set(members.y.tolist()))
-        never_seen = read_lake(sources.lake_uri).read(sample_classes, "heldout")
+        never_seen = open_lake(config.storage, sources.lake_uri).read(sample_classes, "heldout")
     return EvalContext(
         model=model,
         judge=judge,

@@ -23,6 +23,7 @@ from pipeline.data.tombstones import buried, find, open_lake
 from pipeline.errors import InputError
 from pipeline.governance import promotion, purge, verification
 from pipeline.reports import pages
+from pipeline.runs.replay import replay
 from pipeline.runtime import command_line
 from pipeline.tracking import alias_log, registry
 from pipeline.tracking.mlflow_runs import Tracker, client
@@ -302,6 +303,8 @@ def test_verifying_says_that_the_data_was_purged_and_sees_a_changed_tombstone(
     assert len(verification.verify(config)) == 4
     purge.purge(config, purge.find(config))
     assert "182 sample ids may not be ingested again" in verification.verify(config)[-1]
+    with pytest.raises(InputError, match="version 1: cannot be replayed: the data of request 'case-1' was"):
+        replay(config)
     uri = f"{tmp_path}/tombstones/case-1.json"
     tombstone = storage.read_json(uri)
     storage.write_json(uri, {**tombstone, "hashes": tombstone["hashes"][1:]})
