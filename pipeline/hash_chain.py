@@ -74,7 +74,7 @@ def append(uri: str, after: Sequence[LinkT], kind: type[LinkT], **fields: Any) -
     draft = kind(
         number=len(after) + 1,
         time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        by=_user(),
+        by=user(),
         previous=after[-1].digest if after else "",
         **json.loads(json.dumps(fields, allow_nan=False)),  # as they will be read back
     )
@@ -95,7 +95,7 @@ def _number(name: str) -> int | None:
     return int(stem) if stem.isdigit() else None
 
 
-def _user() -> str:
+def user() -> str:
     try:
         return f"{getpass.getuser()}@{socket.gethostname()}"
     except (OSError, KeyError):

@@ -12,7 +12,7 @@ class RegistryConfig(JobConfig):
     keys_of_verb: ClassVar[dict[str, tuple[str, ...]]] = {
         "list": (),
         "show": ("version",),
-        "promote": ("version", "override", "key"),
+        "promote": ("version", "override", "key", "audit_days"),
         "rollback": ("override",),
         "history": (),
         "verify": ("version", "public_key", "replay"),
@@ -34,6 +34,9 @@ class RegistryConfig(JobConfig):
     )
     key: str | None = Field(
         None, description="Ed25519 private key (PEM file) that signs the certificate of a promoted version"
+    )
+    audit_days: int = Field(
+        90, ge=1, description="days until a promoted version is to be measured again; in its certificate"
     )
     request: Annotated[str, BeforeValidator(str)] | None = Field(
         None, description="purge: the id of the request whose data goes"

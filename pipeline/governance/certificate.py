@@ -1,20 +1,18 @@
-"""What a promoted version is vouched for with: every figure, every digest, what was not measured, a digest
-over it all, a signature."""
+"""What a promoted version is vouched for with: the requests it answers, every figure, every attack, what was
+not measured and what is not claimed."""
 
-import base64
 import datetime
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from pipeline import storage
-from pipeline.errors import InputError
 from pipeline.evaluation import stored_result
-
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from pipeline.governance import signing
+from pipeline.governance.certificate_facts import Surroundings, attacks_of, requests_of
+from pipeline.governance.certificate_words import summary
+from pipeline.weights import model_folder
 
 COPIED = (
     "request",
@@ -35,13 +33,10 @@ SETTINGS = ("trainable", "optim", "evaluate", "measuring", "attacks", "gate")
 SAID_BY_NULL = ("error", "steps")
 NOT_CLAIMED = (
     "that the weights equal those of a model that never saw the data",
-    "that no embedding, prompt or fine-tuning brings the class back, unless such a measure stands above",
+    "that no embedding, prompt or fine-tuning brings the class back, unless such an attack stands above",
     "anything about judges, samplers or settings other than those of the metrics above",
+    "anything about copies that were made of the data or of earlier versions",
 )
-
-
-class CertificateError(InputError):
-    """A certificate that does not hold: one line says what was changed."""
 
 
 def issue(
@@ -52,22 +47,32 @@ def issue(
     config: bytes | None,
     override: str | None,
     key: str | None,
+    around: Surroundings,
 ) -> dict[str, Any]:
-    """The certificate of `version` from its result.json, signed when `key` names an Ed25519 private key
-    (PEM).
+    """The certificate of `version` from its result.json and what is `around` it, in its envelope, signed when
+    `key` names an Ed25519 private key (PEM).
 
     `config` is the run's config.yaml: its digest is kept, and those of its sections that say how it was
     measured.
     """
     digest_of_result, result = storage.digest_of(result), stored_result.in_todays_words(result)
     settings = yaml.safe_load(config) if config else {}
+    now = datetime.datetime.now(datetime.UTC)
     body: dict[str, Any] = {
         "kind": "unlearning certificate",
-        "schema": 1,
+        "schema": 2,
         "model": {"name": model_name, "version": version, "run_id": result.get("run_id")},
+        "issued": now.isoformat(timespec="seconds"),
+        "issued_by": around.by,
+        "next_audit": (now.date() + datetime.timedelta(days=around.audit_days)).isoformat(),
+        "requests": requests_of(result, around),
+        "ledger": around.ledger.head if around.ledger.entries else None,
+        "not_honoured": list(around.not_honoured),
+        "attacks": attacks_of(result, settings.get("attacks") or {}),
         **{name: result.get(name) for name in COPIED},
         "digests": {
             **{name.removesuffix("_digest"): result.get(name) for name in DIGESTS},
+            "weights_file": around.weights_file,
             "result": digest_of_result,
             "config": storage.sha256(config) if config else None,
         },
@@ -76,110 +81,39 @@ def issue(
         "further_measures": {name: result.get(name) for name in PROOF},
         "gate": result.get("gate"),
         "gate_override": override,
-        "not_measured": _not_measured(result),
+        "descendants": list(around.descendants),
+        "not_purged": around.not_purged,
+        "not_measured": not_measured(result),
         "not_claimed": list(NOT_CLAIMED),
-        "issued": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    digest = storage.digest_of(body)
-    return {**body, "digest": digest, "signature": None if key is None else _sign(digest, private_key(key))}
+    return signing.sealed(
+        {"summary": summary(body), **body},
+        subject=f"{model_name}/{version}/{model_folder.WEIGHTS}",
+        sha256=around.weights_file,
+        key=key,
+    )
 
 
-def check(certificate: Mapping[str, Any], *, public_key: str | None) -> str:
-    """Raise `CertificateError` unless the certificate is as it was issued; says whose signature it bears.
-
-    `public_key` names a PEM file: the signature must then be there and be that key's. Without it a signature
-    only shows that whoever holds the key named inside signed this very text.
-    """
-    body = {key: value for key, value in certificate.items() if key not in ("digest", "signature")}
-    if certificate.get("digest") != storage.digest_of(body):
-        raise CertificateError("certificate: its text does not match its digest: it was edited")
-    signature = certificate.get("signature")
-    if signature is None:
-        if public_key is not None:
-            raise CertificateError(
-                f"certificate: not signed, expected a signature by the key in {public_key}"
-            )
-        return "not signed"
-    return _check_signature(str(certificate["digest"]), signature, public_key)
-
-
-def private_key(path: str) -> "Ed25519PrivateKey":
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
-    try:
-        key = load_pem_private_key(Path(path).read_bytes(), password=None)
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(
-            f"key: got {path!r}, which is no readable PEM key ({error}); `openssl genpkey -algorithm ed25519`"
-            " makes one"
-        ) from error
-    if not isinstance(key, Ed25519PrivateKey):
-        raise InputError(
-            f"key: got a {type(key).__name__} in {path}, expected Ed25519; `openssl genpkey -algorithm"
-            " ed25519` makes one"
-        )
-    return key
-
-
-def _public_key(path: str) -> "Ed25519PublicKey":
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key
-
-    try:
-        key = load_pem_public_key(Path(path).read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"public_key: got {path!r}, which is no readable PEM key ({error}); `openssl pkey -pubout`"
-            " writes one"
-        ) from error
-    if not isinstance(key, Ed25519PublicKey):
-        raise InputError(f"public_key: got a {type(key).__name__} in {path}, expected Ed25519")
-    return key
-
-
-def _sign(digest: str, key: "Ed25519PrivateKey") -> dict[str, str]:
-    return {
-        "algorithm": "Ed25519",
-        "public_key": base64.b64encode(key.public_key().public_bytes_raw()).decode(),
-        "value": base64.b64encode(key.sign(digest.encode())).decode(),
-    }
-
-
-def _check_signature(digest: str, signature: Mapping[str, str], public_key: str | None) -> str:
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
-    try:
-        raw = base64.b64decode(signature["public_key"], validate=True)
-        Ed25519PublicKey.from_public_bytes(raw).verify(
-            base64.b64decode(signature["value"], validate=True), digest.encode()
-        )
-    except (InvalidSignature, KeyError, ValueError, TypeError) as error:
-        raise CertificateError(
-            "certificate: its Ed25519 signature does not hold: certificate or signature was edited"
-        ) from error
-    name = f"key {storage.sha256(raw)[:16]}"
-    if public_key is None:
-        return f"signed by {name} (pass --set public_key=<pem> to hold it against a key you trust)"
-    if _public_key(public_key).public_bytes_raw() != raw:
-        raise CertificateError(f"certificate: signed by {name}, which is not the key in {public_key}")
-    return f"signed by {name}, the one in {public_key}"
-
-
-def _not_measured(result: Mapping[str, Any]) -> list[str]:
-    """Every measure that there is and that the result does not hold, or holds as null."""
+def not_measured(result: Mapping[str, Any]) -> list[str]:
+    """Every metric and attack that there is and that was not taken of the weights, and every null in what
+    was: never one that stands elsewhere in the result."""
     from pipeline.evaluation.gate import NOT_REACHED
     from pipeline.evaluation.metrics.table import METRICS
 
-    missing = [path for side in ("before", "after") for path in _nulls(result.get(side), side)]
-    taken = result.get("metrics") or {}
-    for name in METRICS:
-        sides = {side: results[name] for side, results in taken.items() if results and name in results}
-        if sides.get("after") is None:
-            missing.append(f"metrics.{name}")
-        else:
-            missing += [path for side, one in sides.items() for path in _nulls(one, f"metrics.{side}.{name}")]
+    always = {side: result.get(side) or {} for side in ("before", "after")}
+    further = {side: metrics or {} for side, metrics in (result.get("metrics") or {}).items()}
+
+    def taken(side: str, name: str) -> bool:
+        return any(part.get(side, {}).get(name) is not None for part in (always, further))
+
+    missing = [f"metrics.{name}" for name in METRICS if not taken("after", name)]
+    for block, sides in (("", always), ("metrics.", further)):
+        for side, metrics in sides.items():
+            for name, metric in metrics.items():
+                if metric is not None:
+                    missing += _nulls(metric, f"{block}{side}.{name}")
+                elif name not in METRICS or (side == "before" and taken("after", name)):
+                    missing.append(f"{block}{side}.{name}")
     missing += [path for name in ("attack_suite", "reference") for path in _nulls(result.get(name), name)]
     missing += [
         f"attack_suite.attacks.{line['name']}"
@@ -187,14 +121,12 @@ def _not_measured(result: Mapping[str, Any]) -> list[str]:
         if line["forget_fraction"] is None
     ]
     checks = (result.get("gate") or {}).get("checks") or []
-    return sorted(
-        missing
-        + [
-            f"gate.{check.get('name')}"
-            for check in checks
-            if check.get("value") is None and check.get("name") not in NOT_REACHED
-        ]
-    )
+    missing += [
+        f"gate.{check.get('name')}"
+        for check in checks
+        if check.get("value") is None and check.get("name") not in NOT_REACHED
+    ]
+    return sorted(set(missing))
 
 
 def _nulls(value: Any, path: str) -> Iterator[str]:

@@ -8,7 +8,7 @@ from pipeline import storage
 from pipeline.config import RegistryConfig
 from pipeline.errors import InputError
 from pipeline.evaluation.gate import NOT_REACHED
-from pipeline.governance import certificate, honours
+from pipeline.governance import certificate, certificate_facts, certificate_page, honours, signing
 from pipeline.requests import ledger
 from pipeline.tracking import alias_log
 from pipeline.tracking.alias_log import Entry
@@ -51,7 +51,7 @@ def promote(config: RegistryConfig, *, dry_run: bool = False) -> tuple[int, Entr
     reasons += [f"it does not honour {line}" for line in lost]
     _require_reason(config, name, number, reasons)
     if config.key is not None:
-        certificate.private_key(config.key)
+        signing.private_key(config.key)
     if dry_run or (serving and not (config.key and _unsigned(entries, number))):
         return number, None
     document = certificate.issue(
@@ -61,13 +61,14 @@ def promote(config: RegistryConfig, *, dry_run: bool = False) -> tuple[int, Entr
         config=_config_of(config.storage, str(result["run_id"])),
         override=config.override if reasons else None,
         key=config.key,
+        around=certificate_facts.gather(config, mlflow, version, result, entries, lost),
     )
     details = {
         "certificate": document,
         "override": config.override if reasons else None,
         "not_honoured": lost,
     }
-    return number, alias_log.change(
+    entry = alias_log.change(
         mlflow,
         config.storage,
         name,
@@ -77,6 +78,8 @@ def promote(config: RegistryConfig, *, dry_run: bool = False) -> tuple[int, Entr
         version=number,
         details=details,
     )
+    certificate_page.write_missing(config.storage, name, [*entries, entry])
+    return number, entry
 
 
 def rollback(config: RegistryConfig, *, dry_run: bool = False) -> tuple[int, int]:
@@ -221,13 +224,11 @@ def _open(config: RegistryConfig, *, dry_run: bool) -> tuple["MlflowClient", str
     """The registry with what an interrupted call left undone carried out (not on a dry run)."""
     mlflow, name = client(config.tracking, config.storage, create=False), config.tracking.model_name
     require_registered(mlflow, name, where=tracking_uri(config.tracking, config.storage))
-    return (
-        mlflow,
-        name,
-        alias_log.read(config.storage, name)
-        if dry_run
-        else alias_log.follow_log(mlflow, config.storage, name),
-    )
+    if dry_run:
+        return mlflow, name, alias_log.read(config.storage, name)
+    entries = alias_log.follow_log(mlflow, config.storage, name)
+    certificate_page.write_missing(config.storage, name, entries)
+    return mlflow, name, entries
 
 
 def _require_consistent(config: RegistryConfig, version: "ModelVersion", result: Mapping[str, Any]) -> None:
@@ -275,4 +276,4 @@ def _unsigned(entries: list[Entry], number: int) -> bool:
         for entry in entries
         if entry.version == number and entry.details.get("certificate")
     ]
-    return bool(issued) and issued[-1]["signature"] is None
+    return bool(issued) and not signing.is_signed(issued[-1])

@@ -1,6 +1,7 @@
 """A promoted version's certificate held against itself, the log, the weights, result.json and the
 tombstones."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ from pipeline import storage
 from pipeline.config import RegistryConfig
 from pipeline.data import tombstones
 from pipeline.errors import InputError
-from pipeline.governance import certificate
+from pipeline.governance import signing
 from pipeline.governance.promotion import weights_digest
 from pipeline.tracking import alias_log
 from pipeline.tracking.alias_log import Entry
@@ -31,19 +32,12 @@ def verify(config: RegistryConfig) -> list[str]:
         raise InputError(
             f"{name} version {number}: no certificate at {uri}; jobs/registry.py promote issues one"
         )
-    try:
-        document = storage.read_json(uri)
-    except ValueError as error:
-        raise certificate.CertificateError(
-            f"{uri}: not JSON any more ({error}): it was edited or damaged"
-        ) from error
+    text = storage.read_bytes(uri)
+    said, signer = signing.opened(text, public_key=config.public_key)
     promoted = [entry for entry in entries if entry.action == "promote" and entry.version == number]
-    lines = [
-        f"certificate of {name} version {number}: as issued {document.get('issued')},"
-        f" {certificate.check(document, public_key=config.public_key)}"
-    ]
-    if not promoted or promoted[-1].details.get("certificate") != document:
-        raise certificate.CertificateError(
+    lines = [f"certificate of {name} version {number}: as issued {said.get('issued')}, {signer}"]
+    if not promoted or promoted[-1].details.get("certificate") != json.loads(text):
+        raise signing.CertificateError(
             f"{uri}: not the certificate that entry {promoted[-1].number if promoted else '?'} of the log"
             " holds"
         )
@@ -53,9 +47,9 @@ def verify(config: RegistryConfig) -> list[str]:
     )
     return [
         *lines,
-        _verify_result(config, document),
-        _verify_weights(config, number, document),
-        *_verify_purges(config, entries, document),
+        _verify_result(config, said),
+        _verify_weights(config, number, said),
+        *_verify_purges(config, entries, said),
     ]
 
 
@@ -71,35 +65,41 @@ def _version_in_log(entries: list[Entry], which: str, name: str) -> int:
     return at[-1]
 
 
-def _verify_result(config: RegistryConfig, found: Mapping[str, Any]) -> str:
-    uri = storage.join(config.storage, "runs", str(found["model"]["run_id"]), "result.json")
+def _verify_result(config: RegistryConfig, said: Mapping[str, Any]) -> str:
+    uri = storage.join(config.storage, "runs", str(said["model"]["run_id"]), "result.json")
     if not storage.exists(uri):
         return f"result.json: not there to check ({uri})"
-    if storage.digest_of(storage.read_json(uri)) != found["digests"]["result"]:
-        raise certificate.CertificateError(f"{uri}: not the result that was certified: it was edited")
+    if storage.digest_of(storage.read_json(uri)) != said["digests"]["result"]:
+        raise signing.CertificateError(f"{uri}: not the result that was certified: it was edited")
     return "result.json: the one that was certified"
 
 
-def _verify_purges(config: RegistryConfig, entries: list[Entry], found: Mapping[str, Any]) -> list[str]:
+def _verify_purges(config: RegistryConfig, entries: list[Entry], said: Mapping[str, Any]) -> list[str]:
     """What the log says of the request's data having been removed since, the tombstone held against it."""
-    request = (found.get("request") or {}).get("id")
-    purges = [entry for entry in entries if entry.action == "purge" and entry.details["request"] == request]
-    if not purges:
-        return []
-    tombstone = tombstones.find(config.storage, str(request))
-    if tombstone is None or tombstone.digest != purges[-1].details["tombstone"]:
-        raise certificate.CertificateError(
-            f"tombstone of request {request}: {'removed' if tombstone is None else 'edited'}, entry"
-            f" {purges[-1].number} of the log names one with digest"
-            f" {str(purges[-1].details['tombstone'])[:12]}"
+    # one whose certificate was issued before there were several has its one request
+    requests = [one["id"] for one in said.get("requests") or [said.get("request") or {"id": None}]]
+    lines = []
+    for request in requests:
+        purges = [
+            entry for entry in entries if entry.action == "purge" and entry.details["request"] == request
+        ]
+        if not purges:
+            continue
+        tombstone = tombstones.find(config.storage, str(request))
+        if tombstone is None or tombstone.digest != purges[-1].details["tombstone"]:
+            raise signing.CertificateError(
+                f"tombstone of request {request}: {'removed' if tombstone is None else 'edited'}, entry"
+                f" {purges[-1].number} of the log names one with digest"
+                f" {str(purges[-1].details['tombstone'])[:12]}"
+            )
+        lines.append(
+            f"the data of request {request}: purged {purges[-1].time}, {tombstone.count} sample ids may not"
+            " be ingested again"
         )
-    return [
-        f"the request's data: purged {purges[-1].time}, {tombstone.count} sample ids may not be"
-        " ingested again"
-    ]
+    return lines
 
 
-def _verify_weights(config: RegistryConfig, number: int, found: Mapping[str, Any]) -> str:
+def _verify_weights(config: RegistryConfig, number: int, said: Mapping[str, Any]) -> str:
     try:
         mlflow_client = client(config.tracking, config.storage, create=False)
         version = find_version(
@@ -110,8 +110,8 @@ def _verify_weights(config: RegistryConfig, number: int, found: Mapping[str, Any
         )
     except InputError as error:
         return f"weights: not there to check ({error})"
-    if weights_digest(config, version) != found["digests"]["weights"]:
-        raise certificate.CertificateError(
+    if weights_digest(config, version) != said["digests"]["weights"]:
+        raise signing.CertificateError(
             f"{config.tracking.model_name} version {number}: its weights are not those that were certified"
         )
-    return f"weights: those that were certified ({str(found['digests']['weights'])[:12]})"
+    return f"weights: those that were certified ({str(said['digests']['weights'])[:12]})"

@@ -49,8 +49,7 @@ def opened(text: bytes, public_key: bytes | None) -> tuple[dict[str, Any], str]:
         or payload != compact(statement)
     ):
         raise CertificateProblem("its payload is no in-toto statement as it was written: it was edited")
-    own = {key: value for key, value in predicate.items() if key != "digest"}
-    if predicate.get("digest") != hashlib.sha256(compact(own)).hexdigest():
+    if predicate.get("digest") != digest_of(statement):
         raise CertificateProblem("its text does not match its digest: it was edited")
     named = predicate["issuer"]["public_key"]
     signatures = envelope["signatures"]
@@ -66,6 +65,17 @@ def opened(text: bytes, public_key: bytes | None) -> tuple[dict[str, Any], str]:
         raise CertificateProblem("its signature is not by the key that it names: it was edited")
     _verify(raw, _decoded(signature["sig"], "signature"), authenticated(payload))
     return predicate, _signer(raw, public_key)
+
+
+def statement_of(envelope: Any) -> dict[str, Any]:
+    """The in-toto statement in an envelope, unchecked."""
+    return _json(_decoded(envelope["payload"], "payload"))
+
+
+def digest_of(statement: Any) -> str:
+    """Of all that a statement says but this digest, which stands in it: for those that are not signed."""
+    predicate = {key: value for key, value in statement["predicate"].items() if key != "digest"}
+    return hashlib.sha256(compact({**statement, "predicate": predicate})).hexdigest()
 
 
 def authenticated(payload: bytes) -> bytes:
@@ -91,7 +101,7 @@ def _signer(raw: bytes, public_key: bytes | None) -> str:
     name = f"key {keyid(raw)[:16]}"
     if public_key is None:
         return f"signed by {name} (give a public key to hold it against one that you trust)"
-    if _public_key(public_key) != raw:
+    if raw_key(public_key) != raw:
         raise CertificateProblem(f"signed by {name}, which is not the key that was given")
     return f"signed by {name}, the one that was given"
 
@@ -125,7 +135,7 @@ def _verify(raw: bytes, signature: bytes, message: bytes) -> None:
         ) from error
 
 
-def _public_key(pem: bytes) -> bytes:
+def raw_key(pem: bytes) -> bytes:
     """Raises `ValueError` for what is no Ed25519 public key in PEM."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
@@ -173,7 +183,7 @@ def main() -> int:
         key = Path(arguments.public_key).read_bytes() if arguments.public_key else None
         weights = _file_digest(arguments.weights) if arguments.weights else None
         if key is not None:
-            _public_key(key)
+            raw_key(key)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,12 +1,14 @@
 """Runs and versions in MLflow: continued runs, loading without the project, aliases that survive being
 killed, tampering."""
 
+import base64
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from proof_samples import MEASURES as FURTHER
@@ -17,7 +19,8 @@ from pipeline import storage
 from pipeline.config import RegistryConfig, Tracking, parse
 from pipeline.errors import InputError
 from pipeline.evaluation.metrics.table import METRICS
-from pipeline.governance import certificate, promotion, verification
+from pipeline.governance import certificate, promotion, signing, verification, verify_standalone
+from pipeline.governance.certificate_facts import Surroundings
 from pipeline.tracking import alias_log, compat, registry
 from pipeline.tracking.mlflow_runs import Tracker, client, tracking_uri
 
@@ -200,6 +203,14 @@ def test_promotion_and_the_way_back(root: str, register_run: Register) -> None:
     assert promotion.champions(found.entries) == [1, 2] and not found.now and list(found.before) == [9]
 
 
+def flattered(document: dict[str, Any]) -> str:
+    """The payload of a certificate with a better figure in it, and the digest that belongs to that."""
+    statement = verify_standalone.statement_of(document)
+    statement["predicate"]["measures"]["after"]["forget_fraction"]["value"] = 0.0
+    statement["predicate"]["digest"] = verify_standalone.digest_of(statement)
+    return base64.b64encode(verify_standalone.compact(statement)).decode()
+
+
 def test_the_gate_is_held_to(root: str, register_run: Register) -> None:
     register_run("gate", "refused", passed=False, value=0.31)
     with pytest.raises(InputError, match=r"forget_fraction is 0.31, bound 0.05"):
@@ -209,12 +220,13 @@ def test_the_gate_is_held_to(root: str, register_run: Register) -> None:
         config(root, "gate", override="the judge is known to be wrong on this class")
     )
     assert entry is not None and entry.details["override"].startswith("the judge")
-    assert entry.details["certificate"]["gate_override"] == entry.details["override"]
+    said = signing.said_in(entry.details["certificate"])
+    assert said["gate_override"] == entry.details["override"]
     assert at(root, "gate")["champion"] == 1
-    said = entry.details["certificate"]
     of_every_run = ["after.retain_accuracy.neighbours", "before.retain_accuracy.neighbours"]
+    taken = {"forget_fraction", "exchange_fraction", "retain_accuracy", "fid"}  # by every run
     assert said["not_measured"] == sorted(
-        [*of_every_run, "attack_suite", "reference", *(f"metrics.{name}" for name in METRICS)]
+        [*of_every_run, "attack_suite", "reference", *(f"metrics.{name}" for name in METRICS.keys() - taken)]
     )
     assert (
         said["digests"]["weights"]
@@ -231,7 +243,16 @@ def test_the_certificate_holds_all_that_was_measured_and_says_what_was_not() -> 
     }
     result["after"]["retain_accuracy"]["neighbours"] = result["before"]["retain_accuracy"]["neighbours"] = 0.9
     settings = b"evaluate: {cfg_scale: 2.0}\ngate: {max_forget_fraction: 0.05}\nlake: digits\n"
-    said = certificate.issue(result, model_name="m", version=1, config=settings, override=None, key=None)
+    document = certificate.issue(
+        result,
+        model_name="m",
+        version=1,
+        config=settings,
+        override=None,
+        key=None,
+        around=Surroundings(registered="2026-05-01T10:00:00+00:00", weights_file="f" * 64),
+    )
+    said = signing.said_in(document)
     assert said["further_measures"] == {
         "attack_suite": result["attack_suite"],
         "metrics": FURTHER,
@@ -242,9 +263,9 @@ def test_the_certificate_holds_all_that_was_measured_and_says_what_was_not() -> 
         and "lake" not in said["settings"]
         and said["digests"]["config"]
     )
-    untaken = sorted(set(METRICS) - FURTHER["after"].keys())
+    untaken = sorted(METRICS.keys() - FURTHER["after"].keys() - result["after"].keys())
     assert said["not_measured"] == ["attack_suite.attacks.finetune", *(f"metrics.{name}" for name in untaken)]
-    certificate.check(said, public_key=None)
+    signing.opened(verify_standalone.written(document))
 
 
 def test_what_was_not_measured_never_passes() -> None:
@@ -357,7 +378,7 @@ def test_a_killed_registration_is_completed(
 def edited(path: Path, change: Callable[[dict], None]) -> None:
     value = json.loads(path.read_text())
     change(value)
-    path.write_text(json.dumps(value))
+    path.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def test_every_edit_is_seen(root: str, register_run: Register, tmp_path: Path) -> None:
@@ -385,7 +406,7 @@ def test_every_edit_is_seen(root: str, register_run: Register, tmp_path: Path) -
     assert promotion.champions(promotion.history(config(root, "edits")).entries) == [1, 2]
     signed = config(root, "edits", version=1, public_key=str(tmp_path / "0.pub"))
     assert "signed by key" in verification.verify(signed)[0] and len(verification.verify(signed)) == 4
-    with pytest.raises(InputError, match="not the key in"):
+    with pytest.raises(InputError, match="not the key that was given"):
         verification.verify(config(root, "edits", version=1, public_key=str(tmp_path / "1.pub")))
     with pytest.raises(InputError, match="not signed"):
         verification.verify(config(root, "edits", version=2, public_key=str(tmp_path / "0.pub")))
@@ -394,17 +415,13 @@ def test_every_edit_is_seen(root: str, register_run: Register, tmp_path: Path) -
     certificate, log = folder / "v1" / "certificate.json", folder / "log"
     weights = next(Path(root, "mlartifacts").rglob("model/model.safetensors"))
     damages: list[tuple[Path, Callable[[dict], None], str]] = [
+        (certificate, lambda value: value.update(payload=flattered(value)), "signature does not hold"),
         (
             certificate,
-            lambda value: value["measures"]["after"]["forget_fraction"].update(value=0.0),
+            lambda value: value["signatures"][0].update(sig=value["signatures"][0]["sig"][::-1]),
             "it was edited",
         ),
-        (
-            certificate,
-            lambda value: value["signature"].update(value=value["signature"]["value"][::-1]),
-            "signature",
-        ),
-        (certificate, lambda value: value.update(signature=None), "not signed"),
+        (certificate, lambda value: value.update(signatures=[]), "another number of signatures"),
         (log / "000003.json", lambda value: value.update(by="someone@else"), "own digest"),
         (log / "000002.json", lambda value: value.update(version=1), "own digest"),
         (
@@ -467,7 +484,7 @@ def test_a_reason_is_recorded_only_where_the_gate_refused(root: str, register_ru
     register_run("reason", "run-reason")
     entry = promotion.promote(config(root, "reason", override="in case it is refused"))[1]
     assert entry is not None and entry.details["override"] is None
-    assert entry.details["certificate"]["gate_override"] is None
+    assert signing.said_in(entry.details["certificate"])["gate_override"] is None
 
 
 def test_another_certificate_of_the_right_digest_is_not_the_logs(root: str, register_run: Register) -> None:
@@ -475,10 +492,9 @@ def test_another_certificate_of_the_right_digest_is_not_the_logs(root: str, regi
     register_run("swapped", "run-swapped")
     promotion.promote(config(root, "swapped"))
     uri = alias_log.certificate_uri(root, "swapped", 1)
-    body = {key: value for key, value in storage.read_json(uri).items() if key not in ("digest", "signature")}
-    body["measures"]["after"]["forget_fraction"]["value"] = 0.0
-    storage.write_json(uri, {**body, "digest": storage.digest_of(body), "signature": None})
-    certificate.check(storage.read_json(uri), public_key=None)
+    document = storage.read_json(uri)
+    storage.write_json(uri, {**document, "payload": flattered(document)})
+    signing.opened(storage.read_bytes(uri))
     with pytest.raises(InputError, match="not the certificate that entry 2 of the log holds"):
         verification.verify(config(root, "swapped"))
 

@@ -17,13 +17,14 @@ from pipeline.evaluation.own_settings import NoSettings, own_settings
 class Attack:
     """`attempts(attacks section, measuring section, own settings)` are the ways it is tried, each
     independent of the others. `holds` and `returns` say what it means that the class stays away or comes
-    back. `settings`: those of its own, under attacks.<name>."""
+    back, `threat` who would do it and what they have. `settings`: those of its own, under attacks.<name>."""
 
     title: str
     holds: str
     returns: str
     attempts: Callable[[Attacks, Measuring, Any], Sequence[Attempt]]
     settings: type[BaseModel] = NoSettings
+    threat: str = ""
 
 
 ATTACKS: dict[str, Attack] = {
@@ -40,18 +41,21 @@ ATTACKS: dict[str, Attack] = {
         holds="Training it further on kept images does not bring the class back.",
         returns="Training it further on kept images brings the class back: measure again after any training.",
         attempts=fine_tuning.attempts,
+        threat="nobody in particular: whoever has the weights and trains them further on other images",
     ),
     "quantise": Attack(
         title="Rounded weights",
         holds="Rounding the weights does not bring the class back.",
         returns="The rounded model samples the class: judge the weights in the form that will serve.",
         attempts=quantization.attempts,
+        threat="nobody in particular: whoever serves the weights in a smaller format",
     ),
     "sampler": Attack(
         title="Another way of sampling",
         holds="Drawing in this way does not bring the class back.",
         returns="The class is forgotten only for the sampler that it was judged with.",
         attempts=samplers.attempts,
+        threat="whoever may choose the sampler, its steps and its guidance, without the weights",
     ),
     "embedding": Attack(
         title="Free label embedding",
@@ -62,6 +66,7 @@ ATTACKS: dict[str, Attack] = {
             " there some of the way too: compare with one."
         ),
         attempts=label_embedding.attempts,
+        threat="somebody who has the weights and some images of the class",
     ),
 }
 
