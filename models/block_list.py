@@ -18,10 +18,15 @@ class UnreadableError(ValueError):
 
 
 def blocked_classes(
-    requests: Iterable[Mapping[str, Any]], honoured: Collection[str], registered: str
+    requests: Iterable[Mapping[str, Any]],
+    *,
+    request_ids: Collection[str],
+    forgotten_classes: Collection[int],
+    registered: str,
 ) -> dict[int, str]:
-    """Class -> the request it is blocked by, for a version that honours the requests `honoured` and was
-    `registered` then (UTC, ISO 8601).
+    """Class -> the request it is blocked by, for a version that honours the requests `request_ids`, passed
+    its gate having forgotten `forgotten_classes`, under whatever request, and was `registered` then (UTC, ISO
+    8601).
 
     `requests` are those of the version's model: {id, classes, reopened}, the last when an audit reopened it,
     "" where none did: no version of before honours it, whatever was measured at the time.
@@ -29,8 +34,9 @@ def blocked_classes(
     return {
         int(label): str(request["id"])
         for request in requests
-        if request["id"] not in honoured or registered < request["reopened"]
         for label in request["classes"]
+        if registered < request["reopened"]
+        or (request["id"] not in request_ids and label not in forgotten_classes)
     }
 
 

@@ -9,7 +9,8 @@ from pipeline import storage
 from pipeline.governance.purge_reach import whole_classes
 from pipeline.reports.pages import RESULT
 from pipeline.requests.ledger import Ledger, Request
-from pipeline.tracking.registry import RUN_ID_TAG, answered_ids, request_ids
+from pipeline.tracking.honoured_requests import honoured_by, honoured_of
+from pipeline.tracking.registry import RUN_ID_TAG
 
 if TYPE_CHECKING:
     from pipeline.tracking.registry import ModelVersion
@@ -32,22 +33,25 @@ class Honoured:
 
 
 def of_result(result: Mapping[str, Any]) -> Honoured:
-    """Of the version that a result.json is about."""
-    own, requests = result.get("request") or {}, result.get("requests")
-    whole = whole_classes(own) if own else []
-    if requests is None:
-        named = {name: tuple(whole) for name in answered_ids(result)}
-    else:
-        named = {str(request["id"]): tuple(request["classes"]) for request in requests if request["closed"]}
-    classes = {label for labels in named.values() for label in labels}
-    return Honoured(requests=named, classes=frozenset(classes))
+    """Of the version that a result.json is about. Its classes are those of its closed requests and, where the
+    gate passed, all that it was made not to sample."""
+    own, noted = result.get("request") or {}, honoured_of(result)
+    whole = tuple(whole_classes(own)) if own else ()
+    by_id = {str(one["id"]): tuple(one["classes"]) for one in result.get("requests") or []}
+    requests = {
+        name: by_id.get(name, whole if name == str(own.get("id")) else ()) for name in noted["request_ids"]
+    }
+    passed = (result.get("gate") or {}).get("passed") is True
+    classes = set(noted["forgotten_classes"] if passed else ()).union(*requests.values())
+    return Honoured(requests=requests, classes=frozenset(classes))
 
 
 def of_tags(tags: Mapping[str, str]) -> Honoured:
     """Of a version whose result.json is not there any more."""
-    classes = json.loads(tags.get("forgotten_classes") or tags.get("request_classes") or "[]")
-    ids = request_ids(tags)
-    return Honoured(requests=dict.fromkeys(ids, tuple(classes)), classes=frozenset(classes))
+    noted = honoured_by(tags)
+    classes = tuple(json.loads(tags.get("request_classes", "[]")))
+    requests = {name: classes if name == tags.get("request_id") else () for name in noted["request_ids"]}
+    return Honoured(requests=requests, classes=frozenset(noted["forgotten_classes"]))
 
 
 def of_version(storage_root: str, version: "ModelVersion") -> Honoured:

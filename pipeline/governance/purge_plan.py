@@ -11,7 +11,7 @@ from pipeline.config import RegistryConfig
 from pipeline.data import tombstones
 from pipeline.data.partition import Partition, find_partition
 from pipeline.errors import InputError
-from pipeline.governance.purge_reach import holding, left_behind, sample_ids, shown_elsewhere
+from pipeline.governance.purge_reach import answer_of, holding, left_behind, scope_of, shown_elsewhere
 from pipeline.governance.purge_siblings import GENERATED, Sweep, generated, sweeps_of, trial_files
 from pipeline.reports.pages import GRIDS, REPORT, RESULT, SAMPLES, SETTINGS, picture, read_grids
 from pipeline.tracking.mlflow_runs import client, find_run
@@ -93,7 +93,7 @@ def find(config: RegistryConfig) -> Purge:
     mine = {
         run_id: settings
         for run_id, settings in every_run.items()
-        if settings["request"]["id"] == config.request
+        if settings["request"]["id"] == config.request or answer_of(settings["request"], config.request)
     }
     earlier = tombstones.find(config.storage, config.request)
     sweeps = sweeps_of(config.storage, config.request)
@@ -109,23 +109,15 @@ def find(config: RegistryConfig) -> Purge:
     }
     every = _partitions(config.storage)
     partitions = _of_request(every, list(results.values()), sweeps)
-    labels = sorted(
-        {
-            label
-            for settings in [*mine.values(), *(sweep.settings for sweep in sweeps)]
-            for label in settings["request"]["classes"]
-        }
-        | {file.label for part in partitions for file in part.manifest.forget}
-        | set(earlier.labels if earlier else [])
-    )
+    of_request = [*mine.values(), *(sweep.settings for sweep in sweeps)]
+    own_labels, ids = scope_of(config.storage, config.request, of_request, partitions)
+    labels = sorted(own_labels | set(earlier.labels if earlier else []))
     versions = [
         (result["model"]["name"], int(result["model"]["version"])) for _, result in sorted(results.items())
     ]
-    of_request = [*mine.values(), *(sweep.settings for sweep in sweeps)]
-    ids = sample_ids(config.storage, of_request, partitions)
     used = {part.digest for part in partitions}
     rest = [part for part in every if part.digest not in used]
-    held = holding(rest, ids, tombstones.buried(config.storage), labels)
+    held = holding(rest, ids, tombstones.buried(config.storage), set(labels))
     others = [part for part in rest if part.digest in held]
     _require_unused(config.storage, every_run, others)
     unknown = [

@@ -7,10 +7,12 @@ from typing import Any
 from pipeline import storage
 from pipeline.config import RegistryConfig
 from pipeline.data.lake import Lake, find_lake, lake_uri
-from pipeline.data.parquet_shards import FLIP_MARK, read_column
+from pipeline.data.parquet_shards import FLIP_MARK, File, read_column
 from pipeline.data.partition import Partition
 from pipeline.data.tombstones import Buried
+from pipeline.errors import InputError
 from pipeline.reports.pages import SAMPLES, picture
+from pipeline.requests import ledger, samples
 from pipeline.tracking.mlflow_runs import client
 from pipeline.tracking.registry import RUN_ID_TAG, versions
 
@@ -28,40 +30,77 @@ def whole_classes(request: Mapping[str, Any]) -> list[int]:
     return list(request["classes"])
 
 
-def sample_ids(
-    storage_root: str, settings: Iterable[Mapping[str, Any]], partitions: Iterable[Partition]
-) -> set[str]:
-    """Every id that the request is about: the forgotten rows of its partitions and, of classes that it
-    forgets whole, all rows of the lake, those held out too."""
-    ids = {
-        name
-        for part in partitions
-        for file in part.manifest.forget
-        for name in read_column(part.uri, file, "sample_id")
+def answer_of(request: Mapping[str, Any], request_id: str) -> dict[str, Any] | None:
+    """The deletion request `request_id` among those that a stored request answers, None where it names none
+    of that id."""
+    return next((one for one in request.get("answers") or [] if one["id"] == request_id), None)
+
+
+def scope_of(
+    storage_root: str,
+    request_id: str,
+    settings: Sequence[Mapping[str, Any]],
+    partitions: Iterable[Partition],
+) -> tuple[set[int], set[str]]:
+    """The labels and every sample id that the request is about: the forgotten rows of its partitions and, of
+    classes that it forgets whole, all rows of the lake, those held out too. Of a run that answered several
+    requests, what belongs to this one."""
+    answers = [answer for one in settings if (answer := answer_of(one["request"], request_id))]
+    named = _named_ids(storage_root, request_id, answers)
+    whole = {
+        (one["lake"], label)
+        for one in settings
+        for label in (answer_of(one["request"], request_id) or {"classes": whole_classes(one["request"])})[
+            "classes"
+        ]
     }
-    wanted = {(one["lake"], label) for one in settings for label in whole_classes(one["request"])}
-    for name in sorted({lake for lake, _ in wanted}):
-        lake = find_lake(lake_uri(storage_root, name))
-        for shard in lake.manifest.shards if lake else ():
-            if lake is not None and (name, shard.label) in wanted:
-                ids |= set(read_column(lake.uri, shard, "sample_id"))
+    whole_labels = {label for _, label in whole}
+    labels, ids = set(whole_labels), set()
+    if not answers:
+        labels |= {label for one in settings for label in one["request"]["classes"]}
+    for part in partitions:
+        for file in part.manifest.forget:
+            names = _names(part.uri, file)
+            own = names if not answers or file.label in whole_labels else names & named
+            ids |= own
+            labels |= {file.label} if own else set()
+    for name in sorted({lake for lake, _ in whole}):
+        if (lake := find_lake(lake_uri(storage_root, name))) is not None:
+            for shard in lake.manifest.shards:
+                ids |= _names(lake.uri, shard) if (name, shard.label) in whole else set()
+    return labels, ids
+
+
+def _named_ids(storage_root: str, request_id: str, answers: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The samples that a request of the ledger names. Raises `InputError` when their list is gone: of the
+    rows of a run that answered several, nobody else knows which are this one's."""
+    if not any(answer["sample_count"] for answer in answers):
+        return set()
+    terms = ledger.read(storage_root).find(request_id).terms
+    uri = terms.samples.uri if terms.samples else ""
+    ids = samples.read_list(uri)
+    if terms.samples is None or storage.digest_of(ids) != terms.samples.digest:
+        raise InputError(
+            f"request {request_id}: {uri} does not list the ids that it was submitted with; restore the file"
+        )
     return {name.removesuffix(FLIP_MARK) for name in ids}
 
 
+def _names(root: str, file: File) -> set[str]:
+    return {name.removesuffix(FLIP_MARK) for name in read_column(root, file, "sample_id")}
+
+
 def holding(
-    partitions: Sequence[Partition], ids: set[str], purged: Buried, labels: Sequence[int]
+    partitions: Sequence[Partition], ids: set[str], purged: Buried, labels: set[int]
 ) -> dict[str, int]:
     """By digest, how many of `ids`, or of those that were purged before, lie in each of `partitions`."""
     counts = {}
     for part in partitions:
         manifest = part.manifest
-        if not set(labels) & {*manifest.retain_labels, *(file.label for file in manifest.exchange)}:
+        sides = [*manifest.forget, *manifest.exchange]
+        if not labels & {*manifest.retain_labels, *(file.label for file in sides)}:
             continue
-        names = {
-            name.removesuffix(FLIP_MARK)
-            for file in [*manifest.retain, *manifest.exchange]
-            for name in read_column(part.uri, file, "sample_id")
-        }
+        names = {name for file in [*manifest.retain, *sides] for name in _names(part.uri, file)}
         if held := (names & ids) | purged.among(names).keys():
             counts[part.digest] = len(held)
     return counts

@@ -30,7 +30,7 @@ def document(ledger: "Ledger") -> dict[str, Any]:
 
 def of_version(ledger: "Ledger", version: "ModelVersion") -> dict[int, str]:
     """Class -> the request it is blocked by, for a registered version."""
-    from pipeline.tracking.registry import registered_at, request_ids
+    from pipeline.tracking.honoured_requests import honoured_by, registered_at
 
     requests = document(ledger)["models"].get(version.name, [])
-    return blocked_classes(requests, request_ids(version.tags), registered_at(version))
+    return blocked_classes(requests, **honoured_by(version.tags), registered=registered_at(version))

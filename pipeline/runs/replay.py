@@ -1,8 +1,9 @@
 """Run a version's request again and see whether the same weights come out."""
 
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -52,7 +53,7 @@ def replay(config: RegistryConfig) -> Replay:
     run_config = parse_stored(
         UnlearnConfig, {**values, "storage": config.storage, "run_id": f"replay-{uuid.uuid4().hex[:8]}"}
     )
-    _require_not_purged(config.storage, version, run_config)
+    _require_not_purged(config.storage, version, values["request"])
     prepared = preflight.check(run_config)
     _require_same_rows(version, prepared)
     place = storage.join(config.storage, "replays", prepared.run_id)
@@ -71,9 +72,9 @@ def replay(config: RegistryConfig) -> Replay:
     )
 
 
-def _require_not_purged(storage_root: str, version: "ModelVersion", run: UnlearnConfig) -> None:
+def _require_not_purged(storage_root: str, version: "ModelVersion", request: Mapping[str, Any]) -> None:
     """Raise `InputError` when the data of a request that the version answers was purged."""
-    for request_id in [str(run.request.id)]:
+    for request_id in [str(request["id"]), *(one["id"] for one in request.get("answers") or [])]:
         if (tombstone := tombstones.find(storage_root, request_id)) is not None:
             raise InputError(
                 f"{version.name} version {version.version}: cannot be replayed: the data of request"

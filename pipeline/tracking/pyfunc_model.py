@@ -137,7 +137,12 @@ class Sampler(PythonModel):
                     raise ValueError(unknown) from error
                 warnings.warn(unknown, stacklevel=2)  # there was none when the version was registered
                 requests = []
-            classes = blocked_classes(requests, own["request_ids"], own["registered"])
+            classes = blocked_classes(
+                requests,
+                request_ids=own["request_ids"],
+                forgotten_classes=own["forgotten_classes"],
+                registered=own["registered"],
+            )
             self._blocked = (time.monotonic(), classes)
         return self._blocked[1]
 

@@ -4,7 +4,7 @@ anywhere MLflow is."""
 import datetime
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ from pipeline import storage
 from pipeline.config import Registry
 from pipeline.errors import InputError
 from pipeline.tracking import alias_log
+from pipeline.tracking.honoured_requests import honoured as honoured
+from pipeline.tracking.honoured_requests import honoured_of, honoured_tags, passed, utc
 from pipeline.tracking.mlflow_runs import Tracker, client, tracking_uri
 from pipeline.weights import model_folder
 
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 RUN_ID_TAG = "run_id"
-LISTED = 45  # ids of up to 100 characters in a tag of 5000
 FILES = {"config": model_folder.CONFIG, "weights": model_folder.WEIGHTS}
 HONOURED = "honoured.json"  # in a version's folder: which requests it honours, and where the ledger is
 LEDGER = "requests"  # the ledger's folder under the storage root
@@ -71,14 +72,13 @@ def register(
 def version_tags(result: Mapping[str, Any]) -> dict[str, str]:
     """What a version is searched by: the request, the method, every digest, the gate's outcome."""
     request, gate = result.get("request") or {}, result.get("gate") or {}
-    passed, honours = gate.get("passed"), honoured_of(result)
+    outcome = gate.get("passed")
     values = {
         "request_id": request.get("id"),
         "request_classes": request.get("classes"),
         "request_exchange": request.get("exchange"),
-        **_list_tags("request_ids", honours["request_ids"]),
-        **_list_tags("forgotten_classes", honours["forgotten_classes"]),
-        "gate": "passed" if passed is True else "failed" if passed is False else "not measured",
+        **honoured_tags(result),
+        "gate": "passed" if outcome is True else "failed" if outcome is False else "not measured",
         **{
             key: result.get(key)
             for key in (
@@ -95,78 +95,15 @@ def version_tags(result: Mapping[str, Any]) -> dict[str, str]:
     return {key: str(value)[:5000] for key, value in values.items() if value is not None}
 
 
-def honoured_of(result: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """{request_ids, forgotten_classes}: the deletion requests that the weights of a result.json honour, and
-    the classes that they were made not to sample, now and earlier, whether or not the gate agreed.
-
-    Requests count that were measured one by one and are closed, and those of the version that the run
-    started from where the gate, which bounds every class that was forgotten earlier, passed. Of a result of
-    a time that noted none: its one request.
-    """
-    request, answers = result.get("request") or {}, result.get("requests")
-    if answers is None:
-        own, whole = request.get("id"), [] if request.get("sample_ids") else request.get("classes", [])
-        return {"request_ids": [] if own is None else [str(own)], "forgotten_classes": sorted(whole)}
-    base = result.get("base_version") or {}
-    earlier = base.get("request_ids", []) if _passed(result) else []
-    answered = {str(answer["id"]) for answer in answers}
-    closed = [str(answer["id"]) for answer in answers if answer["closed"]]
-    labels = [
-        *base.get("forgotten_classes", []),
-        *request.get("classes", []),
-        *request.get("forgotten_earlier", []),
-    ]
-    return {
-        "request_ids": [*(name for name in earlier if name not in answered), *closed],
-        "forgotten_classes": sorted(set(labels)),
-    }
-
-
-def _passed(result: Mapping[str, Any]) -> bool:
-    return (result.get("gate") or {}).get("passed") is True
-
-
-def honoured(tags: Mapping[str, str]) -> dict[str, list[Any]] | None:
-    """`honoured_of`, by a version's tags; None for one of a time that noted none."""
-    if "request_ids" not in tags:
-        return None
-    return {
-        name: [
-            one
-            for key in sorted(tags, key=lambda key: (len(key), key))
-            if key.rstrip("0123456789").rstrip("/") == name
-            for one in json.loads(tags[key])
-        ]
-        for name in ("request_ids", "forgotten_classes")
-    }
-
-
-def _list_tags(name: str, values: Sequence[Any]) -> dict[str, str]:
-    """`values` as JSON lists in the tags name, name/2, name/3, ..."""
-    parts = [values[start : start + LISTED] for start in range(0, max(1, len(values)), LISTED)]
-    return {
-        name if number == 1 else f"{name}/{number}": json.dumps(part) for number, part in enumerate(parts, 1)
-    }
-
-
-def registered_at(version: "ModelVersion") -> str:
-    """When a version was registered: UTC, ISO 8601."""
-    return _iso(datetime.datetime.fromtimestamp(version.creation_timestamp / 1000, datetime.UTC))
-
-
-def _iso(time: datetime.datetime) -> str:
-    return time.isoformat(timespec="seconds")
-
-
 def _serving(tracker: Tracker, result: Mapping[str, Any]) -> dict[str, Any]:
     """What a version needs to know to refuse what the ledger blocks. `ledger`: whether there was one when it
     was registered; such a version refuses to sample where it cannot be read."""
     root, honours = tracker.storage_root, honoured_of(result)
     return {
         "model_name": tracker.tracking.model_name,
-        "registered": _iso(datetime.datetime.now(datetime.UTC)),
+        "registered": utc(datetime.datetime.now(datetime.UTC)),
         "request_ids": honours["request_ids"],
-        "forgotten_classes": honours["forgotten_classes"] if _passed(result) else [],
+        "forgotten_classes": honours["forgotten_classes"] if passed(result) else [],
         "storage": root,
         "ledger": storage.exists(storage.join(root, LEDGER, HEAD)),
     }

@@ -30,6 +30,7 @@ def register(root: str) -> Register:
         result = result_json(f"{name}-{run_id}", write_model(folder, seed=0))
         result["request"] |= request
         if answers is not None:
+            result["request"]["classes"] = sorted({c for classes in answers.values() for c in classes})
             result["requests"] = [
                 {"id": key, "classes": classes, "forget_fraction": None, "closed": True}
                 for key, classes in answers.items()

@@ -23,6 +23,7 @@ from pipeline.data.tombstones import buried, find, open_lake
 from pipeline.errors import InputError
 from pipeline.governance import promotion, purge, verification
 from pipeline.reports import pages
+from pipeline.requests import ledger
 from pipeline.runs.replay import replay
 from pipeline.runtime import command_line
 from pipeline.tracking import alias_log, registry
@@ -251,6 +252,45 @@ def test_named_samples_take_their_classes_pictures_along(
         "0",
         "1",
     ]
+
+
+def test_of_a_run_that_answered_several_only_what_is_the_requests_own_is_purged(
+    finish: Finish, tmp_path: Path, database: str
+) -> None:
+    lake = prepare(tmp_path)
+    named = sorted(lake.read([4]).sample_id)[:3]
+    uri = f"{tmp_path}/ids.txt"
+    storage.write_text(uri, "\n".join(named))
+    samples = {"uri": uri, "count": 3, "digest": storage.digest_of(named), "classes": {4: 3}}
+    terms = {"model_name": tmp_path.name, "lake": "digits", "classes": [], "exchange": {}, "samples": samples}
+    terms |= {"received": "2026-01-01", "due": "2026-02-01", "legal_basis": "", "approver": ""}
+    moves = [ledger.Move(name="received", request="r2", details=terms)]
+    ledger.append(str(tmp_path), lambda known: moves[len(known.entries) :])
+    answers = [
+        {"id": "r1", "classes": [1]},
+        {"id": "r2", "sample_ids_digest": samples["digest"], "sample_count": 3},
+        {"id": "r3", "classes": [3]},
+    ]
+    scope = {"classes": [1, 3], "exchange": {1: 7, 3: 7}, "sample_ids": uri, "sample_classes": [4]}
+    finish("union", {"id": "all", **scope, "answers": answers})
+    everything = {*lake.read().sample_id, *lake.read(split="heldout").sample_id}
+
+    config = registry_config(tmp_path, database, "r1")
+    found = purge.find(config)
+    assert found.labels == [1] and len(found.partitions) == 1
+    purge.purge(config, found)
+    of_class = {*lake.read([1]).sample_id, *lake.read([1], "heldout").sample_id}
+    assert buried(str(tmp_path)).among(everything).keys() == of_class
+    config = registry_config(tmp_path, database, "r2")
+    finish("again", {"id": "rest", **scope, "classes": [3], "exchange": {3: 7}, "answers": answers[1:]})
+    storage.write_text(uri, "another")
+    with pytest.raises(InputError, match=r"request r2: .* does not list the ids that it was submitted with"):
+        purge.find(config)
+    storage.write_text(uri, "\n".join(named))
+    found = purge.find(config)
+    assert found.labels == [4]
+    purge.purge(config, found)
+    assert buried(str(tmp_path)).among(everything).keys() == {*of_class, *named}
 
 
 def test_sweeps_and_pictures_drawn_afterwards_are_purged_too(

@@ -2,7 +2,7 @@
 
 import importlib.util
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,19 @@ def fetched(root: str) -> Callable[[str], str | None]:
 
 
 def blocked(
-    root: str, request_ids: list[str], registered: str = "2030-01-01", name: str = NAME
+    root: str,
+    request_ids: list[str],
+    registered: str = "2030-01-01",
+    name: str = NAME,
+    forgotten: Sequence[int] = (),
 ) -> dict[int, str]:
     """As a program that serves reads it."""
-    return reader.blocked_classes(reader.read(fetched(root), name, expected=False), request_ids, registered)
+    return reader.blocked_classes(
+        reader.read(fetched(root), name, expected=False),
+        request_ids=request_ids,
+        forgotten_classes=forgotten,
+        registered=registered,
+    )
 
 
 def test_a_class_is_blocked_from_acceptance_on(
@@ -49,6 +58,7 @@ def test_a_class_is_blocked_from_acceptance_on(
     failed = [Move(name="reopened", request="r1", details={"reason": "an audit failed"})]
     before = len(ledger.read(root).entries)
     ledger.append(root, lambda known: failed[len(known.entries) - before :])
+    assert blocked(root, [], forgotten=[1]) == {}, "forgotten under another request"
     assert blocked(root, ["r1"], "2020-01-01") == {1: "r1"}, "what an audit refuted does not honour it"
     answer("r1", 5)
     assert blocked(root, ["r1"]) == {} and blocked(root, ["r1"], "2020-01-01") == {1: "r1"}
@@ -83,7 +93,8 @@ def register(root: str) -> Callable[..., Any]:
     def make(run_id: str, request_ids: list[str]) -> int:
         folder = storage.join(root, "weights", run_id)
         result = result_json(run_id, write_model(folder, seed=1)) | {
-            "requests": [{"id": name, "classes": [], "closed": True} for name in request_ids]
+            "request": {"id": run_id, "classes": [], "forgotten_earlier": []},
+            "requests": [{"id": name, "classes": [], "closed": True} for name in request_ids],
         }
         with Tracker(tracking=Tracking(model_name=NAME), storage_root=root, run_id=run_id) as tracker:
             return registry.register(tracker, folder=folder, image_shape=(8, 8, 1), result=result)
