@@ -16,15 +16,15 @@ def honoured_of(result: Mapping[str, Any]) -> dict[str, list[Any]]:
     the classes that they were made not to sample, now and earlier, whether or not the gate agreed.
 
     Requests count that were measured one by one and are closed, and those of the version that the run
-    started from where the gate, which bounds every class that was forgotten earlier, passed. Of a result of
-    a time that noted none: its one request.
+    started from where the worst class, of those forgotten earlier too, is within the gate's bound. Of a
+    result of a time that noted none: its one request.
     """
     request, answers = result.get("request") or {}, result.get("requests")
     if answers is None:
         own, whole = request.get("id"), [] if request.get("sample_ids") else request.get("classes", [])
         return {"request_ids": [] if own is None else [str(own)], "forgotten_classes": sorted(whole)}
     base = result.get("base_version") or {}
-    earlier = base.get("request_ids", []) if passed(result) else []
+    earlier = base.get("request_ids", []) if _worst_class_passed(result) else []
     answered = {str(answer["id"]) for answer in answers}
     closed = [str(answer["id"]) for answer in answers if answer["closed"]]
     labels = [
@@ -36,6 +36,15 @@ def honoured_of(result: Mapping[str, Any]) -> dict[str, list[Any]]:
         "request_ids": [*(name for name in earlier if name not in answered), *closed],
         "forgotten_classes": sorted(set(labels)),
     }
+
+
+def _worst_class_passed(result: Mapping[str, Any]) -> bool:
+    checks = [
+        check["passed"]
+        for check in (result.get("gate") or {}).get("checks") or []
+        if check["name"].startswith("forget_fraction")
+    ]
+    return bool(checks) and all(checks)
 
 
 def passed(result: Mapping[str, Any]) -> bool:
