@@ -4,7 +4,6 @@ briefly."""
 from typing import Any
 
 import pytest
-from runs import run, run_config
 
 from models.weights import weights_digest
 from pipeline.config import Gate, UnlearnConfig
@@ -15,6 +14,7 @@ from pipeline.evaluation.metrics.retain_accuracy import accuracy
 from pipeline.reports.text import gate_state, namer, summary
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.loop import Outcome
+from runs import run, run_config
 
 KEPT = accuracy([0, 2, 3], [0, 2, 3], [2])
 
