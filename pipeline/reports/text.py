@@ -49,6 +49,10 @@ def summary(result: Mapping[str, Any], named: Namer) -> str:
         sentences.append("Whether it still shows was not measured.")
     if warning := exchange_fidelity_warning(before, after):
         sentences.append(f"{warning[0].upper()}{warning[1:]}.")
+    if earlier := (after.get("earlier_fraction") or {}).get("per_class"):
+        label = max(earlier, key=lambda label: earlier[label]["value"])
+        most = share(earlier[label]["value"])
+        sentences.append(f"Of what was forgotten earlier, {named(label)} is sampled most: {most}.")
     settled, crossed = result.get("settled_step"), result.get("first_crossing_step")
     under = f"under {share(target)}" if given(target) else "under the target"
     if given(settled):

@@ -77,7 +77,8 @@ def test_a_class_forgotten_earlier_is_in_no_stream_and_measured_by_itself(root: 
     assert after["leakage"]["null_label"]["n"] == 10 and "leakage/null_label" not in checks
     assert [answer["classes"] for answer in result["requests"]] == [[3]]
     published = result | {"model": {"name": MODEL, "version": 2, "alias": "candidate"}}
-    assert "forgotten earlier" in render_report(published, [], {}, "", class_names=None)
+    page = render_report(published, [], {}, "", class_names=None)
+    assert "forgotten earlier" in page and "Of what was forgotten earlier, 1 is sampled most" in page
     assert f"request {result['request']['id']}, forgotten now: class 3" in summary(published, "report.html")
 
 
