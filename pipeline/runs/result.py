@@ -26,8 +26,8 @@ def base_metrics_of(prepared: Prepared, partition_digest: str) -> tuple[str, dic
     """Where the base model's metrics lie that this run would take, and those metrics when an earlier run
     took them.
 
-    They depend on the weights, the decoder, the partition, the seed, the evaluation's settings, the arithmetic
-    and the code.
+    They depend on the weights, the decoder, the partition, the seed, the evaluation's settings, the
+    arithmetic and the code.
     """
     config = prepared.config
     key = [
