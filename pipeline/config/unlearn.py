@@ -48,10 +48,6 @@ class Method(OpenSection):
     null_fraction: Fraction = Field(
         0.1, description="teacher targets: share of retain rows under the null label"
     )
-    null_target: Literal["null", "label"] = Field(
-        "null",
-        description="what those are held to: the base's null label, or the row's own: then it forgets too",
-    )
     held_fraction: Fraction = Field(
         0.2, description="teacher targets: share of retain rows under labels that were forgotten earlier"
     )

@@ -14,25 +14,25 @@ def answered(answers: Sequence[Answer], after: Mapping[str, Any], gate: Gate) ->
 
     `forget_fraction` is over the request's classes together, with `per_class`; None for named samples alone.
     `membership_auc` is that of all named samples of the run. `closed`: the upper 95 % bound of each of its
-    classes, and the loss attack on its samples, are within the gate's bounds. What was not measured is not
-    closed.
+    classes is within the gate's bound, and the loss attack on its samples is not beyond its own beyond doubt,
+    either way round. What was not measured is not closed.
     """
     return [_answered(answer, after, gate) for answer in answers]
 
 
 def _answered(answer: Answer, after: Mapping[str, Any], gate: Gate) -> dict[str, Any]:
     per_class = of_classes(after, answer.classes)
-    auc = (after.get("membership") or {}).get("auc") if answer.sample_count else None
+    attack = (after.get("membership") or None) if answer.sample_count else None
     gone = per_class.keys() == {str(label) for label in answer.classes} and all(
         share["high"] <= gate.max_forget_fraction for share in per_class.values()
     )
     unseen = not answer.sample_count or (
-        auc is not None and 1 - gate.max_membership_auc <= auc <= gate.max_membership_auc
+        attack is not None and max(attack["low"], 1 - attack["high"]) <= gate.max_membership_auc
     )
     return {
         **answer.model_dump(mode="json"),
         "forget_fraction": pooled(per_class),
-        "membership_auc": auc,
+        "membership_auc": attack and attack["auc"],
         "closed": gone and unseen and bool(answer.classes or answer.sample_count),
     }
 

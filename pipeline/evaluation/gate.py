@@ -71,24 +71,7 @@ def judge_gate(
     as to forget.
     """
     before, after = outcome["before"], outcome["after"]
-    forgotten = _forgotten(gate, after)
-    if after.get("membership"):
-        if not after["forget_fraction"]:  # named samples alone: without that the run shows nothing
-            memorised = before["membership"]
-            forgotten.append(
-                {
-                    "name": "memorised_before",
-                    "value": memorised["low"],
-                    "bound": 0.5,
-                    "passed": memorised["memorised"],
-                }
-            )
-        forgotten += [
-            _at_most("membership_auc", after["membership"]["auc"], gate.max_membership_auc),
-            # losses far above those of never-seen rows give the samples away as surely as low ones: the
-            # attack only has to be turned round
-            _at_most("membership_auc/reversed", 1 - after["membership"]["auc"], gate.max_membership_auc),
-        ]
+    forgotten = [*_forgotten(gate, after), *_named_samples(gate, before, after)]
     retained = (
         _shares(gate, before, after, forgotten_classes)
         if after.get("class_shares")
@@ -148,6 +131,32 @@ def _forgotten(gate: Gate, after: Mapping[str, Any]) -> list[dict[str, Any]]:
             if bound is not None:
                 checks.append(_at_most(f"leakage/{under}", (leakage[under] or {}).get("value"), bound))
     return checks
+
+
+def _named_samples(gate: Gate, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The loss attack. Losses far above those of never-seen rows give the samples away as surely as low ones:
+    the attack only has to be turned round."""
+    attack, bound = after.get("membership"), gate.max_membership_auc
+    if not attack:
+        return []
+    if after["forget_fraction"]:
+        # beside whole classes samples are often few, and the area under the curve is then mostly chance: what
+        # is refused is an attack that does better beyond doubt
+        return [
+            _at_most("membership_auc/lower_end", attack["low"], bound),
+            _at_most("membership_auc/reversed/lower_end", 1 - attack["high"], bound),
+        ]
+    memorised = before["membership"]
+    return [
+        {  # without that there was nothing to forget, and the run shows nothing
+            "name": "memorised_before",
+            "value": memorised["low"],
+            "bound": 0.5,
+            "passed": memorised["memorised"],
+        },
+        _at_most("membership_auc", attack["auc"], bound),
+        _at_most("membership_auc/reversed", 1 - attack["auc"], bound),
+    ]
 
 
 def _accuracy(gate: Gate, retain: Mapping[str, Any]) -> list[dict[str, Any]]:

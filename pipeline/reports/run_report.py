@@ -122,14 +122,15 @@ def _tiles(result: Mapping[str, Any]) -> list[dict[str, str]]:
 
     settled, steps = result.get("settled_step"), result.get("steps")
     was, now = before.get("membership") or {}, after.get("membership") or {}
+    alone = now and not after.get("forget_fraction")  # named samples, and no class beside them
     attack = {
         "title": "Loss attack on them, AUC",
         "value": number(now.get("auc")),
         "note": f"{number(was.get('auc'))} before; chance is 0.5",
     }
     return [
-        attack if now else pair("Forgotten class sampled", "forget_fraction", "value"),
-        pair("Classes right" if now else "Other classes right", "retain_accuracy", "mean"),
+        attack if alone else pair("Forgotten class sampled", "forget_fraction", "value"),
+        pair("Classes right" if alone else "Other classes right", "retain_accuracy", "mean"),
         pair("Lowest class right", "retain_accuracy", "min"),
         {
             "title": "Settled at step",

@@ -22,6 +22,8 @@ CHECKS = {
     "memorised_before": "memorised before: the attack's lower bound on the base model",
     "membership_auc": "loss attack on the named samples",
     "membership_auc/reversed": "the same attack turned round: losses too high give samples away too",
+    "membership_auc/lower_end": "loss attack on the named samples, lower 95 % end",
+    "membership_auc/reversed/lower_end": "the same attack turned round, lower 95 % end",
     "judge_heldout_accuracy": "the judge itself, on held-out images",
     "judge_trained_against": "the judge that measures is the one the model was trained against",
 }
@@ -49,6 +51,10 @@ def summary(result: Mapping[str, Any], named: Namer) -> str:
         sentences.append("Whether it still shows was not measured.")
     if warning := exchange_fidelity_warning(before, after):
         sentences.append(f"{warning[0].upper()}{warning[1:]}.")
+    if of_earlier := (after.get("earlier_fraction") or {}).get("per_class"):
+        label = max(of_earlier, key=lambda label: of_earlier[label]["value"])
+        most = share(of_earlier[label]["value"])
+        sentences.append(f"Of what was forgotten earlier, {named(label)} is sampled most: {most}.")
     settled, crossed = result.get("settled_step"), result.get("first_crossing_step")
     under = f"under {share(target)}" if given(target) else "under the target"
     if given(settled):
@@ -68,7 +74,7 @@ def summary(result: Mapping[str, Any], named: Namer) -> str:
             else f"{share(mean)} now"
         )
         worst = f", {share(lowest)} for the lowest class" if given(lowest) else ""
-        whom = "Every class" if after.get("membership") else "Every other class"
+        whom = "Every class" if after.get("membership") and not left else "Every other class"
         sentences.append(f"{whom} together: {change} predicted right{worst}.")
     elif after.get("class_shares"):
         sentences.append(_mixture(result, after["class_shares"], named))

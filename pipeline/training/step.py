@@ -127,7 +127,6 @@ def train_step(inputs: Inputs, state: State, batch: Batch, iteration: int) -> di
             null_fraction=config.method.null_fraction if state.teacher else 0.0,
             held=tuple(config.request.forgotten_earlier) if state.teacher else (),
             held_fraction=config.method.held_fraction,
-            null_target=config.method.null_target,
             exchange_classes=config.request.exchange_classes_now,
             share_noise=config.method.share_noise,
         )

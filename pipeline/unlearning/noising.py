@@ -117,19 +117,10 @@ def sample_latents(model: GenerativeModel, numbers: Sequence[int], *, seed: int,
 
 
 def drop_labels(
-    fraction: float,
-    null_label: int,
-    held: Sequence[int] = (),
-    held_fraction: float = 0.0,
-    *,
-    null_target: str = "null",
+    fraction: float, null_label: int, held: Sequence[int] = (), held_fraction: float = 0.0
 ) -> Relabel:
     """A relabelling that gives a share of the rows the null label, and another one in turns the labels
-    `held`, for student and teacher alike.
-
-    With `null_target` "label" the teacher of a row under the null label is asked for the row's own class:
-    the mean over retained rows of what it gives is what a null label that knows them alone would give.
-    """
+    `held`, for student and teacher alike."""
     labels = torch.tensor([*held], dtype=torch.long)
 
     def relabel(y: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,7 +129,7 @@ def drop_labels(
             place = (uniform - fraction) / held_fraction  # in [0, 1) for rows that are held
             index = (place * len(labels)).long().clamp(0, len(labels) - 1)
             dropped = torch.where((place >= 0) & (place < 1), labels[index], dropped)
-        return dropped, torch.where(uniform < fraction, y, dropped) if null_target == "label" else dropped
+        return dropped, dropped
 
     return relabel
 
@@ -193,7 +184,6 @@ def step_rows(
     share_noise: bool,
     held: Sequence[int] = (),
     held_fraction: float = 0.0,
-    null_target: str = "null",
 ) -> StepRows:
     """A worker's share of one step.
 
@@ -204,7 +194,7 @@ def step_rows(
     their own.
     """
     noised = partial(noised_rows, model, seed=seed, step=step, device=device)
-    labels = drop_labels(null_fraction, model.null_label, held, held_fraction, null_target=null_target)
+    labels = drop_labels(null_fraction, model.null_label, held, held_fraction)
     r = noised(retain, term="retain", relabel=labels)
     f = noised(forget, term="forget")
     x = None

@@ -145,7 +145,20 @@ def test_each_request_is_closed_by_its_own_classes() -> None:
 
 def test_a_request_for_samples_is_closed_by_the_attack_on_them() -> None:
     answer = Answer(id="s", sample_ids_digest="0" * 64, sample_count=4)
-    for auc, closed in ((0.55, True), (0.7, False), (0.2, False), (None, False)):
-        membership = {} if auc is None else {"membership": {"auc": auc}}
-        (found,) = answered([answer], {"forget_fraction": None, **membership}, Gate())
+    few, many = 0.3, 0.05  # half an interval of few samples says nothing, one of many does
+    for auc, half, closed in ((0.5, many, True), (0.7, few, True), (0.7, many, False), (0.3, many, False)):
+        membership = {"auc": auc, "low": auc - half, "high": auc + half}
+        (found,) = answered([answer], {"forget_fraction": None, "membership": membership}, Gate())
         assert (found["closed"], found["membership_auc"], found["forget_fraction"]) == (closed, auc, None)
+    (unmeasured,) = answered([answer], {"forget_fraction": None}, Gate())
+    assert (unmeasured["closed"], unmeasured["membership_auc"]) == (False, None)
+
+
+def test_beside_classes_the_attack_is_held_to_what_few_samples_can_tell() -> None:
+    def names(half: float) -> list[str]:
+        attack = {"auc": 0.75, "low": 0.75 - half, "high": 0.75 + half}
+        before = {"membership": {"low": 0.3, "memorised": False}}
+        result = outcome({1: (0, 500)}, membership=attack)
+        return [name for name, _ in refused(result | {"before": result["before"] | before})]
+
+    assert names(0.2) == [] and names(0.05) == ["membership_auc/lower_end"]

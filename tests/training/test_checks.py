@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 from distributed import run_world
+from runs import run_config, run_inputs
 from torch import Tensor
 
 from models.weights import weights_digest
@@ -19,7 +20,6 @@ from pipeline.training.periodic_eval import MOST_PENDING, Check, Elsewhere, chec
 from pipeline.training.step import Inputs
 from pipeline.unlearning.collectives import Collectives
 from pipeline.unlearning.parameters import select
-from runs import run_config, run_inputs
 
 SETTLES = {
     "gate.max_forget_fraction": 1.0,
@@ -226,3 +226,14 @@ def test_every_second_of_a_step_is_counted_once() -> None:
         sum(lap.get(n, 0.0) for n in ("data", "forward", "gradients", "second_order", "optimiser"))
         for lap in steps
     ) > 0.5 * sum(lap["step_seconds"] for lap in steps)
+
+
+def test_what_the_base_hardly_samples_is_noted_before_the_first_step() -> None:
+    intervals = {"per_class": {"2": proportion(1, 50).to_dict(), "3": proportion(48, 50).to_dict()}}
+    accuracy = {"mean": 0.5, "min": 0.02, "neighbours": None, "intervals": intervals}
+    metrics = {"forget_fraction": None, "exchange_fraction": None, "exchange_density": None, "fid": {}}
+    measured = Check(metrics=metrics | {"retain_accuracy": accuracy}, seconds=1.0)
+    assert {key: value for key, value in measured.to_record(0).items() if "lacks" in key} == {
+        "lacks/class_2": 0.02
+    }
+    assert not any("lacks" in key for key in measured.to_record(2))
