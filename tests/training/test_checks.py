@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 from distributed import run_world
+from runs import run_config, run_inputs
 from torch import Tensor
 
 from models.weights import weights_digest
@@ -19,7 +20,6 @@ from pipeline.training.periodic_eval import MOST_PENDING, Check, Elsewhere, chec
 from pipeline.training.step import Inputs
 from pipeline.unlearning.collectives import Collectives
 from pipeline.unlearning.parameters import select
-from runs import run_config, run_inputs
 
 SETTLES = {
     "gate.max_forget_fraction": 1.0,

@@ -8,16 +8,6 @@ from typing import Any
 import pytest
 import torch
 from distributed import run_world
-from tiny import relative
-
-from models.weights import weights_digest
-from pipeline.evaluation.confidence import proportion
-from pipeline.evaluation.manifold import Manifold
-from pipeline.training.checkpoint import Checkpoint
-from pipeline.training.initialise import PUSHES, begin, best
-from pipeline.training.loop import Outcome, unlearn
-from pipeline.unlearning.collectives import NonFiniteError
-from pipeline.unlearning.methods.table import METHODS
 from runs import (
     GOLDEN,
     GOLDEN_RUNS,
@@ -29,6 +19,16 @@ from runs import (
     steps_of,
     trained_on_this_rank,
 )
+from tiny import relative
+
+from models.weights import weights_digest
+from pipeline.evaluation.confidence import proportion
+from pipeline.evaluation.manifold import Manifold
+from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.initialise import PUSHES, begin, best
+from pipeline.training.loop import Outcome, unlearn
+from pipeline.unlearning.collectives import NonFiniteError
+from pipeline.unlearning.methods.table import METHODS
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "uno_s": {"method.name": "uno_s"},

@@ -4,6 +4,7 @@ briefly."""
 from typing import Any
 
 import pytest
+from runs import run, run_config
 
 from models.weights import weights_digest
 from pipeline.config import Gate, UnlearnConfig
@@ -14,7 +15,6 @@ from pipeline.evaluation.metrics.retain_accuracy import accuracy
 from pipeline.reports.text import gate_state, namer, summary
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.loop import Outcome
-from runs import run, run_config
 
 KEPT = accuracy([0, 2, 3], [0, 2, 3], [2])
 

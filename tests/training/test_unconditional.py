@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from distributed import run_world
+from runs import run_config, run_inputs
 from tiny import tiny_batch, tiny_dit, tiny_judge, tiny_vae
 
 from models.judge import Judge
@@ -23,7 +24,6 @@ from pipeline.unlearning.experimental.latent_reflection import (
     ReflectingTeacher,
     folds_between,
 )
-from runs import run_config, run_inputs
 
 VAE: dict[str, Any] = {
     "model.size": "vae-mnist",
