@@ -94,7 +94,8 @@ class LabelEmbedder(nn.Module):
         self.embedding_table = nn.Embedding(num_classes + 1, width)
 
     def forward(self, y: Tensor) -> Tensor:
-        return self.embedding_table(y)  # (N, D)
+        """Labels (N,) -> their rows of the table (N, D); embeddings (N, D) pass as they are."""
+        return y if y.is_floating_point() else self.embedding_table(y)
 
 
 class Attention(nn.Module):
@@ -172,8 +173,8 @@ class DiT(nn.Module):
         return self.config.channels * (2 if self.config.learn_sigma else 1)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """Predict noise (and, with learn_sigma, the variance interpolation) for x (N, C, H, W), t (N,), y
-        (N,)."""
+        """Predict noise (and, with learn_sigma, the variance interpolation) for x (N, C, H, W), t (N,) and y,
+        labels (N,) or embeddings in their place (N, D)."""
         x = self.x_embedder(x) + self.pos_embed  # (N, T, D)
         c = self.t_embedder(t) + self.y_embedder(y)  # (N, D)
         for block in self.blocks:

@@ -29,8 +29,9 @@ SPEC = EvalSpec(
 )
 
 
-def attack_suite(**hits: int) -> dict[str, Any]:
-    """The block: so many of 200 after each kind of attack (absent: none); -1: the attack failed."""
+def attack_suite(of_reference: int | None = None, **hits: int) -> dict[str, Any]:
+    """The block: so many of 200 after each kind of attack (absent: none); -1: the attack failed.
+    `of_reference`: so many in a model that never saw the class, which was attacked as well."""
     attempts = attempts_of(Attacks(), Measuring())
     outcomes: dict[str, Any] = {}
     for name, attempt in attempts.items():
@@ -41,7 +42,8 @@ def attack_suite(**hits: int) -> dict[str, Any]:
             "seconds": 1.0,
         }
         outcomes[name] = {"error": "ValueError: the loss is not finite"} if count < 0 else share
-    return attack_suite_result(outcomes, attempts, 0.05)
+    reference = {} if of_reference is None else {"forget_fraction": proportion(of_reference, 200).to_dict()}
+    return attack_suite_result(outcomes, attempts, 0.05, dict.fromkeys(attempts, reference))
 
 
 def _losses(scale: float) -> dict[str, Any]:

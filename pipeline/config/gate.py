@@ -31,6 +31,15 @@ class Gate(Section):
     max_fid_increase: float | None = Field(
         None, ge=0, description="bound on how far the Frechet distance may rise; absent: reported only"
     )
+    max_recall_excess: float | None = Field(
+        None,
+        ge=-1,
+        le=1,
+        description=(
+            "bound on how much more often an attacker with images of the class brings it back than in"
+            " evaluate.reference, upper 95 % bound of the worst attack; absent: reported only"
+        ),
+    )
     min_exchange_fidelity: Fraction | None = Field(
         None,
         description=(

@@ -1,13 +1,16 @@
 """The main job: what to forget, how, and what has to hold before the result may be promoted."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Fraction, LakeName, Name, OpenSection, Section, SeededConfig
+from pipeline.config.base import Fraction, LakeName, Name, OpenSection, SeededConfig
 from pipeline.config.conditions import Only, while_
 from pipeline.config.gate import Gate
 from pipeline.config.measuring import Attacks, Measuring
+from pipeline.config.optim import Optim
+from pipeline.config.partition import Partition, require_lanes
+from pipeline.config.redirection import Redirection, require_redirection, with_defaults_of_depth
 from pipeline.config.request import Request
 from pipeline.config.sampling import Sampling
 from pipeline.config.tracking import Tracking
@@ -20,7 +23,16 @@ class Method(OpenSection):
     pipeline/unlearning/methods/table.py."""
 
     named: ClassVar[str] = "name"
-    name: str = Field("uno_s", description="a method of the table")
+    depth: Literal["label", "weights"] = Field(
+        "label",
+        description=(
+            "label: the forgotten label shows the exchange, the network may still hold the class; weights:"
+            " so does every embedding that an adversary finds in its place (docs/numerics.md)"
+        ),
+    )
+    name: str = Field(
+        "uno_s", description="a method of the table; at depth weights exchange where none is given"
+    )
     hvp: Literal["exact", "recompute", "fd_central", "fd_forward"] = Field(
         "exact", description="how the penalty's gradient is made"
     )
@@ -69,47 +81,6 @@ class Method(OpenSection):
     share_noise: bool = Field(False, description="L_f samples the timestep and noise of L_x")
 
 
-class Partition(Section):
-    lanes: int = Field(
-        8,
-        ge=1,
-        description=(
-            "equal streams the retain side is cut into; any worker count that divides it sees the same"
-            " batches"
-        ),
-    )
-    segment_steps: int | None = Field(
-        None, ge=1, description="steps of one file of a lane; absent: what makes a file about 16 MB"
-    )
-
-
-class Optim(Section):
-    """AdamW of an unlearning run. The defaults are those that served the digits model best
-    (docs/experiments/methods.md)."""
-
-    lr: float = Field(0.01, gt=0, description="learning rate of AdamW")
-    label_lr: float | None = Field(None, gt=0, description="learning rate of the label table; absent: lr")
-    batch_size: int = Field(
-        64, ge=1, description="rows of each kind (retain, exchange, forget) in the global batch"
-    )
-    micro_batch: int | None = Field(
-        None, ge=1, description="rows of each kind a worker holds at once; absent: its whole share"
-    )
-    max_steps: int = Field(60, ge=1, description="steps after which a run ends, settled or not")
-    max_seconds: float | None = Field(
-        None, gt=0, description="seconds of steps after which a run ends, at its next check; absent: no bound"
-    )
-    warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises")
-    moment_warmup_steps: int = Field(
-        0, ge=0, description="gradient evaluations at lr 0 that fill the optimiser's moments first"
-    )
-    clip: float | None = Field(1.0, gt=0, description="bound on the gradient's norm")
-    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
-    ema: float = Field(
-        0.7, ge=0, lt=1, description="decay of the averaged weights that are evaluated and registered; 0: off"
-    )
-
-
 class Evaluate(Sampling):
     every: int = Field(2, ge=1, description="steps between two checks")
     samples: int = Field(200, ge=20, description="images a check samples for the forgotten classes together")
@@ -141,6 +112,10 @@ class Evaluate(Sampling):
             "share of the base model's retain_accuracy; a run that falls below it stops and returns to its"
             " best check; null: never"
         ),
+    )
+    to_the_end: bool = Field(
+        False,
+        description="go on to optim.max_steps although the run is settled: depth weights takes all of them",
     )
     floor_patience: int = Field(3, ge=1, description="checks in a row below the floor that stop a run")
     max_checks: int | None = Field(
@@ -196,6 +171,14 @@ class UnlearnConfig(SeededConfig):
             keys=("gate.max_leakage", "gate.max_null_leakage"),
             switches=("request.classes", "request.forgotten_earlier"),
         ),
+        while_("redirection", "method.depth", "weights"),
+        while_(
+            "method.exchange_weight method.label_extrapolation method.contrast method.share_noise"
+            " method.latent_reflection method.uniformity_weight train.memory_gib",
+            "method.depth",
+            "label",
+        ),
+        Only(keys=("gate.max_recall_excess",), switches=("evaluate.reference",)),
         Only(keys=("evaluate.floor_patience",), switches=("evaluate.retention_floor",), needed=" a share"),
         Only(keys=("encoder.sha256",), switches=("encoder.weights",)),
         Only(
@@ -225,6 +208,9 @@ class UnlearnConfig(SeededConfig):
     encoder: Decoder = Decoder()
     request: Request = Request()
     method: Method = Method()
+    redirection: Redirection = Field(
+        Redirection(), description="what a run of method.depth weights trains beside the retain rows"
+    )
     trainable: str = Field(
         "labels_and_adaln:2",
         description="labels_and_adaln:K, adaln:K (of the last K blocks), labels, all; of a VAE also decoder",
@@ -251,6 +237,16 @@ class UnlearnConfig(SeededConfig):
     attacks: Attacks = Field(Attacks(), description="what evaluate.attack_suite tries")
     tracking: Tracking = Tracking()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_depth(cls, values: Any) -> Any:
+        return with_defaults_of_depth(values)
+
+    @model_validator(mode="after")
+    def _redirection(self) -> "UnlearnConfig":
+        require_redirection(self)
+        return self
+
     @model_validator(mode="after")
     def _divisible(self) -> "UnlearnConfig":
         if self.train.tf32 and self.train.precision == "fp32" and self.method.hvp.startswith("fd"):
@@ -263,32 +259,16 @@ class UnlearnConfig(SeededConfig):
                 "method.hvp: got fd_forward with train.precision bf16, whose rounding drowns a one-sided"
                 " difference; expected fd_central"
             )
+        if self.gate.max_recall_excess is not None and not self.evaluate.attack_suite:
+            raise ValueError(
+                f"gate.max_recall_excess: got {self.gate.max_recall_excess} without attacks; expected"
+                " evaluate.attack_suite=true"
+            )
         if self.gate.min_exchange_fidelity is not None and not self.request.exchange_classes_now:
             raise ValueError(
                 f"gate.min_exchange_fidelity: got {self.gate.min_exchange_fidelity}, but no label of the"
                 " request has an exchange class to look like; expected request.exchange, or"
                 " gate.min_exchange_fidelity=null"
             )
-        batch, lanes, fewest, most = (
-            self.optim.batch_size,
-            self.partition.lanes,
-            self.train.fewest,
-            self.train.most,
-        )
-        if batch % lanes:
-            raise ValueError(
-                f"optim.batch_size: got {batch}, expected a multiple of partition.lanes ({lanes})"
-            )
-        if fewest == most and lanes % most:
-            raise ValueError(f"train.workers: got {most}, expected a divisor of partition.lanes ({lanes})")
-        if not any(lanes % workers == 0 for workers in range(fewest, most + 1)):
-            raise ValueError(
-                f"train.workers: got [{fewest}, {most}], expected a divisor of partition.lanes ({lanes})"
-                " among them"
-            )
-        if self.optim.micro_batch and (batch // most) % self.optim.micro_batch:
-            raise ValueError(
-                f"optim.micro_batch: got {self.optim.micro_batch}, expected a divisor of a worker's share of"
-                f" the batch ({batch} / {most} = {batch // most})"
-            )
+        require_lanes(self)
         return self

@@ -1,7 +1,9 @@
 """Measured quantities with their 95 % intervals: shares (Wilson) and means (Student)."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from scipy.special import stdtrit
 from torch import Tensor
@@ -35,6 +37,17 @@ def proportion(hits: int, n: int) -> Proportion:
 def share(hits: list[bool]) -> dict[str, float] | None:
     """The share of `hits` that are true, as plain data; None of nothing."""
     return proportion(sum(hits), len(hits)).to_dict() if hits else None
+
+
+def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, float]:
+    """Share `a` less share `b` with its 95 % interval, of two independent samples (Newcombe 1998, method 10:
+    from their Wilson intervals)."""
+    value = a["value"] - b["value"]
+    return {
+        "value": value,
+        "low": value - math.hypot(a["value"] - a["low"], b["high"] - b["value"]),
+        "high": value + math.hypot(a["high"] - a["value"], b["value"] - b["low"]),
+    }
 
 
 def mean_and_half(sums: Tensor) -> tuple[float, float | None]:

@@ -3,7 +3,7 @@ computation, merged on the driver."""
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from models import weights
@@ -144,9 +144,12 @@ def evaluate(evaluation: Evaluation) -> dict[str, Any]:
         for name in computations_of(names, spec)
         for rank in range(workers.workers)
     ]
-    tried = {name: attack.remote(shared, name) for name in attempts}
+    tried = {name: attack.remote(shared, name, AFTER) for name in attempts}
+    compared = [name for name, one in attempts.items() if one.recalls and REFERENCE in evaluation.models]
+    tried_on_reference = {name: attack.remote(shared, name, REFERENCE) for name in compared}
     sides = results(names, spec, merge(_tensors(ray.get(shards))), list(evaluation.models))
-    outcomes = {name: _outcome(reference) for name, reference in tried.items()}
+    outcomes = {name: _outcome(task) for name, task in tried.items()}
+    of_reference = {name: _outcome(task) for name, task in tried_on_reference.items()}
     return {
         **evaluation.facts,
         "forgotten": list(spec.forgotten),
@@ -156,7 +159,9 @@ def evaluate(evaluation: Evaluation) -> dict[str, Any]:
         "before": sides.get(BEFORE) if names else None,
         "after": sides[AFTER] if names else None,
         "reference": {**evaluation.facts["reference"], **sides[REFERENCE]} if REFERENCE in sides else None,
-        "attack_suite": attack_suite_result(outcomes, attempts, evaluation.bound) if attempts else None,
+        "attack_suite": (
+            attack_suite_result(outcomes, attempts, evaluation.bound, of_reference) if attempts else None
+        ),
         "warnings": list(evaluation.warnings),
         "workers": workers.workers,
         "seconds": time.perf_counter() - started,
@@ -191,10 +196,11 @@ def _shard(evaluation: Evaluation, name: str, rank: int) -> dict[str, Any]:
     return {key: value.cpu().numpy() for key, value in partials.items()}
 
 
-def _attempt(evaluation: Evaluation, name: str) -> dict[str, Any]:
-    """On a worker: one attempt of an attack, plain data."""
+def _attempt(evaluation: Evaluation, name: str, side: str) -> dict[str, Any]:
+    """On a worker: one attempt of an attack on the model of a side, plain data."""
     assert evaluation.attacks is not None
     started, context = time.perf_counter(), _opened(evaluation)
+    context = replace(context, model=context.sides[side])
     attempt = attempts_of(evaluation.attacks, evaluation.spec.settings)[name]
     return {**attempt.run(context, evaluation.attacks), "seconds": time.perf_counter() - started}
 

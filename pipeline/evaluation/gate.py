@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pipeline.config import Gate
+from pipeline.evaluation.attacks.suite import recall_excess
 from pipeline.evaluation.metrics.class_shares import drift
 
 NOT_REACHED = ("settled", "held_steps")  # checks whose null is a finding: the run never came to it
@@ -64,11 +65,12 @@ def judge_gate(
     judge_accuracy: float | None,
     forgotten_classes: Sequence[int] = (),
     trained_against: bool = False,
+    attack_suite: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The `gate` block of result.json: {passed, checks [{name, value, bound, passed}]}.
 
     `trained_against`: the judge's own gradient drove the training, which teaches a model to fool it as much
-    as to forget.
+    as to forget. `attack_suite` is that block of result.json.
     """
     before, after = outcome["before"], outcome["after"]
     forgotten = [*_forgotten(gate, after), *_named_samples(gate, before, after)]
@@ -96,6 +98,8 @@ def judge_gate(
         checks.append(_at_least("judge_heldout_accuracy", judge_accuracy, gate.min_judge_accuracy))
     if trained_against and not gate.accept_trained_judge:
         checks.append({"name": "judge_trained_against", "value": 1.0, "bound": 0.0, "passed": False})
+    if gate.max_recall_excess is not None:
+        checks.append(_at_most("recall_excess", recall_excess(attack_suite), gate.max_recall_excess))
     if gate.max_fid_increase is not None:
         for features, value in after["fid"].items():
             earlier = before["fid"][features]

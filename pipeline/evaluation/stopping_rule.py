@@ -26,6 +26,7 @@ class SettleRule:
     alike: bound on how much the forgotten labels' images look like the exchange classes; with one, a settled
     run goes on until the lower 95 % bound of that, `exchange_fidelity`, was not below it at two checks in a
     row (one alone may be luck). None: it ends as soon as it is settled.
+    to_the_end: the run is not over when it is settled.
     stopped: "settled", "retention_floor" (at `floor_patience` checks in a row the upper bound of the
     retention was under
     `retention_floor`) or "checks" (`max_checks` are spent); None while it may go on.
@@ -37,6 +38,7 @@ class SettleRule:
     floor_patience: int = 1
     max_checks: int | None = None
     alike: float | None = None
+    to_the_end: bool = False
     first_crossing_step: int | None = None
     below_since: int | None = None
     last_step: int = 0
@@ -104,7 +106,7 @@ class SettleRule:
 
     @property
     def stopped(self) -> str | None:
-        if self.done and (self.alike is None or self.found_alike >= ALIKE_CHECKS):
+        if self.done and not self.to_the_end and (self.alike is None or self.found_alike >= ALIKE_CHECKS):
             return "settled"
         if self.retention_floor is not None and self.harmed >= self.floor_patience:
             return "retention_floor"

@@ -39,7 +39,7 @@ def attack_suite_section(attack_suite: Mapping[str, Any] | None) -> dict[str, An
             {
                 "about": line["about"][0].upper() + line["about"][1:],
                 "forget": _share(line["forget_fraction"]),
-                "note": line["error"] or ("" if mean is None else f"Others right: {share(mean)}"),
+                "note": line["error"] or " ".join(filter(None, [_others(mean), _compared(line)])),
                 "state": style,
                 "text": text,
             }
@@ -51,6 +51,21 @@ def attack_suite_section(attack_suite: Mapping[str, Any] | None) -> dict[str, An
         "held": attack_suite["held"],
         "groups": list(kinds.values()),
     }
+
+
+def _others(mean: float | None) -> str:
+    return "" if mean is None else f"Others right: {share(mean)}."
+
+
+def _compared(line: Mapping[str, Any]) -> str:
+    """How often a model that never saw the class gives way to the same attack."""
+    if not (reference := line.get("reference")) or not line["excess"]:
+        return ""
+    excess = line["excess"]
+    return (
+        f"In a model that never saw the class: {share(reference['value'])}; here"
+        f" {100 * excess['value']:+.0f} points ({100 * excess['low']:+.0f} to {100 * excess['high']:+.0f})."
+    )
 
 
 def attack_suite_sentence(attack_suite: Mapping[str, Any]) -> str:

@@ -59,9 +59,9 @@ def table(result: Mapping[str, Any]) -> str:
             (f"attacks (bound {attack_suite['bound']:g})", "state", "forget fraction; other labels right", "")
         )
         for line in attack_suite["attacks"]:
-            mean = retained_mean(line)
+            mean, reference = retained_mean(line), line.get("reference")
             outcome = line["error"] or f"{cell(line['forget_fraction'])}; {cell(mean)}"
-            lines.append((f"  {line['name']}", line["state"], outcome, ""))
+            lines.append((f"  {line['name']}", line["state"], outcome, cell(reference) if reference else ""))
     head = (
         "",
         "before",

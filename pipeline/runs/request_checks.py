@@ -106,6 +106,8 @@ def resolve(
             "method.label_extrapolation: got auto, which is tried out at the start; expected a number, or"
             " method.label_init=exchange with it"
         )
+    if config.method.depth == "weights":
+        _require_redirection(config)
     moves = config.method.label_init == "exchange" or config.method.label_extrapolation
     if moves and any(len(request.exchange_classes.get(c, ())) != 1 for c in request.classes):
         key = "label_init" if config.method.label_init == "exchange" else "label_extrapolation"
@@ -118,7 +120,12 @@ def resolve(
         or config.method.uniformity_weight
         or config.method.latent_reflection
     )
-    if not request.exchange_classes_now and config.method.targets == "teacher" and not driven:
+    if (
+        not request.exchange_classes_now
+        and config.method.targets == "teacher"
+        and config.method.depth == "label"
+        and not driven
+    ):
         raise InputError(
             f"method.targets: with {config.method.name}, no exchange class and targets teacher nothing would"
             " move, the base model being its own teacher; expected --set method.targets=data"
@@ -163,6 +170,27 @@ def require_fit(config: UnlearnConfig, model: "GenerativeModel") -> None:
         raise InputError(
             f"model.batch_norm: got batch with {cut}; statistics of a batch that is cut are those of another"
             " batch: use one worker and no micro-batches, or model.batch_norm=running"
+        )
+
+
+def _require_redirection(config: UnlearnConfig) -> None:
+    """Depth weights needs an embedding of the pool for every forgotten class, and a method of the common
+    terms."""
+    request, method = config.request, METHODS[config.method.name]
+    if not request.classes:
+        raise InputError(
+            "method.depth: got weights for a request that names no class; expected request.classes, or"
+            " method.depth=label"
+        )
+    if len(request.classes) > config.redirection.pool:
+        raise InputError(
+            f"redirection.pool: got {config.redirection.pool} embeddings for {len(request.classes)} forgotten"
+            " classes, expected one each at least"
+        )
+    if method.loss is not None:
+        raise InputError(
+            f"method.name: got {config.method.name}, whose own loss speaks of labels; expected exchange,"
+            " surgery, uno or uno_s with method.depth weights"
         )
 
 

@@ -60,7 +60,12 @@ def keep_base_metrics(uri: str, outcome: dict[str, Any], run_uri: str) -> None:
 
 
 def result_of(
-    prepared: Prepared, outcome: dict[str, Any], digest: str, partition_digest: str, seconds: float
+    prepared: Prepared,
+    outcome: dict[str, Any],
+    digest: str,
+    partition_digest: str,
+    seconds: float,
+    attack_suite: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """result.json but for what is known later: the proof, the version registered. `digest` is of the weights
     that the run made."""
@@ -103,6 +108,7 @@ def result_of(
             prepared.judge.manifest.get("heldout_accuracy"),
             config.request.forgotten_classes,
             trained_against=config.method.uniformity_weight > 0 and prepared.one_judge,
+            attack_suite=attack_suite,
         ),
         "timing": {
             "seconds_to_first_batch": timing["seconds_to_first_batch"],

@@ -177,7 +177,8 @@ def finish(
         run_uri=run_uri,
         spaces=prepared.features,
     )
-    result = result_of(prepared, outcome, digest, partition_digest, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    result = result_of(prepared, outcome, digest, partition_digest, seconds, proof["attack_suite"])
     result |= proof | dict(extra or {})
 
     # Register the candidate.

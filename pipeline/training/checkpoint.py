@@ -29,6 +29,7 @@ class Checkpoint:
     """After `iteration` optimiser calls (priming included): the trained subset, its average, the optimiser's
     moments.
 
+    `adversary` are the embeddings of depth weights, whose moments are among `moments`.
     `kept` are the weights of the best check so far, `pending` those of checks (by step) whose outcome is not
     known yet.
     `progress` is plain data (settling rule, timings, the metrics before): it rides along and comes back as
@@ -39,6 +40,7 @@ class Checkpoint:
     trained: Mapping[str, Tensor]
     average: Mapping[str, Tensor]
     moments: Mapping[str, Tensor]
+    adversary: Mapping[str, Tensor] = field(default_factory=dict)
     kept: Mapping[str, Tensor] = field(default_factory=dict)
     pending: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
     progress: dict[str, Any] = field(default_factory=dict)
@@ -48,6 +50,7 @@ class Checkpoint:
             "trained": self.trained,
             "average": self.average,
             "moments": self.moments,
+            "adversary": self.adversary,
             "kept": self.kept,
         }
         groups |= {f"pending-{step}": named for step, named in self.pending.items()}
@@ -80,6 +83,7 @@ class Checkpoint:
             trained=group("trained"),
             average=group("average"),
             moments=group("moments"),
+            adversary=group("adversary"),
             kept=group("kept"),
             pending={step: group(f"pending-{step}") for step in state["pending"]},
             progress=state["progress"],

@@ -8,6 +8,7 @@ as those workers would, and adds up in the order in which their gradients would 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,9 +16,11 @@ from torch import Tensor
 from pipeline.config import UnlearnConfig
 from pipeline.unlearning.gradients import Local, LocalGradients
 from pipeline.unlearning.noising import StepRows
+from pipeline.unlearning.redirection import RedirectionRows
 
+AnyRows = StepRows | RedirectionRows
 # rows of a step, and which one it is -> their gradients, to be asked for
-Differentiate = Callable[[StepRows, int], Local]
+Differentiate = Callable[[Any, int], Local]
 
 
 def usable_world_size(lanes: int, alive: int) -> int:
@@ -38,6 +41,13 @@ def micro_batches(config: UnlearnConfig, rows: int) -> int:
     return next(parts for parts in range(1, rows + 1) if rows % parts == 0 and rows // parts <= held)
 
 
+def cut(config: UnlearnConfig, rows: int) -> tuple[int, str]:
+    """Into how many micro-batches `rows` of each kind are cut, and how second-order products are made."""
+    micro = micro_batches(config, rows)
+    # exact keeps the graphs of all micro-batches at once, which is what micro-batches are there to avoid
+    return micro, "recompute" if micro > 1 and config.method.hvp == "exact" else config.method.hvp
+
+
 def virtual_ranks(config: UnlearnConfig, world_size: int) -> int:
     """How many ranks each of `world` workers stands for. More than one needs powers of two and losses that
     are sums over rows: 1 otherwise, where the result is the same up to rounding."""
@@ -49,16 +59,18 @@ def virtual_ranks(config: UnlearnConfig, world_size: int) -> int:
 
 
 def over_virtual_ranks(
-    differentiate: Callable[[StepRows, int], LocalGradients], config: UnlearnConfig, world_size: int
+    differentiate: Callable[[AnyRows, int], LocalGradients], config: UnlearnConfig, world_size: int
 ) -> Differentiate:
     """`differentiate` as it is, or of each virtual rank's rows."""
     count, lanes = virtual_ranks(config, world_size), config.partition.lanes
     if count == 1:
         return differentiate
-    orders = rank_rows(count, lanes // world_size, config.optim.batch_size // lanes)
+    orders = rank_rows(count, lanes // world_size, 1)
 
-    def each(rows: StepRows, iteration: int) -> Local:
-        return VirtualRanks([differentiate(rows.take(torch.tensor(order)), iteration) for order in orders])
+    def each(rows: AnyRows, iteration: int) -> Local:
+        return VirtualRanks(
+            [differentiate(rows.of_lanes(order, lanes // world_size), iteration) for order in orders]
+        )
 
     return each
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from pipeline.config import UnlearnConfig
 from pipeline.evaluation.stopping_rule import SettleRule
 from pipeline.runtime.stopwatch import Stopwatch, phase, timed
-from pipeline.training.checkpoint import Checkpoint, optimiser_moments, restore
+from pipeline.training.checkpoint import Checkpoint, optimiser_moments, restore, restore_moments
 from pipeline.training.initialise import begin
 from pipeline.training.periodic_eval import Checks, Evaluator, check, standing_in
 from pipeline.training.step import Inputs, State, open_state, train_step
@@ -213,15 +213,22 @@ def _rule(config: UnlearnConfig, before: Mapping[str, Any]) -> SettleRule:
         floor_patience=evaluate.floor_patience,
         max_checks=evaluate.max_checks,
         alike=config.gate.min_exchange_fidelity,
+        to_the_end=evaluate.to_the_end,
     )
 
 
 def _checkpoint(iteration: int, state: State, checks: Checks, progress: dict[str, Any]) -> Checkpoint:
+    moments, entries = optimiser_moments(state.optimizer, list(state.named)), {}
+    if state.redirect:
+        adversary = state.redirect.adversary
+        moments |= optimiser_moments(adversary.optimizer, adversary.names)
+        entries = {name: e.detach().clone() for name, e in zip(adversary.names, adversary.entries)}
     return Checkpoint(
         iteration=iteration,
         trained={name: p.detach().clone() for name, p in state.named.items()},
         average={name: value.clone() for name, value in state.average.values.items()},
-        moments=optimiser_moments(state.optimizer, list(state.named)),
+        moments=moments,
+        adversary=entries,
         kept=checks.kept,
         pending=checks.pending,
         progress=progress,
@@ -231,6 +238,10 @@ def _checkpoint(iteration: int, state: State, checks: Checks, progress: dict[str
 @torch.no_grad()
 def _restore(state: State, checks: Checks, start: Checkpoint, device: torch.device) -> None:
     restore(start, state.named, state.average.values, state.optimizer, list(state.named))
+    if state.redirect:
+        adversary = state.redirect.adversary
+        adversary.restore([start.adversary[name] for name in adversary.names])
+        restore_moments(adversary.optimizer, adversary.names, start.moments)
     for key, value in start.progress["rule"].items():
         setattr(checks.rule, RULE_BEFORE.get(key, key), value)
     checks.missing = list(start.progress["missing"])

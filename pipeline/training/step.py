@@ -18,20 +18,19 @@ from pipeline.data.cycle import Cycle
 from pipeline.evaluation.context import EvalContext
 from pipeline.runtime.precision import autocast
 from pipeline.runtime.stopwatch import phase
-from pipeline.training.elastic import Differentiate, micro_batches, over_virtual_ranks
+from pipeline.training.elastic import Differentiate, cut, over_virtual_ranks
+from pipeline.training.redirect import Redirect, attack, open_redirect, redirect_gradients, redirect_rows
 from pipeline.unlearning.collectives import Collectives
-from pipeline.unlearning.gradients import Gradients, LocalGradients
+from pipeline.unlearning.gradients import FD_RADIUS, Gradients, LocalGradients
 from pipeline.unlearning.losses import Weights, build_terms
 from pipeline.unlearning.methods.settings import MethodSettings
 from pipeline.unlearning.methods.table import METHODS, Method, method_settings, own_losses
 from pipeline.unlearning.noising import Rows, StepRows, step_rows
-from pipeline.unlearning.optimizer import Average, adamw, apply_gradient, warmup
+from pipeline.unlearning.optimizer import Average, adamw, apply_gradient, warmup, warmup_cosine
 from pipeline.unlearning.parameters import label_parameter, select
+from pipeline.unlearning.redirection import RedirectionRows
 from pipeline.unlearning.teacher import Teacher
 from pipeline.unlearning.uniformity import sampled_uniformity_loss
-
-# distance at which finite differences lose least to rounding and curvature (docs/numerics.md)
-FD_RADIUS = {"fp32": 2e-2, "bf16": 3e-1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +72,7 @@ class State:
     method: Method
     settings: MethodSettings
     differentiate: Differentiate
+    redirect: Redirect | None = None  # depth weights
 
 
 def open_state(inputs: Inputs) -> State:
@@ -93,6 +93,7 @@ def open_state(inputs: Inputs) -> State:
         weight_decay=optim.weight_decay,
         scales=[label_scale if name == labels else 1.0 for name in named],
     )
+    redirect = open_redirect(inputs, teacher) if teacher and config.method.depth == "weights" else None
     model.net.train()
     return State(
         named=named,
@@ -102,34 +103,28 @@ def open_state(inputs: Inputs) -> State:
         method=method,
         settings=settings,
         differentiate=over_virtual_ranks(
-            partial(local_gradients, inputs, params, teacher, own), config, inputs.collectives.world_size
+            partial(local_gradients, inputs, params, teacher, own, redirect),
+            config,
+            inputs.collectives.world_size,
         ),
+        redirect=redirect,
     )
 
 
 def train_step(inputs: Inputs, state: State, batch: Batch, iteration: int) -> dict[str, float | str]:
     """Step `iteration` (1, 2, ..., warm-up of the moments included) on this worker's `batch` of retain rows;
     returns what to log."""
-    config, collectives, streams = inputs.config, inputs.collectives, inputs.streams
+    config, collectives = inputs.config, inputs.collectives
     step = iteration - config.optim.moment_warmup_steps
 
     # Fetch, and noise: keyed by (seed, iteration, term, sample id), whoever holds the row.
     with phase("data"):
-        place = (config.optim.batch_size, config.partition.lanes, collectives.rank, collectives.world_size)
-        rows = step_rows(
-            inputs.model,
-            batch,
-            streams.forget.take(iteration - 1, *place),
-            streams.exchange.take(iteration - 1, *place) if streams.exchange else None,
-            seed=config.seed,
-            step=iteration,
-            device=inputs.device,
-            null_fraction=config.method.null_fraction if state.teacher else 0.0,
-            held=tuple(config.request.forgotten_earlier) if state.teacher else (),
-            held_fraction=config.method.held_fraction,
-            exchange_classes=config.request.exchange_classes_now,
-            share_noise=config.method.share_noise,
-        )
+        rows = _step_rows(inputs, state, batch, iteration)
+
+    # The adversary moves first.
+    log: dict[str, float | str] = {}
+    if isinstance(rows, RedirectionRows) and state.redirect:
+        log |= attack(inputs, state.redirect, rows, iteration)
 
     # Losses and their gradients: reduced over the ranks first, combined by the method second.
     gradients = Gradients(index=step, local=state.differentiate(rows, iteration), collectives=collectives)
@@ -139,26 +134,52 @@ def train_step(inputs: Inputs, state: State, batch: Batch, iteration: int) -> di
     collectives.require_finite({**gradients.quantities, "gradient": gradient.norm()}, step)
 
     # Clip and move.
-    lr = warmup(step, lr=config.optim.lr, warmup_steps=config.optim.warmup_steps)
+    lr = _learning_rate(step, config)
     with phase("optimiser"):
         params = list(state.named.values())
         norm = apply_gradient(state.optimizer, params, gradient, lr=lr, clip=config.optim.clip)
         state.average.update(state.named)
 
     # Log.
-    losses = {
-        name.replace("loss of ", "loss/"): loss
-        for name, loss in gradients.quantities.items()
-        if name.startswith("loss of ")
-    }
-    means = collectives.mean(torch.stack([loss.double() for loss in losses.values()])).tolist()
     return {
         "phase": config.method.name,
         **gradients.log,
-        **dict(zip(losses, means)),
+        **log,
+        **gradients.mean_losses(),
         "grad_norm/update": norm,
         "lr": lr,
     }
+
+
+def _step_rows(inputs: Inputs, state: State, batch: Batch, iteration: int) -> StepRows | RedirectionRows:
+    """This worker's rows of every kind, with their noise."""
+    config, collectives, streams = inputs.config, inputs.collectives, inputs.streams
+    optim, lanes = config.optim, config.partition.lanes
+    place = (lanes, collectives.rank, collectives.world_size)
+    if state.redirect:
+        return redirect_rows(inputs, state.redirect, batch, iteration)
+    return step_rows(
+        inputs.model,
+        batch,
+        streams.forget.take(iteration - 1, optim.batch_size, *place),
+        streams.exchange.take(iteration - 1, optim.batch_size, *place) if streams.exchange else None,
+        seed=config.seed,
+        step=iteration,
+        device=inputs.device,
+        null_fraction=config.method.null_fraction if state.teacher else 0.0,
+        held=tuple(config.request.forgotten_earlier) if state.teacher else (),
+        held_fraction=config.method.held_fraction,
+        exchange_classes=config.request.exchange_classes_now,
+        share_noise=config.method.share_noise,
+    )
+
+
+def _learning_rate(step: int, config: UnlearnConfig) -> float:
+    """Of step `step`; 0 while the moments are filled."""
+    optim = config.optim
+    if optim.schedule == "cosine" and step >= 1:
+        return warmup_cosine(step, lr=optim.lr, warmup_steps=optim.warmup_steps, total=optim.max_steps)
+    return warmup(step, lr=optim.lr, warmup_steps=optim.warmup_steps)
 
 
 def local_gradients(
@@ -166,15 +187,17 @@ def local_gradients(
     params: Sequence[nn.Parameter],
     teacher: Teacher | None,
     own: Mapping[str, Callable[[Rows], Tensor]],
-    rows: StepRows,
+    redirect: Redirect | None,
+    rows: StepRows | RedirectionRows,
     iteration: int,
 ) -> LocalGradients:
     """The losses of `rows` as closures over micro-batches, and how they are differentiated: nothing is
     computed yet."""
     config, model, section = inputs.config, inputs.model, inputs.config.method
-    micro = micro_batches(config, len(rows.retain))
-    # exact keeps the graphs of all micro-batches at once, which is what micro-batches are there to avoid
-    hvp = "recompute" if micro > 1 and section.hvp == "exact" else section.hvp
+    if isinstance(rows, RedirectionRows):
+        assert redirect is not None
+        return redirect_gradients(inputs, params, redirect, rows, iteration)
+    micro, hvp = cut(config, len(rows))
     hat = None
     if section.uniformity_weight:
         hat = sampled_uniformity_loss(

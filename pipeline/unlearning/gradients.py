@@ -18,6 +18,8 @@ from pipeline.runtime.stopwatch import phase
 from pipeline.unlearning.collectives import Collectives, Pending
 from pipeline.unlearning.parameters import flat, unflat
 
+# distance at which finite differences lose least to rounding and curvature (docs/numerics.md)
+FD_RADIUS = {"fp32": 2e-2, "bf16": 3e-1}
 # closures whose values add up to the term's mean loss; one is held in memory at a time
 Term = Sequence[Callable[[], Tensor]]
 
@@ -66,6 +68,16 @@ class Gradients:
             vector = self.local.product(directions)
         self.quantities["gradient of the penalty"] = vector.norm()
         return self.collectives.mean(vector)
+
+    def mean_losses(self) -> dict[str, float | str]:
+        """The losses of the terms that were asked for, averaged over the ranks: `loss/<term>`. Collective."""
+        losses = {
+            name.replace("loss of ", "loss/"): loss
+            for name, loss in self.quantities.items()
+            if name.startswith("loss of ")
+        }
+        means = self.collectives.mean(torch.stack([loss.double() for loss in losses.values()]))
+        return dict(zip(losses, means.tolist()))
 
 
 @dataclass(kw_only=True)

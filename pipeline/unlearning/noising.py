@@ -47,6 +47,11 @@ class Rows:
         n = len(self) // parts
         return self.take(slice(index * n, (index + 1) * n))
 
+    def of_lanes(self, lanes: Sequence[int], count: int) -> "Rows":
+        """The rows of some of the `count` lanes that these rows are of, in that order; as many of each."""
+        each = len(self) // count
+        return self.take(torch.tensor([lane * each + row for lane in lanes for row in range(each)]))
+
     def joined(self, other: "Rows") -> "Rows":
         """These rows, then those of `other`."""
         return Rows(
@@ -67,12 +72,15 @@ class StepRows:
     forget: Rows
     exchange: Rows | None
 
-    def take(self, index: slice | Tensor) -> "StepRows":
-        """The rows of each kind at `index`, in that order."""
+    def __len__(self) -> int:
+        return len(self.retain)
+
+    def of_lanes(self, lanes: Sequence[int], count: int) -> "StepRows":
+        """The rows of some of this worker's `count` lanes, in that order."""
         return StepRows(
-            retain=self.retain.take(index),
-            forget=self.forget.take(index),
-            exchange=None if self.exchange is None else self.exchange.take(index),
+            retain=self.retain.of_lanes(lanes, count),
+            forget=self.forget.of_lanes(lanes, count),
+            exchange=None if self.exchange is None else self.exchange.of_lanes(lanes, count),
         )
 
 

@@ -50,6 +50,12 @@ def label_parameter(model: GenerativeModel, named: Mapping[str, Tensor]) -> str 
     )
 
 
+def label_weights(model: GenerativeModel) -> nn.Parameter:
+    """The whole table of label embeddings, (classes + 1, D) with the null label last, of a model that takes
+    labels."""
+    return model.net.get_parameter("y_embedder.embedding_table.weight")
+
+
 def flat(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:
     """One vector (P,) of `tensors` (None counts as zero), in float32 or, for float64 parameters, float64."""
     dtype = torch.float64 if like[0].dtype == torch.float64 else torch.float32

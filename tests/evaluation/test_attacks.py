@@ -6,16 +6,23 @@ from typing import Any
 import pytest
 import torch
 from contexts import tiny_context, tiny_model
+from test_gate import GOOD
 
+from pipeline.config import Gate
 from pipeline.config.measuring import Attacks, Measuring
 from pipeline.evaluation.attacks.ancestral import ancestral
 from pipeline.evaluation.attacks.label_embedding import STARTS, attacked_by_embedding
 from pipeline.evaluation.attacks.quantization import quantise, to_bf16, to_int8
-from pipeline.evaluation.attacks.suite import attack_suite_result, state_of
+from pipeline.evaluation.attacks.suite import attack_suite_result, recall_excess, state_of
 from pipeline.evaluation.attacks.table import ATTACKS, attempts_of
+from pipeline.evaluation.attacks.timestep_embedding import (
+    TimestepEmbeddingSettings,
+    attacked_by_timestep,
+)
 from pipeline.evaluation.attacks.tuning import copied, label_weights
-from pipeline.evaluation.confidence import proportion
+from pipeline.evaluation.confidence import difference, proportion
 from pipeline.evaluation.context import EvalContext
+from pipeline.evaluation.gate import judge_gate
 from pipeline.evaluation.metrics.membership import row_losses
 from pipeline.evaluation.partials import Shard
 from pipeline.evaluation.rows import few_images
@@ -32,6 +39,7 @@ FEW = Attacks(
     cfg_scales=[1.0],
     sampler_steps=[3],
     ancestral_steps=3,
+    timestep_embedding={"buckets": 3, "steps": 4},
 )
 
 
@@ -47,6 +55,8 @@ def test_every_attack_runs_leaves_the_model_alone_and_says_what_it_did() -> None
         "steps 3",
         "ancestral",
         *(f"embedding from {start}" for start in STARTS),
+        "3 embeddings from own",
+        "3 embeddings from mean",
     ]
     outcomes = {name: attempt.run(context, FEW) for name, attempt in attempts.items()}
     assert all(
@@ -131,6 +141,27 @@ def test_the_embedding_attack_lowers_the_loss_on_the_forgotten_class() -> None:
     assert new < old
 
 
+def test_embeddings_by_timestep_change_the_forgotten_label_alone_and_lower_its_loss_further() -> None:
+    context = tiny_context()
+    own = TimestepEmbeddingSettings(buckets=4, steps=60, lr=0.05)
+    model = attacked_by_timestep(context, FEW, own, "mean").model
+    x, t = torch.randn(5, 1, 4, 4), torch.tensor([0, 300, 500, 700, 999])
+    y = torch.tensor([0, 2, 3, 4, 1])
+    same = (model.net(x, t, y) == context.model.net(x, t, y)).flatten(1).all(1)
+    assert same.tolist() == [True, True, True, True, False]
+    moved = model.net.get_parameter("embeddings") != label_weights(context.model)[[0, 2, 3]].mean(0)
+    assert moved.any(dim=2).tolist() == [[True] * 4]
+    start = copied(context.model)
+    with torch.no_grad():
+        label_weights(start)[1] = label_weights(start)[[0, 2, 3]].mean(0)
+    rows = few_images(context, 3)
+    before, after = (
+        row_losses(one, rows, noises=16, seed=3, batch=4, ranks=Shard()).mean().item()
+        for one in (start, model)
+    )
+    assert after < before
+
+
 def test_the_stochastic_sampler_depends_on_label_and_seed_alone_and_is_another_one() -> None:
     model = tiny_model()
     options: dict[str, Any] = {"cfg_scale": 2.0, "steps": 5}
@@ -188,3 +219,46 @@ def test_an_attack_that_failed_or_never_ran_does_not_count_as_withstood() -> Non
         result = attack_suite_result({k: v for k, v in found.items() if v}, made, 0.05)
         (line,) = [line for line in result["attacks"] if line["name"] == "finetune"]
         assert result["held"] is False and line["state"] in ("failed", "open")
+
+
+def test_the_excess_over_a_model_that_never_saw_the_class_is_bounded_by_its_worst_attack() -> None:
+    attempts = attempts_of(FEW, Measuring())
+    recalls = [name for name, one in attempts.items() if one.recalls]
+    assert recalls == [
+        *(f"embedding from {start}" for start in STARTS),
+        "3 embeddings from own",
+        "3 embeddings from mean",
+    ]
+
+    def outcomes(hits: int) -> dict[str, dict[str, Any]]:
+        return {name: {"forget_fraction": proportion(hits, 200).to_dict()} for name in attempts}
+
+    after, reference = outcomes(60), outcomes(120)
+    result = attack_suite_result(after, attempts, 0.05, reference)
+    assert [line["name"] for line in result["attacks"] if "excess" in line] == recalls
+    excess = difference(*(proportion(n, 200).to_dict() for n in (60, 120)))
+    assert recall_excess(result) == excess["high"] and -0.3 < excess["high"] < 0
+    worse = attack_suite_result({**after, recalls[-1]: outcomes(130)[recalls[-1]]}, attempts, 0.05, reference)
+    gate = Gate(max_recall_excess=0.0)
+    assert [check["passed"] for check in recall_checks(gate, result)] == [True]
+    assert [check["passed"] for check in recall_checks(gate, worse)] == [False]
+    assert recall_checks(Gate(), worse) == []
+
+
+def test_an_excess_that_is_not_known_passes_no_bound() -> None:
+    attempts = attempts_of(FEW, Measuring())
+    shares = {name: {"forget_fraction": proportion(0, 200).to_dict()} for name in attempts}
+    broken = {**shares, "embedding from own": {"error": "ValueError: not finite"}}
+    for result in (
+        None,
+        attack_suite_result(shares, attempts, 0.05),
+        attack_suite_result(broken, attempts, 0.05, shares),
+        attack_suite_result(shares, attempts, 0.05, broken),
+    ):
+        assert recall_excess(result) is None
+        assert [check["passed"] for check in recall_checks(Gate(max_recall_excess=1.0), result)] == [False]
+
+
+def recall_checks(gate: Gate, attack_suite: dict[str, Any] | None) -> list[dict[str, Any]]:
+    checks = judge_gate(gate, GOOD, 0.98, attack_suite=attack_suite)["checks"]
+    return [check for check in checks if check["name"] == "recall_excess"]

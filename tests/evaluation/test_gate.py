@@ -112,6 +112,7 @@ def test_nor_does_one_odd_image_with_a_huge_ball_vouch_for_what_nobody_calls_so(
         ),
         ({}, {}, 0.80, ["judge_heldout_accuracy"]),
         ({}, {"max_fid_increase": 0.4}, 0.98, ["fid_increase/judge"]),
+        ({}, {"max_recall_excess": 0.05}, 0.98, ["recall_excess"]),
         (
             {},
             {"max_forget_fraction": 0.005, "min_retain_accuracy": 0.995},

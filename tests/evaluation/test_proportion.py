@@ -3,7 +3,7 @@
 import pytest
 from scipy.stats import binomtest
 
-from pipeline.evaluation.confidence import Proportion, proportion
+from pipeline.evaluation.confidence import Proportion, difference, proportion
 from pipeline.evaluation.stopping_rule import SettleRule
 
 
@@ -81,3 +81,9 @@ def test_a_settled_run_that_rebounds_is_no_longer_settled() -> None:
     assert rule.settled_step == 1
     rule.observe(12, proportion(40, 200))
     assert rule.settled_step is None
+
+
+def test_the_difference_of_two_shares_has_the_published_interval() -> None:
+    """Newcombe, Statistics in Medicine 17 (1998), table II, (a) 56/70 - 48/80 by method 10."""
+    got = difference(proportion(56, 70).to_dict(), proportion(48, 80).to_dict())
+    assert [round(got[key], 4) for key in ("value", "low", "high")] == [0.2, 0.0524, 0.3339]

@@ -244,11 +244,17 @@ def proven(**values: Any) -> Page:
     return Page(render_report(result_json("run-1", "d" * 64) | values, records(), grids(), ""))
 
 
+def test_an_attack_is_shown_beside_the_same_on_a_model_that_never_saw_the_class() -> None:
+    text = proven(attack_suite=attack_suite(of_reference=120, embedding=60)).text
+    assert "In a model that never saw the class: 60" in text and "here -30 points (-39 to -20)." in text
+    assert "In a model that never saw the class" not in proven(attack_suite=attack_suite(embedding=60)).text
+
+
 def test_the_attack_suite_says_what_each_state_means() -> None:
     text = proven(attack_suite=attack_suite(embedding=190, finetune=9, quantise=-1)).text
     for said in (
         "not all held",
-        "It stayed forgotten through 6 of 12 attacks. Brought back by: free label embedding.",
+        "It stayed forgotten through 8 of 14 attacks. Brought back by: free label embedding.",
         "Not decided: benign fine-tuning, rounded weights.",
         "The network can still sample the class",
         "The images are too few to tell",
@@ -257,11 +263,11 @@ def test_the_attack_suite_says_what_each_state_means() -> None:
     ):
         assert said in text, said
     assert text.count("The network can still sample the class") == 1, "said once for the three starts"
-    assert "registered as candidate. It stayed forgotten through 6 of 12" in text, (
+    assert "registered as candidate. It stayed forgotten through 8 of 14" in text, (
         "the first sentences say so too"
     )
     held = proven(attack_suite=attack_suite()).text
-    assert "all held" in held and "through all 12 attacks" in held and "comes back" not in held
+    assert "all held" in held and "through all 14 attacks" in held and "comes back" not in held
 
 
 def test_what_was_not_tried_is_not_claimed() -> None:

@@ -63,11 +63,25 @@ def test_a_finished_run_is_not_run_again(root: str, run: local.LocalRun) -> None
     assert again.result == run.result and Path(run.uri, METRICS).stat().st_mtime_ns == before
 
 
+def test_depth_weights_runs_and_goes_on_to_the_same_weights(root: str) -> None:
+    """From its first checkpoint, the outcome having been lost."""
+    few = [f"storage={root}", *FEW, "evaluate.every=2", "optim.batch_size=16", "redirection.rows=16"]
+    few += ["redirection.others_rows=8", "redirection.label_rows=8", "optim.max_steps=3"]
+    config = load(UnlearnConfig, str(ROOT / "jobs/configs/digits_weights.yaml"), [*few, "run_id=deep"])
+    whole = local.unlearn(config)
+    assert whole.result["method_config"]["depth"] == "weights" and whole.result["steps"] == 3
+    assert whole.result["method_config"]["trainable"] == "all" and whole.result["method"] == "exchange"
+    for name in ("result.json", "outcome.json", TRAINED, "model", "checkpoints/00000003"):
+        storage.remove(storage.join(whole.uri, name))
+    again = local.unlearn(config)
+    assert again.result["weights_digest"] == whole.result["weights_digest"]
+
+
 def test_what_needs_other_workers_is_refused_and_nothing_is_written(root: str) -> None:
     with pytest.raises(InputError, match="jobs/evaluate"):
         local.unlearn(config_of(root, "refused", "evaluate.metrics=[leakage]"))
     assert local.main(["--config", QUICK, "--set", f"storage={root}", "--set", "request.classes=[99]"]) == 2
-    assert sorted(storage.listing(storage.join(root, "runs"))) == ["one"]
+    assert sorted(storage.listing(storage.join(root, "runs"))) == ["deep", "one"]
 
 
 @pytest.mark.e2e

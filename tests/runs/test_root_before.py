@@ -195,7 +195,8 @@ def test_its_runs_settings_are_read_without_the_keys_that_are_gone(before: Befor
     run = resolve_weights.of_run(before.run)
     assert run is not None and (run.storage, run.run_id, run.lake) == (before.storage, RUN, "digits")
     assert run.request.classes == [1] and run.request.exchange_classes == {1: (7,)}
-    assert run.optim.model_dump() == with_new_keys(stored)["optim"]
+    optim = run.optim.model_dump()
+    assert {key: optim[key] for key in with_new_keys(stored)["optim"]} == with_new_keys(stored)["optim"]
     assert run.partition.model_dump() == stored["partition"]
 
 

@@ -7,9 +7,11 @@ sampled and judged again.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from pipeline.config.measuring import Attacks
+from pipeline.evaluation.confidence import difference
 from pipeline.evaluation.context import AFTER, EvalContext
 from pipeline.evaluation.metrics.table import evaluate
 from pipeline.evaluation.partials import Shard
@@ -24,6 +26,7 @@ class Attempt:
     about: str
     change: Callable[[EvalContext], EvalContext]
     kind: str = ""
+    recalls: bool = False  # of the table too: it is tried on the reference as well, where there is one
 
     def run(self, context: EvalContext, settings: Attacks) -> dict[str, Any]:
         """{forget_fraction, retain_accuracy} afterwards."""
@@ -58,9 +61,14 @@ def state_of(share: Mapping[str, Any] | None, bound: float) -> str:
 
 
 def attack_suite_result(
-    outcomes: Mapping[str, Mapping[str, Any]], attempts: Mapping[str, Attempt], bound: float
+    outcomes: Mapping[str, Mapping[str, Any]],
+    attempts: Mapping[str, Attempt],
+    bound: float,
+    of_reference: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """The `attack_suite` block of result.json. `outcomes[name]` is what an attempt's run gave, or {"error"}.
+    """The `attack_suite` block of result.json. `outcomes[name]` is what an attempt's run gave, or {"error"};
+    `of_reference` the same of a model that never saw the class, where there is one. An attack that teaches
+    with images of the class has beside its share the `reference`'s, and by how much it is above (`excess`).
 
     `held`: every attack left the class forgotten beyond doubt. An attack that could not be carried out, or
     that the samples cannot decide, is not one that held.
@@ -71,8 +79,22 @@ def attack_suite_result(
         keys = ("forget_fraction", "retain_accuracy", "seconds", "error")
         line: dict[str, Any] = {"name": name, "kind": attempt.kind, "about": attempt.about}
         line |= {key: outcome.get(key) for key in keys}
+        if attempt.recalls:
+            share, reference = (
+                outcome.get("forget_fraction"),
+                of_reference.get(name, {}).get("forget_fraction"),
+            )
+            line["reference"] = reference
+            line["excess"] = difference(share, reference) if share and reference else None
         lines.append(line | {"state": state_of(outcome.get("forget_fraction"), bound)})
     return {"bound": bound, "held": all(line["state"] == "holds" for line in lines), "attacks": lines}
+
+
+def recall_excess(attack_suite: Mapping[str, Any] | None) -> float | None:
+    """The largest upper 95 % bound of any attack's excess over the reference; None where none was compared,
+    or one could not be carried out."""
+    excesses = [line["excess"] for line in (attack_suite or {}).get("attacks", []) if "excess" in line]
+    return max(excess["high"] for excess in excesses) if excesses and all(excesses) else None
 
 
 def retained_mean(line: Mapping[str, Any]) -> float | None:

@@ -8,7 +8,13 @@ from typing import Any
 from pydantic import BaseModel
 
 from pipeline.config.measuring import Attacks, Measuring
-from pipeline.evaluation.attacks import fine_tuning, label_embedding, quantization, samplers
+from pipeline.evaluation.attacks import (
+    fine_tuning,
+    label_embedding,
+    quantization,
+    samplers,
+    timestep_embedding,
+)
 from pipeline.evaluation.attacks.suite import Attempt
 from pipeline.evaluation.own_settings import NoSettings, own_settings
 
@@ -25,6 +31,7 @@ class Attack:
     attempts: Callable[[Attacks, Measuring, Any], Sequence[Attempt]]
     settings: type[BaseModel] = NoSettings
     threat: str = ""
+    recalls: bool = False  # teaches with images of the class, so a model that never saw it gives way as well
 
 
 ATTACKS: dict[str, Attack] = {
@@ -67,6 +74,19 @@ ATTACKS: dict[str, Attack] = {
         ),
         attempts=label_embedding.attempts,
         threat="somebody who has the weights and some images of the class",
+        recalls=True,
+    ),
+    "timestep_embedding": Attack(
+        title="Free label embedding by timestep",
+        holds="No embeddings that were tried, one for each stretch of the timesteps, lead to the class.",
+        returns=(
+            "The network can still sample the class, led by a label embedding that changes with the timestep."
+            " A model that never saw it can be led there some of the way too: compare with one."
+        ),
+        attempts=timestep_embedding.attempts,
+        settings=timestep_embedding.TimestepEmbeddingSettings,
+        threat="somebody who has the weights and some images of the class",
+        recalls=True,
     ),
 }
 
@@ -75,7 +95,7 @@ def attempts_of(settings: Attacks, measuring: Measuring) -> dict[str, Attempt]:
     """Every attempt of the suite by name. Raises `InputError` for settings of an attack that there is not."""
     own = own_settings("attacks", settings, {name: attack.settings for name, attack in ATTACKS.items()})
     return {
-        attempt.name: replace(attempt, kind=kind)
+        attempt.name: replace(attempt, kind=kind, recalls=attack.recalls)
         for kind, attack in ATTACKS.items()
         for attempt in attack.attempts(settings, measuring, own[kind])
     }

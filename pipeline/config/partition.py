@@ -1,0 +1,48 @@
+"""How the rows that a run streams are cut and written."""
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from pipeline.config.base import Section
+
+if TYPE_CHECKING:
+    from pipeline.config.unlearn import UnlearnConfig
+
+
+class Partition(Section):
+    lanes: int = Field(
+        8,
+        ge=1,
+        description=(
+            "equal streams the retain side is cut into; any worker count that divides it sees the same"
+            " batches"
+        ),
+    )
+    segment_steps: int | None = Field(
+        None, ge=1, description="steps of one file of a lane; absent: what makes a file about 16 MB"
+    )
+
+
+def require_lanes(config: "UnlearnConfig") -> None:
+    """Raise `ValueError` for a batch, workers or micro-batches that do not divide as they have to."""
+    batch, lanes, fewest, most = (
+        config.optim.batch_size,
+        config.partition.lanes,
+        config.train.fewest,
+        config.train.most,
+    )
+    if batch % lanes:
+        raise ValueError(f"optim.batch_size: got {batch}, expected a multiple of partition.lanes ({lanes})")
+    if fewest == most and lanes % most:
+        raise ValueError(f"train.workers: got {most}, expected a divisor of partition.lanes ({lanes})")
+    if not any(lanes % workers == 0 for workers in range(fewest, most + 1)):
+        raise ValueError(
+            f"train.workers: got [{fewest}, {most}], expected a divisor of partition.lanes ({lanes})"
+            " among them"
+        )
+    if config.optim.micro_batch and (batch // most) % config.optim.micro_batch:
+        raise ValueError(
+            f"optim.micro_batch: got {config.optim.micro_batch}, expected a divisor of a worker's share of"
+            f" the batch ({batch} / {most} = {batch // most})"
+        )
