@@ -99,7 +99,6 @@ def redirect_rows(inputs: "Inputs", redirect: Redirect, batch: Batch, iteration:
             inputs.model.null_label,
             config.request.forgotten_earlier,
             config.method.held_fraction,
-            null_target=config.method.null_target,
         ),
         retained=redirect.retained,
         exchange=redirect.exchange,
