@@ -19,14 +19,14 @@ def run(config: AttackMethodsConfig, dry_run: bool) -> None:
     from pipeline.runtime.progress import gathered
     from pipeline.studies.attack_comparison import attacked_cells, compare, table
 
-    wanted = attacked_cells(config)
+    cells = attacked_cells(config)
     uri = storage.join(config.storage, "comparisons", f"{config.name}.jsonl")
     if dry_run:
-        print(f"would make {len(wanted)} runs, each with {len(config.attack_suite)} attacks and relearning")
+        print(f"would make {len(cells)} runs, each with {len(config.attack_suite)} attacks and relearning")
         return
-    found = gathered(compare(config, uri), "attacking methods", len(wanted))
-    print(table(found, config))
-    print(f"\n{len(found)} runs in {uri}")
+    rows = gathered(compare(config, uri), "attacking methods", len(cells))
+    print(table(rows, config))
+    print(f"\n{len(rows)} runs in {uri}")
 
 
 if __name__ == "__main__":

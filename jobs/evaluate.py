@@ -24,14 +24,14 @@ def run(config: EvaluateConfig, dry_run: bool) -> None:
     from pipeline.runtime import cluster_ray
 
     evaluation = version_evaluation.check(config)
-    what = ", ".join(
+    subject = ", ".join(
         [
             *evaluation.metrics,
             *(["the attack suite"] if evaluation.attacks else []),
             *(["the retrained reference"] if evaluation.facts["reference"] else []),
         ]
     )
-    print(f"{evaluation.facts['what']} ({evaluation.facts['weights_digest'][:12]}): {what}", flush=True)
+    print(f"{evaluation.facts['what']} ({evaluation.facts['weights_digest'][:12]}): {subject}", flush=True)
     for warning in evaluation.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     output = version_evaluation.output_uri(config, evaluation.facts)

@@ -53,9 +53,9 @@ def run(config: PretrainConfig, dry_run: bool) -> None:
 
 def quality(manifest: Mapping[str, Any]) -> str:
     """What the judge found: images predicted right or, of a model without labels, what its images are."""
-    if judged := manifest.get("judged_right"):
-        worst = f"worst class {judged['min']:.1%}, CFG {judged['cfg_scale']:g}"
-        return f"{judged['mean']:.1%} of {judged['samples']} sampled images judged right ({worst})"
+    if accuracy := manifest.get("judged_right"):
+        worst = f"worst class {accuracy['min']:.1%}, CFG {accuracy['cfg_scale']:g}"
+        return f"{accuracy['mean']:.1%} of {accuracy['samples']} sampled images judged right ({worst})"
     shares = manifest["class_shares"]
     text = ", ".join(f"{label}: {share:.1%}" for label, share in shares["per_class"].items())
     return f"{shares['n']} sampled images judged {text}"

@@ -116,8 +116,8 @@ class Diffusion:
         """
         x_t = self.q_sample(x0, noise.t, noise.eps)
         got = self.predict(net, x_t, noise.t, y)
-        wanted = noise.eps if target is None else target.eps
-        loss = (got.eps - wanted.to(got.eps.dtype)).square().flatten(1).mean(dim=1)
+        target_noise = noise.eps if target is None else target.eps
+        loss = (got.eps - target_noise.to(got.eps.dtype)).square().flatten(1).mean(dim=1)
         if got.v is None:
             return loss
         if target is not None:

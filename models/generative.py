@@ -166,8 +166,8 @@ def family_of(size: str) -> Family:
     for family in FAMILIES.values():
         if size in family.sizes:
             return family
-    known = ", ".join(name for family in FAMILIES.values() for name in family.sizes)
-    raise ValueError(f"model.size: got {size!r}, expected one of {known}")
+    sizes = ", ".join(name for family in FAMILIES.values() for name in family.sizes)
+    raise ValueError(f"model.size: got {size!r}, expected one of {sizes}")
 
 
 def is_conditional(size: str) -> bool:

@@ -202,11 +202,11 @@ class VAEModel:
         """Negative ELBO in nats, (N,): reconstruction summed over pixels + beta KL. A `target` stands in for
         the pixels to be met."""
         out, mean, log_variance = net(x0, noise.eps.to(x0.dtype))
-        wanted = x0 if target is None else target.eps.to(x0.dtype)
+        target_image = x0 if target is None else target.eps.to(x0.dtype)
         if self.architecture.reconstruction == "bce":
-            errors = F.binary_cross_entropy_with_logits(out, (wanted + 1) / 2, reduction="none")
+            errors = F.binary_cross_entropy_with_logits(out, (target_image + 1) / 2, reduction="none")
         else:
-            errors = (out - wanted).square()
+            errors = (out - target_image).square()
         kl = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(1)
         return errors.flatten(1).sum(1) + self.architecture.beta * kl
 

@@ -83,8 +83,10 @@ class Lake:
                     f"class {label} is not in the lake {self.manifest.name!r}, expected one of"
                     f" {_ranges(sorted(labels_there))}"
                 )
-        wanted = labels_there if labels is None else set(labels)
-        shards = [shard for shard in self.manifest.shards if shard.split == split and shard.label in wanted]
+        selection = labels_there if labels is None else set(labels)
+        shards = [
+            shard for shard in self.manifest.shards if shard.split == split and shard.label in selection
+        ]
         return sorted(shards, key=lambda shard: (shard.label, shard.path))
 
     def read(

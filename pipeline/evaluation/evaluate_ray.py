@@ -144,11 +144,11 @@ def evaluate(evaluation: Evaluation) -> dict[str, Any]:
         for name in computations_of(names, spec)
         for rank in range(workers.workers)
     ]
-    tried = {name: attack.remote(shared, name, AFTER) for name in attempts}
+    attack_tasks = {name: attack.remote(shared, name, AFTER) for name in attempts}
     compared = [name for name, one in attempts.items() if one.recalls and REFERENCE in evaluation.models]
     tried_on_reference = {name: attack.remote(shared, name, REFERENCE) for name in compared}
     sides = results(names, spec, merge(_tensors(ray.get(shards))), list(evaluation.models))
-    outcomes = {name: _outcome(task) for name, task in tried.items()}
+    outcomes = {name: _outcome(task) for name, task in attack_tasks.items()}
     of_reference = {name: _outcome(task) for name, task in tried_on_reference.items()}
     return {
         **evaluation.facts,

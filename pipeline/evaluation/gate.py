@@ -38,23 +38,26 @@ def exchange_fidelity(
     and density by one odd image whose ball is huge. `end`: of their values, or of the lower ends of their 95
     % intervals. None where they were not measured, or the base reaches nothing.
     """
-    called, drawn = after.get("exchange_fraction"), (after.get("exchange_density") or {}).get("forgotten")
+    predicted, density = (
+        after.get("exchange_fraction"),
+        (after.get("exchange_density") or {}).get("forgotten"),
+    )
     own = (before.get("exchange_density") or {}).get("own")
-    if not (called and drawn and own and own["value"]) or drawn[end] is None:
+    if not (predicted and density and own and own["value"]) or density[end] is None:
         return None
-    return min(called[end], drawn[end] / own["value"])
+    return min(predicted[end], density[end] / own["value"])
 
 
 def exchange_fidelity_warning(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
     """What to say where the forgotten labels sample nothing that looks like their exchange classes."""
-    found = exchange_fidelity(before, after)
-    if found is None or found >= FIDELITY_BOUND:
+    fidelity = exchange_fidelity(before, after)
+    if fidelity is None or fidelity >= FIDELITY_BOUND:
         return None
-    called = after["exchange_fraction"]["value"]
+    predicted = after["exchange_fraction"]["value"]
     density, own = after["exchange_density"]["forgotten"]["value"], before["exchange_density"]["own"]["value"]
     return (
-        f"what the forgotten labels sample does not look like their exchange classes: {called:.1%} is called"
-        f" so, and real images lie around it with density {density:.2f}, {own:.2f} around the base's samples"
+        f"what the forgotten labels sample does not look like their exchange classes: {predicted:.1%} is"
+        f" predicted so, and real images lie around it with density {density:.2f}, {own:.2f} around the base's samples"
         " under the exchange labels; look at the samples"
     )
 

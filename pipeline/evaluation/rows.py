@@ -24,8 +24,8 @@ def pick(rows: Batch, n: int, seed: int, purpose: str) -> Batch:
     """At most `n` of `rows`, chosen by (seed, purpose) and kept in their order."""
     if len(rows) <= n:
         return rows
-    chosen = torch.randperm(len(rows), generator=generator(seed, purpose))[:n]
-    return rows.take(sorted(chosen.tolist()))
+    order = torch.randperm(len(rows), generator=generator(seed, purpose))[:n]
+    return rows.take(sorted(order.tolist()))
 
 
 def forgotten_rows(context: EvalContext, split: Split) -> Batch:
@@ -50,8 +50,8 @@ def few_images(context: EvalContext, n: int) -> Batch:
         pick(context.rows([label], "train"), n, spec.seed, f"few of {label}") for label in spec.forgotten
     ]
     whole = context.rows(list(spec.forgotten), "train")
-    chosen = {name for part in parts for name in part.sample_id}
-    return whole.take([index for index, name in enumerate(whole.sample_id) if name in chosen])
+    names = {name for part in parts for name in part.sample_id}
+    return whole.take([index for index, name in enumerate(whole.sample_id) if name in names])
 
 
 def reference_rows(context: EvalContext) -> Batch:

@@ -259,9 +259,9 @@ def seeds_predicted(
     """For a model that reads no labels: of `among` seeds the first `counts[label]` whose image is predicted
     to be `label`; fewer if it is rare."""
     candidates = plan({0: among}, seed=seed, purpose="grid", cfg_scale=1.0, steps=1, batch=128)
-    chosen: dict[int, list[int]] = {label: [] for label in counts}
+    seeds_by_label: dict[int, list[int]] = {label: [] for label in counts}
     for block in sample_blocks(model, judge, candidates, Shard()):
         for position, label in zip(block.positions, block.ranked[:, 0].tolist()):
-            if label in chosen and len(chosen[label]) < counts[label]:
-                chosen[label].append(candidates.seeds[position])
-    return {label: seeds for label, seeds in chosen.items() if seeds}
+            if label in seeds_by_label and len(seeds_by_label[label]) < counts[label]:
+                seeds_by_label[label].append(candidates.seeds[position])
+    return {label: seeds for label, seeds in seeds_by_label.items() if seeds}

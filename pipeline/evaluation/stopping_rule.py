@@ -97,8 +97,8 @@ class SettleRule:
 
     @property
     def settled_step(self) -> int | None:
-        held = self.below_since is not None and self.last_step - self.below_since >= self.patience_steps
-        return self.below_since if held else None
+        is_settled = self.below_since is not None and self.last_step - self.below_since >= self.patience_steps
+        return self.below_since if is_settled else None
 
     @property
     def done(self) -> bool:

@@ -53,20 +53,20 @@ def series_of(
     dots: bool = False,
 ) -> Series:
     """The values of `key` in the records of one kind (and phase); `band` takes `key/low` and `key/high`."""
-    chosen = [
+    points = [
         record
         for record in records
         if record.get("kind") == kind and phase in (None, record.get("phase")) and _number(record.get(key))
     ]
     limits = [
         record
-        for record in chosen
+        for record in points
         if band and _number(record.get(f"{key}/low")) and _number(record.get(f"{key}/high"))
     ]
     return Series(
         name=name,
         color=color,
-        points=[(float(record["step"]), float(record[key])) for record in chosen],
+        points=[(float(record["step"]), float(record[key])) for record in points],
         band=[
             (float(record["step"]), float(record[f"{key}/low"]), float(record[f"{key}/high"]))
             for record in limits

@@ -70,19 +70,19 @@ def _compared(line: Mapping[str, Any]) -> str:
 
 def attack_suite_sentence(attack_suite: Mapping[str, Any]) -> str:
     """In one or two sentences: how many attacks it withstood, and which ones it did not."""
-    tried = [line for line in attack_suite["attacks"] if line["kind"] != "none"]
-    held = [line for line in tried if line["state"] == "holds"]
-    if len(held) == len(tried):
+    attacks = [line for line in attack_suite["attacks"] if line["kind"] != "none"]
+    resisted = [line for line in attacks if line["state"] == "holds"]
+    if len(resisted) == len(attacks):
         return (
             f"It stayed forgotten, under {share(attack_suite['bound'])} beyond doubt, through all"
-            f" {len(tried)} attacks."
+            f" {len(attacks)} attacks."
         )
 
     def kinds(states: Collection[str]) -> str:
-        titles = [ATTACKS[line["kind"]].title.lower() for line in tried if line["state"] in states]
+        titles = [ATTACKS[line["kind"]].title.lower() for line in attacks if line["state"] in states]
         return ", ".join(dict.fromkeys(titles))
 
-    sentences = [f"It stayed forgotten through {len(held)} of {len(tried)} attacks."]
+    sentences = [f"It stayed forgotten through {len(resisted)} of {len(attacks)} attacks."]
     if returned := kinds(("returns",)):
         sentences.append(f"Brought back by: {returned}.")
     if doubt := kinds(DOUBT):
@@ -136,14 +136,14 @@ def timestep_chart(sides: Sides) -> dict[str, Any] | None:
     middles = [(first + last) / 2 for first, last in bins]
     series: list[Series] = []
     with_reference = "reference" in losses
-    for kind, name, shown in (
+    for kind, name, sides_shown in (
         ("forget", "forgotten class", ("before", "after", "reference")),
         ("retain", "retained classes", ("after",) if with_reference else ("before", "after")),
     ):
         group = next(
             (f"{kind}_{split}" for split in ("heldout", "train") if f"{kind}_{split}" in losses[AFTER]), None
         )
-        for side in shown:
+        for side in sides_shown:
             line = losses.get(side, {}).get(group)
             if line is None:
                 continue

@@ -25,7 +25,7 @@ class Group:
 def groups(sides: Mapping[str, Mapping[str, Any] | None]) -> list[Group]:
     """A group for each metric that some side of `sides` ({side: {metric: result}}) has, in the order of the
     table; no rows where it does not apply."""
-    found: list[Group] = []
+    sections: list[Group] = []
     names = {RENAMED.get(name, name) for results in sides.values() for name in results or {}}
     for name, metric in METRICS.items():
         figures = {
@@ -36,8 +36,8 @@ def groups(sides: Mapping[str, Mapping[str, Any] | None]) -> list[Group]:
         titles = dict.fromkeys(title for of_side in figures.values() for title in of_side)
         rows = [(title, {side: of_side.get(title) for side, of_side in figures.items()}) for title in titles]
         if name in names:
-            found.append(Group(name=name, metric=metric, rows=rows))
-    return found
+            sections.append(Group(name=name, metric=metric, rows=rows))
+    return sections
 
 
 def table(result: Mapping[str, Any]) -> str:

@@ -187,8 +187,11 @@ def _samples(grids: Grids, request: Mapping[str, Any], named: Namer) -> list[dic
                 None if images is None else {"address": grid_address(images), "small": is_small(images)}
             )
         cards.append({"label": named(label), "role": _role(label, request), "sides": sides})
-    asked = [card for card in cards if card["role"] == "forgotten"]
-    return [{"kind": "asked", "cards": asked}, {"kind": "rest", "cards": cards[len(asked) :]}]
+    forgotten_cards = [card for card in cards if card["role"] == "forgotten"]
+    return [
+        {"kind": "asked", "cards": forgotten_cards},
+        {"kind": "rest", "cards": cards[len(forgotten_cards) :]},
+    ]
 
 
 def _at(values: Any, path: Sequence[str]) -> Any:

@@ -105,11 +105,11 @@ def _ended(result: Mapping[str, Any]) -> str:
     why = {"retention_floor": "the retention floor", "checks": "evaluate.max_checks"}.get(
         str(result.get("stopped"))
     )
-    kept = result.get("best_step")
-    said = [f"ended by {why}"] * bool(why) + [f"weights of step {kept}"] * (
-        kept not in (None, result["steps"])
+    best_step = result.get("best_step")
+    parts = [f"ended by {why}"] * bool(why) + [f"weights of step {best_step}"] * (
+        best_step not in (None, result["steps"])
     )
-    return f" ({', '.join(said)})" if said else ""
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def _crossed(result: Mapping[str, Any]) -> str:

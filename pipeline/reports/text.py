@@ -34,17 +34,17 @@ def summary(result: Mapping[str, Any], named: Namer) -> str:
     gate_state."""
     request, before, after = (result.get(key) or {} for key in ("request", "before", "after"))
     target = bound_of(result, "forget_fraction") or bound_of(result, "membership_auc")
-    left, was = after.get("forget_fraction") or {}, before.get("forget_fraction") or {}
+    remaining, was = after.get("forget_fraction") or {}, before.get("forget_fraction") or {}
     sentences = [f"The model was asked to {_asked(request, named)}."]
-    if given(left.get("value")):
+    if given(remaining.get("value")):
         interval = (
-            f" (95\u00a0% interval {share(left.get('low'))} to {share(left.get('high'))})"
-            if given(left.get("low"), left.get("high"))
+            f" (95\u00a0% interval {share(remaining.get('low'))} to {share(remaining.get('high'))})"
+            if given(remaining.get("low"), remaining.get("high"))
             else ""
         )
-        count = f" of {left['n']} fresh images" if given(left.get("n")) else ""
+        count = f" of {remaining['n']} fresh images" if given(remaining.get("n")) else ""
         earlier = f", against {share(was['value'])} before" if given(was.get("value")) else ""
-        sentences.append(f"Now {share(left['value'])}{count} still show it{interval}{earlier}.")
+        sentences.append(f"Now {share(remaining['value'])}{count} still show it{interval}{earlier}.")
     elif after.get("membership"):
         sentences.append(_attacked(before.get("membership") or {}, after["membership"]))
     else:
@@ -63,7 +63,7 @@ def summary(result: Mapping[str, Any], named: Namer) -> str:
         sentences.append(
             f"It first came {under} at step {crossed} but did not stay there: it has not settled."
         )
-    elif given(left.get("value")):
+    elif given(remaining.get("value")):
         sentences.append(f"It never came {under}.")
     mean, mean_before = ((side.get("retain_accuracy") or {}).get("mean") for side in (after, before))
     lowest = (after.get("retain_accuracy") or {}).get("min")
@@ -74,7 +74,7 @@ def summary(result: Mapping[str, Any], named: Namer) -> str:
             else f"{share(mean)} now"
         )
         worst = f", {share(lowest)} for the lowest class" if given(lowest) else ""
-        whom = "Every class" if after.get("membership") and not left else "Every other class"
+        whom = "Every class" if after.get("membership") and not remaining else "Every other class"
         sentences.append(f"{whom} together: {change} predicted right{worst}.")
     elif after.get("class_shares"):
         sentences.append(_mixture(result, after["class_shares"], named))

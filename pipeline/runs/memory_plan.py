@@ -117,15 +117,15 @@ class MemoryPlan:
         while rows:  # halved rather than one less: every try is a step taken
             tries.append(("recompute", rows))
             rows = max((n for n in range(1, rows // 2 + 1) if self.rows % n == 0), default=0)
-        budget, tried = USABLE * memory_gib * GIB, []
+        budget, attempts = USABLE * memory_gib * GIB, []
         for mode, rows_at_once in tries:
             need = self.need(mode, rows_at_once).total
             on = f" on {rows_at_once} of {self.rows} rows at once" if rows_at_once else ""
-            tried.append(f"{mode}{on} needs {need / GIB:.1f} of {budget / GIB:.1f} usable GiB")
+            attempts.append(f"{mode}{on} needs {need / GIB:.1f} of {budget / GIB:.1f} usable GiB")
             if need <= budget:
-                return Choice(mode, rows_at_once, ", too much; ".join(tried) + ": it fits")
+                return Choice(mode, rows_at_once, ", too much; ".join(attempts) + ": it fits")
         advice = ": too much; lower optim.micro_batch or train fewer parameters"
-        return Choice(hvp, micro_batch, "; ".join(tried) + advice, fits=False)
+        return Choice(hvp, micro_batch, "; ".join(attempts) + advice, fits=False)
 
     def lines(self, memory_gib: float | None) -> list[str]:
         """The plan for people."""

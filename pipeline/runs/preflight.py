@@ -177,20 +177,20 @@ def _with_id_of_run(config: UnlearnConfig) -> UnlearnConfig:
 def _fitting_uniformity_judge(
     config: UnlearnConfig, judge: model_folder.Stored
 ) -> model_folder.Stored | None:
-    found = run_weights.read_uniformity_judge(config)
-    if found is None:
+    judge_ = run_weights.read_uniformity_judge(config)
+    if judge_ is None:
         return None
-    network = build_judge(found.config)
+    network = build_judge(judge_.config)
     try:
-        weights.load_into(network.net, found.state, f"uniformity_judge.weights: {found.uri}")
+        weights.load_into(network.net, judge_.state, f"uniformity_judge.weights: {judge_.uri}")
     except weights.WeightsError as error:
         raise InputError(str(error)) from error
-    if model_folder.class_count(found.config) != model_folder.class_count(judge.config):
+    if model_folder.class_count(judge_.config) != model_folder.class_count(judge.config):
         raise InputError(
-            f"uniformity_judge.weights: knows {model_folder.class_count(found.config)} classes, the judge"
+            f"uniformity_judge.weights: knows {model_folder.class_count(judge_.config)} classes, the judge"
             f" that measures {model_folder.class_count(judge.config)}"
         )
-    return found
+    return judge_
 
 
 def warning_of(prepared: Prepared) -> str | None:
@@ -228,9 +228,9 @@ def _nearest(
             f"request.nearest_by: got judge, but lake {lake.manifest.name!r} holds latents, which a judge"
             " cannot read; expected embedding"
         )
-    shown = lake.read(request.classes, "heldout")
+    images = lake.read(request.classes, "heldout")
     return confused_classes(
-        judge, shown if len(shown) else lake.read(request.classes), retained, request.neighbours
+        judge, images if len(images) else lake.read(request.classes), retained, request.neighbours
     )
 
 
@@ -281,10 +281,10 @@ def _require_same_classes(
 ) -> None:
     labels = len(lake.manifest.classes)
     own = [("model.weights", model_folder.class_count(base.config))] if model.conditional else []
-    for what, count in (*own, ("judge.weights", model_folder.class_count(judge.config))):
+    for key, count in (*own, ("judge.weights", model_folder.class_count(judge.config))):
         if count != labels:
             raise InputError(
-                f"{what}: knows {count} classes, but lake {lake.manifest.name!r} has {labels}; use weights"
+                f"{key}: knows {count} classes, but lake {lake.manifest.name!r} has {labels}; use weights"
                 " made for this lake"
             )
     # (C, H, W)

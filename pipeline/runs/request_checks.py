@@ -74,10 +74,10 @@ def resolve(
         *(("exchange", e) for es in request.exchange_classes.values() for e in es),
     ]:
         if label not in class_names:
-            known = sorted(class_names)
+            labels = sorted(class_names)
             raise InputError(
-                f"request.{name}: class {label} is not in lake {config.lake!r}, expected one of {known[0]} to"
-                f" {known[-1]}"
+                f"request.{name}: class {label} is not in lake {config.lake!r}, expected one of {labels[0]}"
+                f" to {labels[-1]}"
             )
     if len(request.forgotten_classes) >= len(class_names):
         raise InputError("request.classes: got every class of the lake, expected at least one to be kept")

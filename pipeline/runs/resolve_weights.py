@@ -26,7 +26,7 @@ class Target:
     """Weights to measure. `run` is the configuration of the run they came from, None for a folder that no run
     made."""
 
-    what: str  # in words
+    title: str  # in words
     description: dict[str, Any]  # config.json
     state: Mapping[str, "Tensor"] = field(repr=False)
     digest: str
@@ -37,7 +37,7 @@ class Target:
     @property
     def stored(self) -> model_folder.Stored:
         return model_folder.Stored(
-            uri=self.what,
+            uri=self.title,
             config=self.description,
             state=self.state,
             digest=self.digest,
@@ -95,19 +95,19 @@ def _registered(config: EvaluateConfig) -> Target:
         version = resolve(config.tracking, config.storage, config.version)
     except InputError as error:
         raise InputError(f"{error}; a run's id or a folder of weights will do as well") from error
-    what, run_id = f"{version.name} version {version.version}", version.tags.get(RUN_ID_TAG, "")
+    title, run_id = f"{version.name} version {version.version}", version.tags.get(RUN_ID_TAG, "")
     run_uri = storage.join(config.storage, "runs", run_id)
     run = of_run(run_uri) if run_id else None
     if config.checkpoint:
-        return _of_run(run_uri, config.checkpoint, what)
+        return _of_run(run_uri, config.checkpoint, title)
     stored = registered.read(config.tracking, config.storage, version, "version")
-    return _whole(stored, what, run_id or None, run)
+    return _whole(stored, title, run_id or None, run)
 
 
-def _whole(stored: model_folder.Stored, what: str, run_id: str | None, run: UnlearnConfig | None) -> Target:
+def _whole(stored: model_folder.Stored, title: str, run_id: str | None, run: UnlearnConfig | None) -> Target:
     """Weights that lie in a folder as a whole."""
     return Target(
-        what=what,
+        title=title,
         description=stored.config,
         state=stored.state,
         digest=stored.digest,
@@ -117,7 +117,7 @@ def _whole(stored: model_folder.Stored, what: str, run_id: str | None, run: Unle
     )
 
 
-def _of_run(run_uri: str, checkpoint: str | None, what: str) -> Target:
+def _of_run(run_uri: str, checkpoint: str | None, title: str) -> Target:
     run = of_run(run_uri)
     if run is None:
         raise InputError(
@@ -127,10 +127,10 @@ def _of_run(run_uri: str, checkpoint: str | None, what: str) -> Target:
         return _checkpoint(_chosen(run_uri, checkpoint), run_uri, run)
     if not storage.exists(storage.join(run_uri, MODEL, model_folder.MANIFEST)):
         raise InputError(
-            f"version: {what} is not finished; measure a checkpoint of it with --set checkpoint=last"
+            f"version: {title} is not finished; measure a checkpoint of it with --set checkpoint=last"
         )
     stored = model_folder.read(storage.join(run_uri, MODEL), "version")
-    return _whole(stored, what, run.run_id, run)
+    return _whole(stored, title, run.run_id, run)
 
 
 def _folder(uri: str) -> Target:
@@ -157,17 +157,19 @@ def _chosen(run_uri: str, checkpoint: str) -> str:
 
     if "/" in checkpoint:
         return storage.absolute(checkpoint)
-    found = {}
+    checkpoints = {}
     for path in storage.walk(storage.join(run_uri, CHECKPOINTS)):
         folder, _, name = path.rpartition("/")
         if name == STATE:
-            found[folder] = storage.join(run_uri, CHECKPOINTS, folder)
-    for folder, uri in found.items():
+            checkpoints[folder] = storage.join(run_uri, CHECKPOINTS, folder)
+    for folder, uri in checkpoints.items():
         if folder.rsplit("/", 1)[-1] == checkpoint:
             return uri
-    if checkpoint == "last" and found:
-        return max(found.values(), key=lambda uri: storage.read_json(storage.join(uri, STATE))["iteration"])
-    names = ", ".join(sorted(folder.rsplit("/", 1)[-1] for folder in found)) or "none"
+    if checkpoint == "last" and checkpoints:
+        return max(
+            checkpoints.values(), key=lambda uri: storage.read_json(storage.join(uri, STATE))["iteration"]
+        )
+    names = ", ".join(sorted(folder.rsplit("/", 1)[-1] for folder in checkpoints)) or "none"
     raise InputError(
         f"checkpoint: got {checkpoint!r}, expected last or one of those under {run_uri}: {names}"
     )
@@ -190,7 +192,7 @@ def _checkpoint(uri: str, run_uri: str, run: UnlearnConfig) -> Target:
     base = base_of(run)
     state = {**base.state, **checkpoint.average}
     return Target(
-        what=(
+        title=(
             f"checkpoint {uri.rsplit('/', 1)[-1]} of run {run.run_id}, step"
             f" {checkpoint.iteration - run.optim.moment_warmup_steps}"
         ),

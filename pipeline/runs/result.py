@@ -135,5 +135,7 @@ def publish(
     files[RESULT] = (json.dumps(result, indent=2, allow_nan=False) + "\n").encode()
     for name, data in files.items():
         storage.write_bytes(storage.join(prepared.run_uri, name), data)
-    asked = {name: storage.read_bytes(storage.join(prepared.run_uri, name)) for name in (REQUEST, SETTINGS)}
-    tracker.log_artifacts(files | asked)
+    settings_files = {
+        name: storage.read_bytes(storage.join(prepared.run_uri, name)) for name in (REQUEST, SETTINGS)
+    }
+    tracker.log_artifacts(files | settings_files)

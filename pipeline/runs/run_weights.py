@@ -50,10 +50,10 @@ def with_decoder(model: model_folder.Stored, lake: Lake, encoder: Decoder) -> mo
     if lake.manifest.kind != "latent":
         return model
     if encoder.weights:
-        described, state = import_published.read_autoencoder(
+        description, state = import_published.read_autoencoder(
             fetching.locate(encoder.weights), "encoder.weights", encoder.sha256
         )
-        model = model_folder.with_autoencoder(model, described, state)
+        model = model_folder.with_autoencoder(model, description, state)
     if model.autoencoder is None:
         raise InputError(
             f"encoder.weights: lake {lake.manifest.name!r} holds latents and {model.uri} came without a"
@@ -69,10 +69,10 @@ def require_decoder(config: dict[str, Any], lake: Lake) -> None:
     the lake's images."""
     from models.latents import latent_shape
 
-    described, manifest = config["autoencoder"], lake.manifest
-    size = int(manifest.preprocessing.get("size") or manifest.shape[1] * decoder.factor(described))
+    description, manifest = config["autoencoder"], lake.manifest
+    size = int(manifest.preprocessing.get("size") or manifest.shape[1] * decoder.factor(description))
     try:
-        shape = latent_shape(described["config"], size)
+        shape = latent_shape(description["config"], size)
     except ValueError as error:
         raise InputError(f"encoder.weights: {error}") from error
     if list(shape) != manifest.shape:
@@ -80,9 +80,9 @@ def require_decoder(config: dict[str, Any], lake: Lake) -> None:
             f"encoder.weights: its latents of {size} pixels are {shape}, but lake {manifest.name!r} holds"
             f" {tuple(manifest.shape)}; expected the autoencoder that the lake was made with"
         )
-    if abs(described["scale"] - manifest.encoder.scale) > 1e-6:
+    if abs(description["scale"] - manifest.encoder.scale) > 1e-6:
         raise InputError(
-            f"encoder.weights: its scale is {described['scale']}, the lake was made with"
+            f"encoder.weights: its scale is {description['scale']}, the lake was made with"
             f" {manifest.encoder.scale}"
         )
 
@@ -182,10 +182,10 @@ def missing(config: UnlearnConfig) -> list[str]:
     """What a run of `config` reads and is not there yet, each with the key that names it."""
     from pipeline.data.lake import find_lake, lake_uri
 
-    found = []
+    lines = []
     lake = lake_uri(config.storage, config.lake)
     if find_lake(lake) is None:
-        found.append(f"lake: {lake}")
+        lines.append(f"lake: {lake}")
     own_model = model_folder.model_uri(config.storage, config.model.size, config.lake)
     for key, text, default in (
         ("model.weights", config.model.weights, own_model),
@@ -196,8 +196,8 @@ def missing(config: UnlearnConfig) -> list[str]:
             continue  # looked for in the registry, when the rest is there
         uri = fetching.locate(text) if text else default
         if uri is not None and not uri.startswith(fetching.HUB) and not storage.exists(uri):
-            found.append(f"{key}: {uri}")
-    return found
+            lines.append(f"{key}: {uri}")
+    return lines
 
 
 def _same_name(a: str, b: str) -> bool:

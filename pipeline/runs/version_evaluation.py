@@ -31,7 +31,7 @@ def check(config: EvaluateConfig) -> Evaluation:
     lake_name = config.lake or (run.lake if run else None)
     if lake_name is None:
         raise InputError(
-            f"lake: got none, and {target.what} is no run's: say which images it was trained on, such as"
+            f"lake: got none, and {target.title} is no run's: say which images it was trained on, such as"
             " --set lake=digits"
         )
     lake = open_lake(config.storage, lake_name)
@@ -78,7 +78,7 @@ def check(config: EvaluateConfig) -> Evaluation:
         bound=(run.gate if run else Gate()).max_forget_fraction,
         workers=config.train,
         facts={
-            "what": target.what,
+            "what": target.title,
             "run_id": target.run_id,
             "weights_digest": target.digest,
             "base_digest": base.digest if base else None,

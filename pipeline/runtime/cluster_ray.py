@@ -125,7 +125,7 @@ def wait_for(bundle: Mapping[str, float], fewest: int, most: int, *, wait_s: flo
         )
     from ray.autoscaler.sdk import request_resources
 
-    began = said = time.monotonic()
+    began = last_line = time.monotonic()
     print(f"  {_missing(bundle, fewest)}; waiting up to {wait_s:.0f} s (train.wait_s)", flush=True)
     request_resources(bundles=[dict(bundle)] * most)
     try:
@@ -136,8 +136,8 @@ def wait_for(bundle: Mapping[str, float], fewest: int, most: int, *, wait_s: flo
                     f"{_missing(bundle, fewest)}; gave up after {wait_s:.0f} s. The run goes on when it is"
                     " submitted again"
                 )
-            if now - said >= SAY_EVERY_S:
-                said = now
+            if now - last_line >= SAY_EVERY_S:
+                last_line = now
                 print(f"  {_missing(bundle, fewest)}; still waiting", flush=True)
             time.sleep(min(1.0, wait_s))
     finally:

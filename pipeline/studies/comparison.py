@@ -159,22 +159,22 @@ def draw_sheets(config: CompareConfig, results: Sequence[Mapping[str, Any]], res
         }
 
     names = [item.name for item in open_lake(config.storage, config.lake).manifest.classes]
-    written = []
+    uris = []
     for pair in config.pairs:
         of_row = {
             r["row"]: r
             for r in results
             if r["pair"] == list(pair) and r["seed"] == config.seeds[0] and "failed" not in r
         }
-        shown = [(row, of_row[row]) for row in config.rows if "samples" in of_row.get(row, {})]
-        if not shown:
+        rows = [(row, of_row[row]) for row in config.rows if "samples" in of_row.get(row, {})]
+        if not rows:
             continue
-        base = read(shown[0][1]["samples"], BASE)
+        base = read(rows[0][1]["samples"], BASE)
         uri = storage.join(_samples_uri(results_uri), f"{pair[0]}-to-{pair[1]}.png")
-        lines = [(BASE, base), *((row, read(result["samples"], result["key"])) for row, result in shown)]
+        lines = [(BASE, base), *((row, read(result["samples"], result["key"])) for row, result in rows)]
         storage.write_bytes(uri, sheet(lines, pair[0], names))
-        written.append(uri)
-    return written
+        uris.append(uri)
+    return uris
 
 
 def table(results: Sequence[Mapping[str, Any]], rows: Sequence[str]) -> str:

@@ -18,8 +18,8 @@ def sheet(rows: Sequence[tuple[str, Drawn]], forgotten: int, class_names: Sequen
     labels = [label for label in sorted(rows[0][1]) if label != forgotten]
     blank = np.full_like(rows[0][1][forgotten][:1], 255)
     lines = [
-        np.concatenate([drawn[forgotten], blank, *(drawn[label][:1] for label in labels)])
-        for _, drawn in rows
+        np.concatenate([images[forgotten], blank, *(images[label][:1] for label in labels)])
+        for _, images in rows
     ]
     columns = len(lines[0])
     pixels = Image.fromarray(

@@ -23,7 +23,7 @@ KeyedT = TypeVar("KeyedT", bound=Keyed)
 
 
 def results(
-    wanted: Sequence[KeyedT], run: Callable[[KeyedT], dict[str, Any]], uri: str, processes: int
+    runs: Sequence[KeyedT], run: Callable[[KeyedT], dict[str, Any]], uri: str, processes: int
 ) -> Iterator[dict[str, Any]]:
     """Run what `uri` (JSON lines) does not hold yet; yields every result, old ones first. `run` puts the
     run's `key` into its result."""
@@ -31,8 +31,8 @@ def results(
     if storage.exists(uri):
         lines = map(json.loads, storage.read_bytes(uri).decode().splitlines())
         by_key = {line["key"]: stored_result.in_todays_words(line) for line in lines}
-    yield from (by_key[one.key] for one in wanted if one.key in by_key)
-    missing = [one for one in wanted if one.key not in by_key]
+    yield from (by_key[one.key] for one in runs if one.key in by_key)
+    missing = [one for one in runs if one.key not in by_key]
     if not missing:
         return
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool, _ended_early():

@@ -134,11 +134,11 @@ def follow_log(mlflow: "MlflowClient", storage_root: str, name: str) -> list[Ent
     """
     while True:
         entries = read(storage_root, name)
-        done = carried_out(mlflow, storage_root, name, entries)
-        if done == len(entries):
+        changes = carried_out(mlflow, storage_root, name, entries)
+        if changes == len(entries):
             return entries
-        last = {entry.alias: entry for entry in entries[done:] if entry.alias}
-        for entry in entries[done:]:
+        last = {entry.alias: entry for entry in entries[changes:] if entry.alias}
+        for entry in entries[changes:]:
             if certificate := entry.details.get("certificate"):
                 storage.write_json(certificate_uri(storage_root, name, entry.version), certificate)
         for alias, entry in last.items():

@@ -64,8 +64,8 @@ class RayEvaluator:
 
         if not self._sent:
             return None
-        step, asked, sent_at = self._sent[0]
-        ready, _ = ray.wait([asked], timeout=wait_s)
+        step, pending, sent_at = self._sent[0]
+        ready, _ = ray.wait([pending], timeout=wait_s)
         if not ready and time.monotonic() - sent_at < self._timeout_s:
             return None
         self._sent.popleft()
@@ -73,10 +73,10 @@ class RayEvaluator:
             log.warning(
                 "the check of step %d took longer than %.0f s (evaluate.timeout_s)", step, self._timeout_s
             )
-            ray.cancel(asked, force=True)
+            ray.cancel(pending, force=True)
             return step, None
         try:
-            return step, ray.get(asked)
+            return step, ray.get(pending)
         except ray.exceptions.RayError as error:
             log.warning("the check of step %d failed: %s", step, " ".join(str(error).split())[-500:])
             return step, None

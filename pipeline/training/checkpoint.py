@@ -41,7 +41,7 @@ class Checkpoint:
     average: Mapping[str, Tensor]
     moments: Mapping[str, Tensor]
     adversary: Mapping[str, Tensor] = field(default_factory=dict)
-    kept: Mapping[str, Tensor] = field(default_factory=dict)
+    best_weights: Mapping[str, Tensor] = field(default_factory=dict)
     pending: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
     progress: dict[str, Any] = field(default_factory=dict)
 
@@ -51,7 +51,7 @@ class Checkpoint:
             "average": self.average,
             "moments": self.moments,
             "adversary": self.adversary,
-            "kept": self.kept,
+            "kept": self.best_weights,
         }
         groups |= {f"pending-{step}": named for step, named in self.pending.items()}
         tensors = {
@@ -84,7 +84,7 @@ class Checkpoint:
             average=group("average"),
             moments=group("moments"),
             adversary=group("adversary"),
-            kept=group("kept"),
+            best_weights=group("kept"),
             pending={step: group(f"pending-{step}") for step in state["pending"]},
             progress=state["progress"],
         )
@@ -164,11 +164,11 @@ def restore_moments(
     optimiser: torch.optim.Optimizer, names: Sequence[str], moments: Mapping[str, Tensor]
 ) -> None:
     """The inverse of `optimiser_moments`."""
-    described = optimiser.state_dict()
-    described["state"] = {
+    optimiser_state = optimiser.state_dict()
+    optimiser_state["state"] = {
         index: {
             key.rsplit("/", 1)[1]: tensor for key, tensor in moments.items() if key.rsplit("/", 1)[0] == name
         }
         for index, name in enumerate(names)
     }
-    optimiser.load_state_dict(described)
+    optimiser.load_state_dict(optimiser_state)

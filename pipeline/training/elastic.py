@@ -35,10 +35,10 @@ def micro_batches(config: UnlearnConfig, rows: int) -> int:
     more at once than it would in full company.
     """
     train, optim = config.train, config.optim
-    held = optim.micro_batch or rows
+    rows_at_once = optim.micro_batch or rows
     if train.fewest < train.most and optim.micro_batch is None:
-        held = optim.batch_size // usable_world_size(config.partition.lanes, train.most)
-    return next(parts for parts in range(1, rows + 1) if rows % parts == 0 and rows // parts <= held)
+        rows_at_once = optim.batch_size // usable_world_size(config.partition.lanes, train.most)
+    return next(parts for parts in range(1, rows + 1) if rows % parts == 0 and rows // parts <= rows_at_once)
 
 
 def cut(config: UnlearnConfig, rows: int) -> tuple[int, str]:
@@ -121,11 +121,11 @@ class VirtualRanks:
 def paired_sum(vectors: Iterable[Tensor]) -> Tensor:
     """The sum of 2^k vectors, neighbours first, then neighbouring pairs and so on; made in place, at most
     k + 1 of them are held."""
-    held: list[tuple[int, Tensor]] = []  # (how many went into it, their sum)
+    partial_sums: list[tuple[int, Tensor]] = []  # (how many went into it, their sum)
     for vector in vectors:
         count = 1
-        while held and held[-1][0] == count:
-            vector, count = held.pop()[1].add_(vector), 2 * count
-        held.append((count, vector))
-    assert len(held) == 1
-    return held[0][1]
+        while partial_sums and partial_sums[-1][0] == count:
+            vector, count = partial_sums.pop()[1].add_(vector), 2 * count
+        partial_sums.append((count, vector))
+    assert len(partial_sums) == 1
+    return partial_sums[0][1]

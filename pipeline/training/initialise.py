@@ -29,38 +29,38 @@ def begin(inputs: Inputs, record: Callable[[dict[str, Any]], None]) -> dict[int,
     fixed = 0.0 if isinstance(method.label_extrapolation, str) else method.label_extrapolation
     if method.label_init == "base" or table is None:
         return dict.fromkeys(exchange, fixed)
-    chosen = {}
+    rows = {}
     for c, targets in exchange.items():
-        row, tried = table[c].detach().clone(), {}
+        row, trials = table[c].detach().clone(), {}
         for push in PUSHES if method.label_extrapolation == "auto" else ():
             start_at_exchange(table, {c: targets}, push)
-            forgotten, drawn = _called(inputs, c, targets)
-            tried[push] = (forgotten, drawn)
-            fractions = {"forget_fraction": forgotten.value, "exchange_fraction": drawn}
+            forgotten, exchanged = _called(inputs, c, targets)
+            trials[push] = (forgotten, exchanged)
+            fractions = {"forget_fraction": forgotten.value, "exchange_fraction": exchanged}
             record({"kind": "start", "step": 0, "class": c, "push": push, **fractions})
             table.data[c] = row
-        chosen[c] = best(tried, inputs.config.gate.max_forget_fraction) if tried else fixed
-        start_at_exchange(table, {c: targets}, chosen[c])
-    return chosen
+        rows[c] = best(trials, inputs.config.gate.max_forget_fraction) if trials else fixed
+        start_at_exchange(table, {c: targets}, rows[c])
+    return rows
 
 
-def best(tried: Mapping[float, tuple[Proportion, float]], target: float) -> float:
+def best(trials: Mapping[float, tuple[Proportion, float]], target: float) -> float:
     """The push to take, of those tried with the share called forgotten and the share called exchange.
 
     Of those whose forgotten share is below `target` with its interval, which is what a check asks for, the
     one sampled most as the exchange class; where there is none, the least forgotten. The smaller of equals.
     """
-    enough = [push for push, (forgotten, _) in tried.items() if forgotten.high < target]
+    enough = [push for push, (forgotten, _) in trials.items() if forgotten.high < target]
     if enough:
-        return min(enough, key=lambda push: (-tried[push][1], push))
-    return min(tried, key=lambda push: (tried[push][0].value, -tried[push][1], push))
+        return min(enough, key=lambda push: (-trials[push][1], push))
+    return min(trials, key=lambda push: (trials[push][0].value, -trials[push][1], push))
 
 
 def _called(inputs: Inputs, c: int, targets: tuple[int, ...]) -> tuple[Proportion, float]:
     """Shares of the samples under label c that the judge calls c, and one of its exchange classes."""
     config, subject = inputs.config, inputs.subject
     evaluate = config.evaluate
-    what = plan(
+    sampling = plan(
         {c: evaluate.samples},
         seed=config.seed,
         purpose="start",
@@ -70,10 +70,10 @@ def _called(inputs: Inputs, c: int, targets: tuple[int, ...]) -> tuple[Proportio
     )
     training = inputs.model.net.training
     inputs.model.net.eval()
-    called = predicted_classes(
-        inputs.model, subject.judge, what, inputs.collectives, to_pixels=subject.to_pixels
+    predictions = predicted_classes(
+        inputs.model, subject.judge, sampling, inputs.collectives, to_pixels=subject.to_pixels
     )
     inputs.model.net.train(training)
-    return proportion(sum(one == c for one in called), len(called)), sum(
-        one in targets for one in called
-    ) / len(called)
+    return proportion(sum(one == c for one in predictions), len(predictions)), sum(
+        one in targets for one in predictions
+    ) / len(predictions)

@@ -199,7 +199,7 @@ def _begin(inputs: Inputs, hooks: Hooks) -> dict[str, Any]:
 
 def _rule(config: UnlearnConfig, before: Mapping[str, Any]) -> SettleRule:
     # None without labels: then the mixture's overlap with itself
-    evaluate, kept = config.evaluate, before["retain_accuracy"]["mean"]
+    evaluate, accuracy = config.evaluate, before["retain_accuracy"]["mean"]
     return SettleRule(
         target=(
             config.gate.max_forget_fraction if config.request.classes else config.gate.max_membership_auc
@@ -208,7 +208,7 @@ def _rule(config: UnlearnConfig, before: Mapping[str, Any]) -> SettleRule:
         retention_floor=(
             None
             if evaluate.retention_floor is None
-            else evaluate.retention_floor * (1.0 if kept is None else kept)
+            else evaluate.retention_floor * (1.0 if accuracy is None else accuracy)
         ),
         floor_patience=evaluate.floor_patience,
         max_checks=evaluate.max_checks,
@@ -229,7 +229,7 @@ def _checkpoint(iteration: int, state: State, checks: Checks, progress: dict[str
         average={name: value.clone() for name, value in state.average.values.items()},
         moments=moments,
         adversary=entries,
-        kept=checks.kept,
+        best_weights=checks.best_weights,
         pending=checks.pending,
         progress=progress,
     )
@@ -245,7 +245,7 @@ def _restore(state: State, checks: Checks, start: Checkpoint, device: torch.devi
     for key, value in start.progress["rule"].items():
         setattr(checks.rule, RULE_BEFORE.get(key, key), value)
     checks.missing = list(start.progress["missing"])
-    checks.kept = {name: value.to(device) for name, value in start.kept.items()}
+    checks.best_weights = {name: value.to(device) for name, value in start.best_weights.items()}
     checks.pending = {
         step: {name: value.to(device) for name, value in weights.items()}
         for step, weights in start.pending.items()
@@ -257,7 +257,7 @@ def _from_first(checks: Checks, state: State, collectives: Collectives) -> dict[
     """The best weights, as the first rank has them; those of the last step where no check could be made at
     all."""
     last = state.average.values
-    best = checks.kept or last
+    best = checks.best_weights or last
     # in one order on all ranks: weights out of a checkpoint come in another
     parts = [best[name] for name in last]
     return dict(zip(last, unflat(collectives.broadcast(flat(parts, parts)), parts), strict=True))

@@ -139,7 +139,7 @@ class Checks:
     named: Mapping[str, torch.nn.Parameter]
     rule: SettleRule
     before: Mapping[str, Any]  # the base model's results
-    kept: dict[str, Tensor] = field(default_factory=dict)
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
     pending: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     missing: list[int] = field(default_factory=list)
 
@@ -192,7 +192,7 @@ class Checks:
             likely = exchange_fidelity(self.before, outcome.metrics, "low")
             within = outcome.others_within(self.inputs.config.gate)
             if self.rule.observe(step, outcome.decisive, retained, likely, within):
-                self.kept = weights
+                self.best_weights = weights
             self.hooks.record(outcome.to_record(step))
         if self.rule.stopped:
             self.pending.clear()

@@ -108,11 +108,11 @@ def train_dit(
 
     def loss_at(step: int) -> Tensor:
         batch = cycle.take(step - 1, batch_size, LANES, collectives.rank, collectives.world_size)
-        drawn = noised_rows(
+        noised = noised_rows(
             model, batch, seed=seed, step=step, term="pretrain", device=device, relabel=relabel
         )
         with autocast(precision, device):
-            return model.losses(model.net, drawn.x0, drawn.y, drawn.noise).mean()
+            return model.losses(model.net, noised.x0, noised.y, noised.noise).mean()
 
     fit(model.net, loss_at, collectives=collectives, **options)  # type: ignore[arg-type]
 

@@ -138,8 +138,10 @@ def check(config: PretrainConfig, lake: Lake) -> None:
         raise InputError("without: got every class of the lake, expected at least one to learn from")
     if config.without_samples:
         ids = set(read_ids(config.without_samples, "without_samples"))
-        found = {name for _, names in find_ids(lake, lake.shards(), sorted(ids)).values() for name in names}
-        if missing := sorted(ids - found):
+        known_ids = {
+            name for _, names in find_ids(lake, lake.shards(), sorted(ids)).values() for name in names
+        }
+        if missing := sorted(ids - known_ids):
             raise InputError(
                 f"without_samples: {len(missing)} of {len(ids)} ids are not in lake {config.lake!r}, the"
                 f" first is {missing[0]!r}; expected ids of its training rows"
@@ -183,14 +185,14 @@ def pretrain(config: PretrainConfig) -> Pretrained:
     model_uri = model_uri_of(config)
     judge_uri = model_folder.judge_uri(config.storage, config.lake)
     judges_made_with = {name: _judge_made_with(config, lake, name) for name in config.judges}
-    fresh = [name for name, made in judges_made_with.items() if not _is_there(_judge_uri(config, name), made)]
+    fresh = [
+        name for name, facts in judges_made_with.items() if not _is_there(_judge_uri(config, name), facts)
+    ]
     reused = not fresh and _is_there(model_uri, made_with)
     if not reused:
-        described = descriptions(config, lake)
+        both = descriptions(config, lake)
         storage.require_writable(config.storage)
-        _train(
-            config, lake, made_with, {name: judges_made_with[name] for name in fresh}, described, model_uri
-        )
+        _train(config, lake, made_with, {name: judges_made_with[name] for name in fresh}, both, model_uri)
     manifest, judge_manifest = model_folder.manifest_of(model_uri), model_folder.manifest_of(judge_uri)
     assert manifest is not None and judge_manifest is not None
     return Pretrained(
@@ -233,7 +235,7 @@ def _train(
     lake: Lake,
     made_with: dict[str, Any],
     fresh: dict[str, dict[str, Any]],
-    described: tuple[dict[str, Any], dict[str, dict[str, Any]]],
+    both: tuple[dict[str, Any], dict[str, dict[str, Any]]],
     model_uri: str,
 ) -> None:
     from pipeline.runtime import cluster_ray
@@ -250,8 +252,8 @@ def _train(
 
     def show(fresh: list[metrics_log.Record]) -> None:
         last = fresh[-1]
-        done = last["step"] + starts.get(last["of"], first)
-        progress.at(done, f"{last['of']} loss {last['loss']:.3f}")
+        step = last["step"] + starts.get(last["of"], first)
+        progress.at(step, f"{last['of']} loss {last['loss']:.3f}")
 
     metrics_uri = storage.join(model_uri, METRICS)
     scratch, name = storage.join(config.storage, "models", ".train"), storage.digest_of(made_with)[:16]
@@ -259,7 +261,7 @@ def _train(
         "config": config.model_dump(mode="json"),
         "lake_uri": lake.uri,
         "made_with": made_with,
-        "described": described,
+        "described": both,
         "model_uri": model_uri,
         "judge_uris": {name: _judge_uri(config, name) for name in ("judge", *config.judges)},
         "fresh": fresh,

@@ -54,9 +54,11 @@ class Stages:
         }
         metrics_uri = arguments["metrics_uri"]
         lines = metrics_log.read(metrics_uri) if self._first else []
-        done = {stage: 0 if start is None else start.iteration for stage, start in self._starts.items()}
+        first_steps = {
+            stage: 0 if start is None else start.iteration for stage, start in self._starts.items()
+        }
         self._writer = metrics_log.Writer(
-            metrics_uri, [line for line in lines if line["step"] <= done.get(line["of"], 0)]
+            metrics_uri, [line for line in lines if line["step"] <= first_steps.get(line["of"], 0)]
         )
 
     def progress(self, stage: str) -> Callable[[int, float], None]:

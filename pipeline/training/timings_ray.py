@@ -17,8 +17,8 @@ class Timings:
         from ray.util.metrics import Counter, Gauge
 
         uri = storage.join(run_uri, "timings", f"rank-{rank}.jsonl")
-        kept = [] if start_step is None else [r for r in metrics_log.read(uri) if r["step"] <= start_step]
-        self._writer = metrics_log.Writer(uri, kept, every_s=EVERY_S)
+        records = [] if start_step is None else [r for r in metrics_log.read(uri) if r["step"] <= start_step]
+        self._writer = metrics_log.Writer(uri, records, every_s=EVERY_S)
         self._who = {"run_id": run_id, "rank": rank, "world": world_size}
         tags = {"run": run_id, "rank": str(rank)}
         self._seconds = Counter(

@@ -120,8 +120,8 @@ def _subject(
 ) -> EvalContext:
     """What is measured before, during and after. Never-seen rows are read only where named samples are
     forgotten."""
-    described, request = sources.subject, config.request
-    places: Mapping[str, str] | None = described.get("features")  # where a job has put them for its workers
+    subject, request = sources.subject, config.request
+    places: Mapping[str, str] | None = subject.get("features")  # where a job has put them for its workers
     if places is None:
         extractors = read_spaces(config.features)
     else:
@@ -153,8 +153,8 @@ def _subject(
             forgotten=tuple(request.classes),
             earlier=tuple(request.forgotten_earlier),
             exchange=request.exchange_classes,
-            retained=tuple(described["retained"]),
-            neighbours=tuple(described["neighbours"]),
+            retained=tuple(subject["retained"]),
+            neighbours=tuple(subject["neighbours"]),
             null_label=model.null_label,
             timesteps=int(model.config.get("timesteps", 1)),
             num_classes=judge.num_classes,
@@ -183,26 +183,26 @@ def exchange_rows_by_class(rows: Batch, exchange: Mapping[int, Sequence[int]]) -
 
 
 def _judge(uri: str, device: torch.device) -> Judge:
-    kept = model_folder.read(uri, "judge.weights")
-    judge = build_judge(kept.config)
-    weights.load_into(judge.net, kept.state, kept.uri)
+    stored = model_folder.read(uri, "judge.weights")
+    judge = build_judge(stored.config)
+    weights.load_into(judge.net, stored.state, stored.uri)
     judge.net.to(device).eval()
     return judge
 
 
 def _first_retained(partition: Partition) -> list[Tensor]:
     """The partition's first retained rows, in batches: real ones, each once."""
-    seen: set[str] = set()
+    names: set[str] = set()
     batches = []
     for batch in retain_stream_local.retain_stream(partition, 0, 1):
         fresh = [
             i
             for i, (name, occurrence) in enumerate(zip(batch.sample_id, batch.occurrence))
-            if occurrence == 0 and name not in seen
+            if occurrence == 0 and name not in names
         ]
-        seen.update(batch.sample_id)
+        names.update(batch.sample_id)
         if fresh:
             batches.append(batch.take(fresh).mean)
-        if len(seen) >= REFERENCE_ROWS or any(batch.occurrence):
+        if len(names) >= REFERENCE_ROWS or any(batch.occurrence):
             break
     return batches

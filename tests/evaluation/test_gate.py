@@ -72,7 +72,7 @@ def test_images_that_look_like_nothing_are_warned_of_and_refused_on_request() ->
     warning = exchange_fidelity_warning(stripes["before"], stripes["after"])
     assert (
         warning is not None
-        and "99.0% is called so" in warning
+        and "99.0% is predicted so" in warning
         and "with density 0.02, 0.80 around the base's samples" in warning
     )
     assert "\n" not in warning

@@ -110,7 +110,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         "trained": checkpoint.trained,
         "average": checkpoint.average,
         "moments": checkpoint.moments,
-        "kept": checkpoint.kept,
+        "kept": checkpoint.best_weights,
     }
     tensors = {f"{group}/{name}": value for group, named in groups.items() for name, value in named.items()}
     data = safetensors.torch.save({name: value.contiguous() for name, value in tensors.items()})

@@ -37,7 +37,7 @@ def checkpoint(iteration: int, value: float = 0.0) -> Checkpoint:
         trained=named(1),
         average=named(2),
         moments={f"{name}/exp_avg": tensor for name, tensor in named(3).items()},
-        kept=named(4),
+        best_weights=named(4),
         pending={4: named(5), 12: named(6)},
         progress={"step": iteration, "rule": {"best_step": 2}},
     )
@@ -54,7 +54,10 @@ def plain(found: Checkpoint | None) -> dict[str, Any]:
         "iteration": found.iteration,
         "progress": found.progress,
         "pending": {step: values(named) for step, named in found.pending.items()},
-        **{group: values(getattr(found, group)) for group in ("trained", "average", "moments", "kept")},
+        **{
+            group: values(getattr(found, group))
+            for group in ("trained", "average", "moments", "best_weights")
+        },
     }
 
 

@@ -106,7 +106,7 @@ def test_a_continued_run_keeps_the_weights_of_a_check_before_it(monkeypatch: pyt
     assert whole.best_step == 2 and (first.progress["step"], second.progress["step"]) == (2, 4)
     assert weights_digest(first.average) == weights_digest(whole.trained) != weights_digest(second.average)
     for start in (first, second):
-        assert weights_digest(start.kept) == weights_digest(whole.trained)
+        assert weights_digest(start.best_weights) == weights_digest(whole.trained)
         rest, _, later = run(config, start)
         assert rest.best_step == 2 and weights_digest(rest.trained) == weights_digest(whole.trained)
-        assert weights_digest(Checkpoint.from_files(later[-1]).kept) == weights_digest(whole.trained)
+        assert weights_digest(Checkpoint.from_files(later[-1]).best_weights) == weights_digest(whole.trained)

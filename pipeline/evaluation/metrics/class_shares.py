@@ -49,9 +49,9 @@ def overlap(now: Mapping[str, Any], before: Mapping[str, Any], forgotten: Sequen
 
 def renormalised(before: Mapping[str, Any], forgotten: Sequence[int]) -> dict[str, float]:
     """The kept classes' shares among themselves; zeros when nothing else is sampled."""
-    kept = {label: value for label, value in before["per_class"].items() if int(label) not in forgotten}
-    whole = sum(kept.values())
-    return {label: value / whole if whole else 0.0 for label, value in kept.items()}
+    retained = {label: value for label, value in before["per_class"].items() if int(label) not in forgotten}
+    whole = sum(retained.values())
+    return {label: value / whole if whole else 0.0 for label, value in retained.items()}
 
 
 def drift(before: Mapping[str, Any], after: Mapping[str, Any], forgotten: Sequence[int]) -> dict[str, float]:

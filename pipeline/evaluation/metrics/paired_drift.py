@@ -78,5 +78,5 @@ def _counted(values: Tensor) -> Tensor:
     return torch.stack([torch.tensor(float(len(values)), dtype=torch.float64), values.sum()])
 
 
-def _mean(counted: Tensor) -> float:
-    return float(counted[1] / counted[0])
+def _mean(total: Tensor) -> float:
+    return float(total[1] / total[0])

@@ -89,20 +89,20 @@ class ReflectingTeacher(Teacher):
 
 def reflecting(
     model: GenerativeModel,
-    kept: Sequence[Tensor],
+    retained: Sequence[Tensor],
     forget: Batch,
     classes: Sequence[int],
     device: torch.device,
 ) -> Callable[[GenerativeModel, Mapping[str, Tensor]], Teacher]:
     """A teacher whose folds are fitted to the base `model`: between its latents of the rows of each class of
     `forget` and those of `kept`, batches (n, C, H, W)."""
-    return partial(ReflectingTeacher, folds=folds_between(model, kept, forget, classes, device))
+    return partial(ReflectingTeacher, folds=folds_between(model, retained, forget, classes, device))
 
 
 @torch.no_grad()
 def folds_between(
     model: GenerativeModel,
-    kept: Sequence[Tensor],
+    retained: Sequence[Tensor],
     forget: Batch,
     classes: Sequence[int],
     device: torch.device,
@@ -116,7 +116,7 @@ def folds_between(
         means, log_variances = zip(*(model.net.encode(x.to(device)) for x in batches))  # type: ignore[operator]
         return torch.cat(means), (0.5 * torch.cat(log_variances)).exp()
 
-    others, folds = encode(kept), {}
+    others, folds = encode(retained), {}
     for label in classes:
         rows = (forget.y == label).nonzero().flatten()
         rows = rows[:: -(-len(rows) // FITTED_ROWS)]
@@ -125,11 +125,13 @@ def folds_between(
     return Folds(by_class=folds)
 
 
-def fit(kept: Posterior, forgotten: Posterior) -> Fold:
+def fit(retained: Posterior, forgotten: Posterior) -> Fold:
     """The fold between rows: `normal` tells their latents apart best (Fisher's discriminant), `edge` with the
     fewest errors, the sides counting alike. Raises `ValueError` when the two sides' means are one point.
     """
-    (m_k, s_k), (m_f, s_f) = (tuple(part.flatten(1).double() for part in side) for side in (kept, forgotten))
+    (m_k, s_k), (m_f, s_f) = (
+        tuple(part.flatten(1).double() for part in side) for side in (retained, forgotten)
+    )
     apart = m_f.mean(0) - m_k.mean(0)
     if not apart.norm() > 0:
         raise ValueError(
