@@ -221,7 +221,7 @@ def test_its_run_goes_on_from_its_checkpoint_to_the_same_end(
     outcome, saved = carry_out(today(before.storage), start)
     whole = before.outcome
     assert weights_digest(outcome.trained) == weights_digest(whole.trained)
-    for group in ("trained", "average", "moments", "kept"):
+    for group in ("trained", "average", "moments", "best_weights"):
         assert weights_digest(getattr(saved[-1], group)) == weights_digest(getattr(before.saved[-1], group))
     for name in ("steps", "best_step", "stopped", "first_crossing_step", "settled_step", "before", "after"):
         assert getattr(outcome, name) == getattr(whole, name), name
