@@ -57,8 +57,8 @@ def exchange_fidelity_warning(before: Mapping[str, Any], after: Mapping[str, Any
     density, own = after["exchange_density"]["forgotten"]["value"], before["exchange_density"]["own"]["value"]
     return (
         f"what the forgotten labels sample does not look like their exchange classes: {predicted:.1%} is"
-        f" predicted so, and real images lie around it with density {density:.2f}, {own:.2f} around the base's samples"
-        " under the exchange labels; look at the samples"
+        f" predicted so, and real images lie around it with density {density:.2f}, {own:.2f} around the"
+        " base's samples under the exchange labels; look at the samples"
     )
 
 
