@@ -3,6 +3,7 @@ task makes them."""
 
 import pickle
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -129,7 +130,10 @@ def describe(config: PrepareConfig) -> str:
         return f"would use the complete lake {uri}"
     source, items = listed(config)
     tasks = plan(items, source, uri, config, plan_encoding(config))
-    return f"would make {uri} of {len(items)} images of {len(source.classes)} classes in {len(tasks)} shards"
+    return (
+        f"would make {uri} of {len(items)} images of {len(source.classes)} classes in {len(tasks)} shards"
+        + "".join(f"\n  passed over: {line}" for line in passed_over(source))
+    )
 
 
 def _complete(lake: Lake, config: PrepareConfig) -> Lake:
@@ -152,6 +156,11 @@ def listed(config: PrepareConfig) -> tuple[RawImages, list[Item]]:
         items = [item for item in items if item.sample_id not in purged]
     require_not_buried(config.storage, items)
     return source, items
+
+
+def passed_over(source: RawImages) -> list[str]:
+    """What a source of files says that it holds and does not use, a line a reason."""
+    return list(getattr(source, "passed_over", []))
 
 
 def settings_of(config: PrepareConfig) -> dict[str, dict[str, Any]]:
@@ -203,9 +212,9 @@ def require_all(
 def manifest_of(
     config: PrepareConfig, source: RawImages, rows_as: Plan, shards: Sequence[Shard], rejected: int
 ) -> Manifest:
-    def rows(label: int, split: Split) -> int:
-        return sum(shard.rows for shard in shards if shard.label == label and shard.split == split)
-
+    rows: Counter[tuple[int, Split]] = Counter()
+    for shard in shards:
+        rows[shard.label, shard.split] += shard.rows
     settings = settings_of(config)
     return Manifest(
         name=config.lake,
@@ -214,12 +223,13 @@ def manifest_of(
         shape=list(rows_as.shape),
         classes=[
             Class(
-                label=label, name=name, train_rows=rows(label, "train"), heldout_rows=rows(label, "heldout")
+                label=label, name=name, train_rows=rows[label, "train"], heldout_rows=rows[label, "heldout"]
             )
             for label, name in enumerate(source.classes)
         ],
         shards=sorted(shards, key=lambda shard: shard.path),
         rejected=rejected,
+        passed_over=passed_over(source),
         source=settings["source"],
         preprocessing=settings["preprocessing"],
         encoder=rows_as.encoding,
