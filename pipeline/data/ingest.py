@@ -102,12 +102,10 @@ def pixel_rows(task: Task, rejected: list[Rejected]) -> Iterator[tuple[str, np.n
 
     One that cannot be used is added to `rejected` with its reason; failing storage raises.
     """
-    contents = iter(task.source.read([item for item in task.items if not item.problem]))
+    contents = iter(task.source.read(task.items))
     for item in task.items:
         try:
-            pixels = to_pixels(
-                Unreadable(item.problem) if item.problem else content(contents, item), task.shape
-            )
+            pixels = to_pixels(content(contents, item), task.shape)
         except Unreadable as error:
             rejected.append(
                 Rejected(sample_id=item.sample_id, label=item.label, ref=item.ref, reason=str(error))

@@ -32,7 +32,7 @@ def is_published(uri: str) -> bool:
     if storage.exists(storage.join(uri, INDEX)):
         return True
     config = storage.join(uri, CONFIG)
-    return storage.exists(config) and not {"model_type", "_class_name"}.isdisjoint(storage.read_json(config))
+    return storage.exists(config) and not {"model_type", "_class_name"}.isdisjoint(read_object(config))
 
 
 def read_model(
@@ -60,6 +60,8 @@ def read_autoencoder(
 ) -> tuple[dict[str, Any], dict[str, "Tensor"]]:
     """Description and weights of the AutoencoderKL folder at `uri`, or of the `vae` in the pipeline folder at
     `uri`."""
+    from safetensors import SafetensorError
+
     from models.latents import describe_autoencoder, load_autoencoder
 
     with fetched(uri, key) as path:
@@ -71,7 +73,7 @@ def read_autoencoder(
         require_sha256(_weights_file(folder, NET_FILES, uri, key), sha256, key)
         try:
             autoencoder = load_autoencoder(str(folder))
-        except (ImportError, OSError, ValueError, RuntimeError) as error:
+        except (ImportError, OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise InputError(f"{key}: {uri} cannot be read as an AutoencoderKL ({_line(error)})") from error
         return describe_autoencoder(autoencoder), dict(autoencoder.state_dict())
 
@@ -79,9 +81,11 @@ def read_autoencoder(
 def read_judge(uri: str, key: str, sha256: str | None) -> tuple[dict[str, Any], dict[str, "Tensor"]]:
     """Description and weights of the transformers image classifier at `uri`, or of the file of an MLP's
     weights there."""
+    from safetensors import SafetensorError
+
     from models.judge import describe_mlp
     from models.transformers_judge import describe, load_folder
-    from models.weights import WeightsError, read_file
+    from models.weights import WeightsError, plain_tensors, read_file
 
     with fetched(uri, key) as path:
         if path.is_file():
@@ -96,14 +100,25 @@ def read_judge(uri: str, key: str, sha256: str | None) -> tuple[dict[str, Any], 
                 f"{key}: {uri} is no image classifier; expected a transformers folder with {CONFIG} and"
                 f" {JUDGE_FILES[0]}"
             )
-        preprocessor = storage.read_json(str(path / PREPROCESSOR)) if (path / PREPROCESSOR).is_file() else {}
+        preprocessor = read_object(str(path / PREPROCESSOR)) if (path / PREPROCESSOR).is_file() else {}
         file = _weights_file(path, JUDGE_FILES, uri, key)
         require_sha256(file, sha256, key)
         try:
             config, state = load_folder(str(path))
-            return describe(config, preprocessor), state
-        except (ImportError, OSError, ValueError, RuntimeError) as error:
+            return describe(config, preprocessor), plain_tensors(state, uri)
+        except (ImportError, OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise InputError(f"{key}: {uri}: {_line(error)}") from error
+
+
+def read_object(uri: str) -> dict[str, Any]:
+    """The JSON object in a file that was published. Raises `InputError` for one that is cut or no JSON."""
+    try:
+        value = storage.read_json(uri)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{uri} is no JSON or cut short ({_line(error)}); fetch it again") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{uri} holds a {type(value).__name__}, expected a JSON object")
+    return value
 
 
 def _state_dict(
@@ -116,7 +131,7 @@ def _state_dict(
     state = read_file(path, uri)
     beside = storage.join(uri.rsplit("/", 1)[0], f"{path.stem}.json")  # what our own export writes
     if storage.exists(beside):
-        return storage.read_json(beside), state
+        return read_object(beside), state
     vae = describe_state(state)
     if vae is not None:
         return vae, state
@@ -162,15 +177,15 @@ def _pipeline(
     from models.export import DESCRIPTION, POSITIONS
     from models.weights import read_file
 
-    index = storage.read_json(str(path / INDEX)) if (path / INDEX).is_file() else {}
+    index = read_object(str(path / INDEX)) if (path / INDEX).is_file() else {}
     transformer = path / "transformer" if (path / "transformer").is_dir() else path
     file = _weights_file(transformer, NET_FILES, uri, key)
     require_sha256(file, sha256, key)
-    own = storage.read_json(str(path / DESCRIPTION)) if index and (path / DESCRIPTION).is_file() else None
+    own = read_object(str(path / DESCRIPTION)) if index and (path / DESCRIPTION).is_file() else None
     if own is not None:  # our own export: nothing has to be guessed
         description = own
     else:
-        size, more = architecture_of(storage.read_json(str(transformer / CONFIG)), uri)
+        size, more = architecture_of(read_object(str(transformer / CONFIG)), uri)
         names = [index["id2label"][label] for label in sorted(index.get("id2label") or {}, key=int)]
         shape = (more["channels"], more["input_size"], more["input_size"])
         description = _description(
@@ -197,7 +212,7 @@ def _schedule(path: Path, uri: str) -> dict[str, Any]:
     from models.weights import WeightsError
 
     file = path / "scheduler" / "scheduler_config.json"
-    scheduler: Mapping[str, Any] = storage.read_json(str(file)) if file.is_file() else {}
+    scheduler: Mapping[str, Any] = read_object(str(file)) if file.is_file() else {}
     name, start, end = (
         scheduler.get(key, value)
         for key, value in (("beta_schedule", "linear"), ("beta_start", 1e-4), ("beta_end", 0.02))
@@ -248,8 +263,14 @@ def _description(
 
 
 def _weights_file(folder: Path, names: tuple[str, ...], uri: str, key: str) -> Path:
+    from models.weights import WeightsError, require_no_pointer
+
     for name in names:
         if (folder / name).is_file():
+            try:
+                require_no_pointer(folder / name, uri)
+            except WeightsError as error:
+                raise InputError(f"{key}: {error}") from error
             return folder / name
     raise InputError(f"{key}: {uri} has no weights; expected {' or '.join(names)} in {folder.name}/")
 

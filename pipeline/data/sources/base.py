@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol
 
 import numpy as np
 from pydantic import Field
@@ -20,13 +20,12 @@ from pipeline.errors import InputError
 FETCH_THREADS = 8
 LARGEST_FILE = 256 << 20  # bytes of one encoded image: a whole file is in memory while it is decoded
 Split = Literal["train", "heldout"]
-ContentT = TypeVar("ContentT")
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
     """One raw image. `ref` is where the source finds it again; nothing else reads it. `problem` says why it
-    cannot be read: the source is not asked for it."""
+    cannot be read."""
 
     sample_id: str
     label: int
@@ -122,16 +121,19 @@ def require_unique(items: Sequence[Item]) -> None:
         places[item.sample_id] = item.ref
 
 
-def fetch(calls: Sequence[Callable[[], ContentT]], *, remote: bool) -> Iterator[ContentT]:
-    """The results of `calls` in order. Small objects in a far store are fetched several at a time, a window
-    ahead at most."""
+def fetch(items: Sequence[Item], read: Callable[[Item], Raw], *, remote: bool) -> Iterator[Raw]:
+    """The content of `items` by `read`, in order; `Unreadable` for those that have a problem. Small objects
+    in a far store are fetched several at a time, a window ahead at most."""
+
+    def content(item: Item) -> Raw:
+        return Unreadable(item.problem) if item.problem else read(item)
+
     if not remote:
-        for call in calls:
-            yield call()
+        yield from map(content, items)
         return
     with ThreadPoolExecutor(FETCH_THREADS) as pool:
-        for first in range(0, len(calls), 4 * FETCH_THREADS):
-            yield from pool.map(lambda call: call(), calls[first : first + 4 * FETCH_THREADS])
+        for first in range(0, len(items), 4 * FETCH_THREADS):
+            yield from pool.map(content, items[first : first + 4 * FETCH_THREADS])
 
 
 def with_splits(items: Sequence[Item], share: float, uri: str, *, announced: bool) -> list[Item]:

@@ -108,10 +108,12 @@ class CelebA:
             uri = storage.join(self.uri, archive)
             contents = storage.retrying(uri, "read", partial(_zipped, uri, names))
             content |= {f"{archive}#{name}": data for name, data in zip(names, contents)}
-        files = [item.ref for item in items if item.ref not in content]
+
+        def read(item: Item) -> Raw:
+            return read_image(storage.join(self.uri, item.ref))
+
         loose = fetch(
-            [partial(read_image, storage.join(self.uri, ref)) for ref in files],
-            remote=not storage.is_local(self.uri),
+            [item for item in items if item.ref not in content], read, remote=not storage.is_local(self.uri)
         )
         for item in items:
             yield content.pop(item.ref) if item.ref in content else next(loose)

@@ -1,7 +1,6 @@
 """One folder per class: `<root>/<wnid>/*.JPEG`, or the same below `train/` and `val/`."""
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import PurePosixPath
 
 from pipeline import storage
@@ -46,8 +45,10 @@ class ImageFolder(ImageFiles):
         return with_splits(items, self.held_out, self.uri, announced=announced)
 
     def read(self, items: Sequence[Item]) -> Iterator[Raw]:
-        calls = [partial(read_image, storage.join(self.uri, item.ref)) for item in items]
-        return fetch(calls, remote=not storage.is_local(self.uri))
+        def read(item: Item) -> Raw:
+            return read_image(storage.join(self.uri, item.ref))
+
+        return fetch(items, read, remote=not storage.is_local(self.uri))
 
     def _labels(self, folders: set[str], index: list[ClassLine] | None) -> dict[str, int]:
         standard = read_index("imagenet")

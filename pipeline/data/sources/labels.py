@@ -40,7 +40,8 @@ def numbered(
     labels: Sequence[int | str], index: Sequence[ClassLine] | None, where: str
 ) -> tuple[list[int], list[ClassLine] | None]:
     """`labels` as numbers, and the classes: `index` where one is given, those that the labels themselves
-    name, or None. A label may be the name or the folder of a class. Raises `InputError` for one that is neither."""
+    name, or None. A label may be the name or the folder of a class. Raises `InputError` for one that is
+    neither."""
     texts = {label for label in labels if isinstance(label, str)}
     if not texts:
         return [int(label) for label in labels], None if index is None else list(index)

@@ -51,7 +51,7 @@ class PassedOver:
 
     def add(self, reason: str, name: str, count: int = 1) -> None:
         self.counts[reason] = self.counts.get(reason, 0) + count
-        self.firsts.setdefault(reason, name)
+        self.firsts[reason] = min(name, self.firsts.get(reason, name))
 
     def update(self, other: "PassedOver") -> None:
         for reason, count in other.counts.items():
@@ -59,7 +59,9 @@ class PassedOver:
 
     @property
     def lines(self) -> list[str]:
-        return [f"{count} {reason} (first {self.firsts[reason]})" for reason, count in self.counts.items()]
+        return [
+            f"{count} {reason} (first {self.firsts[reason]})" for reason, count in sorted(self.counts.items())
+        ]
 
 
 def split_of(name: str) -> Split | None:
@@ -209,7 +211,7 @@ def _walk(root: str, passed_over: PassedOver) -> Iterator[Entry]:
             path = prefix + child.name
             if JUNK.fullmatch(child.name):
                 passed_over.add(JUNK_REASON, shown(path))
-            elif child.is_dir():  # also by a link
+            elif _is_folder(child):
                 if shown(path) != path:
                     raise InputError(
                         f"source.uri: the name of the folder {shown(path)} is not UTF-8; expected"
@@ -218,6 +220,14 @@ def _walk(root: str, passed_over: PassedOver) -> Iterator[Entry]:
                 pending.append((child.path, path + "/", (*above, inode)))
             else:
                 yield Entry(shown(path), _problem(child))
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Whether it is a folder, or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _problem(entry: "os.DirEntry[str]") -> str:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.data.sources.base import (
     LARGEST_FILE,
-    ContentT,
     ImageFiles,
     Item,
     Raw,
@@ -30,6 +29,7 @@ from pipeline.data.sources.listing import PassedOver, find_files, is_test, split
 from pipeline.errors import InputError
 
 IMAGE_COLUMNS = ("image", "img")  # the second is CIFAR-10's
+ResultT = TypeVar("ResultT")
 LARGEST_GROUP = 2 << 30  # bytes of a row group's images, which are in memory together
 
 
@@ -110,10 +110,10 @@ def image_column(schema: pa.Schema, file: str) -> str:
     )
 
 
-def reading(file: str, call: Callable[[pq.ParquetFile], ContentT]) -> ContentT:
+def reading(file: str, call: Callable[[pq.ParquetFile], ResultT]) -> ResultT:
     """`call` of the opened file. Raises `InputError` for a file that is no Parquet, or damaged."""
 
-    def checked() -> ContentT:
+    def checked() -> ResultT:
         fs, path = storage.filesystem(file)
         try:
             with pq.ParquetFile(fs.open(path, "rb", cache_type="none"), pre_buffer=True) as parquet:

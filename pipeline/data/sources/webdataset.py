@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import PurePosixPath
 from typing import IO, Any
 
@@ -17,6 +16,7 @@ from pipeline.data.sources.base import (
     LARGEST_FILE,
     ImageFiles,
     Item,
+    Raw,
     fetch,
     unique_ids,
     with_splits,
@@ -69,8 +69,8 @@ class WebDataset(ImageFiles):
             shards = list(pool.map(_read_shard, files))
         rows: list[tuple[str, str, int, int, int | str]] = []  # file, key, start, length, label
         for file, shard in zip(files, shards):
-            passed_over.update(shard.passed_over)
             labels = _labels(file, shard)
+            passed_over.update(shard.passed_over)
             rows += [(file, key, *place, labels[key]) for key, place in shard.images.items()]
         if not rows:
             raise InputError(
@@ -98,13 +98,13 @@ class WebDataset(ImageFiles):
         announced = any(item.split == "heldout" for item in items)
         return with_splits(items, self.held_out, self.uri, announced=announced)
 
-    def read(self, items: Sequence[Item]) -> Iterator[bytes]:
-        calls = []
-        for item in items:
+    def read(self, items: Sequence[Item]) -> Iterator[Raw]:
+        def read(item: Item) -> Raw:
             file, _, place = item.ref.rpartition("#")
             start, _, length = place.partition("+")
-            calls.append(partial(storage.read_range, file, int(start), int(start) + int(length)))
-        return fetch(calls, remote=not storage.is_local(self.uri))
+            return storage.read_range(file, int(start), int(start) + int(length))
+
+        return fetch(items, read, remote=not storage.is_local(self.uri))
 
 
 def _read_shard(file: str) -> Shard:
