@@ -106,9 +106,10 @@ def build_net(architecture: Mapping[str, Any]) -> nn.Module:
     half precision."""
     auto_config, auto_model = auto("AutoModelForImageClassification", "this judge")
     values = {key: value for key, value in architecture.items() if key != "model_type"}
-    return auto_model.from_config(
+    net = auto_model.from_config(
         auto_config.for_model(architecture["model_type"], **values), trust_remote_code=False
-    ).eval()
+    )
+    return net.float().eval()
 
 
 def load_folder(folder: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
