@@ -9,7 +9,7 @@ import pytest
 SCRIPT = Path(__file__).parents[1] / "faults/mutate_sources.py"
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0])
 def test_what_is_damaged_is_rejected_or_refused(seed: int) -> None:
     """In a process of its own: the most memory that one ever had is asked for."""
     options = ["--images", "200", "--parquet", "40", "--texts", "20", "--seed", str(seed)]
