@@ -32,7 +32,7 @@ def is_published(uri: str) -> bool:
     if storage.exists(storage.join(uri, INDEX)):
         return True
     config = storage.join(uri, CONFIG)
-    return storage.exists(config) and not {"model_type", "_class_name"}.isdisjoint(read_object(config))
+    return storage.exists(config) and not {"model_type", "_class_name"}.isdisjoint(storage.read_json(config))
 
 
 def read_model(
@@ -100,7 +100,7 @@ def read_judge(uri: str, key: str, sha256: str | None) -> tuple[dict[str, Any], 
                 f"{key}: {uri} is no image classifier; expected a transformers folder with {CONFIG} and"
                 f" {JUDGE_FILES[0]}"
             )
-        preprocessor = read_object(str(path / PREPROCESSOR)) if (path / PREPROCESSOR).is_file() else {}
+        preprocessor = storage.read_json(str(path / PREPROCESSOR)) if (path / PREPROCESSOR).is_file() else {}
         file = _weights_file(path, JUDGE_FILES, uri, key)
         require_sha256(file, sha256, key)
         try:
@@ -108,17 +108,6 @@ def read_judge(uri: str, key: str, sha256: str | None) -> tuple[dict[str, Any], 
             return describe(config, preprocessor), plain_tensors(state, uri)
         except (ImportError, OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise InputError(f"{key}: {uri}: {_line(error)}") from error
-
-
-def read_object(uri: str) -> dict[str, Any]:
-    """The JSON object in a file that was published. Raises `InputError` for one that is cut or no JSON."""
-    try:
-        value = storage.read_json(uri)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{uri} is no JSON or cut short ({_line(error)}); fetch it again") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{uri} holds a {type(value).__name__}, expected a JSON object")
-    return value
 
 
 def _state_dict(
@@ -131,7 +120,7 @@ def _state_dict(
     state = read_file(path, uri)
     beside = storage.join(uri.rsplit("/", 1)[0], f"{path.stem}.json")  # what our own export writes
     if storage.exists(beside):
-        return read_object(beside), state
+        return storage.read_json(beside), state
     vae = describe_state(state)
     if vae is not None:
         return vae, state
@@ -177,15 +166,15 @@ def _pipeline(
     from models.export import DESCRIPTION, POSITIONS
     from models.weights import read_file
 
-    index = read_object(str(path / INDEX)) if (path / INDEX).is_file() else {}
+    index = storage.read_json(str(path / INDEX)) if (path / INDEX).is_file() else {}
     transformer = path / "transformer" if (path / "transformer").is_dir() else path
     file = _weights_file(transformer, NET_FILES, uri, key)
     require_sha256(file, sha256, key)
-    own = read_object(str(path / DESCRIPTION)) if index and (path / DESCRIPTION).is_file() else None
+    own = storage.read_json(str(path / DESCRIPTION)) if index and (path / DESCRIPTION).is_file() else None
     if own is not None:  # our own export: nothing has to be guessed
         description = own
     else:
-        size, more = architecture_of(read_object(str(transformer / CONFIG)), uri)
+        size, more = architecture_of(storage.read_json(str(transformer / CONFIG)), uri)
         names = [index["id2label"][label] for label in sorted(index.get("id2label") or {}, key=int)]
         shape = (more["channels"], more["input_size"], more["input_size"])
         description = _description(
@@ -212,7 +201,7 @@ def _schedule(path: Path, uri: str) -> dict[str, Any]:
     from models.weights import WeightsError
 
     file = path / "scheduler" / "scheduler_config.json"
-    scheduler: Mapping[str, Any] = read_object(str(file)) if file.is_file() else {}
+    scheduler: Mapping[str, Any] = storage.read_json(str(file)) if file.is_file() else {}
     name, start, end = (
         scheduler.get(key, value)
         for key, value in (("beta_schedule", "linear"), ("beta_start", 1e-4), ("beta_end", 0.02))

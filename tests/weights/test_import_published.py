@@ -90,10 +90,10 @@ LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
     ("files", "message"),
     [
         ({"model.safetensors": LFS}, r"model\.safetensors is a Git LFS pointer; run `git lfs pull`"),
-        ({"config.json": "{"}, r"config\.json is no JSON or cut short"),
-        ({"config.json": LFS}, r"config\.json is no JSON or cut short"),
-        ({"config.json": "[]"}, r"config\.json holds a list, expected a JSON object"),
-        ({"preprocessor_config.json": "\0\0"}, r"preprocessor_config\.json is no JSON or cut short"),
+        ({"config.json": "{"}, r"config\.json: is no JSON"),
+        ({"config.json": LFS}, r"config\.json: is no JSON"),
+        ({"config.json": "[]"}, r"config\.json: holds a list, expected a dict"),
+        ({"preprocessor_config.json": "\0\0"}, r"preprocessor_config\.json: is empty"),
         ({"model.safetensors": "abc"}, r"judge\.weights: .*[Ee]rror"),
     ],
 )
