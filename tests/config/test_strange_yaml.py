@@ -15,8 +15,8 @@ ALIASES = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_byte_order_marks(tmp_path: Path, encoding: str) -> None:
-    (tmp_path / "c.yaml").write_bytes("lake: cafés\n".encode(encoding))
-    assert load(PrepareConfig, str(tmp_path / "c.yaml")).lake == "cafés"
+    (tmp_path / "c.yaml").write_bytes("source: {kind: cafés}\n".encode(encoding))
+    assert load(PrepareConfig, str(tmp_path / "c.yaml")).source.kind == "cafés"
 
 
 @pytest.mark.parametrize(
