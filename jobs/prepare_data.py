@@ -29,6 +29,8 @@ def run(config: PrepareConfig, dry_run: bool) -> None:
         f"lake {manifest.name}: {train} training rows, {heldout} held out, {len(manifest.classes)} classes,"
         f" {manifest.rejected} rejected"
     )
+    for line in manifest.passed_over:
+        print(f"  passed over: {line}")
     print(f"  {prepared.lake.uri}  digest {prepared.lake.digest[:16]}")
     if prepared.rewritten:
         labels = ", ".join(map(str, prepared.rewritten))

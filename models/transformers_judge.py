@@ -102,12 +102,14 @@ def image_settings(preprocessor: Mapping[str, Any], image_size: Any = None) -> d
 
 
 def build_net(architecture: Mapping[str, Any]) -> nn.Module:
-    """The classifier of a config.json, weights not yet loaded."""
+    """The classifier of a config.json, weights not yet loaded; in float32, also one that was published in
+    half precision."""
     auto_config, auto_model = auto("AutoModelForImageClassification", "this judge")
     values = {key: value for key, value in architecture.items() if key != "model_type"}
-    return auto_model.from_config(
+    net = auto_model.from_config(
         auto_config.for_model(architecture["model_type"], **values), trust_remote_code=False
-    ).eval()
+    )
+    return net.float().eval()
 
 
 def load_folder(folder: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

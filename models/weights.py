@@ -5,6 +5,7 @@ Nothing from outside is unpickled: a file made by `torch.save` is read with `wei
 tensors alone.
 """
 
+import argparse
 import hashlib
 import pickle
 import re
@@ -17,6 +18,11 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+
+# where a training checkpoint has the weights; the first that is there
+IN_CHECKPOINT = ("ema", "state_dict", "model")
+WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before names
+LFS_POINTER = b"version https://git-lfs"
 
 
 class WeightsError(ValueError):
@@ -61,14 +67,15 @@ def read_file(path: Path, where: str) -> dict[str, Tensor]:
     errors.
 
     A training checkpoint of the published code (`model`, `ema`, ...) gives its averaged weights, as the
-    published sampler takes them. Raises `WeightsError` for anything that is not plain tensors; nothing else
-    is ever unpickled.
+    published sampler takes them, or else the trained ones. Raises `WeightsError` for anything that is not
+    plain tensors; nothing else is ever unpickled.
     """
+    require_no_pointer(path, where)
     with path.open("rb") as file:
         start = file.read(9)
     if start[8:9] == b"{":  # safetensors: eight bytes of length, then a JSON header
         try:
-            return safetensors.torch.load_file(path)
+            return plain_tensors(safetensors.torch.load_file(path), where)
         except safetensors.SafetensorError as error:
             raise WeightsError(
                 f"{where}: not a readable safetensors file ({error}); fetch it again"
@@ -81,7 +88,9 @@ def read_file(path: Path, where: str) -> dict[str, Tensor]:
     if is_script(path):
         raise WeightsError(f"{where}: refused, it is a TorchScript program; expected a state dict of tensors")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        # what the published training script was called with: names and values, no code
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         holds = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f": it names {holds[1]}" if holds else ""
@@ -89,9 +98,19 @@ def read_file(path: Path, where: str) -> dict[str, Tensor]:
             f"{where}: refused, this pickle is damaged or holds more than plain tensors{reason}; expected a"
             " state dict of tensors"
         ) from error
-    if isinstance(content, dict) and isinstance(content.get("ema"), dict):
-        content = content["ema"]
+    if isinstance(content, dict):
+        content = next((content[key] for key in IN_CHECKPOINT if isinstance(content.get(key), dict)), content)
     return plain_tensors(content, where)
+
+
+def require_no_pointer(path: Path, where: str) -> None:
+    """Raise `WeightsError` for what a clone without git-lfs has in place of a file."""
+    with path.open("rb") as file:
+        start = file.read(len(LFS_POINTER))
+    if start == LFS_POINTER:
+        raise WeightsError(
+            f"{where}: {path.name} is a Git LFS pointer; run `git lfs pull` where it was cloned"
+        )
 
 
 def is_script(path: Path) -> bool:
@@ -104,8 +123,8 @@ def is_script(path: Path) -> bool:
 
 
 def plain_tensors(content: Any, where: str) -> dict[str, Tensor]:
-    """`content` as a state dict, half precision widened to float32 (exactly). Raises `WeightsError` when it
-    holds anything else."""
+    """`content` as a state dict under the model's own names, half precision widened to float32 (exactly).
+    Raises `WeightsError` when it holds anything else."""
     if not isinstance(content, dict) or not content:
         raise WeightsError(
             f"{where}: refused, it holds a {type(content).__name__}; expected a state dict: names and plain"
@@ -123,8 +142,16 @@ def plain_tensors(content: Any, where: str) -> dict[str, Tensor]:
         )
     return {
         name: value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
-        for name, value in content.items()
+        for name, value in unwrapped(content).items()
     }
+
+
+def unwrapped(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """`state` without the prefixes that wrappers gave to all of its names."""
+    prefix = next((one for one in WRAPPERS if all(name.startswith(one) for name in state)), None)
+    if prefix is None:
+        return state
+    return unwrapped({name.removeprefix(prefix): tensor for name, tensor in state.items()})
 
 
 def require_keys(got: Iterable[str], expected: Iterable[str], where: str) -> None:

@@ -274,6 +274,12 @@ def _list(uri: str, *, deep: bool) -> list[str]:
         except (FileNotFoundError, NotADirectoryError):
             return []
         own = path.strip("/")  # some stores list a folder's own marker inside it
-        return sorted(str(entry).rstrip("/") for entry in entries if str(entry).strip("/") != own)
+        names = (str(entry) for entry in entries if not (deep and is_marker(str(entry))))
+        return sorted(name.rstrip("/") for name in names if name.strip("/") != own)
 
     return retrying(uri, "list", call)
+
+
+def is_marker(path: str) -> bool:
+    """Whether an object is what consoles and syncs make of a folder, and no file."""
+    return path.endswith(("/", "_$folder$"))

@@ -17,7 +17,7 @@ CODE = sorted(
 
 ROOMS = (  # a room may import those above it
     "models",
-    *("errors", "seeding", "redaction", "uris", "retries", "storage", "fetching", "hash_chain"),
+    *("errors", "seeding", "redaction", "uris", "retries", "storage", "fetching", "hash_chain", "lease"),
     "config",
     "runtime",
     "weights",

@@ -18,6 +18,7 @@ from pipeline.redaction import redacted
 
 ConfigT = TypeVar("ConfigT", bound=JobConfig)
 CLASS_PAIR = re.compile(r"([{,]\s*\d+):(?=[\d\[])")  # {1:7}, which YAML reads as the sexagesimal number 67
+LARGEST_YAML = 1_000_000  # values; a list of ids in a configuration may be long
 # no number: YAML would read an octal one, or lose what makes it a digest
 DIGITS = re.compile(r"0\d+|\d{30,}")
 
@@ -33,14 +34,30 @@ def read_yaml(path: str) -> dict[str, Any]:
             " jobs/configs/quickstart.yaml"
         )
     try:
-        value = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
+        value = yaml.safe_load(file.read_bytes())  # UTF-8 or UTF-16, with or without its mark
+        require_nodes(value)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"--config: {path} is not valid YAML ({' '.join(str(error).split())})") from error
     if value is None:
         return {}
     if not isinstance(value, dict):
         raise InputError(f"--config: {path} holds a {type(value).__name__}, expected a mapping of keys")
     return value
+
+
+def require_nodes(value: Any) -> None:
+    """Raise `ValueError` for YAML that is far larger than any configuration once its aliases are written out:
+    a few lines of them can stand for billions of values."""
+    pending, nodes = [value], 0
+    while pending:
+        node = pending.pop()
+        nodes += 1
+        if nodes > LARGEST_YAML:
+            raise ValueError(f"it holds more than {LARGEST_YAML} values")
+        if isinstance(node, dict):
+            pending += node.values()
+        elif isinstance(node, list):
+            pending += node
 
 
 def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -57,7 +74,8 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
                 if DIGITS.fullmatch(text.strip())
                 else yaml.safe_load(CLASS_PAIR.sub(r"\1: ", text))
             )
-        except yaml.YAMLError as error:
+            require_nodes(value)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise InputError(f"--set {key}: got {text!r}, which is not valid YAML") from error
         node = result
         *parents, leaf = key.strip().split(".")

@@ -4,22 +4,23 @@ does."""
 import io
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
-from pipeline.data.sources.base import Raw
+from pipeline.data.sources.base import Raw, Unreadable
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 ORIENTATION = 0x0112  # EXIF tag
 LARGEST_ASPECT = 64  # beyond it the scaled image before the crop would not fit in memory
-
-
-class Unreadable(ValueError):
-    """The image cannot be used; the message is the reason that rejected.parquet names."""
+LARGEST_PIXELS = 100_000_000  # a decoded one is up to 4 bytes, and is copied where it is turned or converted
+LFS_POINTER = b"version https://git-lfs"
+BAND_ROWS = 1024  # of a 16-bit image brought to 8 bits at once
 
 
 def to_pixels(raw: Raw, shape: tuple[int, int, int]) -> np.ndarray:
     """uint8 (H, W, C) of exactly `shape` (square, 1 or 3 channels). Raises `Unreadable`."""
     size, _, channels = shape
+    if isinstance(raw, Unreadable):
+        raise raw
     if isinstance(raw, np.ndarray) and raw.shape == shape:
         return raw
     image = (
@@ -37,24 +38,17 @@ def decode(data: bytes) -> Image.Image:
         raise Unreadable("the file is empty")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
+        require_pixels(image.size)  # before they are in memory
         image.load()
+    except Unreadable:
+        raise
     except Image.UnidentifiedImageError as error:
-        raise Unreadable(f"not an image in one of {', '.join(FORMATS)}") from error
+        raise Unreadable(f"not an image in one of {', '.join(FORMATS)}{_instead(data)}") from error
     except Image.DecompressionBombError as error:
         raise Unreadable(f"too large: {error}") from error
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        KeyError,
-        IndexError,
-        TypeError,
-        AttributeError,
-        MemoryError,
-    ) as error:
-        # decoders of broken data raise nearly anything
+    except Exception as error:  # decoders of broken data raise nearly anything
         raise Unreadable(f"damaged: {type(error).__name__}: {error}") from error
+    require_pixels(image.size)  # some formats know only now
     if max(image.size) > LARGEST_ASPECT * min(image.size):
         raise Unreadable(
             f"got {image.size[0]}x{image.size[1]} pixels, expected sides within a factor {LARGEST_ASPECT}"
@@ -66,19 +60,53 @@ def decode(data: bytes) -> Image.Image:
         return image
 
 
+def require_pixels(size: tuple[int, int]) -> None:
+    width, height = size
+    if not 0 < width * height <= LARGEST_PIXELS:
+        raise Unreadable(f"got {width}x{height} pixels, expected 1 to {LARGEST_PIXELS} of them")
+
+
 def as_channels(image: Image.Image, channels: int) -> Image.Image:
-    """`image` as 8-bit grey (1) or RGB (3): CMYK and palettes converted, alpha dropped, 16
-    bits scaled to 8."""
-    # Pillow's own conversion clips 16-bit values at 255 instead of scaling them
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.float64)
-        image = Image.fromarray(np.clip(np.round(values / 257), 0, 255).astype(np.uint8))
+    """`image` as 8-bit grey (1) or RGB (3): CMYK, LAB and palettes converted, alpha dropped, 16
+    bits scaled to 8. Raises `Unreadable` for a mode that has no such conversion."""
+    mode = "L" if channels == 1 else "RGB"
+    if image.mode == mode:
+        return image
     if image.mode == "F":
         raise Unreadable("floating-point pixels have no known range; expected 8 or 16 bits")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    mode = "L" if channels == 1 else "RGB"
-    return image if image.mode == mode else image.convert(mode)
+    try:
+        # Pillow's own conversion clips 16-bit values at 255 instead of scaling them
+        if image.mode.startswith("I"):
+            image = _eight_bits(image)
+        elif image.mode == "LAB":
+            image = _lab_to_rgb(image)
+        elif image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")
+        return image if image.mode == mode else image.convert(mode)
+    except Exception as error:
+        raise Unreadable(f"no conversion from {image.mode} to {mode} ({error})") from error
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Values 0..65535 to the nearest of 0..255, some rows at a time: as 32-bit numbers they are twice or four
+    times as large as the image."""
+    values = np.asarray(image)
+    pixels = np.empty(values.shape, np.uint8)
+    for first in range(0, len(values), BAND_ROWS):
+        band = np.clip(values[first : first + BAND_ROWS], 0, 65535).astype(np.uint32)
+        pixels[first : first + BAND_ROWS] = (band + 128) // 257
+    return Image.fromarray(pixels)
+
+
+def _lab_to_rgb(image: Image.Image) -> Image.Image:
+    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+    assert converted is not None  # None where it was done in place
+    return converted
+
+
+def _instead(data: bytes) -> str:
+    return ": it is a Git LFS pointer, fetch the file itself" if data.startswith(LFS_POINTER) else ""
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:

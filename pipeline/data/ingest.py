@@ -13,11 +13,12 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.config import PrepareConfig
 from pipeline.data import parquet_shards
-from pipeline.data.image_transforms import Unreadable, to_pixels
+from pipeline.data.image_transforms import to_pixels
 from pipeline.data.lake import SCHEMA_VERSION
 from pipeline.data.parquet_shards import FLIP_MARK, Shard, Stored
-from pipeline.data.sources.base import Item, RawImages, Split
+from pipeline.data.sources.base import Item, Raw, RawImages, Split, Unreadable
 from pipeline.data.vae_encoder import Plan
+from pipeline.errors import InputError
 
 SHARD_BYTES = 128 << 20  # pixels a task holds at once
 PROGRESS = "progress"
@@ -101,9 +102,10 @@ def pixel_rows(task: Task, rejected: list[Rejected]) -> Iterator[tuple[str, np.n
 
     One that cannot be used is added to `rejected` with its reason; failing storage raises.
     """
-    for item, raw in zip(task.items, task.source.read(task.items), strict=True):
+    contents = iter(task.source.read(task.items))
+    for item in task.items:
         try:
-            pixels = to_pixels(raw, task.shape)
+            pixels = to_pixels(content(contents, item), task.shape)
         except Unreadable as error:
             rejected.append(
                 Rejected(sample_id=item.sample_id, label=item.label, ref=item.ref, reason=str(error))
@@ -112,6 +114,19 @@ def pixel_rows(task: Task, rejected: list[Rejected]) -> Iterator[tuple[str, np.n
         yield item.sample_id, pixels
         if task.flip:
             yield item.sample_id + FLIP_MARK, pixels[:, ::-1]
+
+
+def content(contents: Iterator[Raw], item: Item) -> Raw:
+    """The next of `contents`, which is that of `item`: where it cannot be had the error names the item, also
+    through Ray. Raises `InputError`, or `StorageError` for anything else."""
+    try:
+        return next(contents)
+    except StopIteration:
+        raise storage.StorageError(f"{item.ref}: the source gave no content for it") from None
+    except (InputError, storage.StorageError):
+        raise
+    except Exception as error:
+        raise storage.StorageError(f"could not read {item.ref}: {type(error).__name__}: {error}") from error
 
 
 def blocks(rows: Iterable[tuple[str, np.ndarray]], shape: Sequence[int], size: int) -> Iterator[Block]:
@@ -208,7 +223,7 @@ def task_digest(task: Task) -> str:
         f"{SCHEMA_VERSION} {task.path} {task.shape} {task.flip} {task.rows.encoding}".encode()
     )
     for item in task.items:
-        text.update(f"\x1e{item.sample_id}\x1f{item.label}\x1f{item.ref}".encode())
+        text.update(f"\x1e{item.sample_id}\x1f{item.label}\x1f{item.ref}{item.problem}".encode())
     return text.hexdigest()
 
 

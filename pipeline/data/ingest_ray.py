@@ -4,11 +4,12 @@ task makes them."""
 import pickle
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pipeline import storage
+from pipeline import lease, storage
 from pipeline.config import Encoder as EncoderConfig
 from pipeline.config import PrepareConfig
 from pipeline.data import parquet_shards
@@ -16,7 +17,6 @@ from pipeline.data.ingest import (
     PROGRESS,
     Made,
     Pixels,
-    Rejected,
     Task,
     finished,
     make_shard,
@@ -26,17 +26,18 @@ from pipeline.data.ingest import (
     remove_leftovers,
     write_shard,
 )
-from pipeline.data.lake import MANIFEST, SCHEMA_VERSION, Class, Lake, Manifest, find_lake, lake_uri
+from pipeline.data.lake import MANIFEST, Lake, Manifest, find_lake, lake_uri
+from pipeline.data.lake_manifest import manifest_of, passed_over, require_all, require_same_settings
 from pipeline.data.lake_rewrite import affected, require_nothing_buried, rewrite
-from pipeline.data.parquet_shards import Shard
 from pipeline.data.sources import completed, open_source, regroup
-from pipeline.data.sources.base import Item, RawImages, Split, require_unique
+from pipeline.data.sources.base import Item, RawImages, require_unique
 from pipeline.data.tombstones import buried, require_not_buried, without_buried
 from pipeline.data.vae_encoder import Encoder, Plan, plan_encoding
 from pipeline.errors import InputError
 from pipeline.runtime.progress import Progress
 
 REJECTED = "rejected.parquet"
+LEASE_S = 60.0  # renewed while it works; how long a machine that went away keeps others out
 # pixels of the small shards that one Ray task makes: its end is noticed up to 0.1 s late
 GROUP_BYTES = 64 << 20
 
@@ -78,6 +79,41 @@ def prepare(config: PrepareConfig, run: Callable[[Sequence[Task]], Iterable[Made
     rows_as = plan_encoding(config)
     source, items = listed(config)
     storage.require_writable(uri)
+    with only_preparation(uri):
+        if find_lake(uri) is None:
+            manifest, continued = _make_lake(config, uri, source, items, rows_as, run)
+            lake = Lake(uri=uri, manifest=manifest)
+    if lake is None:  # another preparation finished it while this one listed the source
+        storage.remove(storage.join(uri, PROGRESS))
+        return prepare(config, run)
+    remove_leftovers(uri, lake.manifest.shards)
+    seconds = time.monotonic() - start
+    return Prepared(lake=lake, reused=False, continued=continued, seconds=seconds)
+
+
+@contextmanager
+def only_preparation(uri: str) -> Iterator[None]:
+    """Hold the lake at `uri` for this process. Raises `InputError` while another one prepares it, be it with
+    the same settings or others."""
+    try:
+        with lease.held(storage.join(uri, PROGRESS, "lease"), lasts_s=LEASE_S):
+            yield
+    except lease.LeaseHeldError as error:
+        raise InputError(
+            f"the lake {uri} is being prepared by another process ({error}); wait for it, or pass another"
+            " name with --set lake=<name>"
+        ) from error
+
+
+def _make_lake(
+    config: PrepareConfig,
+    uri: str,
+    source: RawImages,
+    items: list[Item],
+    rows_as: Plan,
+    run: Callable[[Sequence[Task]], Iterable[Made]] | None,
+) -> tuple[Manifest, int]:
+    """Make what is not made yet, the manifest last. Returns it, and how many shards there were already."""
     tasks = plan(items, source, uri, config, rows_as)
     if source.scattered and regroup.reread_bytes([task.items for task in tasks]) > regroup.REREAD_BYTES:
         copies, items = regroup.plan_regrouping(items, storage.join(uri, PROGRESS, "regrouped"))
@@ -106,13 +142,7 @@ def prepare(config: PrepareConfig, run: Callable[[Sequence[Task]], Iterable[Made
             parquet_shards.encode([table], table.schema, parquet_shards.ROW_GROUP_BYTES),
         )
     storage.write_json(storage.join(uri, MANIFEST), manifest.model_dump(mode="json"))
-    remove_leftovers(uri, manifest.shards)
-    return Prepared(
-        lake=Lake(uri=uri, manifest=manifest),
-        reused=False,
-        continued=continued,
-        seconds=time.monotonic() - start,
-    )
+    return manifest, continued
 
 
 def describe(config: PrepareConfig) -> str:
@@ -129,7 +159,10 @@ def describe(config: PrepareConfig) -> str:
         return f"would use the complete lake {uri}"
     source, items = listed(config)
     tasks = plan(items, source, uri, config, plan_encoding(config))
-    return f"would make {uri} of {len(items)} images of {len(source.classes)} classes in {len(tasks)} shards"
+    return (
+        f"would make {uri} of {len(items)} images of {len(source.classes)} classes in {len(tasks)} shards"
+        + "".join(f"\n  passed over: {line}" for line in passed_over(source))
+    )
 
 
 def _complete(lake: Lake, config: PrepareConfig) -> Lake:
@@ -152,78 +185,6 @@ def listed(config: PrepareConfig) -> tuple[RawImages, list[Item]]:
         items = [item for item in items if item.sample_id not in purged]
     require_not_buried(config.storage, items)
     return source, items
-
-
-def settings_of(config: PrepareConfig) -> dict[str, dict[str, Any]]:
-    """Every setting that changes what the lake holds, by the section of the manifest that records it."""
-    return {
-        "source": config.source.model_dump(mode="json"),
-        "preprocessing": config.prepare.model_dump(mode="json", exclude={"max_rejected"}),
-    }
-
-
-def require_same_settings(lake: Lake, config: PrepareConfig) -> None:
-    """Raise `InputError` naming the first setting in which the complete `lake` differs from `config`."""
-    encoding = (
-        lake.manifest.encoder
-        if config.encoder.kind == "identity" == lake.manifest.encoder.kind
-        else plan_encoding(config).encoding
-    )
-    for section, settings in {**settings_of(config), "encoder": encoding.model_dump()}.items():
-        recorded = lake.manifest.model_dump(mode="json")[section]
-        # a lake says of its source also what another kind of source would have read
-        others = [] if section == "source" else sorted(recorded.keys() - settings.keys())
-        for key in [*settings, *others]:
-            if settings.get(key) != recorded.get(key):
-                raise InputError(
-                    f"the lake {lake.uri} was made with {section}.{key} = {recorded.get(key)!r}, got"
-                    f" {settings.get(key)!r}: pass another name with --set lake=<name>, or remove that folder"
-                    " first"
-                )
-
-
-def require_all(
-    items: Sequence[Item], outcomes: Sequence[Made], rejected: Sequence[Rejected], config: PrepareConfig
-) -> None:
-    """Every listed image is in a shard or named as rejected, and no more are rejected than the configuration
-    puts up with."""
-    parquet_shards.require_rows(
-        "the shards just made", sum(outcome.items for outcome in outcomes), len(items)
-    )
-    limit = config.prepare.max_rejected
-    if rejected and (len(rejected) == len(items) or (limit is not None and len(rejected) > limit)):
-        worst = min(rejected, key=lambda item: item.sample_id)
-        raise InputError(
-            f"source: {len(rejected)} of {len(items)} images cannot be used, expected at most"
-            f" {limit if limit is not None else 'some'}; the first is {worst.ref} ({worst.reason}): mend or"
-            " remove them, or raise prepare.max_rejected"
-        )
-
-
-def manifest_of(
-    config: PrepareConfig, source: RawImages, rows_as: Plan, shards: Sequence[Shard], rejected: int
-) -> Manifest:
-    def rows(label: int, split: Split) -> int:
-        return sum(shard.rows for shard in shards if shard.label == label and shard.split == split)
-
-    settings = settings_of(config)
-    return Manifest(
-        name=config.lake,
-        schema_version=SCHEMA_VERSION,
-        kind=rows_as.kind,
-        shape=list(rows_as.shape),
-        classes=[
-            Class(
-                label=label, name=name, train_rows=rows(label, "train"), heldout_rows=rows(label, "heldout")
-            )
-            for label, name in enumerate(source.classes)
-        ],
-        shards=sorted(shards, key=lambda shard: shard.path),
-        rejected=rejected,
-        source=settings["source"],
-        preprocessing=settings["preprocessing"],
-        encoder=rows_as.encoding,
-    )
 
 
 def run_on_ray(encoder: EncoderConfig, tasks: Sequence[Task]) -> Iterator[Made]:

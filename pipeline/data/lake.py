@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from pipeline import storage
 from pipeline.data.parquet_shards import Kind, Shard, Stored
@@ -40,6 +40,7 @@ class Manifest(Stored):
     classes: list[Class]
     shards: list[Shard]
     rejected: int = 0
+    passed_over: list[str] = Field([])  # what the source holds beside its images, a line a reason
     source: dict[str, Any]
     preprocessing: dict[str, Any]
     encoder: Encoding
@@ -48,7 +49,7 @@ class Manifest(Stored):
     def digest(self) -> str:
         """What the lake holds, wherever it came from and whatever it is called: two lakes of the same rows
         share it."""
-        return storage.digest_of(self.model_dump(mode="json", exclude={"name", "source"}))
+        return storage.digest_of(self.model_dump(mode="json", exclude={"name", "source", "passed_over"}))
 
 
 @dataclass(frozen=True, kw_only=True)

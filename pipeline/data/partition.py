@@ -13,6 +13,8 @@ from pipeline.config import Request, UnlearnConfig
 from pipeline.data import parquet_shards
 from pipeline.data.lake import MANIFEST, Lake
 from pipeline.data.parquet_shards import FLIP_MARK, File, Kind, Shard, Stored
+from pipeline.data.sources.base import nameable
+from pipeline.data.text_file import read_text
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
@@ -141,13 +143,14 @@ def read_sample_ids(request: Request) -> list[str] | None:
 
 
 def read_ids(where: str, key: str) -> list[str]:
-    """The lines of the text file `where`, which the configuration names as `key`."""
+    """The lines of the text file `where`, which the configuration names as `key`, as ids are written in a
+    lake."""
     uri = storage.absolute(where)
     if not storage.exists(uri):
         raise InputError(
             f"{key}: got {where!r}, which is missing; expected a text file with one sample id a line"
         )
-    ids = [line.strip() for line in storage.read_bytes(uri).decode().splitlines() if line.strip()]
+    ids = [nameable(line.strip()) for line in read_text(uri).splitlines() if line.strip()]
     if not ids:
         raise InputError(f"{key}: {where!r} is empty, expected one sample id a line")
     return ids

@@ -60,6 +60,8 @@ def read_autoencoder(
 ) -> tuple[dict[str, Any], dict[str, "Tensor"]]:
     """Description and weights of the AutoencoderKL folder at `uri`, or of the `vae` in the pipeline folder at
     `uri`."""
+    from safetensors import SafetensorError
+
     from models.latents import describe_autoencoder, load_autoencoder
 
     with fetched(uri, key) as path:
@@ -71,7 +73,7 @@ def read_autoencoder(
         require_sha256(_weights_file(folder, NET_FILES, uri, key), sha256, key)
         try:
             autoencoder = load_autoencoder(str(folder))
-        except (ImportError, OSError, ValueError, RuntimeError) as error:
+        except (ImportError, OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise InputError(f"{key}: {uri} cannot be read as an AutoencoderKL ({_line(error)})") from error
         return describe_autoencoder(autoencoder), dict(autoencoder.state_dict())
 
@@ -79,9 +81,11 @@ def read_autoencoder(
 def read_judge(uri: str, key: str, sha256: str | None) -> tuple[dict[str, Any], dict[str, "Tensor"]]:
     """Description and weights of the transformers image classifier at `uri`, or of the file of an MLP's
     weights there."""
+    from safetensors import SafetensorError
+
     from models.judge import describe_mlp
     from models.transformers_judge import describe, load_folder
-    from models.weights import WeightsError, read_file
+    from models.weights import WeightsError, plain_tensors, read_file
 
     with fetched(uri, key) as path:
         if path.is_file():
@@ -101,8 +105,8 @@ def read_judge(uri: str, key: str, sha256: str | None) -> tuple[dict[str, Any], 
         require_sha256(file, sha256, key)
         try:
             config, state = load_folder(str(path))
-            return describe(config, preprocessor), state
-        except (ImportError, OSError, ValueError, RuntimeError) as error:
+            return describe(config, preprocessor), plain_tensors(state, uri)
+        except (ImportError, OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise InputError(f"{key}: {uri}: {_line(error)}") from error
 
 
@@ -248,8 +252,14 @@ def _description(
 
 
 def _weights_file(folder: Path, names: tuple[str, ...], uri: str, key: str) -> Path:
+    from models.weights import WeightsError, require_no_pointer
+
     for name in names:
         if (folder / name).is_file():
+            try:
+                require_no_pointer(folder / name, uri)
+            except WeightsError as error:
+                raise InputError(f"{key}: {error}") from error
             return folder / name
     raise InputError(f"{key}: {uri} has no weights; expected {' or '.join(names)} in {folder.name}/")
 

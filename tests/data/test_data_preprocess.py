@@ -2,12 +2,14 @@
 
 import io
 import math
+import struct
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
-from pipeline.data.image_transforms import Unreadable, to_pixels
+from pipeline.data.image_transforms import Unreadable, as_channels, to_pixels
 
 
 def picture(width: int, height: int, seed: int = 0) -> np.ndarray:
@@ -117,3 +119,44 @@ def test_one_bit_and_alpha() -> None:
 def test_what_cannot_be_used_says_why(data: bytes, reason: str) -> None:
     with pytest.raises(Unreadable, match=reason):
         to_pixels(data, (64, 64, 3))
+
+
+def test_lab_comes_out_in_its_own_colours() -> None:
+    rgb = Image.fromarray(picture(64, 64))
+    profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    lab = ImageCms.profileToProfile(rgb, *profiles, outputMode="LAB")
+    data = encoded(lab, "TIFF")
+    assert np.abs(to_pixels(data, (64, 64, 3)).astype(int) - np.asarray(rgb).astype(int)).mean() < 3
+    grey = np.asarray(rgb.convert("L")).astype(int)
+    assert np.abs(to_pixels(data, (64, 64, 1))[..., 0] - grey).mean() < 3
+
+
+@pytest.mark.parametrize("mode", ["LA", "PA", "RGBa", "HSV", "YCbCr", "I;16B", "RGBX", "La"])
+def test_every_mode_has_one_conversion_or_a_reason(mode: str) -> None:
+    for channels in (1, 3):
+        try:
+            converted = as_channels(Image.new(mode, (5, 4)), channels)
+        except Unreadable as error:
+            assert str(error).startswith(f"no conversion from {mode} to ")
+        else:
+            assert converted.mode == {1: "L", 3: "RGB"}[channels] and converted.size == (5, 4)
+
+
+def test_an_image_that_is_small_on_disk_and_large_in_memory_is_refused_unread() -> None:
+    """A header that says 16,000 x 10,000 pixels of 16 bits, and no pixels behind it."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 16_000, 10_000, 16, 2, 0, 0, 0))
+    data = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(9))) + chunk(b"IEND", b"")
+    with (
+        pytest.warns(Image.DecompressionBombWarning),
+        pytest.raises(Unreadable, match="got 16000x10000 pixels"),
+    ):
+        to_pixels(data, (8, 8, 3))
+
+
+def test_a_pointer_in_place_of_an_image_is_named() -> None:
+    with pytest.raises(Unreadable, match="it is a Git LFS pointer"):
+        to_pixels(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", (8, 8, 3))

@@ -330,12 +330,6 @@ def missing_index(root: Path, photos: list[Photo]) -> dict:
     return {**folders(root, photos), "classes": str(root / "nowhere.json")}
 
 
-def same_id_twice(root: Path, photos: list[Photo]) -> dict:
-    (root / "n02099712").mkdir(parents=True)
-    (root / "n02099712" / photos[0].name.replace("JPEG", "png")).write_bytes(photos[0].data)
-    return folders(root, photos)
-
-
 def outside_the_index(root: Path, photos: list[Photo]) -> dict:
     return {**folders(root, photos), "classes": ["n01440764", "n02099601"]}
 
@@ -391,7 +385,6 @@ def empty_mnist(root: Path, photos: list[Photo]) -> dict:
         (empty("celeba"), "has no list_attr_celeba.txt or .csv"),
         (missing_tars, "holds no .tar file"),
         (missing_index, "source.classes: got .*nowhere.json', which is missing"),
-        (same_id_twice, "two images with the sample id 'n01440764_0'"),
         (outside_the_index, "the folder 'n02099712' is no class of the index, expected one of 2"),
         (label_outside, "got label 207, expected 0..1"),
         (other_columns, "does not have the columns image.bytes, image.path and label"),

@@ -2,7 +2,7 @@
 
 import sys
 
-from pipeline.requests.lease import LeaseHeldError, held
+from pipeline.lease import LeaseHeldError, held
 
 uri, lasts_s = sys.argv[1], float(sys.argv[2])
 try:

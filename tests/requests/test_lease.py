@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 
-from pipeline import storage
+from pipeline import lease, storage
 from pipeline.errors import InputError
-from pipeline.requests import lease
-from pipeline.requests.lease import SKEW_S, Holder, Lease, LeaseHeldError, LeaseLostError, acquire, held
+from pipeline.lease import SKEW_S, Holder, Lease, LeaseHeldError, LeaseLostError, acquire, held
 
 ROOT = Path(__file__).resolve().parents[2]
 

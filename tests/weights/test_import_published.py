@@ -1,7 +1,9 @@
 """Published weights: read from paths and URIs, checked, and refused in one line where they are not what they
 should be."""
 
+import argparse
 import hashlib
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -50,6 +52,61 @@ def test_bare_state_dicts_by_path_and_uri(tmp_path: Path, state: dict[str, torch
     assert config["class_names"][207] == "golden_retriever" and len(config["class_names"]) == 1000
     widened = read(half)
     assert all(tensor.dtype == torch.float32 for tensor in widened.state.values())
+
+
+def test_checkpoints_as_training_scripts_write_them(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+    """Under the names that wrappers give, beside an optimizer's state and the arguments of the script."""
+    other = {name: torch.zeros_like(value) for name, value in state.items()}
+    bare = read(saved(tmp_path / "w.pt", state)).digest
+
+    def wrapped(*prefixes: str) -> dict[str, torch.Tensor]:
+        return {"".join(prefixes) + name: value for name, value in state.items()}
+
+    arguments = argparse.Namespace(image_size=256, results_dir="results", lr=None)
+    for number, checkpoint in enumerate(
+        [
+            {"model": other, "ema": state, "opt": {"state": {}}, "args": arguments},
+            {"model": wrapped("module."), "opt": {}, "args": arguments},
+            {"state_dict": wrapped("_orig_mod."), "epoch": 3},
+            {"ema": wrapped("module.", "_orig_mod."), "model": other},
+            wrapped("_orig_mod.", "module."),
+        ]
+    ):
+        assert read(saved(tmp_path / f"{number}.pt", checkpoint)).digest == bare
+    safetensors.torch.save_file(wrapped("module."), tmp_path / "w.safetensors")
+    assert read(str(tmp_path / "w.safetensors")).digest == bare
+    half = {name: value.half() for name, value in state.items()}
+    safetensors.torch.save_file(half, tmp_path / "half.safetensors")
+    assert read(str(tmp_path / "half.safetensors")).digest == read(saved(tmp_path / "half.pt", half)).digest
+    assert {value.dtype for value in read(str(tmp_path / "half.safetensors")).state.values()} == {
+        torch.float32
+    }
+
+
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"model.safetensors": LFS}, r"model\.safetensors is a Git LFS pointer; run `git lfs pull`"),
+        ({"config.json": "{"}, r"config\.json: is no JSON"),
+        ({"config.json": LFS}, r"config\.json: is no JSON"),
+        ({"config.json": "[]"}, r"config\.json: holds a list, expected a dict"),
+        ({"preprocessor_config.json": "\0\0"}, r"preprocessor_config\.json: is empty"),
+        ({"model.safetensors": "abc"}, r"judge\.weights: .*[Ee]rror"),
+    ],
+)
+def test_a_classifier_that_was_not_fetched_whole(tmp_path: Path, files: dict[str, str], message: str) -> None:
+    pytest.importorskip("transformers")
+    vit = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 12}
+    config = {"model_type": "vit", "num_labels": 10, "image_size": 8, "patch_size": 4, **vit}
+    whole = {"config.json": json.dumps(config), "preprocessor_config.json": "{}", "model.safetensors": "x"}
+    for name, text in {**whole, **files}.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        model_folder.read(str(tmp_path), "judge.weights")
+    assert "\n" not in str(caught.value)
 
 
 def test_larger_images_are_known_by_their_positions(tmp_path: Path) -> None:
@@ -116,9 +173,10 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path, state: dict[str, 
     (tmp_path / "text.pt").write_text("version https://git-lfs.github.com/spec/v1")
     safetensors.torch.save_file(state, tmp_path / "w.safetensors")
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:-100])
-    for name in ("cut.pt", "text.pt"):
-        with pytest.raises(InputError, match=f"{name}: got neither safetensors nor a file of torch.save"):
-            read(str(tmp_path / name))
+    with pytest.raises(InputError, match=r"cut\.pt: got neither safetensors nor a file of torch.save"):
+        read(str(tmp_path / "cut.pt"))
+    with pytest.raises(InputError, match=r"text\.pt is a Git LFS pointer; run `git lfs pull`"):
+        read(str(tmp_path / "text.pt"))
     with pytest.raises(InputError, match=r"cut\.safetensors: not a readable safetensors file"):
         read(str(tmp_path / "cut.safetensors"))
     with pytest.raises(InputError, match=r"model\.weights: nothing at .*nowhere\.pt"):

@@ -1,37 +1,44 @@
 """What every source of raw images gives: a list of items, and their content on demand."""
 
 import hashlib
-import json
+import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
 from pydantic import Field
 
-from models.imagenet import class_lines
 from pipeline import storage
 from pipeline.config.base import Fraction, Section
 from pipeline.errors import InputError
 
 FETCH_THREADS = 8
+LARGEST_FILE = 256 << 20  # bytes of one encoded image: a whole file is in memory while it is decoded
 Split = Literal["train", "heldout"]
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One raw image. `ref` is where the source finds it again; nothing else reads it."""
+    """One raw image. `ref` is where the source finds it again; nothing else reads it. `problem` says why it
+    cannot be read."""
 
     sample_id: str
     label: int
     split: Split
     ref: str
+    problem: str = ""
 
 
-Raw = bytes | np.ndarray  # an encoded image, or uint8 (H, W, C)
+class Unreadable(ValueError):
+    """The image cannot be used; the message is the reason that rejected.parquet names."""
+
+
+Raw = bytes | np.ndarray | Unreadable  # an encoded image, uint8 (H, W, C), or why there is none
 
 
 class RawImages(Protocol):
@@ -54,8 +61,8 @@ class RawImages(Protocol):
         ...
 
     def read(self, items: Sequence[Item]) -> Iterator[Raw]:
-        """The content of `items`, in their order. Raises when storage fails; a damaged image is the reader's
-        to find."""
+        """The content of `items`, in their order. Raises when storage fails; one image that cannot be read is
+        given as `Unreadable`, a damaged one is the reader's to find."""
         ...
 
 
@@ -83,6 +90,7 @@ class ImageFiles:
     def __init__(self, uri: str, classes: list[str] | str | None, held_out: float) -> None:
         self.uri, self.held_out, self.given = storage.absolute(uri), held_out, classes
         self.classes: list[str] = []
+        self.passed_over: list[str] = []  # what the files hold and nobody reads, a line a reason
 
 
 def hold_out(items: Iterable[Item], share: float) -> list[Item]:
@@ -113,90 +121,71 @@ def require_unique(items: Sequence[Item]) -> None:
         places[item.sample_id] = item.ref
 
 
-def fetch(calls: Sequence[Callable[[], bytes]], *, remote: bool) -> Iterator[bytes]:
-    """The results of `calls` in order. Small objects in a far store are fetched several at a time, a window
-    ahead at most."""
+def fetch(items: Sequence[Item], read: Callable[[Item], Raw], *, remote: bool) -> Iterator[Raw]:
+    """The content of `items` by `read`, in order; `Unreadable` for those that have a problem. Small objects
+    in a far store are fetched several at a time, a window ahead at most."""
+
+    def content(item: Item) -> Raw:
+        return Unreadable(item.problem) if item.problem else read(item)
+
     if not remote:
-        for call in calls:
-            yield call()
+        yield from map(content, items)
         return
     with ThreadPoolExecutor(FETCH_THREADS) as pool:
-        for first in range(0, len(calls), 4 * FETCH_THREADS):
-            yield from pool.map(lambda call: call(), calls[first : first + 4 * FETCH_THREADS])
+        for first in range(0, len(items), 4 * FETCH_THREADS):
+            yield from pool.map(content, items[first : first + 4 * FETCH_THREADS])
 
 
-def split_of(name: str) -> Split | None:
-    """The split that a folder's or file's name announces (train, val, test and the like), None when it
-    announces none."""
-    words = re.split(r"[^a-z0-9]+", name.lower())
-    if "train" in words:
-        return "train"
-    return "heldout" if {"val", "valid", "validation", "test", "heldout", "t10k"} & set(words) else None
-
-
-def find_files(uri: str, suffixes: Sequence[str]) -> list[str]:
-    """The URIs of the files that `uri` (a file, a folder or a glob) names, sorted. Raises `InputError` when
-    there are none."""
-    uri = storage.absolute(uri)
-    if "*" in uri:
-        fs, pattern = storage.filesystem(uri)
-        matches = [
-            fs.unstrip_protocol(str(path)) for path in storage.retrying(uri, "list", lambda: fs.glob(pattern))
-        ]
-        files = sorted(path.removeprefix("file://") for path in matches)
-    elif uri.endswith(tuple(suffixes)):
-        files = [uri] if storage.exists(uri) else []
-    else:
-        files = [storage.join(uri, name) for name in storage.walk(uri)]
-    files = [file for file in files if file.endswith(tuple(suffixes))]
-    if not files:
+def with_splits(items: Sequence[Item], share: float, uri: str, *, announced: bool) -> list[Item]:
+    """`items` as they are where the source says what is held out, and by `hold_out` where it does not.
+    Raises `InputError` when nothing is left to train on."""
+    if not announced:
+        return hold_out(items, share)
+    if all(item.split == "heldout" for item in items):
         raise InputError(
-            f"source.uri: {uri!r} holds no {' or '.join(suffixes)} file; expected a file, a folder or a glob"
-            " with some"
+            f"source.uri: all {len(items)} images of {uri!r} are held out, by the names of files or folders;"
+            " expected some to train on"
         )
-    return files
+    return list(items)
 
 
-def class_names(index: list[str] | str | None, labels: Iterable[int]) -> list[str]:
-    """Class names by label. Raises `InputError` for a label outside the index `index`."""
-    known_labels = sorted(set(labels))
-    names = (
-        read_index(index)
-        if index is not None
-        else [str(label) for label in range(max(known_labels, default=-1) + 1)]
-    )
-    outside = [label for label in known_labels if not 0 <= label < len(names)]
-    if outside:
-        raise InputError(
-            f"source: got label {outside[0]}, expected 0..{len(names) - 1}, the classes of its index; mend"
-            " the label or source.classes"
-        )
-    return [name.partition(" ")[2] or name for name in names]
+def unique_ids(*candidates: Sequence[str]) -> list[str]:
+    """The first of `candidates`, each the ids of all images from short to long, in which every id is there
+    once, so written that a line of a text file can name it. The last one where none is."""
+    ids: list[str] = []
+    for candidate in candidates:
+        ids = [nameable(name) for name in candidate]
+        if len(set(ids)) == len(ids):
+            break
+    return ids
 
 
-def read_index(index: list[str] | str) -> list[str]:
-    """Classes by label, each `<folder>` or `<folder> <name>`: a list, 'imagenet' (the standard 1,000), or the
-    URI of a JSON or text file.
+# what a line of a list of ids cannot hold or loses at its ends, and the mark of a mirrored copy
+UNNAMEABLE = re.compile(r"^\s+|\s+$|[\x00-\x1f\x7f\x85\u2028\u2029]|~(?=flip$)")
 
-    JSON is `{"0": ["n01440764", "tench"], ...}` or a list; a text file has one class a line.
-    """
-    if not isinstance(index, str):
-        return index
-    if index == "imagenet":
-        return class_lines()
-    uri = storage.absolute(index)
-    if not storage.exists(uri):
-        raise InputError(
-            f"source.classes: got {index!r}, which is missing; expected a list of names, 'imagenet' or an"
-            " index file"
-        )
-    text = storage.read_bytes(uri).decode()
+
+def nameable(name: str) -> str:
+    """`name` with control characters, line ends, blanks at its ends and the `~` of a final `~flip` written
+    as in URLs. Most names are returned as they are."""
+    if name.isalnum():  # the usual case
+        return name
+    return UNNAMEABLE.sub(lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode()), name)
+
+
+def read_image(uri: str) -> bytes | Unreadable:
+    """An encoded image; `Unreadable` for a local file that is too large or may not be read. Raises
+    `StorageError` when it is gone or its disk fails."""
+    if not storage.is_local(uri):
+        return storage.read_bytes(uri)
     try:
-        value = json.loads(text) if uri.endswith(".json") else text.split("\n")
-        if isinstance(value, dict):
-            value = [value[str(label)] for label in range(len(value))]
-        return [" ".join(item) if isinstance(item, list) else str(item).strip() for item in value if item]
-    except (ValueError, KeyError) as error:
-        raise InputError(
-            f"source.classes: {index!r} is no class index ({error}); expected labels 0..n-1 as in ImageNet's"
+        with Path(uri.removeprefix("file://")).open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > LARGEST_FILE:
+                return Unreadable(f"too large: {size} bytes, expected at most {LARGEST_FILE}")
+            return file.readall()
+    except (PermissionError, IsADirectoryError) as error:
+        return Unreadable(f"cannot be read: {error.strerror}")
+    except OSError as error:
+        raise storage.StorageError(
+            f"could not read {uri} ({error.strerror}); run again once it is"
         ) from error

@@ -2,6 +2,8 @@
 files are held out."""
 
 import gzip
+import io
+import zlib
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
@@ -13,6 +15,7 @@ from pipeline.config.base import Section
 from pipeline.data.sources.base import Item, Split
 from pipeline.errors import InputError
 
+LARGEST_IDX = 1 << 30  # bytes of an unpacked file; MNIST's largest has 47 million
 PARTS: tuple[tuple[str, Split], ...] = (("train", "train"), ("t10k", "heldout"))
 
 
@@ -78,13 +81,16 @@ def _idx(file: str, dimensions: int) -> np.ndarray:
     data = storage.read_bytes(file)
     try:
         if file.endswith(".gz"):
-            data = gzip.decompress(data)
+            with gzip.open(io.BytesIO(data)) as unpacked:
+                data = unpacked.read(LARGEST_IDX + 1)
+        if len(data) > LARGEST_IDX:
+            raise ValueError(f"it has more than {LARGEST_IDX} bytes")
         magic = bytes([0, 0, 8, dimensions])
         if data[:4] != magic:
             raise ValueError(f"it begins with {data[:4].hex(' ')}, not {magic.hex(' ')}")
         shape = np.frombuffer(data, ">u4", dimensions, 4)
         return np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
-    except (ValueError, IndexError, EOFError, OSError) as error:
+    except (ValueError, IndexError, EOFError, OSError, zlib.error) as error:
         raise InputError(
             f"source: {file} is damaged ({error}), expected MNIST's idx format: fetch it again"
         ) from error

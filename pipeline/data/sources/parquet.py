@@ -3,45 +3,84 @@ image releases."""
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.data.sources.base import ImageFiles, Item, Split, class_names, find_files, hold_out, split_of
+from pipeline.data.sources.base import (
+    LARGEST_FILE,
+    ImageFiles,
+    Item,
+    Raw,
+    Split,
+    Unreadable,
+    unique_ids,
+    with_splits,
+)
+from pipeline.data.sources.class_index import class_names, read_index
+from pipeline.data.sources.labels import UNLABELLED, label_values, numbered
+from pipeline.data.sources.listing import PassedOver, find_files, is_test, split_of
 from pipeline.errors import InputError
+
+IMAGE_COLUMNS = ("image", "img")  # the second is CIFAR-10's
+ResultT = TypeVar("ResultT")
+LARGEST_GROUP = 2 << 30  # bytes of a row group's images, which are in memory together
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """The rows of one file without their images, and the class names that its metadata may hold."""
+
+    paths: list[str | None]
+    labels: list[int] | list[str]
+    names: list[str] | None
 
 
 class ParquetImages(ImageFiles):
-    """Sample ids are the first of these that is unique over the whole source: the stem of `image.path`,
-    `<split>/<image.path>` without its suffix, `<split>-<running row number>`. Files named test or validation
-    are held out."""
+    """Sample ids are the first of these that is unique over the whole source: the stem of the image's path,
+    `<split>/<path>` without its suffix, `<split>-<running row number>`. Files are held out whose name, or the
+    nearest folder that says a split, says test or validation."""
 
     scattered = True
 
     def items(self) -> list[Item]:
-        files = find_files(self.uri, [".parquet"])
-        splits: dict[str, Split | None] = {file: split_of(PurePosixPath(file).stem) for file in files}
-        rows: list[tuple[str, int, str | None, int]] = []  # file, row, path, label
-        for file in files:
-            paths, labels, names = _listing(file)
-            rows += [(file, row, path, label) for row, (path, label) in enumerate(zip(paths, labels))]
-            if self.given is None and names:
-                self.given = names
+        passed_over = PassedOver()
+        files = find_files(self.uri, ".parquet", passed_over)
+        splits = {file: split_of(name) for file, name in files.items()}
+        rows: list[tuple[str, int, str | None, int | str]] = []  # file, row, path, label
+        given = self.given
+        for file, split_name in files.items():
+            listing = _listing(file)
+            labels: Sequence[int | str] = listing.labels
+            given = listing.names if given is None and listing.names else given
+            labelled = [
+                (file, row, path, label)
+                for row, (path, label) in enumerate(zip(listing.paths, labels))
+                if label != UNLABELLED or not is_test(split_name)
+            ]
+            if len(labelled) < len(labels):
+                passed_over.add("rows of test files without a label (-1)", file, len(labels) - len(labelled))
+            rows += labelled
         if not rows:
             raise InputError(f"source.uri: the Parquet files of {self.uri!r} have no rows, expected images")
-        self.classes = class_names(self.given, (label for *_, label in rows))
+        index = read_index(given) if given is not None else None
+        numbers, index = numbered([label for *_, label in rows], index, self.uri)
+        self.classes = class_names(index, numbers)
+        self.passed_over = passed_over.lines
         ids = _sample_ids([(splits[file] or "train", path) for file, _, path, _ in rows])
         items = [
             Item(sample_id=name, label=label, split=splits[file] or "train", ref=f"{file}#{row}")
-            for name, (file, row, _, label) in zip(ids, rows)
+            for name, label, (file, row, _, _) in zip(ids, numbers, rows)
         ]
-        return items if "heldout" in splits.values() else hold_out(items, self.held_out)
+        return with_splits(items, self.held_out, self.uri, announced="heldout" in splits.values())
 
-    def read(self, items: Sequence[Item]) -> Iterator[bytes]:
+    def read(self, items: Sequence[Item]) -> Iterator[Raw]:
         rows_by_file: dict[str, list[int]] = defaultdict(list)
         for item in items:
             file, _, row = item.ref.rpartition("#")
@@ -52,84 +91,133 @@ class ParquetImages(ImageFiles):
         }
         for item in items:
             file, _, row = item.ref.rpartition("#")
-            yield content[file].pop(int(row))
+            data = content[file].pop(int(row))
+            yield data if len(data) <= LARGEST_FILE else Unreadable(f"too large: {len(data)} bytes")
 
 
-def _listing(file: str) -> tuple[list[str | None], list[int], list[str] | None]:
-    """The paths and labels of one file, and the class names that its metadata may hold. The images are not
-    read."""
-
-    def call() -> tuple[pa.Table, pa.Schema]:
-        with _opened(file) as parquet:
-            table = parquet.read(columns=["image.path", "label"])
-            return table, parquet.schema_arrow
-
-    try:
-        table, schema = storage.retrying(file, "read", call)
-        labels = table["label"].to_pylist()
-        paths = table["image"].combine_chunks().field("path").to_pylist()
-    except (KeyError, pa.ArrowInvalid) as error:
-        raise InputError(
-            f"source: {file} does not have the columns image.bytes, image.path and label ({error}); expected"
-            " that layout"
-        ) from error
-    if None in labels:
-        raise InputError(
-            f"source: {file} has a row without label (row {labels.index(None)}), expected an integer in each"
-        )
-    features = (
-        json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+def image_column(schema: pa.Schema, file: str) -> str:
+    """The column of the encoded images. Raises `InputError` when there is none, or no column of labels."""
+    columns = {field.name: field.type for field in schema}
+    for name in IMAGE_COLUMNS:
+        kind = columns.get(name)
+        fields = list(kind) if kind is not None and pa.types.is_struct(kind) else []
+        if any(field.name == "bytes" for field in fields):
+            return name
+    raise InputError(
+        f"source: {file} does not have the columns image.bytes, image.path and label, but"
+        f" {', '.join(f'{name} ({kind})' for name, kind in list(columns.items())[:6]) or 'none'};"
+        " expected that layout"
     )
-    return paths, labels, features.get("label", {}).get("names")
+
+
+def reading(file: str, call: Callable[[pq.ParquetFile], ResultT]) -> ResultT:
+    """`call` of the opened file. Raises `InputError` for a file that is no Parquet, or damaged."""
+
+    def checked() -> ResultT:
+        fs, path = storage.filesystem(file)
+        try:
+            with pq.ParquetFile(fs.open(path, "rb", cache_type="none"), pre_buffer=True) as parquet:
+                return call(parquet)
+        except (pa.ArrowException, KeyError, UnicodeDecodeError, MemoryError, OverflowError) as error:
+            raise _damaged(file, error) from error
+        except OSError as error:
+            if error.errno is None and type(error) is OSError and storage.is_local(file):
+                raise _damaged(file, error) from error  # as Arrow says that a file is not what it should be
+            raise
+
+    return storage.retrying(file, "read", checked)
+
+
+def _damaged(file: str, error: Exception) -> InputError:
+    text = " ".join(str(error).split())[:200]
+    return InputError(f"source: {file} is no Parquet file or a damaged one ({text}); fetch it again")
+
+
+def _listing(file: str) -> Listing:
+    """The images are not read."""
+
+    def call(parquet: pq.ParquetFile) -> Listing:
+        schema = parquet.schema_arrow
+        column = image_column(schema, file)
+        if "label" not in schema.names:
+            image_column(pa.schema([field for field in schema if field.name != column]), file)
+        for group in range(parquet.num_row_groups):
+            _require_group(parquet, group, file)
+        table = parquet.read(columns=[f"{column}.path", "label"])
+        # without paths nothing of the column is read, and it is not in the table
+        paths = (
+            table[column].combine_chunks().field("path").to_pylist() if column in table.column_names else None
+        )
+        return Listing(
+            paths=paths or [None] * table.num_rows,
+            labels=label_values(table["label"], file),
+            names=_names(schema),
+        )
+
+    return reading(file, call)
+
+
+def _names(schema: pa.Schema) -> list[str] | None:
+    """The class names that Hugging Face's metadata has for the labels; None where it has none."""
+    try:
+        value: Any = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        for key in ("info", "features", "label", "names"):
+            value = value.get(key) or {}
+        return [str(name) for name in value] if isinstance(value, list) else None
+    except (ValueError, AttributeError, RecursionError):
+        return None
+
+
+def _require_group(parquet: pq.ParquetFile, group: int, file: str) -> None:
+    metadata = parquet.metadata.row_group(group)
+    if metadata.total_byte_size > LARGEST_GROUP:
+        raise InputError(
+            f"source: row group {group} of {file} has {metadata.total_byte_size} bytes, expected at most"
+            f" {LARGEST_GROUP}: they are in memory together; write the file with smaller row groups"
+        )
 
 
 def _images(file: str, rows: np.ndarray) -> list[bytes]:
     """The encoded images of the increasing `rows`; only the row groups that hold some are read, one at a
     time."""
 
-    def call() -> list[bytes]:
+    def call(parquet: pq.ParquetFile) -> list[bytes]:
         result: list[bytes] = []
-        with _opened(file) as parquet:
-            start = 0
-            for group in range(parquet.num_row_groups):
-                end = start + parquet.metadata.row_group(group).num_rows
-                here = rows[(rows >= start) & (rows < end)] - start
-                if len(here):
-                    images = (
-                        parquet.read_row_group(group, columns=["image.bytes"])["image"]
-                        .combine_chunks()
-                        .field("bytes")
-                    )
-                    result += [value or b"" for value in images.take(pa.array(here)).to_pylist()]
-                start = end
+        column = image_column(parquet.schema_arrow, file)
+        start = 0
+        for group in range(parquet.num_row_groups):
+            end = start + parquet.metadata.row_group(group).num_rows
+            here = rows[(rows >= start) & (rows < end)] - start
+            if len(here):
+                images = (
+                    parquet.read_row_group(group, columns=[f"{column}.bytes"])[column]
+                    .combine_chunks()
+                    .field("bytes")
+                )
+                result += [value or b"" for value in images.take(pa.array(here)).to_pylist()]
+            start = end
         return result
 
-    found = storage.retrying(file, "read", call)
-    if len(found) != len(rows):
-        raise RuntimeError(
-            f"{file}: found {len(found)} of the {len(rows)} images listed there; the file was changed"
-            " meanwhile, run again"
+    images = reading(file, call)
+    if len(images) != len(rows):
+        raise InputError(
+            f"source: {file} gave {len(images)} of the {len(rows)} images listed there; it is damaged or was"
+            " changed meanwhile: fetch it again, or run again"
         )
-    return found
-
-
-def _opened(file: str) -> pq.ParquetFile:
-    fs, path = storage.filesystem(file)
-    return pq.ParquetFile(fs.open(path, "rb", cache_type="none"), pre_buffer=True)
+    return images
 
 
 def _sample_ids(rows: Sequence[tuple[Split, str | None]]) -> list[str]:
-    if all(path for _, path in rows):
-        paths = [(split, PurePosixPath(path or "")) for split, path in rows]
-        for ids in (
-            [path.stem for _, path in paths],
-            [f"{split}/{path.with_suffix('')}" for split, path in paths],
-        ):
-            if len(set(ids)) == len(ids):
-                return ids
     count: dict[str, int] = defaultdict(int)
-    ids = []
+    numbered_rows = []
     for split, _ in rows:
-        ids.append(f"{split}-{count[split]:08d}")
+        numbered_rows.append(f"{split}-{count[split]:08d}")
         count[split] += 1
-    return ids
+    if not all(path for _, path in rows):
+        return numbered_rows
+    paths = [(split, PurePosixPath(path or "")) for split, path in rows]
+    return unique_ids(
+        [path.stem for _, path in paths],
+        [f"{split}/{path.parent / path.stem}" for split, path in paths],
+        numbered_rows,
+    )

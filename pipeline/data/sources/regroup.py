@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.data.sources.base import Item
+from pipeline.data.sources.parquet import image_column
 
 REREAD_BYTES = 16 << 30  # what reading shard by shard may cost before the files are regrouped first
 
@@ -68,7 +69,8 @@ def regroup(plan: Regrouping) -> int:
     in memory at a time."""
     if not storage.exists(plan.target):
         data = storage.read_bytes(plan.source)
-        image = pq.ParquetFile(pa.BufferReader(data)).read(columns=["image.bytes"])
+        parquet = pq.ParquetFile(pa.BufferReader(data))
+        image = parquet.read(columns=[f"{image_column(parquet.schema_arrow, plan.source)}.bytes"])
         sink = io.BytesIO()
         with pq.ParquetWriter(
             sink, image.schema, compression="none", use_dictionary=False, write_statistics=False

@@ -1,107 +1,208 @@
-"""WebDataset tar shards: members `<key>.jpg|.jpeg|.png` with the label in `<key>.cls`."""
+"""WebDataset tar shards: members `<key>.jpg|.jpeg|.png|.webp` with the label in `<key>.cls` or
+`<key>.json`."""
 
+import json
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from pipeline import storage
 from pipeline.data.sources.base import (
     FETCH_THREADS,
+    LARGEST_FILE,
     ImageFiles,
     Item,
-    class_names,
+    Raw,
     fetch,
-    find_files,
-    hold_out,
-    split_of,
+    unique_ids,
+    with_splits,
 )
+from pipeline.data.sources.class_index import class_names, read_index
+from pipeline.data.sources.labels import numbered
+from pipeline.data.sources.listing import JUNK_REASON, PassedOver, find_files, is_junk, split_of, too_large
 from pipeline.errors import InputError
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+LABEL_SUFFIXES = ("cls", "json")  # the first of them that a key has
+LABEL_KEYS = ("label", "cls", "class_id")  # of a .json
+LARGEST_LABEL_FILE, LARGEST_HEADER = 1 << 20, 1 << 20  # bytes
+HEADER_TYPES = (
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
 BLOCK = 512
 
 
+class Member(tarfile.TarInfo):
+    """A member whose headers are read only where they are of a sane size: tarfile takes any into memory, and
+    goes back where one is negative."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> Any:
+        if self.size < 0 or (self.type in HEADER_TYPES and self.size > LARGEST_HEADER):
+            raise tarfile.ReadError(f"a header of {self.size} bytes")
+        return super()._proc_member(tar)  # type: ignore[misc]
+
+
+@dataclass
+class Shard:
+    """What one tar holds: by key, the image's place and length, and the label as it is written."""
+
+    images: dict[str, tuple[int, int]] = field(default_factory=dict)
+    labels: dict[str, dict[str, int | str]] = field(default_factory=dict)  # by suffix
+    passed_over: PassedOver = field(default_factory=PassedOver)
+
+
 class WebDataset(ImageFiles):
-    """An image is found again by its place in the tar, so reading one costs one range request. Tars named val
-    or test are held out."""
+    """An image is found again by its place in the tar, so reading one costs one range request. Tars are held
+    out whose name, or the nearest folder that says a split, says val or test."""
 
     scattered = False
 
     def items(self) -> list[Item]:
-        files = find_files(self.uri, [".tar"])
+        passed_over = PassedOver()
+        files = find_files(self.uri, ".tar", passed_over)
         with ThreadPoolExecutor(FETCH_THREADS) as pool:
-            items = [item for members in pool.map(_members, files) for item in members]
-        if not items:
+            shards = list(pool.map(_read_shard, files))
+        rows: list[tuple[str, str, int, int, int | str]] = []  # file, key, start, length, label
+        for file, shard in zip(files, shards):
+            labels = _labels(file, shard)
+            passed_over.update(shard.passed_over)
+            rows += [(file, key, *place, labels[key]) for key, place in shard.images.items()]
+        if not rows:
             raise InputError(
                 f"source.uri: the tar files of {self.uri!r} hold no image, expected members <key>.jpg and"
                 " <key>.cls"
             )
-        self.classes = class_names(self.given, (item.label for item in items))
-        return items if any(item.split == "heldout" for item in items) else hold_out(items, self.held_out)
+        index = read_index(self.given) if self.given is not None else None
+        numbers, index = numbered([label for *_, label in rows], index, self.uri)
+        self.classes, self.passed_over = class_names(index, numbers), passed_over.lines
+        ids = unique_ids(
+            [PurePosixPath(key).name for _, key, *_ in rows],
+            [key for _, key, *_ in rows],
+            [f"{PurePosixPath(file).stem}/{key}" for file, key, *_ in rows],
+        )
+        items = [
+            Item(
+                sample_id=name,
+                label=label,
+                split=split_of(files[file]) or "train",
+                ref=f"{file}#{start}+{length}",
+                problem=too_large(length) if length > LARGEST_FILE else "",
+            )
+            for name, label, (file, _, start, length, _) in zip(ids, numbers, rows)
+        ]
+        announced = any(item.split == "heldout" for item in items)
+        return with_splits(items, self.held_out, self.uri, announced=announced)
 
-    def read(self, items: Sequence[Item]) -> Iterator[bytes]:
-        calls = []
-        for item in items:
+    def read(self, items: Sequence[Item]) -> Iterator[Raw]:
+        def read(item: Item) -> Raw:
             file, _, place = item.ref.rpartition("#")
             start, _, length = place.partition("+")
-            calls.append(partial(storage.read_range, file, int(start), int(start) + int(length)))
-        return fetch(calls, remote=not storage.is_local(self.uri))
+            return storage.read_range(file, int(start), int(start) + int(length))
+
+        return fetch(items, read, remote=not storage.is_local(self.uri))
 
 
-def _members(file: str) -> list[Item]:
-    split = split_of(PurePosixPath(file).stem) or "train"
-    images: dict[str, tuple[int, int]] = {}
-    labels: dict[str, int] = {}
-
-    def call() -> None:
-        images.clear()
-        labels.clear()
+def _read_shard(file: str) -> Shard:
+    def call() -> Shard:
+        shard = Shard()
         fs, path = storage.filesystem(file)
-        with fs.open(path, "rb") as raw, tarfile.open(fileobj=raw, mode="r:") as tar:
-            for member in tar:
-                key, _, suffix = member.name.rpartition(".")
-                if not member.isfile():
-                    continue
-                if suffix.lower() in IMAGE_SUFFIXES:
-                    if key in images:
-                        raise InputError(
-                            f"source: {file} holds the image {key!r} twice, expected every key once"
-                        )
-                    images[key] = (member.offset_data, member.size)
-                elif suffix == "cls":
-                    labels[key] = _label(file, member.name, tar.extractfile(member))
-            # where the end mark should be; tarfile itself takes a cut between two members for the end
-            raw.seek(tar.offset)
-            if raw.read(BLOCK) != bytes(BLOCK):
-                raise tarfile.ReadError("no end mark")
+        with fs.open(path, "rb") as raw:
+            start: int | None = 0
+            while start is not None:  # archives that were put one behind the other
+                raw.seek(start)
+                with tarfile.open(fileobj=raw, mode="r:", tarinfo=Member) as tar:
+                    for member in tar:
+                        _add(shard, file, tar, member)
+                    start = _next_archive(raw, tar.offset)
+        return shard
 
     try:
-        storage.retrying(file, "read", call)
-    except tarfile.TarError as error:
+        return storage.retrying(file, "read", call)
+    except (tarfile.TarError, UnicodeDecodeError, OverflowError, RecursionError) as error:
         raise InputError(
             f"source: the tar {file} ends early or is damaged ({error}), expected a complete one: fetch it"
             " again"
         ) from error
-    missing = images.keys() ^ labels.keys()
+
+
+def _next_archive(raw: IO[bytes], end: int) -> int | None:
+    """Where another archive begins behind the end mark at `end`; None where only zeros are. tarfile itself
+    takes a cut between two members for the end, and what is behind it for nothing."""
+    raw.seek(end)
+    if raw.read(BLOCK) != bytes(BLOCK):
+        raise tarfile.ReadError("no end mark")
+    place = end + BLOCK
+    while chunk := raw.read(BLOCK << 11):
+        if chunk.count(0) < len(chunk):
+            first = next(i for i, byte in enumerate(chunk) if byte)
+            return place + first // BLOCK * BLOCK
+        place += len(chunk)
+    return None
+
+
+def _add(shard: Shard, file: str, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+    key, _, suffix = member.name.rpartition(".")
+    suffix = suffix.lower()
+    if member.isdir():
+        return
+    if is_junk(member.name):
+        shard.passed_over.add(JUNK_REASON, f"{file}#{member.name}")
+    elif member.size < 0 or member.issparse():
+        raise tarfile.ReadError(f"{member.name} is sparse, or of a negative size")
+    elif suffix in IMAGE_SUFFIXES and member.isfile():
+        if key in shard.images:
+            raise InputError(f"source: {file} holds the image {key!r} twice, expected every key once")
+        shard.images[key] = (member.offset_data, member.size)
+    elif suffix in LABEL_SUFFIXES and member.isfile():
+        label = _label(file, member, suffix, tar.extractfile(member))
+        if label is not None:
+            shard.labels.setdefault(key, {})[suffix] = label
+    else:
+        shard.passed_over.add("members that are neither image nor label", f"{file}#{member.name}")
+
+
+def _labels(file: str, shard: Shard) -> dict[str, int | str]:
+    """The label of each image of a tar; those of `.json` where no image has a `.cls`. An image beside
+    another of the same key up to its first dot, such as `<key>.seg.png`, is passed over."""
+    for key in [key for key in shard.images if key not in shard.labels]:
+        folder, slash, name = key.rpartition("/")
+        if folder + slash + name.partition(".")[0] in shard.labels.keys() - {key}:
+            del shard.images[key]
+            shard.passed_over.add("members that are neither image nor label", f"{file}#{key}")
+    suffixes = Counter(suffix for labels in shard.labels.values() for suffix in labels)
+    suffix = next((suffix for suffix in LABEL_SUFFIXES if suffixes[suffix]), LABEL_SUFFIXES[0])
+    labels = {key: given[suffix] for key, given in shard.labels.items() if suffix in given}
+    missing = shard.images.keys() ^ labels.keys()
     if missing:
         raise InputError(
             f"source: {file} has only one of image and label for {min(missing)!r}, expected <key>.jpg and"
-            " <key>.cls"
+            " <key>.cls, or <key>.json with a label"
         )
-    return [
-        Item(
-            sample_id=PurePosixPath(key).name, label=labels[key], split=split, ref=f"{file}#{start}+{length}"
-        )
-        for key, (start, length) in images.items()
-    ]
+    return labels
 
 
-def _label(file: str, name: str, content: Any) -> int:
-    text = content.read().decode(errors="replace").strip()
+def _label(file: str, member: tarfile.TarInfo, suffix: str, content: IO[bytes] | None) -> int | str | None:
+    """The label that a member holds; None for a `.json` without one, which is about something else."""
+    if member.size > LARGEST_LABEL_FILE or content is None:
+        raise InputError(
+            f"source: {member.name} in {file} has {member.size} bytes, expected a label of at most"
+            f" {LARGEST_LABEL_FILE}"
+        )
+    text = content.read().decode(errors="replace").strip().removeprefix("\ufeff")
     try:
-        return int(text)
-    except ValueError:
-        raise InputError(f"source: {name} in {file} holds {text[:40]!r}, expected a class number") from None
+        if suffix == "cls":
+            return int(text[:20])
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        expected = "a class number" if suffix == "cls" else "JSON"
+        raise InputError(
+            f"source: {member.name} in {file} holds {text[:40]!r}, expected {expected}"
+        ) from None
+    found = (value[key] for key in LABEL_KEYS if key in value) if isinstance(value, dict) else ()
+    label = next(iter(found), None)
+    return label if isinstance(label, int | str) and not isinstance(label, bool) else None

@@ -1,0 +1,45 @@
+"""Configurations that are cut, encoded otherwise, or far larger than they look: one line, at once."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import PrepareConfig, load
+from pipeline.config.reading import apply_overrides
+from pipeline.errors import InputError
+
+ALIASES = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
+)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_byte_order_marks(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "c.yaml").write_bytes("source: {kind: cafés}\n".encode(encoding))
+    assert load(PrepareConfig, str(tmp_path / "c.yaml")).source.kind == "cafés"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        ALIASES.encode(),
+        b"[" * 20_000,
+        b"lake: &a [*a]\n",
+        b"lake: 2026-13-45\n",
+        b"lake: \xff\xfe\n",
+        b"\0" * 100,
+        b"lake: caf\xe9\n",
+        "lake: x\n".encode("utf-16-le"),
+    ],
+)
+def test_what_is_no_configuration_is_said_in_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "c.yaml").write_bytes(content)
+    with pytest.raises(InputError, match=r"c\.yaml is not valid YAML") as caught:
+        load(PrepareConfig, str(tmp_path / "c.yaml"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[" * 20_000, "2026-13-45"])
+def test_the_same_of_overrides(text: str) -> None:
+    with pytest.raises(InputError, match="which is not valid YAML"):
+        apply_overrides({}, [f"lake={text}"])
