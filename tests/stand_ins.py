@@ -100,7 +100,7 @@ def write_judge(folder: Path) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    names = [line.partition(" ")[2].replace("_", " ") for line in read_index("imagenet")]
+    names = [line.name.replace("_", " ") for line in read_index("imagenet")]
     config = ViTConfig(
         hidden_size=16,
         num_hidden_layers=1,
@@ -138,7 +138,7 @@ def write_images(uri: str) -> str:
     `<wnid>/<wnid>_<number>.JPEG`."""
     from PIL import Image
 
-    wnids = [line.partition(" ")[0] for line in read_index("imagenet")]
+    wnids = [line.folder for line in read_index("imagenet")]
     for label in SHOWN:
         for number in range(EACH):
             rough = np.random.default_rng([0, label, number]).normal(0, 40, (6, 8, 3))
