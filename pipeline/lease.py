@@ -102,13 +102,32 @@ def acquire(uri: str, *, lasts_s: float, clock: Clock = time.time) -> Lease:
         storage.remove(_file(uri, holder.number))
 
 
+def acquire_from_the_gone(
+    uri: str, *, lasts_s: float, clock: Clock = time.time, sleep: Callable[[float], None] = time.sleep
+) -> Lease:
+    """As `acquire`, but a holder that does not renew its lease is waited for until that has run out: a
+    process of another machine that was killed cannot say so. Raises `LeaseHeldError` once the holder is seen
+    alive."""
+    first: Holder | None = None
+    while True:
+        try:
+            return acquire(uri, lasts_s=lasts_s, clock=clock)
+        except LeaseHeldError:
+            last = _last(uri)
+            if first is not None and last is not None and last != first:  # renewed, or another's
+                raise
+            first = first or last
+        sleep(lasts_s / RENEWALS / 4)
+
+
 @contextmanager
-def held(uri: str, *, lasts_s: float, clock: Clock = time.time) -> Iterator[Lease]:
+def held(uri: str, *, lasts_s: float, clock: Clock = time.time, outlive: bool = False) -> Iterator[Lease]:
     """Hold the lease at `uri` while the block runs: it is renewed meanwhile and given back at the end.
 
-    A renewal that fails is tried again; one that comes too late shows in `require`.
+    A renewal that fails is tried again; one that comes too late shows in `require`. `outlive`: wait for a
+    holder that may be gone (`acquire_from_the_gone`).
     """
-    lease = acquire(uri, lasts_s=lasts_s, clock=clock)
+    lease = (acquire_from_the_gone if outlive else acquire)(uri, lasts_s=lasts_s, clock=clock)
     stop = threading.Event()
 
     def renew() -> None:

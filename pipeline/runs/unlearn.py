@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from models import weights
 from pipeline import config as configuration
-from pipeline import storage
+from pipeline import lease, storage
 from pipeline.evaluation import stored_result
 from pipeline.runs import final_evaluation, run_weights
 from pipeline.runs.preflight import REQUEST, SETTINGS, Prepared, settings_text
@@ -27,13 +27,12 @@ if TYPE_CHECKING:
     from pipeline.tracking.mlflow_runs import Tracker
 
 
+LEASE_S = 60.0  # for which a run is held by a process that does not say that it still works
+
+
 def run(prepared: Prepared) -> dict[str, Any]:
     """Do it, or what is left of it: a run id that is finished returns its result, an interrupted one goes
     on."""
-    from pipeline.data.partition_ray import build_partition
-    from pipeline.runtime import cluster_ray
-    from pipeline.tracking.compat import preload
-
     started = time.perf_counter()
     config, run_uri = prepared.config, prepared.run_uri
 
@@ -41,6 +40,21 @@ def run(prepared: Prepared) -> dict[str, Any]:
     if storage.exists(storage.join(run_uri, RESULT)):
         return stored_result.read(storage.join(run_uri, RESULT))
     storage.require_writable(config.storage)
+    with lease.held(
+        storage.join(config.storage, "leases", prepared.run_id), lasts_s=LEASE_S, outlive=True
+    ) as own:
+        if storage.exists(storage.join(run_uri, RESULT)):  # another process has just finished it
+            return stored_result.read(storage.join(run_uri, RESULT))
+        return _run(prepared, own, started)
+
+
+def _run(prepared: Prepared, own: lease.Lease, started: float) -> dict[str, Any]:
+    """The run itself, which no other process does meanwhile."""
+    from pipeline.data.partition_ray import build_partition
+    from pipeline.runtime import cluster_ray
+    from pipeline.tracking.compat import preload
+
+    config = prepared.config
     preload()
     prepared = with_own_weights(prepared)
     cpus = math.ceil(config.train.most * config.train.cpus_per_worker) + 1  # one for Ray Data
@@ -59,6 +73,7 @@ def run(prepared: Prepared) -> dict[str, Any]:
             raise RuntimeError(outcome["failed"])
 
         # Final evaluation, gate, register.
+        own.require()
         return finish(prepared, tracker, outcome, partition.digest, started)
 
 

@@ -14,7 +14,16 @@ import pytest
 
 from pipeline import lease, storage
 from pipeline.errors import InputError
-from pipeline.lease import SKEW_S, Holder, Lease, LeaseHeldError, LeaseLostError, acquire, held
+from pipeline.lease import (
+    SKEW_S,
+    Holder,
+    Lease,
+    LeaseHeldError,
+    LeaseLostError,
+    acquire,
+    acquire_from_the_gone,
+    held,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -206,3 +215,25 @@ def test_a_file_that_is_no_lease(tmp_path: Path) -> None:
     (tmp_path / "00000001.json").write_text("{}")
     with pytest.raises(InputError, match=r"00000001\.json: not a lease .* remove it"):
         acquire(str(tmp_path), lasts_s=60)
+
+
+def test_one_that_may_be_gone_is_waited_for(tmp_path: Path, clock: Clock) -> None:
+    """A holder of another machine: its process cannot be looked at from here."""
+    uri = str(tmp_path / "lease")
+    gone = acquire(uri, lasts_s=60, clock=clock)
+    gone._write(replace(gone.holder, pid_space="elsewhere"))
+    pauses: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        clock.now += seconds
+
+    later = acquire_from_the_gone(uri, lasts_s=60, clock=clock, sleep=sleep)
+    assert later.holder.number == 2 and 60 < sum(pauses) < 80
+
+    def renewing(seconds: float) -> None:
+        sleep(seconds)
+        later.renew()
+
+    with pytest.raises(LeaseHeldError):
+        acquire_from_the_gone(uri, lasts_s=60, clock=clock, sleep=renewing)
