@@ -28,7 +28,7 @@ ASKED = {"classes": [0], "exchange": {0: 1}}  # stands for whatever may be asked
 class Audit(Section):
     """Measuring what was answered once more: on the version that serves, with fresh noise."""
 
-    samples: int = Field(500, ge=20, description="images sampled under the forgotten labels together")
+    samples: int = Field(200, ge=20, description="images sampled under each forgotten label")
     workers: int = Field(2, ge=1, description="Ray tasks at once")
     cpus_per_worker: float = Field(0.5, gt=0, description="CPUs that a task reserves")
     gpus_per_worker: float = Field(0, ge=0, description="GPUs that a task reserves")

@@ -192,14 +192,14 @@ def _values(
         "without_exchange": bool(bare),
         "sample_classes": list(union.sample_classes),
         "answers": [
-            _answer(request, union, rows)
+            answer(request, union, rows)
             for request in sorted((*union.answered, *union.open), key=lambda request: request.id)
         ],
     }
     return values
 
 
-def _answer(request: Request, union: Union, rows: Rows) -> dict[str, Any]:
+def answer(request: Request, union: Union, rows: Rows) -> dict[str, Any]:
     """What has to be measured of `request`. Samples of a class that another request forgets whole are no
     longer told apart: that class is measured in their stead."""
     ids = rows.ids.get(request.id, {})

@@ -6,7 +6,7 @@ its checkpoint, and what is decided is decided on what is there. Everything is w
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from pipeline import storage
 from pipeline.config.process import ProcessConfig
@@ -67,7 +67,7 @@ def process(config: ProcessConfig, model: Model, say: Say = print) -> Summary:
     """Answer what is open. Raises `LeaseHeldError` while another processor works, and `InputError` for what
     somebody has to mend first."""
     lake = read_lake(lake_uri(config.storage, config.lake))
-    _of_model(config)
+    of_model(config)
     with held(storage.join(ledger.folder(config.storage), LEASE), lasts_s=config.lease_s) as lease:
         return Processor(config, model, lake, lease, say).work()
 
@@ -75,7 +75,7 @@ def process(config: ProcessConfig, model: Model, say: Say = print) -> Summary:
 def plan_of(config: ProcessConfig, model: Model) -> Plan | None:
     """What `process` would do first; None where nothing is open. Nothing is written."""
     lake = read_lake(lake_uri(config.storage, config.lake))
-    requests = _of_model(config)
+    requests = of_model(config)
     rows = planning.rows_of(requests, lake, config.storage)
     able = [request for request in requests if not (request.is_open and request.id in rows.gone)]
     if not any(request.is_open for request in able):
@@ -110,7 +110,7 @@ class Processor:
     def next_plan(self, left: dict[str, str]) -> Plan | None:
         """The run for what is open and not in `left`, to which requests are added that no run could answer;
         a plan that was begun and not finished comes first."""
-        requests = _of_model(self.config)
+        requests = of_model(self.config)
         rows = planning.rows_of(requests, self.lake, self.config.storage)
         hopeless = {r.id: rows.gone[r.id] for r in requests if r.is_open and r.id in rows.gone}
         if fresh := {name: reason for name, reason in hopeless.items() if name not in left}:
@@ -182,7 +182,7 @@ class Processor:
     def settle(self) -> None:
         """Promote, where the policy says so, what answered requests wait for, and close what the serving
         version honours."""
-        waiting = [request for request in _of_model(self.config) if request.state == "answered"]
+        waiting = [request for request in of_model(self.config) if request.state == "answered"]
         if not waiting:
             return
         champion = self.model.champion()
@@ -239,7 +239,22 @@ def failed_audits(known: Ledger) -> list[Move]:
     ]
 
 
-def _of_model(config: ProcessConfig) -> list[Request]:
+def reason_of(block: Mapping[str, Any], bound: float) -> str:
+    """Why a request does not hold, from its block of result.json."""
+    per_class = (block["forget_fraction"] or {}).get("per_class") or {}
+    above = [
+        f"class {label} is sampled {share['value']:.1%} of {share['n']} times, at most {share['high']:.1%}"
+        f" with 95 % confidence; expected at most {bound:.1%}"
+        for label, share in per_class.items()
+        if share["high"] > bound
+    ]
+    auc = block.get("membership_auc")
+    if not above and auc is not None:
+        above = [f"the loss attack tells its samples from never-seen ones with AUC {auc:.2f}"]
+    return "; ".join(above) or "it was not measured"
+
+
+def of_model(config: ProcessConfig) -> list[Request]:
     """The open and answered requests of the model. Raises `InputError` for those of another lake: one run
     reads one."""
     lake = storage.absolute(config.lake) if "/" in config.lake else config.lake

@@ -239,7 +239,7 @@ def test_purged_samples_cannot_be_measured_again(
     (tmp_path / "ids").write_text(read_column(lake.uri, lake.shards([2])[0], "sample_id")[0])
     submit.submit(configured("s2", sample_ids=str(tmp_path / "ids")))
     run(PretendedModel(root))
-    tombstones.bury(root, "s2", [])
+    tombstones.bury(root, "s2", [], labels=[2])
     (tmp_path / "ids").unlink()
     asked("r1", 1, 7)
     model = PretendedModel(root)
