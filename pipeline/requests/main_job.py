@@ -126,11 +126,7 @@ def outcome_of(result: Mapping[str, Any], plan: Plan) -> Outcome:
     return Outcome(
         version=int(result["model"]["version"]),
         refusals=tuple(refusals(result)),
-        failures={
-            name: reason_of(block, bound)
-            for name, block in blocks.items()
-            if not block["closed"] and name not in plan.unmeasured
-        },
+        failures={name: reason_of(block, bound) for name, block in blocks.items() if not block["closed"]},
     )
 
 

@@ -55,7 +55,6 @@ class Plan:
     union: Union
     config: UnlearnConfig
     list_uri: str | None  # where `union.sample_ids` go first, None where a file has them already
-    unmeasured: tuple[str, ...]  # answered requests for samples whose rows are gone
 
     @property
     def request_ids(self) -> list[str]:
@@ -160,7 +159,6 @@ def make(config: ProcessConfig, requests: Sequence[Request], rows: Rows, champio
         union=union,
         config=parse(UnlearnConfig, values),
         list_uri=list_uri,
-        unmeasured=tuple(r.id for r in union.answered if r.id in rows.gone and not r.terms.classes),
     )
 
 
@@ -213,6 +211,7 @@ def answer(request: Request, union: Union, rows: Rows) -> dict[str, Any]:
         "classes": sorted({*request.terms.classes, *(set(ids.values()) & set(union.classes))}),
         "sample_ids_digest": request.terms.samples and request.terms.samples.digest,
         "sample_count": len(ids.keys() & set(union.sample_ids)),
+        "purged": request.terms.samples is not None and request.id in rows.gone,
     }
 
 

@@ -246,7 +246,10 @@ def test_purged_samples_cannot_be_measured_again(
     run(model)
     (plan,) = model.plans
     assert plan.start.weights == "champion" and plan.config.request.sample_ids is None
-    assert plan.unmeasured == ("s2",) and states(root)["r1"] == ("closed", 2)
+    assert [a.id for a in plan.config.request.answers if a.purged] == ["s2"] and states(root)["r1"] == (
+        "closed",
+        2,
+    )
 
 
 def test_one_withdrawn_during_the_run_is_not_honoured(root: str, run: Callable, asked: Callable) -> None:
