@@ -1,7 +1,6 @@
 """The model that requests are about, as it is registered, and the main job that makes another version of
 it."""
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +15,7 @@ from pipeline.requests.merge import Union
 from pipeline.requests.plan import Plan, Version
 from pipeline.requests.process import Outcome, reason_of
 from pipeline.tracking import alias_log
-from pipeline.tracking.registry import CHAMPION, find_version
+from pipeline.tracking.registry import CHAMPION, find_version, honoured
 
 
 class RegisteredModel:
@@ -132,6 +131,7 @@ def outcome_of(result: Mapping[str, Any], plan: Plan) -> Outcome:
 
 def request_ids(tags: Mapping[str, str]) -> tuple[str, ...]:
     """The requests that a registered version honours, by its tags."""
-    if "request_ids" in tags:
-        return tuple(map(str, json.loads(tags["request_ids"])))
+    listed = honoured(tags)
+    if listed is not None:
+        return tuple(map(str, listed["request_ids"]))
     return (tags["request_id"],) if "request_id" in tags else ()

@@ -132,7 +132,9 @@ def make(config: ProcessConfig, requests: Sequence[Request], rows: Rows, champio
     union = merge.union(requests, rows.ids)
     start = choose_start(config, union.answered, rows, champion)
     honoured = champion.request_ids if champion is not None and start.weights == "champion" else ()
-    earlier = {label for request in requests if request.id in honoured for label in request.terms.classes}
+    earlier = {
+        label for request in union.answered if request.id in honoured for label in request.terms.classes
+    }
     # a label that gives what is forgotten now has to give something else from now on
     now = sorted((set(union.classes) - earlier) | _given_now(union, earlier))
     values = _values(config, union, rows, now, sorted(earlier - set(now)))

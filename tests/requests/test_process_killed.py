@@ -19,7 +19,6 @@ from pipeline.requests import ledger, process, submit
 from pipeline.requests.lease import LeaseHeldError
 
 KILLS, SEED = 20, 5
-LONGEST_S = 0.25  # from the start of a processor to its end by signal
 SCOPES = {"r1": (1, 7), "r3": (3, 5), "r0": (0, 6), "r4": (4, 9), "r8": (8, 5)}
 STEP_S = 0.03
 
@@ -58,21 +57,25 @@ def test_killed_at_random_moments(root: str, configured: Callable[..., LedgerCon
     chance = random.Random(SEED)
     print("seed", SEED)
     config = parse(ProcessConfig, {"storage": root, "promote": "automatic"})
-    scopes, submitted, killed = list(SCOPES.items()), [], 0
+    scopes, submitted, killed = list(SCOPES.items())[1:], ["r1"], 0
+    submit.submit(configured("r1", classes=[1], exchange={1: 7}))
+    began = time.monotonic()
+    process.process(config, PretendedModel(root, step_s=STEP_S), say=lambda _: None)
+    undisturbed = time.monotonic() - began
     while killed < KILLS:
         if scopes and all(request.is_answered for request in ledger.read(root).requests.values()):
             name, (label, exchange) = scopes.pop(0)
             submit.submit(configured(name, classes=[label], exchange={label: exchange}))
             submitted.append(name)
         pid = forked(lambda: process.process(config, PretendedModel(root, step_s=STEP_S), say=lambda _: None))
-        time.sleep(chance.random() * LONGEST_S)
+        time.sleep(chance.random() * undisturbed)  # on a busy machine everything takes longer
         os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         killed += os.WIFSIGNALED(status)
         check(root, submitted)
     summary = process.process(config, PretendedModel(root), say=lambda _: None)
     check(root, submitted)
-    assert not summary.alarms and answers(root) == Counter(submitted) and len(submitted) > 1
+    assert not summary.alarms and answers(root) == Counter(submitted)
     assert {request.state for request in ledger.read(root).requests.values()} == {"closed"}
     assert not storage.exists(f"{root}/requests/plan.json")
 
