@@ -61,6 +61,11 @@ class Plan:
         return sorted(self.union.request_ids)
 
     @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to forget that the champion has not forgotten."""
+        return not self.config.request.classes and not self.union.sample_ids
+
+    @property
     def lines(self) -> list[str]:
         """What is about to be done, for people."""
         request = self.config.request

@@ -19,6 +19,10 @@ from pipeline.requests.ledger import Ledger, Move, Request
 from pipeline.requests.plan import LIST, Plan, Rows, Version
 
 LEASE, PLAN = "lease", "plan.json"
+NOTHING_NEW = (
+    "everything it names was forgotten before and the rows are not read any more, so there is nothing to train on;"
+    " the next run that forgets something else measures it too and answers it"
+)
 Say = Callable[[str], None]
 
 
@@ -120,7 +124,12 @@ class Processor:
         if not any(request.is_open for request in able):
             return None
         champion = self.model.champion()
-        return self.unfinished(able, rows, champion) or planning.make(self.config, able, rows, champion)
+        plan = self.unfinished(able, rows, champion) or planning.make(self.config, able, rows, champion)
+        if not plan.is_empty:
+            return plan
+        left |= (waiting := {request.id: NOTHING_NEW for request in plan.union.open})
+        self.postpone(waiting)
+        return None
 
     def unfinished(self, able: Sequence[Request], rows: Rows, champion: Version | None) -> Plan | None:
         """The plan that a processor was at when it ended, while it would still be made: requests that came

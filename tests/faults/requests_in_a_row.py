@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 from pipeline.data.lake import read_lake  # noqa: E402
 from pipeline.data.parquet_shards import read_column  # noqa: E402
 
+CONFIG = "jobs/configs/process_digits.yaml"
 NAMED = 40  # samples of class 2
 SCOPES: dict[str, list[str]] = {
     "r1": ["request.classes=[1]", "request.exchange={1: 7}"],
@@ -101,7 +102,7 @@ def answer(root: Path, sets: list[str], chance: random.Random, kills: int) -> tu
     """Process until it ends by itself; the steps at which it was killed, and what it said at the end."""
     known = {folder.name for folder in (root / "runs").glob("*")}
     killed: list[int] = []
-    command = job("process_requests", config="jobs/configs/process_digits.yaml", sets=sets)
+    command = job("process_requests", config=CONFIG, sets=sets)
     while True:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
@@ -121,9 +122,7 @@ def answer(root: Path, sets: list[str], chance: random.Random, kills: int) -> tu
 
 def figures(root: Path, sets: list[str], name: str) -> dict[str, Any]:
     """What the last run says: every class that any request forgot, the others, and what it took."""
-    listed = json.loads(
-        require(call(job("ledger", "list", "--json", config="jobs/configs/process_digits.yaml", sets=sets)))
-    )
+    listed = json.loads(require(call(job("ledger", "list", "--json", config=CONFIG, sets=sets))))
     (request,) = [item for item in listed if item["id"] == name]
     runs = [
         entry["details"]["run_id"]
@@ -199,15 +198,13 @@ def main() -> int:
             (root / folder).symlink_to(storage / folder)
     name_samples(storage, root / "ids.txt")
     sets = [f"storage={root}", f"start={given.start}", *given.sets]
-    rows: list[dict[str, Any]] = []
+    done = root / "rows.jsonl"  # an interrupted call goes on
+    rows = [json.loads(line) for line in done.read_text().splitlines()] if done.is_file() else []
     for name, scope in SCOPES.items():
-        asked = [
-            f"request.id={name}",
-            *(item.format(ids=root / "ids.txt") if "{ids}" in item else item for item in scope),
-        ]
-        submitted = call(
-            job("ledger", "submit", config="jobs/configs/process_digits.yaml", sets=[*sets, *asked])
-        )
+        if any(row["request"] == name for row in rows):
+            continue
+        asked = [f"request.id={name}", *(item.replace("{ids}", str(root / "ids.txt")) for item in scope)]
+        submitted = call(job("ledger", "submit", config=CONFIG, sets=[*sets, *asked]))
         if name == REFUSED:
             require(submitted, 2)
             print(submitted.stderr.strip(), flush=True)
@@ -219,6 +216,7 @@ def main() -> int:
         if misses(row):
             print(said, flush=True)
         rows.append(row)
+        done.write_text("".join(json.dumps(row) + "\n" for row in rows))
     print(table(rows))
     return 1 if any(misses(row) for row in rows) else 0
 

@@ -130,6 +130,20 @@ def test_after_a_purge_the_run_starts_from_the_champion(root: str, run: Callable
     assert plan.config.request.forgotten_earlier == [1] and states(root)["r3"] == ("closed", 2)
 
 
+def test_a_second_request_for_a_purged_class_waits_for_the_next_run(
+    root: str, run: Callable, asked: Callable
+) -> None:
+    model = PretendedModel(root)
+    asked("r1", 1, 7)
+    run(model)
+    tombstones.bury(root, "r1", [], labels=[1])
+    asked("r1-again", 1, 7)
+    summary = run(model)
+    assert "nothing to train on" in summary.left["r1-again"] and len(model.plans) == 1
+    asked("r3", 3, 5)
+    assert not run(model).alarms and states(root)["r1-again"] == ("closed", 2)
+
+
 def test_approval(root: str, run: Callable, asked: Callable) -> None:
     model = PretendedModel(root)
     asked("r1", 1, 7)
