@@ -101,6 +101,19 @@ def rows_of(requests: Sequence[Request], lake: Lake, storage_root: str) -> Rows:
     return Rows(ids=ids, gone=gone)
 
 
+def hopeless(requests: Sequence[Request], rows: Rows) -> dict[str, str]:
+    """Open requests that no run can answer, each with the reason: the rows to forget are not there, and what
+    they are of was not forgotten before."""
+    forgotten = {label for request in requests if request.is_answered for label in request.terms.classes}
+    return {
+        request.id: rows.gone[request.id]
+        for request in requests
+        if request.is_open
+        and request.id in rows.gone
+        and (request.terms.samples is not None or not forgotten.issuperset(request.terms.classes))
+    }
+
+
 def choose_start(
     config: ProcessConfig, answered: Sequence[Request], rows: Rows, champion: Version | None
 ) -> Start:

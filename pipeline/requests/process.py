@@ -20,8 +20,8 @@ from pipeline.requests.plan import LIST, Plan, Rows, Version
 
 LEASE, PLAN = "lease", "plan.json"
 NOTHING_NEW = (
-    "everything it names was forgotten before and the rows are not read any more, so there is nothing to train on;"
-    " the next run that forgets something else measures it too and answers it"
+    "everything it names was forgotten before and the rows are not read any more, so there is nothing to"
+    " train on; the next run that forgets something else measures it too and answers it"
 )
 Say = Callable[[str], None]
 
@@ -81,7 +81,8 @@ def plan_of(config: ProcessConfig, model: Model) -> Plan | None:
     lake = read_lake(lake_uri(config.storage, config.lake))
     requests = of_model(config)
     rows = planning.rows_of(requests, lake, config.storage)
-    able = [request for request in requests if not (request.is_open and request.id in rows.gone)]
+    hopeless = planning.hopeless(requests, rows)
+    able = [request for request in requests if request.id not in hopeless]
     if not any(request.is_open for request in able):
         return None
     return planning.make(config, able, rows, model.champion())
@@ -116,7 +117,7 @@ class Processor:
         a plan that was begun and not finished comes first."""
         requests = of_model(self.config)
         rows = planning.rows_of(requests, self.lake, self.config.storage)
-        hopeless = {r.id: rows.gone[r.id] for r in requests if r.is_open and r.id in rows.gone}
+        hopeless = planning.hopeless(requests, rows)
         if fresh := {name: reason for name, reason in hopeless.items() if name not in left}:
             self.postpone(fresh)
             left |= fresh
