@@ -12,6 +12,7 @@ misses its bound.
 
 import argparse
 import json
+import math
 import os
 import random
 import signal
@@ -98,7 +99,9 @@ def step_of(root: Path, known: set[str]) -> int:
     return -1
 
 
-def answer(root: Path, sets: list[str], chance: random.Random, kills: int) -> tuple[list[int], str]:
+def answer(
+    root: Path, sets: list[str], chance: random.Random, kills: int, longest_s: float
+) -> tuple[list[int], str]:
     """Process until it ends by itself; the steps at which it was killed, and what it said at the end."""
     known = {folder.name for folder in (root / "runs").glob("*")}
     killed: list[int] = []
@@ -107,9 +110,11 @@ def answer(root: Path, sets: list[str], chance: random.Random, kills: int) -> tu
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
         )
-        at = max([*killed, 0]) + chance.randrange(1, 12)
-        while len(killed) < kills and process.poll() is None and (step := step_of(root, known)) < at:
+        at, step = max([*killed, 0]) + chance.randrange(1, 12), -1
+        end = time.monotonic() + (chance.uniform(0, longest_s) if longest_s else math.inf)
+        while len(killed) < kills and process.poll() is None and step < at and time.monotonic() < end:
             time.sleep(0.2)
+            step = step_of(root, known)
         if len(killed) < kills and process.poll() is None:
             os.kill(process.pid, signal.SIGKILL)
             killed.append(step)
@@ -139,6 +144,7 @@ def figures(root: Path, sets: list[str], name: str) -> dict[str, Any]:
     return {
         "request": name,
         "state": request["state"],
+        "answers": [entry["move"] for entry in request["history"]].count("answered"),
         "version": result["model"]["version"],
         "start": "champion" if result["request"].get("forgotten_earlier") else "base",
         "forgotten": sorted(map(int, shares)),
@@ -157,6 +163,9 @@ def figures(root: Path, sets: list[str], name: str) -> dict[str, Any]:
 def misses(row: Mapping[str, Any]) -> list[str]:
     wrong = [key for key in ("forget", "leakage") if row[key] is not None and row[key] >= BOUNDS[key]]
     wrong += [key for key in ("mean", "worst") if row[key] < BOUNDS[key]]
+    wrong += [
+        f"{key} {row[key]}" for key, value in (("state", "closed"), ("answers", 1)) if row[key] != value
+    ]
     return wrong + [name for name, closed in row["closed"].items() if not closed]
 
 
@@ -184,6 +193,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kills", type=int, default=1, help="of each run")
     parser.add_argument(
+        "--longest-s",
+        type=float,
+        default=0,
+        help="kill at random moments within so many seconds of a processor's start, before its run as well",
+    )
+    parser.add_argument(
         "--set", action="append", default=[], dest="sets", help="further settings of the processor"
     )
     given = parser.parse_args()
@@ -210,7 +225,7 @@ def main() -> int:
             print(submitted.stderr.strip(), flush=True)
             continue
         require(submitted)
-        killed, said = answer(root, sets, chance, given.kills)
+        killed, said = answer(root, sets, chance, given.kills, given.longest_s)
         row = {**figures(root, sets, name), "killed": killed}
         print(json.dumps({**row, "misses": misses(row)}), flush=True)
         if misses(row):
