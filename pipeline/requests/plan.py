@@ -159,6 +159,9 @@ def make(config: ProcessConfig, requests: Sequence[Request], rows: Rows, champio
     if start.version is not None:
         values.setdefault("model", {})["weights"] = f"models:/{config.tracking.model_name}/{start.version}"
         values["model"].pop("sha256", None)
+    if union.sample_ids and not any(label in union.exchange for label in now):
+        # samples alone: the start's own predictions as targets would leave everything as it is
+        values["method"] = {**values.get("method", {}), "targets": "data"}
     reopenings = sum(entry.move == "reopened" for request in requests for entry in request.history)
     values["seed"] = int(values.get("seed", 0)) + reopenings
     lists = {

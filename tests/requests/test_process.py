@@ -236,6 +236,7 @@ def test_samples_of_several_requests(
     assert list(summary.left) == ["sb"] and "request.sample_ids: got" in summary.left["sb"]
     request = model.plans[0].config.request
     assert (request.sample_ids, request.sample_classes, request.classes) == (str(tmp_path / "a"), [2], [])
+    assert model.plans[0].config.method.targets == "data", "nothing else would move"
     (tmp_path / "away").rename(tmp_path / "b")
     assert not run(model).alarms
     request = model.plans[1].config.request
@@ -246,6 +247,7 @@ def test_samples_of_several_requests(
     run(model)
     request = model.plans[2].config.request
     assert (request.classes, request.sample_classes) == ([2], [4])
+    assert model.plans[2].config.method.targets == "teacher"
     assert {a.id: a.sample_count for a in request.answers} == {"r2": 0, "sa": 0, "sb": 3}
     assert {a.id: a.classes for a in request.answers} == {"r2": [2], "sa": [2], "sb": []}
 
