@@ -32,7 +32,8 @@ class Measured:
         shares = {str(label): proportion(self.hits[label], 200).to_dict() for label in union.classes}
         return {
             "forget_fraction": {"per_class": shares},
-            "membership": None if self.auc is None else {"auc": self.auc},
+            "membership": self.auc
+            and {"auc": self.auc, "low": self.auc - 0.1, "high": min(1.0, self.auc + 0.1)},
         }
 
 
