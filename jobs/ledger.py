@@ -6,12 +6,14 @@ python jobs/ledger.py list     --config ...                       (what is due, 
 python jobs/ledger.py show     --config ... --set request.id=r1   (one request with its history)
 python jobs/ledger.py withdraw --config ... --set request.id=r1 --set 'reason=...'  (unless it was answered)
 python jobs/ledger.py status   --config ...   (counts; exits 3 when something is overdue or refused)
+python jobs/ledger.py audit    --config ...   (measures what was answered once more; exits 3 when it fails)
 
 Each prints JSON with --json.
 """
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +94,40 @@ def status(config: LedgerConfig, dry_run: bool) -> int:
     return ALARM if counts["overdue"] or counts["refused"] else 0
 
 
+def audit(config: LedgerConfig, dry_run: bool) -> int:
+    from pipeline.config import Gate
+    from pipeline.requests import audit
+    from pipeline.requests.main_job import RegisteredModel
+
+    model = RegisteredModel(config)
+    if dry_run:
+        print("would measure every answered request on the version that serves; nothing was written")
+        return 0
+    gate = Gate.model_validate(config.unlearn.get("gate", {}))
+    outcome = audit.audit(config, model.champion(), model.measure, gate)
+    if config.as_json:
+        _print_json(asdict(outcome))
+    else:
+        print(f"measured again on version {outcome.version}: {len(outcome.passed)} passed")
+        for name, reason in outcome.failed.items():
+            print(f"failed, and open again: request {name}: {reason}")
+        for name in outcome.unmeasured:
+            print(f"not measured: request {name}, whose samples were purged")
+    return ALARM if outcome.failed else 0
+
+
 def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, allow_nan=False))
 
 
-VERBS = {"submit": submit, "list": list_, "show": show, "withdraw": withdraw, "status": status}
+VERBS = {
+    "submit": submit,
+    "list": list_,
+    "show": show,
+    "withdraw": withdraw,
+    "status": status,
+    "audit": audit,
+}
 
 if __name__ == "__main__":
     sys.exit(command_line.main(LedgerConfig, VERBS, __doc__, flags=["json"]))

@@ -39,7 +39,7 @@ def job_class(path: Path) -> type[JobConfig]:
 def job_of(config: Path) -> str:
     """By the first word of its name: prepare_* is for prepare_data, pretrain_* for pretrain; what names no
     job is for the main one."""
-    first = {"process": "ledger"}.get(name := config.stem.split("_")[0], name)
+    first = config.stem.split("_")[0]
     *_, found = ["unlearn_imagenet", *(path.stem for path in JOBS if path.stem.split("_")[0] == first)]
     return found
 

@@ -28,6 +28,13 @@ class Gate(Section):
         0.60,
         description="named samples: bound on the loss attack's AUC and, for settling, on its upper bound",
     )
+    require_memorised: bool = Field(
+        True,
+        description=(
+            "named samples alone: refuse where the base shows no trace of them, since nothing was there to"
+            " forget; false: accept that, with nothing claimed"
+        ),
+    )
     max_fid_increase: float | None = Field(
         None, ge=0, description="bound on how far the Frechet distance may rise; absent: reported only"
     )

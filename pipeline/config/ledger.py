@@ -1,14 +1,18 @@
-"""The ledger of deletion requests: what is asked for, by when, on whose word."""
+"""The ledger of deletion requests: what is asked for, by when, on whose word.
+
+One file serves jobs/ledger.py and jobs/process_requests.py, so the keys of the latter are known here;
+`audit` reads some of them, the other verbs none but `lake` and `tracking`.
+"""
 
 import datetime
 from typing import ClassVar
 
 from pydantic import ConfigDict, Field
 
-from pipeline.config.base import JobConfig, LakeName, Section
+from pipeline.config.base import Section
 from pipeline.config.conditions import Only, unless
+from pipeline.config.process import ProcessConfig
 from pipeline.config.request import Exchange, RequestId
-from pipeline.config.tracking import Registry
 
 
 class RequestedScope(Section):
@@ -27,7 +31,7 @@ class RequestedScope(Section):
     without_exchange: bool = Field(False, description="accept a forgotten class without an exchange class")
 
 
-class LedgerConfig(JobConfig):
+class LedgerConfig(ProcessConfig):
     model_config = ConfigDict(populate_by_name=True)
     conditions: ClassVar[tuple[Only, ...]] = (unless("due_days", "due"),)
     keys_of_verb: ClassVar[dict[str, tuple[str, ...]]] = {
@@ -36,10 +40,9 @@ class LedgerConfig(JobConfig):
         "show": ("request",),
         "withdraw": ("request", "reason"),
         "status": (),
+        "audit": (),
     }
 
-    lake: LakeName = Field("digits", description="name or URI of the lake that the request is about")
-    tracking: Registry = Registry()
     request: RequestedScope = RequestedScope()
     received: datetime.date | None = Field(None, description="when it came in; absent: today, in UTC")
     due: datetime.date | None = Field(

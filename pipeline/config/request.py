@@ -17,6 +17,9 @@ class Answer(Section):
     classes: list[int] = Field([], description="classes that it asks to forget whole")
     sample_ids_digest: str | None = Field(None, description="SHA-256 of the sample ids that it names")
     sample_count: int = Field(0, ge=0, description="how many sample ids it names")
+    purged: bool = Field(
+        False, description="the rows of its samples were purged: none is read, and none can be measured"
+    )
 
 
 class Request(Section):

@@ -162,7 +162,8 @@ class UnlearnConfig(SeededConfig):
         ),
         Only(keys=("method.exchange_weight",), switches=("request.exchange", "method.latent_reflection")),
         Only(
-            keys=("evaluate.membership_noises", "gate.max_membership_auc"), switches=("request.sample_ids",)
+            keys=("evaluate.membership_noises", "gate.max_membership_auc", "gate.require_memorised"),
+            switches=("request.sample_ids",),
         ),
         Only(keys=("request.neighbours", "request.nearest_by"), switches=("request.classes",)),
         Only(keys=("request.sample_classes",), switches=("request.sample_ids",)),

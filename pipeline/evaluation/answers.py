@@ -15,7 +15,8 @@ def answered(answers: Sequence[Answer], after: Mapping[str, Any], gate: Gate) ->
     `forget_fraction` is over the request's classes together, with `per_class`; None for named samples alone.
     `membership_auc` is that of all named samples of the run. `closed`: the upper 95 % bound of each of its
     classes is within the gate's bound, and the loss attack on its samples is not beyond its own beyond doubt,
-    either way round. What was not measured is not closed.
+    either way round. What was not measured is not closed, but for
+    samples whose rows were purged.
     """
     return [_answered(answer, after, gate) for answer in answers]
 
@@ -33,7 +34,7 @@ def _answered(answer: Answer, after: Mapping[str, Any], gate: Gate) -> dict[str,
         **answer.model_dump(mode="json"),
         "forget_fraction": pooled(per_class),
         "membership_auc": attack and attack["auc"],
-        "closed": gone and unseen and bool(answer.classes or answer.sample_count),
+        "closed": gone and unseen and bool(answer.classes or answer.sample_count or answer.purged),
     }
 
 

@@ -30,7 +30,7 @@ def summary(result: Mapping[str, Any], report_uri: str) -> str:
     answers = answer_rows(result)
     if len(answers) > 1 or result["request"].get("forgotten_earlier"):
         lines += [_request_line(row) for row in answers]
-    reasons = "; ".join(_reason(check) for check in result["gate"]["checks"] if not check["passed"])
+    reasons = "; ".join(refusals(result))
     lines.append("  gate PASSED" if result["gate"]["passed"] else f"  gate FAILED: {reasons}")
     if attack_suite := result.get("attack_suite"):
         lines.append(f"  under attack: {attack_suite_sentence(attack_suite)}")
@@ -119,6 +119,11 @@ def _crossed(result: Mapping[str, Any]) -> str:
     return f"first below target at {first}, " + (
         "not settled" if settled is None else f"settled at {settled}"
     )
+
+
+def refusals(result: Mapping[str, Any]) -> list[str]:
+    """Why the gate refuses a run, a line for each bound that was missed; empty where it passed."""
+    return [_reason(check) for check in result["gate"]["checks"] if not check["passed"]]
 
 
 def _reason(check: Mapping[str, Any]) -> str:

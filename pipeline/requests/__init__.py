@@ -1,1 +1,1 @@
-"""The ledger of deletion requests."""
+"""The ledger of deletion requests, the run that answers them, their audit."""

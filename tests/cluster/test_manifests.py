@@ -16,7 +16,7 @@ import yaml
 
 from tests.cluster.manifests import CLUSTER, ROOT, documents, kuberay_schema, pod_specs
 
-KUBERNETES = ["raycluster.yaml", "rayjob.yaml", "services.yaml", "namespace.yaml"]
+KUBERNETES = ["raycluster.yaml", "rayjob.yaml", "services.yaml", "namespace.yaml", "requests.yaml"]
 # references and switches
 NO_LITERAL = ("secretName", "secrets", "automountServiceAccountToken", "HttpTokens")
 SECRET_WORDS = re.compile(r"password|secret|token|access_key", re.IGNORECASE)

@@ -1,0 +1,55 @@
+"""Answer the deletion requests that are open: one run for all of them, from weights that honour the rest.
+
+python jobs/process_requests.py --config jobs/configs/process_digits.yaml
+python jobs/process_requests.py --config ... --set start=champion     (base | champion | auto)
+python jobs/process_requests.py --config ... --set promote=approval   (automatic | approval)
+
+One at a time: a second one says who works. Killed anywhere, the next one goes on. --dry-run says what would
+be done. Exits 0 when nothing is open or all was answered, 3 when something is left, overdue or refused.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pipeline.config.process import ProcessConfig
+from pipeline.config.registry import RegistryConfig
+from pipeline.runtime import command_line
+
+ALARM = 3  # exit code: something is left open, overdue or refused
+
+
+def run(config: ProcessConfig, dry_run: bool) -> int:
+    from pipeline.governance import promotion
+    from pipeline.requests import process
+    from pipeline.requests.main_job import RegisteredModel
+
+    def promote(version: int) -> None:
+        promotion.promote(
+            RegistryConfig(
+                storage=config.storage, tracking=config.tracking, version=str(version), key=config.key
+            )
+        )
+
+    model = RegisteredModel(config, promote)
+    if dry_run:
+        plan = process.plan_of(config, model)
+        print("\n".join(plan.lines) if plan else "nothing is open")
+        return 0
+    summary = process.process(config, model, say=lambda line: print(line, flush=True))
+    for name, reason in summary.left.items():
+        print(f"left: request {name}: {reason}")
+    for name, version in summary.awaiting.items():
+        if name not in summary.left:
+            print(f"request {name} waits for version {version} to be promoted: jobs/registry.py promote")
+    for word, names in (("overdue", summary.overdue), ("refused", summary.refused)):
+        if names:
+            print(f"{word}: {', '.join(names)}")
+    if not summary.alarms and not summary.awaiting:
+        print("nothing is open: every request is answered")
+    return ALARM if summary.alarms else 0
+
+
+if __name__ == "__main__":
+    sys.exit(command_line.main(ProcessConfig, run, __doc__))
