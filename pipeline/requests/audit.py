@@ -12,9 +12,9 @@ from pipeline.config.request import Answer
 from pipeline.data.lake import lake_uri, read_lake
 from pipeline.errors import InputError
 from pipeline.evaluation.answers import answered
+from pipeline.lease import held
 from pipeline.requests import ledger, merge, page
 from pipeline.requests import plan as planning
-from pipeline.requests.lease import held
 from pipeline.requests.ledger import Ledger, Move, Request
 from pipeline.requests.merge import Union
 from pipeline.requests.plan import Version

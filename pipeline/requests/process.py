@@ -12,9 +12,9 @@ from pipeline import storage
 from pipeline.config.process import ProcessConfig
 from pipeline.data.lake import Lake, lake_uri, read_lake
 from pipeline.errors import InputError
+from pipeline.lease import Lease, held
 from pipeline.requests import ledger, merge, page
 from pipeline.requests import plan as planning
-from pipeline.requests.lease import Lease, held
 from pipeline.requests.ledger import Ledger, Move, Request
 from pipeline.requests.plan import LIST, Plan, Rows, Version
 

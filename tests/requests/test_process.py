@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pretended import PretendedModel
 
-from pipeline import storage
+from pipeline import lease, storage
 from pipeline.config import parse
 from pipeline.config.ledger import LedgerConfig
 from pipeline.config.process import ProcessConfig
@@ -15,7 +15,7 @@ from pipeline.data import tombstones
 from pipeline.data.lake import lake_uri, read_lake
 from pipeline.data.parquet_shards import read_column
 from pipeline.errors import InputError
-from pipeline.requests import lease, ledger, process, submit
+from pipeline.requests import ledger, process, submit
 from pipeline.requests.ledger import Move
 from pipeline.requests.process import Summary
 

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.requests.lease import LeaseHeldError
 from pretended import PretendedModel
 
 from pipeline import storage
 from pipeline.config import parse
 from pipeline.config.ledger import LedgerConfig
 from pipeline.config.process import ProcessConfig
+from pipeline.lease import LeaseHeldError
 from pipeline.requests import ledger, process, submit
 
 KILLS, SEED = 20, 5
