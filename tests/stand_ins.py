@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from pipeline import storage
-from pipeline.data.sources.base import read_index
+from pipeline.data.sources.class_index import read_index
 
 LAKE, SIZE, PIXELS = "imagenet-smoke", "DiT-nano", 32
 SHOWN = (207, 208, 205, 206, 209, 281)  # classes that have images; the first two are the request's

@@ -84,7 +84,7 @@ def test_density_is_the_mean_number_of_balls_over_k_beside_the_exchange_labels_o
     result = of([2, 0, 0, 4], [3, 9])
     assert (result["forgotten"]["value"], result["forgotten"]["n"]) == (1.5 / 3, 4)
     assert (result["own"]["value"], result["own"]["n"]) == (2.0, 2)
-    half = 1.959964 * statistics.stdev([2, 0, 0, 4]) / 2
+    half = 3.182446 * statistics.stdev([2, 0, 0, 4]) / 2
     assert (result["forgotten"]["low"], result["forgotten"]["high"]) == pytest.approx(
         (max(0, 1.5 - half) / 3, (1.5 + half) / 3), rel=1e-6
     )

@@ -89,7 +89,7 @@ def test_weights_are_found_by_run_checkpoint_and_folder(root: str) -> None:
         ([f"version={root}/models/dit-tiny-digits"], f"{root}/models/dit-tiny-digits"),
     ]
     found = [resolve_weights.find(config_of(root, *overrides)) for overrides, _ in ways]
-    assert [one.what for one in found] == [what for _, what in ways]
+    assert [one.title for one in found] == [what for _, what in ways]
     assert [one.run_id for one in found] == ["run-a"] * 5 + [None]
     digests = [one.digest for one in found]
     assert (
@@ -123,7 +123,7 @@ def test_the_question_comes_from_the_run(root: str) -> None:
 REFUSED = [
     (
         ["version=run-a", "metrics=[forget]"],
-        "metrics: got 'forget', expected some of forget_fraction, exchange_fraction, exchange_density",
+        "metrics: got 'forget', expected some of forget_fraction, earlier_fraction, exchange_fraction",
     ),
     (["version=run-a", "metrics=[]"], "expected at least one, attack_suite=true or reference=<model>"),
     (["version=run-a", "measuring.samples=0"], "measuring.samples: got 0"),
