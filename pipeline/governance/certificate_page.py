@@ -6,11 +6,12 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.governance import signing
-from pipeline.reports import text
+from pipeline.reports.html import environment
 from pipeline.reports.text import check_title, share
 from pipeline.tracking import alias_log
 from pipeline.tracking.alias_log import Entry
 
+TEMPLATES = Path(__file__).with_name("templates")
 PAGE = "certificate.html"
 PILLS = {"holds": "good", "returns": "bad", "not tested": "plain", "measured": "plain"}
 OUTCOMES = {"holds": "does not come back", "returns": "comes back", "open": "undecided"}
@@ -37,25 +38,19 @@ def page_uri(storage_root: str, model_name: str, version: int) -> str:
 
 def render(said: Mapping[str, Any]) -> str:
     """The page; every text from outside is escaped."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    folders = [Path(__file__).with_name("templates"), Path(text.__file__).with_name("templates")]
-    environment = Environment(
-        loader=FileSystemLoader(folders),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     gate = said["gate"] or {"passed": None, "checks": []}
-    return environment.get_template(PAGE).render(
-        said=said,
-        state=("good", "gate passed") if gate["passed"] else ("bad", "gate not passed"),
-        requests=[_request(request) for request in said["requests"]],
-        attacks=[_attack(attack) for attack in said["attacks"]],
-        checks=[_check(check) for check in gate["checks"]],
-        digests=[(name.replace("_", " "), digest or "none") for name, digest in said["digests"].items()],
-        signed="Ed25519, with the key named in it" if said["issuer"]["public_key"] else "not signed",
+    return (
+        environment(TEMPLATES)
+        .get_template(PAGE)
+        .render(
+            said=said,
+            state=("good", "gate passed") if gate["passed"] else ("bad", "gate not passed"),
+            requests=[_request(request) for request in said["requests"]],
+            attacks=[_attack(attack) for attack in said["attacks"]],
+            checks=[_check(check) for check in gate["checks"]],
+            digests=[(name.replace("_", " "), digest or "none") for name, digest in said["digests"].items()],
+            signed="Ed25519, with the key named in it" if said["issuer"]["public_key"] else "not signed",
+        )
     )
 
 

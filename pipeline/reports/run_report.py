@@ -1,7 +1,6 @@
 """result.json and the run's records as one page that needs nothing else: no network, no other file."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from pipeline.reports.evaluation_sections import (
     reference_section,
     timestep_chart,
 )
+from pipeline.reports.html import environment
 from pipeline.reports.png import grid_address, is_small
 from pipeline.reports.text import (
     NOT_MEASURED,
@@ -64,21 +64,13 @@ def render_report(
     """The page for `result` (as in result.json), `records` (of metrics.jsonl) and sample `grids` (uint8 (n,
     H, W, C) by label, before and after), with a `note` on these. What is null says so; every text from
     outside is escaped."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).with_name("templates")),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["share"] = share
+    pages = environment()
+    pages.filters["share"] = share
     named = namer(class_names)
     request = result.get("request") or {}
     own = {side: {**ALWAYS, **(result.get(side) or {})} for side in ("before", "after")}
     further = {**(result.get("metrics") or {}), "reference": result.get("reference")}
-    return environment.get_template("report.html").render(
+    return pages.get_template("report.html").render(
         run_id=result.get("run_id") or "",
         title=title_of(request, named),
         summary=" ".join(

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import storage
-from pipeline.reports import text
+from pipeline.reports.html import environment
 from pipeline.requests import ledger
 from pipeline.requests.ledger import ANSWERED, OPEN, Ledger, Request
 from pipeline.requests.overview import in_order, move_text, scope_text, state_text, status
 
+TEMPLATES = Path(__file__).with_name("templates")
 PAGE = "requests.html"
 PILLS = {
     "overdue": "bad",
@@ -39,46 +40,40 @@ def write(storage_root: str) -> str:
 
 def render(snapshot: Ledger, today: datetime.date) -> str:
     """The page as of `today`; every text from outside is escaped."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    folders = [Path(__file__).with_name("templates"), Path(text.__file__).with_name("templates")]
-    environment = Environment(
-        loader=FileSystemLoader(folders),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     requests = in_order(snapshot)
     counts = status(snapshot, today)
     waiting = [request for request in requests if request.state in OPEN]
     answered = [request for request in requests if request.state in ANSWERED]
-    return environment.get_template(PAGE).render(
-        lead=_lead(len(requests), len(waiting)),
-        state=_state(waiting, counts),
-        tiles=[
-            ("Waiting", len(waiting), _next(counts), "waiting"),
-            ("Overdue", len(counts["overdue"]), ", ".join(counts["overdue"][:3]) or "none", "overdue"),
-            (
-                "Answered",
-                len(answered),
-                f"{sum(_audit(r) is not None for r in answered)} measured again since",
-                "",
-            ),
-            ("Refused", len(counts["refused"]), ", ".join(counts["refused"][:3]) or "none", ""),
-        ],
-        sections=[
-            ("waiting", "Waiting", "Earliest due date first.", [_row(r, today) for r in waiting]),
-            ("answered", "Answered", "The last one first.", [_row(r, today) for r in answered]),
-            (
-                "others",
-                "Refused and withdrawn",
-                "",
-                [_row(r, today) for r in requests if r.state not in (*OPEN, *ANSWERED)],
-            ),
-        ],
-        head=snapshot.head,
-        today=today.isoformat(),
+    return (
+        environment(TEMPLATES)
+        .get_template(PAGE)
+        .render(
+            lead=_lead(len(requests), len(waiting)),
+            state=_state(waiting, counts),
+            tiles=[
+                ("Waiting", len(waiting), _next(counts), "waiting"),
+                ("Overdue", len(counts["overdue"]), ", ".join(counts["overdue"][:3]) or "none", "overdue"),
+                (
+                    "Answered",
+                    len(answered),
+                    f"{sum(_audit(r) is not None for r in answered)} measured again since",
+                    "",
+                ),
+                ("Refused", len(counts["refused"]), ", ".join(counts["refused"][:3]) or "none", ""),
+            ],
+            sections=[
+                ("waiting", "Waiting", "Earliest due date first.", [_row(r, today) for r in waiting]),
+                ("answered", "Answered", "The last one first.", [_row(r, today) for r in answered]),
+                (
+                    "others",
+                    "Refused and withdrawn",
+                    "",
+                    [_row(r, today) for r in requests if r.state not in (*OPEN, *ANSWERED)],
+                ),
+            ],
+            head=snapshot.head,
+            today=today.isoformat(),
+        )
     )
 
 

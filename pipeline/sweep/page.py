@@ -7,11 +7,13 @@ from typing import Any
 
 from pipeline.reports import text
 from pipeline.reports.charts import Chart, Series, layout, value_range
+from pipeline.reports.html import environment
 from pipeline.sweep import scores
 from pipeline.sweep.scores import OBJECTIVES
 from pipeline.sweep.space import shown
 from pipeline.sweep.terminal import counts
 
+TEMPLATES = Path(__file__).with_name("templates")
 Summary = Mapping[str, Any]
 Checks = Mapping[int, Sequence[Mapping[str, Any]]]
 
@@ -21,51 +23,45 @@ def render_page(
 ) -> str:
     """The page for `summary` (as in sweep.json) and the `checks` of every trial; `target` is the bound that
     makes a trial settle. Every text from outside is escaped."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    folders = [Path(__file__).with_name("templates"), Path(text.__file__).with_name("templates")]
-    environment = Environment(
-        loader=FileSystemLoader(folders),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     name_of = text.namer(summary["class_names"])
     winner = summary["winner"]
-    return environment.get_template("sweep.html").render(
-        sweep_id=summary["sweep_id"],
-        title=f"Sweep: {text.title_of(summary['request'], name_of)}",
-        gate_state=_gate_state(winner),
-        lead=_lead(summary),
-        tiles=_tiles(summary),
-        selection=_selection(summary),
-        verified=_verified(summary),
-        winner=winner,
-        charts=[
-            chart_layout
-            for chart in (*_fronts(summary), _curves(summary, checks, target))
-            if (chart_layout := layout(chart, last_step=last_step)) is not None
-        ],
-        importance=[
-            (OBJECTIVES[name].title, sorted(shares.items(), key=lambda item: -item[1]))
-            for name, shares in summary["importance"].items()
-        ],
-        finished=len(_finished(summary)),
-        settings=list(summary["base"]),
-        table=_table(summary),
-        failed=[
-            (row["number"], row["attempts"], row["reason"])
-            for row in summary["trials"]
-            if row["status"] == scores.FAILED
-        ],
-        retried=[
-            row["number"]
-            for row in summary["trials"]
-            if row["attempts"] > 1 and row["status"] != scores.FAILED
-        ],
-        timing=_timing(summary),
-        settings_yaml=settings_yaml,
+    return (
+        environment(TEMPLATES)
+        .get_template("sweep.html")
+        .render(
+            sweep_id=summary["sweep_id"],
+            title=f"Sweep: {text.title_of(summary['request'], name_of)}",
+            gate_state=_gate_state(winner),
+            lead=_lead(summary),
+            tiles=_tiles(summary),
+            selection=_selection(summary),
+            verified=_verified(summary),
+            winner=winner,
+            charts=[
+                chart_layout
+                for chart in (*_fronts(summary), _curves(summary, checks, target))
+                if (chart_layout := layout(chart, last_step=last_step)) is not None
+            ],
+            importance=[
+                (OBJECTIVES[name].title, sorted(shares.items(), key=lambda item: -item[1]))
+                for name, shares in summary["importance"].items()
+            ],
+            finished=len(_finished(summary)),
+            settings=list(summary["base"]),
+            table=_table(summary),
+            failed=[
+                (row["number"], row["attempts"], row["reason"])
+                for row in summary["trials"]
+                if row["status"] == scores.FAILED
+            ],
+            retried=[
+                row["number"]
+                for row in summary["trials"]
+                if row["attempts"] > 1 and row["status"] != scores.FAILED
+            ],
+            timing=_timing(summary),
+            settings_yaml=settings_yaml,
+        )
     )
 
 
