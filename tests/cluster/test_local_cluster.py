@@ -135,7 +135,8 @@ def test_submit_follows_to_the_end_and_passes_the_status_on(
         "was started with other settings (tracking.uri" in done.stdout
         and PLANTED["MLFLOW_PASSWORD_IN_URI"] not in done.stdout
     )
-    assert job["metadata"]["request_id"] == "forget-1" and job["metadata"]["run_id"] == "first"
+    assert re.fullmatch(r"digits-forget-1-[0-9a-f]{10}", job["metadata"]["request_id"])
+    assert job["metadata"]["run_id"] == "first"
     assert job["driver_exit_code"] == 2 and "was started with other settings" in job["message"]
 
 
