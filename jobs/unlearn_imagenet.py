@@ -2,6 +2,7 @@
 
 python jobs/unlearn_imagenet.py --config jobs/configs/quickstart.yaml
 python jobs/unlearn_imagenet.py --config ... --set 'request.classes=[3]' --set 'request.exchange={3: 5}'
+UNLEARN_STORAGE=s3://bucket/unlearning python jobs/unlearn_imagenet.py   # jobs/configs/imagenet.yaml
 """
 
 import sys
@@ -71,4 +72,4 @@ def plan_lines(config: UnlearnConfig, base: "Stored | None" = None) -> list[str]
 
 
 if __name__ == "__main__":
-    sys.exit(command_line.main(UnlearnConfig, run, __doc__))
+    sys.exit(command_line.main(UnlearnConfig, run, __doc__, default_config="jobs/configs/imagenet.yaml"))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from pipeline.data.batch import Batch
 
 SCHEMA_VERSION = 2
+CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
 MANIFEST = "manifest.json"
 
 
@@ -137,11 +139,18 @@ def read_lake(uri: str) -> Lake:
     learns from rows or looks at them goes by `tombstones.open_lake`, which knows what was purged."""
     lake = find_lake(uri)
     if lake is None:
-        raise InputError(
-            f"no lake at {uri}: make it with `python jobs/prepare_data.py --config"
-            " jobs/configs/prepare_<lake>.yaml`"
-        )
+        raise InputError(f"no lake at {uri}: make it with `{_command(uri)}`")
     return lake
+
+
+def _command(uri: str) -> str:
+    """What makes the lake at `uri`."""
+    root, _, name = uri.rpartition("/lakes/")
+    known = (CONFIGS / f"prepare_{name}.yaml").is_file()
+    file = f"jobs/configs/prepare_{name if known else '<lake>'}.yaml"
+    return f"python jobs/prepare_data.py --config {file}" + (
+        f" --set storage={root}" if root else f" --set lake={uri}"
+    )
 
 
 def _ranges(labels: Sequence[int]) -> str:

@@ -3,6 +3,8 @@ line for bad input."""
 
 import argparse
 import gc
+import json
+import os
 import signal
 import sys
 import traceback
@@ -15,6 +17,7 @@ from pipeline.redaction import redact
 from pipeline.runtime.stop_request import raise_terminated
 
 ConfigT = TypeVar("ConfigT", bound=configuration.JobConfig)
+STORAGE_VARIABLE = "UNLEARN_STORAGE"
 Run = Callable[[ConfigT, bool], int | None]  # an exit code, None for 0
 
 
@@ -26,33 +29,36 @@ def main(
     *,
     shorthands: Sequence[str] = (),
     flags: Sequence[str] = (),
+    default_config: str | None = None,
 ) -> int:
     """Parse, check, run. Returns 0 done (or the code that `run` returns), 1 failed, 2 bad input (one line on
     stderr, no traceback, nothing written); 143 by SIGTERM.
 
     A job with verbs gives `run` as a mapping from verb to function; the verb is then the first argument.
     `shorthands` are keys that may also be given as `--key value`, `flags` those that `--key` alone makes
-    true.
+    true. `default_config` is read where --config is absent. UNLEARN_STORAGE in the environment is the storage
+    root where no --set gives one.
     """
+    parser = _parser(description, run, shorthands, flags, default_config)
     if argv is not None:
-        return _main(kind, run, description, argv, shorthands, flags)
+        return _main(kind, run, parser.parse_args(argv), shorthands, flags)
     signal.signal(signal.SIGTERM, raise_terminated)
     # a third of what importing torch and MLflow takes is collecting garbage that is none
     gc.set_threshold(50_000, 20, 100)
     try:
-        return _main(kind, run, description, sys.argv[1:], shorthands, flags)
+        return _main(kind, run, parser.parse_args(sys.argv[1:]), shorthands, flags)
     finally:
         gc.freeze()  # the process ends: nothing of what it imported need be collected one by one
 
 
-def _main(
-    kind: type[ConfigT],
-    run: Run[ConfigT] | Mapping[str, Run[ConfigT]],
+def _parser(
     description: str,
-    argv: list[str],
+    run: Run[ConfigT] | Mapping[str, Run[ConfigT]],
     shorthands: Sequence[str],
     flags: Sequence[str],
-) -> int:
+    default_config: str | None,
+) -> argparse.ArgumentParser:
+    absent = f"; absent: {default_config}" if default_config else ""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -60,9 +66,10 @@ def _main(
         parser.add_argument("verb", choices=list(run))
     parser.add_argument(
         "--config",
-        required=True,
+        required=default_config is None,
+        default=default_config,
         metavar="YAML",
-        help="the job's configuration, such as those in jobs/configs/",
+        help=f"the job's configuration, such as those in jobs/configs/{absent}",
     )
     parser.add_argument(
         "--set",
@@ -80,14 +87,24 @@ def _main(
     for key in flags:
         option = f"--{key.replace('_', '-')}"
         parser.add_argument(option, action="store_true", help=f"the same as --set {key}=true")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def _main(
+    kind: type[ConfigT],
+    run: Run[ConfigT] | Mapping[str, Run[ConfigT]],
+    arguments: argparse.Namespace,
+    shorthands: Sequence[str],
+    flags: Sequence[str],
+) -> int:
     shorthand_values = [
         f"{key}={value}" for key in shorthands if (value := getattr(arguments, key)) is not None
     ]
     shorthand_values += [f"{key}=true" for key in flags if getattr(arguments, key)]
     function = run[arguments.verb] if isinstance(run, Mapping) else run
     try:
-        config = configuration.load(kind, arguments.config, [*arguments.overrides, *shorthand_values])
+        overrides = [*_storage_of_environment(arguments.overrides), *arguments.overrides, *shorthand_values]
+        config = configuration.load(kind, arguments.config, overrides)
         if isinstance(run, Mapping):
             require_keys_of_verb(config, arguments.verb)
         code = function(config, arguments.dry_run)
@@ -102,6 +119,12 @@ def _main(
         print(redact(f"failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}"), file=sys.stderr)
         return 1
     return code or 0
+
+
+def _storage_of_environment(overrides: Sequence[str]) -> list[str]:
+    root = os.environ.get(STORAGE_VARIABLE)
+    given = any(override.partition("=")[0].strip() == "storage" for override in overrides)
+    return [f"storage={json.dumps(root)}"] if root and not given else []
 
 
 def require_keys_of_verb(config: configuration.JobConfig, verb: str) -> None:

@@ -138,3 +138,19 @@ def test_a_key_that_the_verb_does_not_read_is_refused(
     assert command_line.main(RegistryConfig, verbs, "", argv) == 2
     said = capsys.readouterr()
     assert message in said.err and said.err.count("\n") == 1 and said.out == ""
+
+
+def test_the_environment_gives_the_storage_root_where_no_set_does(
+    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def run(settings: SeededConfig, dry_run: bool) -> None:
+        seen.append(settings.storage)
+
+    monkeypatch.setenv("UNLEARN_STORAGE", str(tmp_path / "of: environment"))
+    given = ["--config", config, "--set", f"storage={tmp_path}/given"]
+    assert command_line.main(SeededConfig, run, "", ["--config", config]) == 0
+    assert command_line.main(SeededConfig, run, "", given) == 0
+    assert command_line.main(SeededConfig, run, "", [], default_config=config) == 0
+    assert seen == [f"{tmp_path}/of: environment", f"{tmp_path}/given", f"{tmp_path}/of: environment"]
