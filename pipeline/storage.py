@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
+import yaml
 from fsspec.core import url_to_fs
 from pydantic import BaseModel, ValidationError
 
@@ -166,6 +167,18 @@ def read_json(uri: str, kind: type[Any] = dict) -> Any:
         raise InputError(f"{uri}: {state}: it was cut off or damaged; {RESTORE}") from error
     if not isinstance(value, kind):
         raise InputError(f"{uri}: holds a {type(value).__name__}, expected a {kind.__name__}; {RESTORE}")
+    return value
+
+
+def read_yaml(uri: str) -> dict[str, Any]:
+    """The mapping in the YAML file at `uri`. Raises `InputError` for a file that is empty, cut, damaged or
+    holds anything else."""
+    try:
+        value = yaml.safe_load(read_bytes(uri))
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"{uri}: is no YAML ({' '.join(str(error).split())}); {RESTORE}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{uri}: holds a {type(value).__name__}, expected keys and values; {RESTORE}")
     return value
 
 

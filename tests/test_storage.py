@@ -430,3 +430,10 @@ def test_a_damaged_file_is_named(tmp_path: Path, data: bytes) -> None:
     file.write_bytes(data)
     with pytest.raises(InputError, match=r"state\.json: .*restore it, or remove it"):
         storage.read_json(str(file))
+
+
+@pytest.mark.parametrize("data", [b"", b"\0" * 64, b"a: [1", b"\xff\xfe\x00", b"- 1", b"text"])
+def test_damaged_settings_are_named(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "config.yaml").write_bytes(data)
+    with pytest.raises(InputError, match=r"config\.yaml: .*restore it, or remove it"):
+        storage.read_yaml(f"{tmp_path}/config.yaml")

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from pipeline import storage
 from pipeline.config import RegistryConfig
 from pipeline.data import tombstones
@@ -151,7 +149,7 @@ def _runs(storage_root: str) -> dict[str, Settings]:
     for run_id in storage.listing(storage.join(storage_root, "runs")):
         uri = storage.join(storage_root, "runs", run_id, SETTINGS)
         if storage.exists(uri):
-            settings[run_id] = yaml.safe_load(storage.read_bytes(uri))
+            settings[run_id] = storage.read_yaml(uri)
     return settings
 
 

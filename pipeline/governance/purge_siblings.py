@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
 from pipeline import storage
 from pipeline.reports.pages import SAMPLES, SETTINGS, grid_uri, read_grids
 
@@ -36,7 +34,7 @@ def sweeps_of(storage_root: str, request_id: str) -> list[Sweep]:
         uri = storage.join(root, name)
         if not storage.exists(storage.join(uri, SETTINGS)):
             continue
-        described = yaml.safe_load(storage.read_bytes(storage.join(uri, SETTINGS)))
+        described = storage.read_yaml(storage.join(uri, SETTINGS))
         settings = described["base"]
         request = settings["request"]
         if request["id"] == request_id:

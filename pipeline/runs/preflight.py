@@ -170,7 +170,7 @@ def _with_id_of_run(config: UnlearnConfig) -> UnlearnConfig:
     uri = storage.join(config.storage, "runs", config.run_id or "", SETTINGS)
     if config.request.id or not config.run_id or not storage.exists(uri):
         return config
-    request_id = yaml.safe_load(storage.read_bytes(uri))["request"]["id"]
+    request_id = storage.read_yaml(uri)["request"]["id"]
     return config.model_copy(update={"request": config.request.model_copy(update={"id": request_id})})
 
 
@@ -247,7 +247,7 @@ def _require_same_settings(prepared: Prepared) -> None:
     # keys that came since have the value that runs without them had; the root may have been moved
     stored = parse_stored(
         UnlearnConfig,
-        {**yaml.safe_load(storage.read_bytes(uri)), "storage": prepared.config.storage},
+        {**storage.read_yaml(uri), "storage": prepared.config.storage},
     )
     before, now = (
         _leaves(yaml.safe_load(text))

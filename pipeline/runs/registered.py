@@ -101,7 +101,6 @@ def read(tracking: Registry, storage_root: str, version: "ModelVersion", key: st
 
 def _honours(version: "ModelVersion", storage_root: str) -> BaseVersion:
     """What its tags say or, of a version of a time that noted none, the request of its run."""
-    import yaml
 
     from pipeline.tracking.registry import RUN_ID_TAG, honoured
 
@@ -109,7 +108,7 @@ def _honours(version: "ModelVersion", storage_root: str) -> BaseVersion:
     run_id = version.tags.get(RUN_ID_TAG, "")
     settings = storage.join(storage_root, "runs", run_id, "config.yaml")
     if listed is None and run_id and storage.exists(settings):
-        request = parse_stored(UnlearnConfig, yaml.safe_load(storage.read_bytes(settings))).request
+        request = parse_stored(UnlearnConfig, storage.read_yaml(settings)).request
         listed = {"request_ids": [str(request.id)], "forgotten_classes": request.forgotten_classes}
     listed = listed or {"request_ids": [], "forgotten_classes": []}
     return BaseVersion(

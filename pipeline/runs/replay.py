@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from models import weights
 from pipeline import storage
 from pipeline.config import RegistryConfig, UnlearnConfig, parse_stored
@@ -49,7 +47,7 @@ def replay(config: RegistryConfig) -> Replay:
             f"{version.name} version {version.version}: no configuration at {uri}, so it cannot be replayed;"
             " check storage"
         )
-    values = yaml.safe_load(storage.read_bytes(uri))
+    values = storage.read_yaml(uri)
     run_config = parse_stored(
         UnlearnConfig, {**values, "storage": config.storage, "run_id": f"replay-{uuid.uuid4().hex[:8]}"}
     )

@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from pipeline import fetching, storage
 from pipeline.config import UnlearnConfig, parse_stored
 from pipeline.config.evaluate import EvaluateConfig
@@ -67,7 +65,7 @@ def of_run(run_uri: str) -> UnlearnConfig | None:
     uri = storage.join(run_uri, SETTINGS)
     if not storage.exists(uri):
         return None
-    values = yaml.safe_load(storage.read_bytes(uri))
+    values = storage.read_yaml(uri)
     root, folder, _ = run_uri.rsplit("/", 2)
     if folder == "runs":  # <root>/runs/<id>, wherever the root was when the run was made
         values["storage"] = root

@@ -1,5 +1,6 @@
 """The main job on the driver: check -> partition -> train -> evaluate -> gate -> register."""
 
+import logging
 import math
 import os
 import time
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from models import weights
 from pipeline import config as configuration
 from pipeline import lease, storage
+from pipeline.errors import InputError
 from pipeline.evaluation import stored_result
 from pipeline.runs import final_evaluation, run_weights
 from pipeline.runs.preflight import REQUEST, SETTINGS, Prepared, settings_text
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from pipeline.tracking.mlflow_runs import Tracker
 
 
+log = logging.getLogger(__name__)
 LEASE_S = 60.0  # for which a run is held by a process that does not say that it still works
 
 
@@ -37,15 +40,28 @@ def run(prepared: Prepared) -> dict[str, Any]:
     config, run_uri = prepared.config, prepared.run_uri
 
     # Check: is it done already, can everything be reached.
-    if storage.exists(storage.join(run_uri, RESULT)):
-        return stored_result.read(storage.join(run_uri, RESULT))
+    if result := finished(run_uri):
+        return result
     storage.require_writable(config.storage)
     with lease.held(
         storage.join(config.storage, "leases", prepared.run_id), lasts_s=LEASE_S, outlive=True
     ) as own:
-        if storage.exists(storage.join(run_uri, RESULT)):  # another process has just finished it
-            return stored_result.read(storage.join(run_uri, RESULT))
+        if result := finished(run_uri):  # another process has just finished it
+            return result
         return _run(prepared, own, started)
+
+
+def finished(run_uri: str) -> dict[str, Any] | None:
+    """The result of a run that is done, None of any other. One that was cut off while it was written counts
+    as not written: the run ends once more from its outcome."""
+    uri = storage.join(run_uri, RESULT)
+    if not storage.exists(uri):
+        return None
+    try:
+        return stored_result.read(uri)
+    except InputError as error:
+        log.warning("%s", error)
+        return None
 
 
 def _run(prepared: Prepared, own: lease.Lease, started: float) -> dict[str, Any]:

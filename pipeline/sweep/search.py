@@ -308,7 +308,7 @@ def _require_same(uri: str, sweep_id: str, now: dict[str, Any]) -> None:
     place = storage.join(uri, SETTINGS)
     if not storage.exists(place):
         return
-    before, after = flatten(yaml.safe_load(storage.read_bytes(place))), flatten(now)
+    before, after = flatten(storage.read_yaml(place)), flatten(now)
     different = [
         f"{key} {before.get(key)!r} -> {after.get(key)!r}"
         for key in sorted(before.keys() | after.keys())
