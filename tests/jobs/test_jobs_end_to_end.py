@@ -171,6 +171,7 @@ def test_the_proof_is_in_result_and_report(unlearned: dict[str, Any], pretrained
         "quantise",
         "sampler",
         "embedding",
+        "timestep_embedding",
     }
     assert all(
         line["error"] is None and line["forget_fraction"]["n"] == 20 for line in attack_suite["attacks"]
