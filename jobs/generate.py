@@ -19,6 +19,7 @@ from pipeline.runtime import command_line
 def run(config: GenerateConfig, dry_run: bool) -> None:
     import pandas as pd
 
+    from models.block_list import UnreadableError
     from pipeline.reports.png import grid_png
     from pipeline.requests import block_list, ledger
     from pipeline.tracking import alias_log
@@ -64,7 +65,10 @@ def run(config: GenerateConfig, dry_run: bool) -> None:
         for key, value in {"cfg_scale": config.cfg_scale, "steps": config.steps}.items()
         if value is not None
     }
-    images = model.predict(rows, params=params)  # (labels * seeds, H, W, C) uint8
+    try:
+        images = model.predict(rows, params=params)  # (labels * seeds, H, W, C) uint8
+    except UnreadableError as error:
+        raise InputError(f"{error}; the next jobs/ledger.py submit writes it again") from error
     storage.write_bytes(output, grid_png(images, columns=len(config.seeds), smallest=64))
     print(
         f"{len(images)} images of {name} version {version.version}, a row for each of labels {config.labels}:"

@@ -19,7 +19,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from pipeline import storage
 from pipeline.config.ledger import LedgerConfig
+from pipeline.errors import InputError
 from pipeline.runtime import command_line
 
 ALARM = 3  # exit code: something is overdue or refused
@@ -38,15 +40,24 @@ def submit(config: LedgerConfig, dry_run: bool) -> None:
     print(f"request {request.id}: {overview.scope_text(terms)} ({terms.model_name}), {due}")
     if not is_new:
         print(f"it is in the ledger already, {request.state}; nothing was changed")
+        if config.due not in (None, terms.due):
+            print(f"its due date stays {terms.due}, not {config.due}")
     elif dry_run:
         print("would be accepted; nothing was written")
     if uri:
         print(f"page: {uri}")
 
 
+def require_root(config: LedgerConfig) -> None:
+    """A mistyped root would look like one at which nothing was ever asked."""
+    if not storage.exists(config.storage):
+        raise InputError(f"storage: there is nothing at {config.storage}, expected a storage root")
+
+
 def list_(config: LedgerConfig, dry_run: bool) -> None:
     from pipeline.requests import ledger, overview
 
+    require_root(config)
     snapshot, today = ledger.read(config.storage), ledger.today()
     if config.as_json:
         _print_json([ledger.as_json(request, today) for request in overview.in_order(snapshot)])
@@ -81,6 +92,7 @@ def withdraw(config: LedgerConfig, dry_run: bool) -> None:
 def status(config: LedgerConfig, dry_run: bool) -> int:
     from pipeline.requests import ledger, overview
 
+    require_root(config)
     counts = overview.status(ledger.read(config.storage), ledger.today())
     if config.as_json:
         _print_json(counts)

@@ -23,10 +23,12 @@ def blocked_classes(
     request_ids: Collection[str],
     forgotten_classes: Collection[int],
     registered: str,
+    asked_classes: Collection[int] | None = None,
 ) -> dict[int, str]:
     """Class -> the request it is blocked by, for a version that honours the requests `request_ids`, passed
     its gate having forgotten `forgotten_classes`, under whatever request, and was `registered` then (UTC, ISO
-    8601).
+    8601). `asked_classes`: all that it was made to forget, whatever its gate said; a request that names
+    another class is not the one it honours under that id. None: not noted.
 
     `requests` are those of the version's model: {id, classes, reopened}, the last when an audit reopened it,
     "" where none did: no version of before honours it, whatever was measured at the time.
@@ -36,7 +38,12 @@ def blocked_classes(
         for request in requests
         for label in request["classes"]
         if registered < request["reopened"]
-        or (request["id"] not in request_ids and label not in forgotten_classes)
+        or (
+            label not in forgotten_classes
+            and (
+                request["id"] not in request_ids or (asked_classes is not None and label not in asked_classes)
+            )
+        )
     }
 
 

@@ -14,6 +14,7 @@ class ModelSize(Section):
 class ModelWeights(ModelSize):
     weights: str | None = Field(
         None,
+        min_length=1,
         description=(
             "folder, published .pt, DiTPipeline folder: path, URI or Hugging Face id; absent: what"
             " pretrain.py left"
@@ -27,6 +28,7 @@ class ModelWeights(ModelSize):
 class Model(ModelWeights):
     weights: str | None = Field(
         None,
+        min_length=1,
         description=(
             "folder, published .pt, DiTPipeline folder: path, URI or Hugging Face id; a registered version:"
             " models:/name@champion, models:/name/7, name:7; absent: what pretrain.py left"

@@ -27,9 +27,10 @@ class Honoured:
     def honours(self, request_id: str, classes: Sequence[int], *, samples: bool) -> bool:
         """Whether it honours a request: by its id or, where that names whole classes alone, by having
         forgotten them all under another."""
-        return request_id in self.requests or (
-            bool(classes) and not samples and self.classes.issuperset(classes)
-        )
+        own = self.requests.get(request_id)
+        # another request may have been given the same id: it is not the one that was answered
+        by_id = own is not None and (not own or set(own).issuperset(classes))
+        return by_id or (bool(classes) and not samples and self.classes.issuperset(classes))
 
 
 def of_result(result: Mapping[str, Any]) -> Honoured:

@@ -42,6 +42,8 @@ def summary(result: Mapping[str, Any], report_uri: str) -> str:
 
 
 def _request_line(row: Mapping[str, Any]) -> str:
+    if not row["scope"]:
+        return f"  request {row['id']}: its rows were purged, it is not measured again"
     closed = "closed" if row["closed"] else "stays open"
     worst = f" ({row['worst']})" if row["worst"] else ""
     return f"  request {row['id']}, {row['role']}: {row['scope']}, {row['figure']}{worst}; {closed}"

@@ -5,6 +5,7 @@ its entries. `head.json` holds the number and digest of the last entry: with it 
 told from one that never was longer, and a certificate names it. `blocked.json` is what serving programs read.
 """
 
+import contextlib
 import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -169,18 +170,20 @@ def read(storage_root: str) -> Ledger:
     cut or put in another order, and says where."""
     head_uri = storage.join(folder(storage_root), HEAD)
     # before the entries: one that is written meanwhile makes them longer than it says, never shorter
-    head = _read_head(head_uri)
+    heads = _heads(storage_root)
     entries = hash_chain.read(storage.join(folder(storage_root), ENTRIES), Entry, "ledger of requests")
-    number = head["entries"]
-    if number > len(entries):
-        raise LogError(
-            f"{head_uri}: the ledger of requests had {number} entries, got {len(entries)}: its end was cut"
-            " off"
-        )
-    if number and entries[number - 1].digest != head["digest"]:
-        raise LogError(
-            f"{head_uri}: entry {number} of the ledger of requests is not the one that was written"
-        )
+    for head in heads:
+        number = head["entries"]
+        if number > len(entries):
+            raise LogError(
+                f"{head_uri}: the ledger of requests had {number} entries, got {len(entries)}: its end was"
+                " cut off; restore the folder from a copy"
+            )
+        if number and head["digest"] not in (None, entries[number - 1].digest):
+            raise LogError(
+                f"{head_uri}: entry {number} of the ledger of requests is not the one that was written;"
+                " restore the folder from a copy"
+            )
     return fold(entries)
 
 
@@ -261,7 +264,20 @@ def _read_head(uri: str) -> dict[str, Any]:
         head = storage.read_json(uri)
         return {"entries": int(head["entries"]), "digest": str(head["digest"])}
     except (ValueError, KeyError, TypeError) as error:
-        raise LogError(f"{uri}: not the head of a ledger ({error}); it was edited or damaged") from error
+        raise LogError(
+            f"{uri}: not the head of a ledger, it was edited or damaged; restore the folder from a copy"
+        ) from error
+
+
+def _heads(storage_root: str) -> list[dict[str, Any]]:
+    """The head, and how many entries the block list, which is written before, knows of: whoever cuts the
+    end of the ledger off has to change both."""
+    heads = [_read_head(storage.join(folder(storage_root), HEAD))]
+    uri = storage.join(folder(storage_root), block_list.BLOCKED)
+    # one that is damaged is no head: programs that serve say so, and the next move writes it again
+    with contextlib.suppress(ValueError, KeyError, TypeError, FileNotFoundError):
+        heads.append({"entries": int(storage.read_json(uri)["entries"]), "digest": None})
+    return heads
 
 
 def _write_head(storage_root: str, ledger: Ledger) -> None:

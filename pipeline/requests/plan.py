@@ -87,6 +87,7 @@ def rows_of(requests: Sequence[Request], lake: Lake, storage_root: str) -> Rows:
     rows_by_class = {item.label: item.train_rows for item in lake.manifest.classes}
     ids: dict[str, Mapping[str, int]] = {}
     gone: dict[str, str] = {}
+    buried = tombstones.buried(storage_root)
     for request in requests:
         if tombstones.find(storage_root, request.id) is not None:
             gone[request.id] = "its data was purged"
@@ -98,6 +99,9 @@ def rows_of(requests: Sequence[Request], lake: Lake, storage_root: str) -> Rows:
             ids[request.id] = samples.of_request(request, lake)
         except InputError as error:
             gone[request.id] = str(error)
+            continue
+        if purged := buried.among(ids[request.id]):
+            gone[request.id] = f"{len(purged)} of its {len(ids[request.id])} samples were purged"
     return Rows(ids=ids, gone=gone)
 
 

@@ -21,6 +21,8 @@ def read_list(uri: str) -> list[str]:
         return sorted(set(read_ids(uri, KEY)))
     except UnicodeDecodeError as error:
         raise InputError(f"{KEY}: {uri!r} is no text in UTF-8, expected one sample id a line") from error
+    except (IsADirectoryError, PermissionError) as error:
+        raise InputError(f"{KEY}: {uri!r} cannot be read ({error.strerror}), expected a text file") from error
 
 
 def named(uri: str, ids: Sequence[str]) -> NamedSamples:

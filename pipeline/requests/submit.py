@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from pipeline import storage
 from pipeline.config.ledger import LedgerConfig
+from pipeline.data import tombstones
 from pipeline.data.lake import lake_uri, read_lake
 from pipeline.errors import InputError
 from pipeline.redaction import redact
@@ -33,6 +34,10 @@ def submit(config: LedgerConfig, *, dry_run: bool = False) -> tuple[Request, boo
             require_consistent(terms, snapshot, labels, without_exchange=config.request.without_exchange)
             return [Move(name="received", request=request_id, details=terms.model_dump(mode="json"))]
         _require_same_scope(earlier, terms)
+        if earlier.state == "withdrawn":
+            raise InputError(
+                f"request.id: {request_id!r} was withdrawn; expected another id for what is asked again"
+            )
         return [Move(name="accepted", request=request_id)] if earlier.state == "received" else []
 
     if dry_run:
@@ -141,7 +146,13 @@ def _against_lake(config: LedgerConfig, terms: Terms) -> tuple[Terms, set[int]]:
             )
     if terms.samples is None:
         return terms, labels
-    classes = samples.classes_of(lake, samples.read_list(terms.samples.uri))
+    ids = samples.read_list(terms.samples.uri)
+    if purged := tombstones.buried(config.storage).among(ids):
+        raise InputError(
+            f"request.sample_ids: {len(purged)} of {len(ids)} samples were purged already, the first is"
+            f" {min(purged)!r}; expected ids of rows that are there: drop them from the list"
+        )
+    classes = samples.classes_of(lake, ids)
     named_samples = terms.samples.model_copy(update={"classes": samples.count_by_class(classes)})
     return terms.model_copy(update={"samples": named_samples}), labels
 

@@ -46,8 +46,13 @@ class BaseVersion:
 
 
 def named(text: str | None) -> tuple[str, str] | None:
-    """The model's name, and the alias or number, where `text` names a registered version."""
+    """The model's name, and the alias or number, where `text` names a registered version. Raises `InputError`
+    for what starts like one and is none."""
     match = NAMED.fullmatch(text or "")
+    if match is None and (text or "").startswith("models:"):
+        raise InputError(
+            f"model.weights: got {text!r}, expected models:/<name>@<alias> or models:/<name>/<number>"
+        )
     if match is None:
         return None
     return match["name"] or match["short"], match["alias"] or match["number"] or match["of_short"]

@@ -75,13 +75,15 @@ def honoured(tags: Mapping[str, str]) -> dict[str, list[Any]] | None:
     }
 
 
-def honoured_by(tags: Mapping[str, str]) -> dict[str, list[Any]]:
-    """The requests that a version of any time honours, by its tags, and the classes that it has forgotten
-    beyond doubt: none where its gate did not pass, or nothing was noted."""
+def honoured_by(tags: Mapping[str, str]) -> dict[str, Any]:
+    """The requests that a version of any time honours, by its tags, the classes that it has forgotten beyond
+    doubt (none where its gate did not pass, or nothing was noted), and those that were asked of it (None
+    where nothing was noted)."""
     known = honoured(tags)
     if known is None:
         own = [tags["request_id"]] if "request_id" in tags else []
-        return {"request_ids": own, "forgotten_classes": []}
+        return {"request_ids": own, "forgotten_classes": [], "asked_classes": None}
+    known["asked_classes"] = known["forgotten_classes"]
     return known | ({} if tags.get("gate") == "passed" else {"forgotten_classes": []})
 
 

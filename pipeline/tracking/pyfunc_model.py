@@ -134,7 +134,7 @@ class Sampler(PythonModel):
                     f" {LEDGER_VARIABLE}"
                 )
                 if own["ledger"]:
-                    raise ValueError(unknown) from error
+                    raise UnreadableError(unknown) from error
                 warnings.warn(unknown, stacklevel=2)  # there was none when the version was registered
                 requests = []
             classes = blocked_classes(
@@ -142,6 +142,7 @@ class Sampler(PythonModel):
                 request_ids=own["request_ids"],
                 forgotten_classes=own["forgotten_classes"],
                 registered=own["registered"],
+                asked_classes=own.get("asked_classes"),
             )
             self._blocked = (time.monotonic(), classes)
         return self._blocked[1]

@@ -104,6 +104,7 @@ def _serving(tracker: Tracker, result: Mapping[str, Any]) -> dict[str, Any]:
         "registered": utc(datetime.datetime.now(datetime.UTC)),
         "request_ids": honours["request_ids"],
         "forgotten_classes": honours["forgotten_classes"] if passed(result) else [],
+        "asked_classes": honours["forgotten_classes"],
         "storage": root,
         "ledger": storage.exists(storage.join(root, LEDGER, HEAD)),
     }

@@ -91,10 +91,10 @@ def register(root: str) -> Callable[..., Any]:
     """Registers a version that honours `request_ids`; its number."""
 
     def make(run_id: str, request_ids: list[str]) -> int:
-        folder = storage.join(root, "weights", run_id)
+        folder, asked = storage.join(root, "weights", run_id), [1] * bool(request_ids)
         result = result_json(run_id, write_model(folder, seed=1)) | {
-            "request": {"id": run_id, "classes": [], "forgotten_earlier": []},
-            "requests": [{"id": name, "classes": [], "closed": True} for name in request_ids],
+            "request": {"id": run_id, "classes": asked, "forgotten_earlier": []},
+            "requests": [{"id": name, "classes": asked, "closed": True} for name in request_ids],
         }
         with Tracker(tracking=Tracking(model_name=NAME), storage_root=root, run_id=run_id) as tracker:
             return registry.register(tracker, folder=folder, image_shape=(8, 8, 1), result=result)
@@ -122,6 +122,14 @@ def generate(root: str, capsys: pytest.CaptureFixture[str], *overrides: str) -> 
     code = command_line.main(GenerateConfig, module.run, "", argv)
     said = capsys.readouterr()
     return code, said.out + said.err
+
+
+def test_an_id_that_was_given_twice_honours_the_scope_that_was_answered(root: str) -> None:
+    """A run of the main job and a request of the ledger may be called the same and ask for something else."""
+    listed = [{"id": "r1", "classes": [1, 9], "reopened": ""}]
+    version = {"request_ids": ["r1"], "forgotten_classes": [], "registered": "2030-01-01"}
+    assert reader.blocked_classes(listed, **version, asked_classes=[1]) == {9: "r1"}
+    assert reader.blocked_classes(listed, **version) == {}, "a version of a time that noted no classes"
 
 
 def test_versions_refuse_blocked_classes_at_once(

@@ -188,10 +188,18 @@ def test_a_tampered_log_is_refused_and_says_where(five: Path, name: str) -> None
     assert "\n" not in str(caught.value)
 
 
+def test_the_end_is_not_cut_off_by_taking_the_head_away_as_well(five: Path) -> None:
+    (five / "head.json").unlink()
+    (five / "entries" / "00000005.json").unlink()
+    with pytest.raises(LogError, match="had 5 entries, got 4: its end was cut off"):
+        ledger.read(str(five.parent))
+
+
 def test_a_log_that_was_written_anew_does_not_match_its_head(five: Path) -> None:
     head = (five / "head.json").read_bytes()
     shutil.rmtree(five / "entries")
     (five / "head.json").unlink()
+    (five / "blocked.json").unlink()
     write(str(five.parent), *map(moved, ("received", "accepted", "answered", "closed", "audited")))
     write(str(five.parent), moved("audited"))
     (five / "head.json").write_bytes(head.replace(b'"digest": "', b'"digest": "f'))

@@ -64,7 +64,8 @@ def test_submitting_again_changes_nothing(root: str, configured: Configured) -> 
     request, is_new = submit.submit(later)
     assert not is_new and str(request.terms.due) == "2026-12-31" and ledger.read(root) == before
     submit.withdraw(configured("r1", reason="a mistake"))
-    assert submit.submit(config)[0].state == "withdrawn"
+    with pytest.raises(InputError, match="'r1' was withdrawn; expected another id"):
+        submit.submit(config)
 
 
 def test_default_ids_carry_lake_and_scope(

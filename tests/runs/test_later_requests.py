@@ -177,8 +177,11 @@ def test_a_base_that_does_not_fit_is_refused(
 def test_what_names_a_version_and_what_does_not() -> None:
     assert registered.named("models:/a-b.c/12") == ("a-b.c", "12")
     assert registered.named("models:/m@champion") == ("m", "champion")
-    for text in (None, "", "m", "facebook/DiT-XL-2-256", "s3://bucket/model", "/a:7/model", "models:/m"):
+    for text in (None, "", "m", "facebook/DiT-XL-2-256", "s3://bucket/model", "/a:7/model"):
         assert registered.named(text) is None, text
+    for text in ("models:/m", "models:/m@", "models:/m:7", "models:m@champion"):
+        with pytest.raises(InputError, match=r"expected models:/<name>@<alias> or models:/<name>/<number>"):
+            registered.named(text)
 
 
 def test_a_version_made_before_brings_the_request_of_its_run(
