@@ -128,7 +128,9 @@ def replay(config: RegistryConfig, dry_run: bool) -> None:
 
 def purge(config: RegistryConfig, dry_run: bool) -> None:
     from pipeline.governance import purge as purging
+    from pipeline.governance.purge_plan import with_full_id
 
+    config = with_full_id(config)
     plan = purging.find(config)
     for line in plan.lines:
         print(f"{'would remove' if dry_run else 'removing'} {line}", flush=True)

@@ -1,5 +1,6 @@
 """What is left of a finished request: what a purge removes, and what it has to leave."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -80,6 +81,17 @@ class Purge:
 
 def _line(name: str, where: str) -> str:
     return where if name.endswith(".png") else f"the forgotten labels' pictures in {where}"
+
+
+def with_full_id(config: RegistryConfig) -> RegistryConfig:
+    """`config` with the whole id of its request where it gives what stands between lake and digest of a
+    default id (`forget-1` of `digits-forget-1-afadfcb397`) and one request alone is called so."""
+    given = re.compile(rf".+-{re.escape(config.request or '')}-[0-9a-f]{{10}}")
+    known = {str(settings["request"]["id"]) for settings in _runs(config.storage).values()}
+    called_so = [name for name in known if given.fullmatch(name)]
+    if not config.request or config.request in known or len(called_so) != 1:
+        return config
+    return config.model_copy(update={"request": called_so[0]})
 
 
 def find(config: RegistryConfig) -> Purge:

@@ -21,7 +21,7 @@ from pipeline.data.parquet_shards import read_column
 from pipeline.data.partition_ray import build_partition
 from pipeline.data.tombstones import buried, find, open_lake
 from pipeline.errors import InputError
-from pipeline.governance import promotion, purge, verification
+from pipeline.governance import promotion, purge, purge_plan, verification
 from pipeline.reports import pages
 from pipeline.requests import ledger
 from pipeline.runs.replay import replay
@@ -392,3 +392,12 @@ def test_the_command_refuses_what_it_cannot_do(finish: Finish, tmp_path: Path, d
     assert find(str(tmp_path), "case-1") is not None
     code, out, err = call("--request", "case-1")
     assert (code, err) == (0, "") and "removing" not in out
+
+
+def test_a_default_id_may_be_given_by_what_it_asks(finish: Finish, database: str, tmp_path: Path) -> None:
+    finish("a", {"id": "digits-forget-1-0123456789", "classes": [1], "exchange": {1: 7}})
+    given = RegistryConfig(storage=str(tmp_path), request="forget-1")
+    assert purge_plan.with_full_id(given).request == "digits-forget-1-0123456789"
+    for name in ("forget", "forget-3", "0123456789"):
+        other = given.model_copy(update={"request": name})
+        assert purge_plan.with_full_id(other) == other
