@@ -1,4 +1,4 @@
-"""A handful of kills at random steps on one machine. `make faults` and `kill_many.py` do more: nodes, the
+"""A handful of kills at random steps on one machine, by `make faults`. `kill_many.py` does more: nodes, the
 head, what they depend on.
 
 What comes out is compared with the same loop in two plain processes that know nothing of Ray and that nobody
@@ -16,7 +16,7 @@ from distributed import run_world
 from nodes import SMALL, Process, Run, command, environment, wait_until
 from untrained import fill
 
-pytestmark = [pytest.mark.e2e, pytest.mark.ray]
+pytestmark = [pytest.mark.e2e, pytest.mark.ray, pytest.mark.faults]
 SEED = random.randrange(1000)  # in every message of a test that fails
 STEPS = SMALL["optim.max_steps"]
 
