@@ -124,3 +124,19 @@ def visit(address: str, look: Any) -> Any:
             return await look(Tab(socket))
 
     return asyncio.run(main())
+
+
+CELLS = "[...document.querySelectorAll('td, th, h2, p, dd, li')]"
+
+
+async def layout(tab: Tab) -> dict[str, Any]:
+    """With everything folded opened: how wide the page is, which texts are cut off, which are too small."""
+    # by the debugger: a page may forbid scripts
+    await tab.run("document.querySelectorAll('details').forEach(d => { d.open = true })")
+    cut = "e.getBoundingClientRect().right > innerWidth + 1"
+    small = "parseFloat(getComputedStyle(e).fontSize) < 12"
+    return {
+        "wide": await tab.run("document.documentElement.scrollWidth"),
+        "cut": await tab.run(f"{CELLS}.filter(e => {cut}).map(e => e.textContent)"),
+        "small": await tab.run(f"{CELLS}.filter(e => {small}).map(e => e.textContent)"),
+    }

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import CHROMIUM, Tab, chromium, visit
+from browser import CHROMIUM, Tab, chromium, layout, visit
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from proof_samples import ATTACK_SUITE
@@ -400,19 +400,7 @@ def test_in_a_browser(tmp_path: Path) -> None:
 
     async def look(tab: Tab, width: int) -> dict[str, Any]:
         await tab.open(path.as_uri(), width=width)
-        # scripts are forbidden on this page, so what is folded is opened through the debugger
-        await tab.run("document.querySelectorAll('details').forEach(d => { d.open = true })")
-        cells = "[...document.querySelectorAll('td, th, h2, p, dd, li')]"
-        seen = {
-            "wide": await tab.run("document.documentElement.scrollWidth"),
-            "cut": await tab.run(
-                f"{cells}.filter(e => e.getBoundingClientRect().right > innerWidth + 1)"
-                ".map(e => e.textContent)"
-            ),
-            "small": await tab.run(
-                f"{cells}.filter(e => parseFloat(getComputedStyle(e).fontSize) < 12).map(e => e.textContent)"
-            ),
-        }
+        seen = await layout(tab)
         await tab.screenshot(tmp_path / f"certificate-{width}.png")
         return seen | {"said": tab.said, "asked": tab.asked}
 

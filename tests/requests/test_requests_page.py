@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import CHROMIUM, Tab, chromium, visit
+from browser import CHROMIUM, Tab, chromium, layout, visit
 from test_merge import answered, ledger_of, received, terms
 
 from pipeline.requests import ledger, page
@@ -99,17 +99,8 @@ def test_in_a_browser(tmp_path: Path) -> None:
 
     async def look(tab: Tab, width: int) -> dict[str, Any]:
         await tab.open(path.as_uri(), width=width)
-        await tab.run("document.querySelectorAll('details').forEach(d => { d.open = true })")
-        cells = "[...document.querySelectorAll('td, th, h2, p, dd, li')]"
         seen = {
-            "wide": await tab.run("document.documentElement.scrollWidth"),
-            "cut": await tab.run(
-                f"{cells}.filter(e => e.getBoundingClientRect().right > innerWidth + 1)"
-                ".map(e => e.textContent)"
-            ),
-            "small": await tab.run(
-                f"{cells}.filter(e => parseFloat(getComputedStyle(e).fontSize) < 12).map(e => e.textContent)"
-            ),
+            **await layout(tab),
             "overdue": await tab.run("document.querySelector('#tile-overdue').textContent"),
             "next": await tab.run("document.querySelector('#tile-waiting .note').textContent"),
             "pill": await tab.run("document.querySelector('[data-id=late] .pill').textContent"),
