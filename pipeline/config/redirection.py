@@ -107,10 +107,6 @@ def require_redirection(config: "UnlearnConfig") -> None:
             "trainable: got labels with method.depth weights, but the label table is what an attacker"
             " replaces; expected weights of the network, such as all"
         )
-    if config.request.sample_ids:
-        raise ValueError(
-            "method.depth: got weights for named samples, whose class goes on being sampled; expected label"
-        )
     lanes, batch_size, section = config.partition.lanes, config.optim.batch_size, config.redirection
     for name in ("rows", "label_rows", "others_rows"):
         if (rows := getattr(section, name)) % lanes:

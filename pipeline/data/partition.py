@@ -216,6 +216,8 @@ def selections(
     lake cannot serve."""
     request = config.request
     forget = forget_selection(request, lake, sample_ids)
+    if config.method.depth == "weights":
+        require_siblings(request, lake, forget)
     labels = retain_labels(request, lake, neighbours)
     retain = without(lake, lake.shards(labels), forget)
     rows, batch_size = sum(item.count for item in retain), config.optim.batch_size
@@ -225,6 +227,18 @@ def selections(
             "expected a batch no larger than that, or a wider policy"
         )
     return forget, retain, labels
+
+
+def require_siblings(request: Request, lake: Lake, forget: Sequence[Selection]) -> None:
+    """Raise `InputError` where no row of a class is left beside those that are named: depth weights shows
+    named samples as others of their class."""
+    for label in sorted({item.shard.label for item in forget} - set(request.classes)):
+        if not without(lake, lake.shards([label]), forget):
+            raise InputError(
+                f"request.sample_ids: got every row of class {label} with method.depth weights, which shows"
+                f" named samples as others of their class; expected some that stay, or"
+                f" request.classes=[{label}], which forgets the class"
+            )
 
 
 def find_ids(

@@ -174,17 +174,13 @@ def require_fit(config: UnlearnConfig, model: "GenerativeModel") -> None:
 
 
 def _require_redirection(config: UnlearnConfig) -> None:
-    """Depth weights needs an embedding of the pool for every forgotten class, and a method of the common
-    terms."""
+    """Depth weights needs an embedding of the pool for every class that is forgotten or that samples are
+    named of, and a method of the common terms."""
     request, method = config.request, METHODS[config.method.name]
-    if not request.classes:
+    labels = {*request.classes, *request.sample_classes}
+    if len(labels) > config.redirection.pool:
         raise InputError(
-            "method.depth: got weights for a request that names no class; expected request.classes, or"
-            " method.depth=label"
-        )
-    if len(request.classes) > config.redirection.pool:
-        raise InputError(
-            f"redirection.pool: got {config.redirection.pool} embeddings for {len(request.classes)} forgotten"
+            f"redirection.pool: got {config.redirection.pool} embeddings for {len(labels)} forgotten"
             " classes, expected one each at least"
         )
     if method.loss is not None:

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Redirect:
     """Depth weights: the embeddings that the forgotten rows are redirected under, and to what: the exchange
-    classes of each forgotten class, or the label that a row is nearest to."""
+    classes of each forgotten class, the label that a row is nearest to, or, for named samples, other rows of
+    their class."""
 
     teacher: Teacher
     adversary: Adversary
@@ -40,6 +41,7 @@ class Redirect:
     retained: Sequence[int]
     exchange: Mapping[int, Sequence[int]]
     nearest: Mapping[str, int]
+    siblings: Mapping[int, Batch]
 
 
 def open_redirect(inputs: "Inputs", teacher: Teacher) -> Redirect:
@@ -57,7 +59,7 @@ def open_redirect(inputs: "Inputs", teacher: Teacher) -> Redirect:
         exchange = {**exchange, **dict.fromkeys(bare, near)}
     adversary = Adversary(
         model,
-        classes,
+        sorted({*classes, *inputs.siblings}),
         retained,
         size=section.pool,
         buckets=section.buckets,
@@ -74,6 +76,7 @@ def open_redirect(inputs: "Inputs", teacher: Teacher) -> Redirect:
         retained=retained,
         exchange=exchange,
         nearest=nearest,
+        siblings=inputs.siblings,
     )
 
 
@@ -103,6 +106,7 @@ def redirect_rows(inputs: "Inputs", redirect: Redirect, batch: Batch, iteration:
         retained=redirect.retained,
         exchange=redirect.exchange,
         nearest=redirect.nearest,
+        siblings=redirect.siblings,
     )
 
 

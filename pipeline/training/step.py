@@ -4,7 +4,7 @@ B rows of each kind on this worker, W ranks, P trained parameters; every gradien
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -59,6 +59,8 @@ class Inputs:
     device: torch.device
     uniformity_judge: Judge | None = None  # whose gradient the hat term takes; None: the judge that measures
     teacher: Callable[[GenerativeModel, Mapping[str, Tensor]], Teacher] = Teacher
+    # depth weights: by class that samples are named of, its other rows
+    siblings: Mapping[int, Batch] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from pipeline.config import UnlearnConfig
 from pipeline.data import retain_stream_local
 from pipeline.data.batch import Batch
 from pipeline.data.cycle import Cycle
+from pipeline.data.parquet_shards import FLIP_MARK
 from pipeline.data.partition import Partition
 from pipeline.data.tombstones import open_lake
 from pipeline.evaluation.context import JUDGE, EvalContext, EvalSpec
@@ -32,6 +33,7 @@ from pipeline.weights.feature_extractors import open_space, read_spaces
 
 REFERENCE_ROWS = 4096  # real rows that a Frechet distance is taken to
 ALIKE_ROWS = 512  # real rows of its exchange classes that a forgotten label's images are held against
+SIBLINGS = 256  # other rows of its class that a named sample is shown as
 PLACED = 256  # rows that are encoded at once
 
 
@@ -88,7 +90,26 @@ def assemble(
         device=device,
         uniformity_judge=_judge(uniformity_judge, device) if uniformity_judge else None,
         teacher=teacher,
+        siblings=_siblings(config, sources.lake_uri, forget) if config.method.depth == "weights" else {},
     )
+
+
+def _siblings(config: UnlearnConfig, lake_uri: str, forget: Batch) -> dict[int, Batch]:
+    """By class that samples are named of, its other training rows, as far apart as they come, at most
+    `SIBLINGS`."""
+    named = sorted(set(forget.y.tolist()) - set(config.request.classes))
+    if not named:
+        return {}
+    rows, gone = open_lake(config.storage, lake_uri).read(named, "train"), set(forget.sample_id)
+    others = {
+        label: [
+            index
+            for index, (y, name) in enumerate(zip(rows.y.tolist(), rows.sample_id, strict=True))
+            if y == label and name.removesuffix(FLIP_MARK) not in gone
+        ]
+        for label in named
+    }
+    return {label: rows.take(index[:: -(-len(index) // SIBLINGS)]) for label, index in others.items()}
 
 
 def _base_model(

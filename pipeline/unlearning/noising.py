@@ -29,14 +29,21 @@ class Rows:
     y: Tensor  # (N,) label the student is asked for (the null label where it is dropped)
     target_y: Tensor  # (N,) label the teacher is asked for
     noise: Noise
+    target_x0: Tensor | None = None  # (N, C, H, W) what the teacher sees in x0's place, on the same noise
 
     def __len__(self) -> int:
         return len(self.y)
+
+    @property
+    def seen_by_teacher(self) -> Tensor:
+        """(N, C, H, W)"""
+        return self.x0 if self.target_x0 is None else self.target_x0
 
     def take(self, index: slice | Tensor) -> "Rows":
         """The rows at `index`, in that order."""
         return Rows(
             x0=self.x0[index],
+            target_x0=None if self.target_x0 is None else self.target_x0[index],
             y=self.y[index],
             target_y=self.target_y[index],
             noise=Noise(t=self.noise.t[index], eps=self.noise.eps[index]),
@@ -56,6 +63,7 @@ class Rows:
         """These rows, then those of `other`."""
         return Rows(
             x0=torch.cat([self.x0, other.x0]),
+            target_x0=torch.cat([self.seen_by_teacher, other.seen_by_teacher]),
             y=torch.cat([self.y, other.y]),
             target_y=torch.cat([self.target_y, other.target_y]),
             noise=Noise(

@@ -15,6 +15,7 @@ from torch import Tensor
 from models.diffusion import Anchor
 from models.generative import GenerativeModel
 from pipeline.data.batch import Batch, lanes_of
+from pipeline.seeding import generator
 from pipeline.unlearning.adversary import Adversary
 from pipeline.unlearning.gradients import Term
 from pipeline.unlearning.noising import Relabel, Rows, ask_for, noised_rows
@@ -117,6 +118,29 @@ def to_others(retained: Sequence[int], null_label: int) -> Relabel:
     return relabel
 
 
+def beside_siblings(
+    rows: Rows, batch: Batch, siblings: Mapping[int, Batch], *, seed: int, step: int, term: str
+) -> Rows:
+    """`rows` of `batch` with another row of its class in place of every named sample, where the teacher is
+    asked: on the same noise, so that what the student learns to predict at a sample is how the base does at
+    any other of its class. `siblings`: by class; rows of other classes stay."""
+    if not siblings:
+        return rows
+    target_x0 = rows.x0.clone()
+    for place, (label, name, occurrence) in enumerate(
+        zip(batch.y.tolist(), batch.sample_id, batch.occurrence, strict=True)
+    ):
+        if label not in siblings:
+            continue
+        there, g = siblings[label], generator(seed, step, term, "sibling", name, occurrence)
+        index = int(torch.randint(len(there), (), generator=g))
+        x0 = there.mean[index]
+        if there.std is not None:
+            x0 = x0 + there.std[index] * torch.randn(x0.shape, generator=g)
+        target_x0[place] = x0.to(target_x0)
+    return replace(rows, target_x0=target_x0)
+
+
 def redirection_rows(
     model: GenerativeModel,
     retain: Batch,
@@ -134,10 +158,12 @@ def redirection_rows(
     retained: Sequence[int],
     exchange: Mapping[int, Sequence[int]],
     nearest: Mapping[str, int],
+    siblings: Mapping[int, Batch],
 ) -> RedirectionRows:
     """A worker's share of one step, out of its lanes' `retain` rows and the `forget` rows of
     `mixture.forget_rows` in the global batch. `retain_labels` are the labels of L_r. A forgotten row that
-    `nearest` names is shown as that label, any other as an exchange class of its own."""
+    `nearest` names is shown as that label, a named sample as one of its `siblings`, any other as an exchange
+    class of its own."""
     mine = lanes_of(lanes, rank, world_size)
     noised = partial(noised_rows, model, seed=seed, step=step, device=device)
 
@@ -146,28 +172,32 @@ def redirection_rows(
         there, each = len(batch) // len(mine), count // lanes
         return batch.take([lane * there + row for lane in range(len(mine)) for row in range(each)])
 
+    def shown_as(rows: Rows, batch: Batch, term: str) -> Rows:
+        return beside_siblings(rows, batch, siblings, seed=seed, step=step, term=term)
+
     def redirected(batch: Batch, term: str) -> Rows:
-        rows = noised(batch, term=term, relabel=to_exchange(exchange))
+        targets = {**exchange, **{label: (label,) for label in siblings}}
+        rows = shown_as(noised(batch, term=term, relabel=to_exchange(targets)), batch, term)
         labels = [
             nearest.get(name, label)
             for name, label in zip(batch.sample_id, rows.target_y.tolist(), strict=True)
         ]
         return replace(rows, target_y=torch.tensor(labels, device=device))
 
-    shown, own = some(retain, mixture.label_rows), some(forget, mixture.label_rows)
+    others, term = some(forget, mixture.others_rows), "other labels"
     held = [
         (1.0, noised(retain, term="retain", relabel=retain_labels)),
-        (mixture.label_weight / 2, noised(shown, term="exchange", relabel=ask_for(exchange))),
-        (mixture.label_weight / 2, redirected(own, "own label")),
+        (mixture.label_weight / 2, redirected(some(forget, mixture.label_rows), "own label")),
         (
             mixture.others_weight,
-            noised(
-                some(forget, mixture.others_rows),
-                term="other labels",
-                relabel=to_others(retained, model.null_label),
+            shown_as(
+                noised(others, term=term, relabel=to_others(retained, model.null_label)), others, term
             ),
         ),
     ]
+    if exchange:  # a class that is forgotten whole
+        shown = noised(some(retain, mixture.label_rows), term="exchange", relabel=ask_for(exchange))
+        held.insert(1, (mixture.label_weight / 2, shown))
     batch, each = some(forget, mixture.rows), mixture.rows // lanes
     adversarial = redirected(batch, ADVERSARY)
     places = [lane * each + row for lane in mine for row in range(each)]

@@ -63,4 +63,4 @@ class Teacher:
         def net(*inputs: Tensor) -> Any:
             return functional_call(self._model.net, dict(weights), inputs, options)
 
-        return self._model.predict(net, rows.x0, y, rows.noise)
+        return self._model.predict(net, rows.seen_by_teacher, y, rows.noise)

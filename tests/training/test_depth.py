@@ -1,13 +1,14 @@
 """A run of depth weights: continued as if never stopped, the same in every world, and the depth of old runs
 untouched."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from distributed import run_world
 from runs import run, run_config, run_inputs, steps_of
-from tiny import relative
+from tiny import relative, tiny_batch
 
 from models.weights import weights_digest
 from pipeline.config import UnlearnConfig, parse, parse_given
@@ -16,7 +17,7 @@ from pipeline.errors import InputError
 from pipeline.runs.request_checks import resolve
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.redirect import redirect_rows
-from pipeline.training.step import open_state
+from pipeline.training.step import open_state, train_step
 from pipeline.unlearning.methods.table import METHODS
 
 DEEP: dict[str, Any] = {
@@ -123,7 +124,6 @@ def test_what_is_not_said_follows_the_depth() -> None:
         ({"redirection": {"rows": 20}}, "redirection.rows: got 20, expected a multiple of partition.lanes"),
         ({"redirection": {"pool": 80}}, "redirection.pool: got 80 embeddings for 64 rows"),
         ({"redirection": {"label_rows": 104}}, "expected at most optim.batch_size"),
-        ({"request": {"sample_ids": "ids.txt"}}, "named samples"),
         ({"model": {"size": "vae-mnist"}}, "takes no labels"),
         ({"method": {"depth": "weights", "contrast": True}}, "method.contrast"),
         (
@@ -177,6 +177,18 @@ def test_a_class_forgotten_earlier_is_neither_retained_nor_redirected() -> None:
     assert (state.redirect.retained, dict(state.redirect.exchange)) == ([2, 3], {1: (2,)})
     rows = redirect_rows(inputs, state.redirect, next(inputs.streams.retain(0)), 1)
     assert set(rows.held[3][1].y.tolist()) <= {2, 3, 4}
+
+
+def test_named_samples_alone_are_shown_as_others_of_their_class() -> None:
+    config = run_config(**deep(request={"sample_ids": "ids.txt", "sample_classes": [1]}))
+    others = {1: tiny_batch([1], each=8, seed=6)}
+    inputs = replace(run_inputs(config), siblings=others)
+    state = open_state(inputs)
+    assert state.redirect is not None and state.redirect.exchange == {}
+    rows = redirect_rows(inputs, state.redirect, next(inputs.streams.retain(0)), 1)
+    assert len(rows.held) == 3 and set(rows.adversarial.target_y.tolist()) == {1}
+    log = train_step(inputs, state, next(inputs.streams.retain(0)), 1)
+    assert 0 < float(log["loss/keep"]) < 1e3
 
 
 @pytest.mark.parametrize("method", [name for name, line in METHODS.items() if line.loss is None])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models.diffusion import Noise
 from models.generative import DiTModel
+from pipeline.data.batch import Batch
 from pipeline.unlearning.adversary import STARTS, Adversary
 from pipeline.unlearning.collectives import Collectives
 from pipeline.unlearning.gradients import Gradients, LocalGradients
@@ -46,6 +47,7 @@ def rows_of(
     rank: int = 0,
     world: int = 1,
     nearest: dict[str, int] | None = None,
+    siblings: dict[int, Batch] | None = None,
 ) -> RedirectionRows:
     def lanes(batch_rows: int) -> list[int]:
         each = batch_rows // 4
@@ -69,6 +71,7 @@ def rows_of(
         retained=(0, 2, 3),
         exchange=EXCHANGE,
         nearest=nearest or {},
+        siblings=siblings or {},
     )
 
 
@@ -279,3 +282,47 @@ def test_rows_that_are_near_a_label_ask_the_base_for_it() -> None:
     rows = rows_of(model, adversary_of(model), nearest={f"1-{k}": 3 if k % 2 else 0 for k in range(8)})
     assert rows.adversarial.target_y.tolist() == [0, 3] * 4
     assert set(rows.held[2][1].target_y.tolist()) == {0} and set(rows.held[1][1].target_y.tolist()) == {2}
+
+
+def test_named_samples_ask_the_base_about_other_rows_of_their_class_on_the_same_noise() -> None:
+    model = tiny_dit()
+    siblings = {1: tiny_batch([1], each=3, seed=7, dtype=torch.float64)}
+    adversary = adversary_of(model)
+    plain, rows = rows_of(model, adversary), rows_of(model, adversary, siblings=siblings)
+    assert len(rows.held) == 4 and rows.held[0][1].target_x0 is None, "what is retained is itself"
+    for part, same in ((rows.held[2][1], plain.held[2][1]), (rows.adversarial, plain.adversarial)):
+        assert torch.equal(part.x0, same.x0) and torch.equal(part.noise.eps, same.noise.eps)
+        assert set(part.target_y.tolist()) == {1}, "its own label, as the class goes on being sampled"
+        assert part.target_x0 is not None
+        assert all(any(torch.equal(x, other) for other in siblings[1].mean) for x in part.target_x0)
+    assert len({tuple(x.flatten().tolist()) for x in rows.adversarial.seen_by_teacher}) > 1
+    # a rank's rows are those of the whole batch
+    quarter = rows_of(model, adversary, 1, 4, siblings=siblings).adversarial
+    whole = [tuple(x.flatten().tolist()) for x in rows.adversarial.seen_by_teacher]
+    assert {tuple(x.flatten().tolist()) for x in quarter.seen_by_teacher} <= set(whole)
+    alone = redirection_rows_of_samples(model, adversary, siblings)
+    assert len(alone.held) == 3, "no label changes what it shows"
+
+
+def redirection_rows_of_samples(
+    model: DiTModel, adversary: Adversary, siblings: dict[int, Batch]
+) -> RedirectionRows:
+    """Of a request that names samples alone: no class is exchanged."""
+    return redirection_rows(
+        model,
+        tiny_batch([0, 2, 3], each=4, dtype=torch.float64).take(range(8)),
+        tiny_batch([1], each=8, seed=1, dtype=torch.float64),
+        adversary,
+        MIXTURE,
+        lanes=4,
+        rank=0,
+        world_size=1,
+        seed=0,
+        step=5,
+        device=torch.device("cpu"),
+        retain_labels=drop_labels(0.25, model.null_label),
+        retained=(0, 1, 2, 3),
+        exchange={},
+        nearest={},
+        siblings=siblings,
+    )
