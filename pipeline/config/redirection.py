@@ -47,6 +47,15 @@ class Redirection(Section):
         0.5, ge=0, description="of forgotten rows under retained labels and the null label"
     )
     others_rows: int = Field(24, ge=1, description="forgotten rows under other labels in a step")
+    near_classes: int = Field(
+        2,
+        ge=0,
+        description=(
+            "for each forgotten class, the retained ones that share most with it (under whose labels the base"
+            " denoises its rows best); every second row under a retained label is under one of theirs"
+        ),
+    )
+    near_rows: int = Field(24, ge=0, description="further retained rows of these classes in a step")
     pool: int = Field(16, ge=1, description="adversarial embeddings that are kept from step to step")
     buckets: int = Field(
         5,
@@ -108,7 +117,7 @@ def require_redirection(config: "UnlearnConfig") -> None:
             " replaces; expected weights of the network, such as all"
         )
     lanes, batch_size, section = config.partition.lanes, config.optim.batch_size, config.redirection
-    for name in ("rows", "label_rows", "others_rows"):
+    for name in ("rows", "label_rows", "others_rows", "near_rows"):
         if (rows := getattr(section, name)) % lanes:
             raise ValueError(
                 f"redirection.{name}: got {rows}, expected a multiple of partition.lanes ({lanes})"

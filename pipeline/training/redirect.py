@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from models.generative import GenerativeModel
 from pipeline.data.batch import Batch
+from pipeline.data.cycle import Cycle
+from pipeline.evaluation.neighbours import nearest_classes
 from pipeline.runtime.precision import autocast
 from pipeline.training.elastic import cut, over_virtual_ranks
 from pipeline.unlearning.adversary import Adversary
@@ -19,6 +22,7 @@ from pipeline.unlearning.redirection import (
     ADVERSARY,
     Mixture,
     RedirectionRows,
+    near_classes,
     nearest_labels,
     redirection_rows,
     redirection_terms,
@@ -27,6 +31,8 @@ from pipeline.unlearning.teacher import Teacher
 
 if TYPE_CHECKING:
     from pipeline.training.step import Inputs
+
+CANDIDATES = 32  # labels among which the near classes of one are sought
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +48,8 @@ class Redirect:
     exchange: Mapping[int, Sequence[int]]
     nearest: Mapping[str, int]
     siblings: Mapping[int, Batch]
+    near: Mapping[int, Sequence[int]]  # by forgotten class, the classes that share most with it
+    beside: Cycle | None  # their rows
 
 
 def open_redirect(inputs: "Inputs", teacher: Teacher) -> Redirect:
@@ -57,9 +65,21 @@ def open_redirect(inputs: "Inputs", teacher: Teacher) -> Redirect:
         rows = torch.isin(forget.y, torch.tensor(bare)).nonzero().flatten().tolist()
         nearest = nearest_labels(model, forget.take(rows), near, seed=config.seed, device=inputs.device)
         exchange = {**exchange, **dict.fromkeys(bare, near)}
+    named = sorted(set(forget.y.tolist()) - set(classes))
+    siblings = {label: inputs.rows_of([label]) for label in named}
+    near = near_classes(
+        model,
+        forget,
+        {c: _candidates(model, c, retained) for c in classes},
+        section.near_classes,
+        seed=config.seed,
+        device=inputs.device,
+    )
+    labels = sorted({label for labels in near.values() for label in labels})
+    beside = inputs.rows_of(labels) if labels and section.near_rows else None
     adversary = Adversary(
         model,
-        sorted({*classes, *inputs.siblings}),
+        sorted({*classes, *siblings}),
         retained,
         size=section.pool,
         buckets=section.buckets,
@@ -76,8 +96,15 @@ def open_redirect(inputs: "Inputs", teacher: Teacher) -> Redirect:
         retained=retained,
         exchange=exchange,
         nearest=nearest,
-        siblings=inputs.siblings,
+        siblings=siblings,
+        near=near,
+        beside=None if beside is None else Cycle(beside, config.seed, "near"),
     )
+
+
+def _candidates(model: GenerativeModel, label: int, retained: Sequence[int]) -> list[int]:
+    """Of the retained labels those whose rows of the table are nearest to that of `label`."""
+    return nearest_classes(model, [label], retained, CANDIDATES)
 
 
 def redirect_rows(inputs: "Inputs", redirect: Redirect, batch: Batch, iteration: int) -> RedirectionRows:
@@ -107,6 +134,10 @@ def redirect_rows(inputs: "Inputs", redirect: Redirect, batch: Batch, iteration:
         exchange=redirect.exchange,
         nearest=redirect.nearest,
         siblings=redirect.siblings,
+        near=redirect.near,
+        beside=redirect.beside.take(iteration - 1, config.redirection.near_rows, *place)
+        if redirect.beside
+        else None,
     )
 
 

@@ -4,7 +4,7 @@ B rows of each kind on this worker, W ranks, P trained parameters; every gradien
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -47,6 +47,11 @@ class Streams:
     exchange: Cycle | None
 
 
+def no_rows(labels: Sequence[int]) -> Batch:
+    """Of a caller that has none beside its streams."""
+    raise ValueError(f"no rows of the classes {list(labels)} can be read here")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
     """What a worker's steps and checks are computed from."""
@@ -59,8 +64,7 @@ class Inputs:
     device: torch.device
     uniformity_judge: Judge | None = None  # whose gradient the hat term takes; None: the judge that measures
     teacher: Callable[[GenerativeModel, Mapping[str, Tensor]], Teacher] = Teacher
-    # depth weights: by class that samples are named of, its other rows
-    siblings: Mapping[int, Batch] = field(default_factory=dict)
+    rows_of: Callable[[Sequence[int]], Batch] = no_rows  # further retained rows of some classes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ from pipeline.weights.feature_extractors import open_space, read_spaces
 
 REFERENCE_ROWS = 4096  # real rows that a Frechet distance is taken to
 ALIKE_ROWS = 512  # real rows of its exchange classes that a forgotten label's images are held against
-SIBLINGS = 256  # other rows of its class that a named sample is shown as
+ROWS_OF_A_CLASS = 256  # that are held in memory beside the partition
 PLACED = 256  # rows that are encoded at once
 
 
@@ -90,26 +91,20 @@ def assemble(
         device=device,
         uniformity_judge=_judge(uniformity_judge, device) if uniformity_judge else None,
         teacher=teacher,
-        siblings=_siblings(config, sources.lake_uri, forget) if config.method.depth == "weights" else {},
+        rows_of=partial(_rows_of, config, sources.lake_uri, forget),
     )
 
 
-def _siblings(config: UnlearnConfig, lake_uri: str, forget: Batch) -> dict[int, Batch]:
-    """By class that samples are named of, its other training rows, as far apart as they come, at most
-    `SIBLINGS`."""
-    named = sorted(set(forget.y.tolist()) - set(config.request.classes))
-    if not named:
-        return {}
-    rows, gone = open_lake(config.storage, lake_uri).read(named, "train"), set(forget.sample_id)
-    others = {
-        label: [
-            index
-            for index, (y, name) in enumerate(zip(rows.y.tolist(), rows.sample_id, strict=True))
-            if y == label and name.removesuffix(FLIP_MARK) not in gone
-        ]
-        for label in named
-    }
-    return {label: rows.take(index[:: -(-len(index) // SIBLINGS)]) for label, index in others.items()}
+def _rows_of(config: UnlearnConfig, lake_uri: str, forget: Batch, labels: Sequence[int]) -> Batch:
+    """Training rows of `labels` that are not to be forgotten: of each class as far apart as they come, at
+    most `ROWS_OF_A_CLASS`."""
+    rows, gone = open_lake(config.storage, lake_uri).read(labels, "train"), set(forget.sample_id)
+    picked = []
+    for label in labels:
+        own = (rows.y == label).nonzero().flatten().tolist()
+        own = [index for index in own if rows.sample_id[index].removesuffix(FLIP_MARK) not in gone]
+        picked += own[:: -(-len(own) // ROWS_OF_A_CLASS) or 1]
+    return rows.take(picked)
 
 
 def _base_model(

@@ -22,6 +22,7 @@ from pipeline.unlearning.noising import Relabel, Rows, ask_for, noised_rows
 from pipeline.unlearning.teacher import Teacher
 
 NEAREST_NOISES = 8
+NEAR_ROWS = 32  # of a class, over which its near classes are found
 ADVERSARY = "adversary"  # the term whose gradient the embeddings take
 
 
@@ -35,6 +36,7 @@ class Mixture:
     label_rows: int  # of either kind
     others_weight: float
     others_rows: int
+    near_rows: int
 
     @property
     def forget_rows(self) -> int:
@@ -76,17 +78,16 @@ def to_exchange(exchange: Mapping[int, Sequence[int]]) -> Relabel:
 
 
 @torch.no_grad()
-def nearest_labels(
-    model: GenerativeModel, forget: Batch, labels: Sequence[int], *, seed: int, device: torch.device
-) -> dict[str, int]:
-    """Of each forgotten row, by sample id, the one of `labels` under which the base denoises it best, over
-    `NEAREST_NOISES` noises that are the same for all labels: what it is shown as where its class has no
-    exchange class. The optimum of the redirection is then the base's mixture of what is near."""
+def denoising_losses(
+    model: GenerativeModel, rows: Batch, labels: Sequence[int], *, seed: int, device: torch.device
+) -> Tensor:
+    """(N, L): of each row under each of the L `labels`, at the weights as they are, over `NEAREST_NOISES`
+    noises that are the same for all labels."""
     y = torch.tensor(list(labels), device=device)
-    nearest = {}
-    for position in range(len(forget)):
-        row = forget.take([position] * NEAREST_NOISES)
-        rows = noised_rows(
+    losses = []
+    for position in range(len(rows)):
+        row = rows.take([position] * NEAREST_NOISES)
+        noised = noised_rows(
             model,
             replace(row, occurrence=tuple(range(NEAREST_NOISES))),
             seed=seed,
@@ -95,22 +96,55 @@ def nearest_labels(
             device=device,
         )
         index = torch.arange(NEAREST_NOISES, device=device).repeat(len(y))
-        every = rows.take(index)  # every noise under every label
-        losses = model.losses(model.net, every.x0, y.repeat_interleave(NEAREST_NOISES), every.noise)
-        nearest[forget.sample_id[position]] = labels[int(losses.view(len(y), -1).mean(1).argmin())]
-    return nearest
+        every = noised.take(index)  # every noise under every label
+        loss = model.losses(model.net, every.x0, y.repeat_interleave(NEAREST_NOISES), every.noise)
+        losses.append(loss.view(len(y), -1).mean(1))
+    return torch.stack(losses).cpu()
 
 
-def to_others(retained: Sequence[int], null_label: int) -> Relabel:
-    """A relabelling for forgotten rows: half under a retained label, as the base predicts them there; half
-    under the null label, as the base predicts them under a retained one. The optimum of the latter is the
-    mean over those labels."""
+def nearest_labels(
+    model: GenerativeModel, forget: Batch, labels: Sequence[int], *, seed: int, device: torch.device
+) -> dict[str, int]:
+    """Of each forgotten row, by sample id, the one of `labels` under which the base denoises it best: what it
+    is shown as where its class has no exchange class. The optimum of the redirection is then the base's
+    mixture of what is near."""
+    losses = denoising_losses(model, forget, labels, seed=seed, device=device)
+    return {name: labels[int(index)] for name, index in zip(forget.sample_id, losses.argmin(1), strict=True)}
+
+
+def near_classes(
+    model: GenerativeModel,
+    forget: Batch,
+    candidates: Mapping[int, Sequence[int]],
+    k: int,
+    *,
+    seed: int,
+    device: torch.device,
+) -> dict[int, list[int]]:
+    """For each class of `candidates` the `k` of its candidates under which the base denoises the class's rows
+    best, the nearest first: what shares most with it, and suffers first when it goes."""
+    near = {}
+    for label, others in candidates.items():
+        own = (forget.y == label).nonzero().flatten().tolist()[:NEAR_ROWS]
+        losses = denoising_losses(model, forget.take(own), others, seed=seed, device=device).mean(0)
+        near[label] = [others[int(index)] for index in losses.argsort()[:k]]
+    return near
+
+
+def to_others(retained: Sequence[int], null_label: int, near: Mapping[int, Sequence[int]]) -> Relabel:
+    """A relabelling for forgotten rows: half under the null label, as the base predicts them under a retained
+    one, so that the optimum is the mean over those labels; half under a retained label, as the base predicts
+    them there, every second of these under one of the labels `near` its class, where there are any."""
 
     def relabel(y: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
         pairs = []
-        for place in uniform.tolist():
+        for c, place in zip(y.tolist(), uniform.tolist(), strict=True):
             half, rest = divmod(2 * place, 1.0)
-            label = retained[int(rest * len(retained))]
+            labels = retained
+            if half and near.get(c):
+                quarter, rest = divmod(2 * rest, 1.0)
+                labels = near[c] if quarter else retained
+            label = labels[int(rest * len(labels))]
             pairs.append((label if half else null_label, label))
         student, teacher = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).unbind(1)
         return student, teacher
@@ -159,11 +193,14 @@ def redirection_rows(
     exchange: Mapping[int, Sequence[int]],
     nearest: Mapping[str, int],
     siblings: Mapping[int, Batch],
+    near: Mapping[int, Sequence[int]],
+    beside: Batch | None,
 ) -> RedirectionRows:
     """A worker's share of one step, out of its lanes' `retain` rows and the `forget` rows of
     `mixture.forget_rows` in the global batch. `retain_labels` are the labels of L_r. A forgotten row that
     `nearest` names is shown as that label, a named sample as one of its `siblings`, any other as an exchange
-    class of its own."""
+    class of its own. `near`: by forgotten class, the classes that share most with it; `beside` are retained
+    rows of these."""
     mine = lanes_of(lanes, rank, world_size)
     noised = partial(noised_rows, model, seed=seed, step=step, device=device)
 
@@ -191,13 +228,18 @@ def redirection_rows(
         (
             mixture.others_weight,
             shown_as(
-                noised(others, term=term, relabel=to_others(retained, model.null_label)), others, term
+                noised(others, term=term, relabel=to_others(retained, model.null_label, near)),
+                others,
+                term,
             ),
         ),
     ]
     if exchange:  # a class that is forgotten whole
         shown = noised(some(retain, mixture.label_rows), term="exchange", relabel=ask_for(exchange))
         held.insert(1, (mixture.label_weight / 2, shown))
+    if beside is not None:  # each weighs as much as a row of the first kind
+        share = mixture.near_rows / (len(retain) * lanes / len(mine))
+        held.append((share, noised(beside, term="near")))
     batch, each = some(forget, mixture.rows), mixture.rows // lanes
     adversarial = redirected(batch, ADVERSARY)
     places = [lane * each + row for lane in mine for row in range(each)]

@@ -145,6 +145,7 @@ def run_inputs(config: UnlearnConfig, *, dtype: torch.dtype = torch.float32) -> 
         ),
         collectives=collectives,
         device=torch.device("cpu"),
+        rows_of=lambda labels: tiny_batch(labels, each=6, seed=8, dtype=dtype),
     )
 
 

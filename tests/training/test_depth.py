@@ -1,14 +1,13 @@
 """A run of depth weights: continued as if never stopped, the same in every world, and the depth of old runs
 untouched."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from distributed import run_world
 from runs import run, run_config, run_inputs, steps_of
-from tiny import relative, tiny_batch
+from tiny import relative
 
 from models.weights import weights_digest
 from pipeline.config import UnlearnConfig, parse, parse_given
@@ -29,6 +28,8 @@ DEEP: dict[str, Any] = {
         "rows": 8,
         "label_rows": 4,
         "others_rows": 4,
+        "near_rows": 4,
+        "near_classes": 1,
         "pool": 4,
         "buckets": 3,
         "restart_every": 6,
@@ -181,10 +182,10 @@ def test_a_class_forgotten_earlier_is_neither_retained_nor_redirected() -> None:
 
 def test_named_samples_alone_are_shown_as_others_of_their_class() -> None:
     config = run_config(**deep(request={"sample_ids": "ids.txt", "sample_classes": [1]}))
-    others = {1: tiny_batch([1], each=8, seed=6)}
-    inputs = replace(run_inputs(config), siblings=others)
+    inputs = run_inputs(config)
     state = open_state(inputs)
     assert state.redirect is not None and state.redirect.exchange == {}
+    assert list(state.redirect.siblings) == [1] and state.redirect.near == {}
     rows = redirect_rows(inputs, state.redirect, next(inputs.streams.retain(0)), 1)
     assert len(rows.held) == 3 and set(rows.adversarial.target_y.tolist()) == {1}
     log = train_step(inputs, state, next(inputs.streams.retain(0)), 1)

@@ -22,13 +22,16 @@ from pipeline.unlearning.redirection import (
     ADVERSARY,
     Mixture,
     RedirectionRows,
+    near_classes,
     nearest_labels,
     redirection_rows,
     redirection_terms,
     to_others,
 )
 
-MIXTURE = Mixture(weight=0.3, rows=8, label_weight=0.5, label_rows=4, others_weight=0.5, others_rows=4)
+MIXTURE = Mixture(
+    weight=0.3, rows=8, label_weight=0.5, label_rows=4, others_weight=0.5, others_rows=4, near_rows=4
+)
 POOL: dict[str, Any] = {"size": 4, "buckets": 3, "lr": 0.05, "restart_every": 6, "timesteps": 1000, "seed": 3}
 EXCHANGE = {1: (2,)}
 
@@ -48,6 +51,7 @@ def rows_of(
     world: int = 1,
     nearest: dict[str, int] | None = None,
     siblings: dict[int, Batch] | None = None,
+    beside: Batch | None = None,
 ) -> RedirectionRows:
     def lanes(batch_rows: int) -> list[int]:
         each = batch_rows // 4
@@ -72,6 +76,8 @@ def rows_of(
         exchange=EXCHANGE,
         nearest=nearest or {},
         siblings=siblings or {},
+        near={},
+        beside=beside,
     )
 
 
@@ -158,7 +164,7 @@ def test_rows_have_embeddings_of_their_class_and_timestep() -> None:
 
 
 def test_under_other_labels_half_the_rows_are_null_and_show_a_retained_label() -> None:
-    student_y, teacher_y = to_others([0, 2, 3], 4)(
+    student_y, teacher_y = to_others([0, 2, 3], 4, {})(
         torch.ones(6).long(), torch.tensor([0.0, 0.2, 0.49, 0.5, 0.7, 0.99])
     )
     assert student_y.tolist() == [4, 4, 4, 0, 2, 3] and teacher_y.tolist() == [0, 2, 3, 0, 2, 3]
@@ -325,4 +331,35 @@ def redirection_rows_of_samples(
         exchange={},
         nearest={},
         siblings=siblings,
+        near={},
+        beside=None,
     )
+
+
+def test_what_is_near_a_class_is_shown_more_often_and_held_by_rows_of_its_own() -> None:
+    student_y, teacher_y = to_others([0, 2, 3], 4, {1: [3]})(
+        torch.ones(8).long(), torch.tensor([0.0, 0.2, 0.49, 0.5, 0.6, 0.74, 0.75, 0.99])
+    )
+    assert student_y.tolist() == [4, 4, 4, 0, 2, 3, 3, 3] and teacher_y.tolist() == [0, 2, 3, 0, 2, 3, 3, 3]
+    model = tiny_dit()
+    beside = tiny_batch([3], each=4, seed=9, dtype=torch.float64)
+    rows = rows_of(model, adversary_of(model), beside=beside)
+    weight, near = rows.held[-1]
+    assert (weight, len(near)) == (0.5, 4), "4 rows beside 8 retained ones: each weighs as much"
+    assert torch.equal(near.x0, beside.mean) and near.target_y.tolist() == near.y.tolist() == [3] * 4
+    half = rows_of(model, adversary_of(model), 0, 2, beside=beside.take(range(2)))
+    assert half.held[-1][0] == 0.5
+
+
+def test_near_classes_are_those_under_which_the_base_denoises_a_class_best() -> None:
+    model = tiny_dit()
+    forget = tiny_batch([0, 1], each=2, dtype=torch.float64)
+    order = torch.tensor([0.0, 3.0, 1.0, 2.0])
+
+    def losses(net: object, x0: Tensor, y: Tensor, noise: Noise, **options: object) -> Tensor:
+        return order[y] + noise.eps.square().flatten(1).mean(1)
+
+    model.losses = losses  # type: ignore[method-assign]
+    near = near_classes(model, forget, {1: [3, 2], 0: [2, 3]}, 1, seed=0, device=torch.device("cpu"))
+    assert near == {1: [2], 0: [2]}
+    assert near_classes(model, forget, {1: [3, 2]}, 0, seed=0, device=torch.device("cpu")) == {1: []}
