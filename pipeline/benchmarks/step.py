@@ -15,7 +15,7 @@ from torch import Tensor
 
 from models.diffusion import Noise
 from models.generative import DiTModel, dit_description
-from pipeline.benchmarks import naive_step
+from pipeline.benchmarks import naive_step, redirection_step
 from pipeline.benchmarks.measure import paired_cpu_seconds, peak_bytes, ratio, relative_error
 from pipeline.config import BenchmarkConfig
 from pipeline.seeding import generator
@@ -68,7 +68,10 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
         "naive_surgery": lambda: naive_step.surgery(model, params, rows),
         "naive_uno": lambda: naive_step.uno(model, params, rows, settings.penalty),
     }
-    seconds = paired_cpu_seconds(variants, repeats=settings.repeats)
+    deep, deep_bound = redirection_step.variants(
+        model_of(settings.width, settings.depth, settings.tokens, config.seed), settings, config.seed
+    )
+    seconds = paired_cpu_seconds({**variants, **deep}, repeats=settings.repeats)
     seconds["uno_s"] = [(a + b) / 2 for a, b in zip(seconds["uno_exact"], seconds["surgery"], strict=True)]
     seconds["naive_uno_s"] = [
         (a + b) / 2 for a, b in zip(seconds["naive_uno"], seconds["naive_surgery"], strict=True)
@@ -89,6 +92,7 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
     }
     figures["uno_s_over_naive"] = ratio(seconds, "uno_s", "naive_uno_s")
     figures["uno_exact_over_surgery"] = ratio(seconds, "uno_exact", "surgery")
+    figures["depth_weights_over_finetune"] = ratio(seconds, "depth_weights", "finetune_all")
 
     naive_bytes = peak_bytes(variants["naive_uno"])
     for name in ("uno_exact", "uno_recompute", "uno_fd_central", "surgery"):
@@ -98,7 +102,7 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
     return {
         "benchmark": "step",
         **{name: round(value, 8 if name.endswith("error") else 4) for name, value in figures.items()},
-        "lower_bounds": BOUNDS,
+        "lower_bounds": BOUNDS | deep_bound,
         "finetune_cpu_seconds": round(sorted(seconds["finetune"])[len(seconds["finetune"]) // 2], 4),
         "setting": (
             settings.model_dump()

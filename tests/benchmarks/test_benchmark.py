@@ -22,5 +22,6 @@ def test_modes_of_the_second_order_product_agree() -> None:
         "surgery_over_finetune",
         "uno_exact_over_surgery",
         "recompute_memory_over_naive",
+        "depth_weights_over_finetune",
     } <= set(ratios)
     assert all(found[name] > 0 for name in ratios)

@@ -1,0 +1,105 @@
+"""A step of depth weights beside plain fine-tuning of the same parameters, at the mixture of the defaults.
+
+Lower bound in units of FT(B), B retained rows: a row that is held to the base costs a step's forward
+and backward and the base's forward, 4/3; a row under an adversarial embedding the same, and for the adversary
+a forward and a backward to its input, 2/3 more.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from models.diffusion import Noise
+from models.generative import DiTModel
+from pipeline.config import StepBenchmark
+from pipeline.config.redirection import DEPTH_WEIGHTS, Redirection
+from pipeline.seeding import generator
+from pipeline.unlearning.adversary import Adversary
+from pipeline.unlearning.collectives import Collectives
+from pipeline.unlearning.gradients import Gradients, LocalGradients
+from pipeline.unlearning.methods.table import METHODS, method_settings
+from pipeline.unlearning.noising import Rows
+from pipeline.unlearning.parameters import select
+from pipeline.unlearning.redirection import ADVERSARY, RedirectionRows, redirection_terms
+from pipeline.unlearning.teacher import Teacher
+
+SCALE = 12  # rows of the defaults for one here
+FORGOTTEN, EXCHANGE, OTHER = 207, 208, 209
+
+
+def variants(
+    model: DiTModel, settings: StepBenchmark, seed: int
+) -> tuple[dict[str, Callable[[], Tensor | None]], dict[str, float]]:
+    """`finetune_all`, `depth_weights` to be timed, and the bound of `depth_weights_over_finetune`."""
+    named, section = select(model, "all"), Redirection()
+    teacher, params = Teacher(model, named), list(named.values())
+    counts = {
+        "retain": int(DEPTH_WEIGHTS["optim"]["batch_size"]),
+        "shown": section.label_rows,
+        "own": section.label_rows,
+        "others": section.others_rows,
+        "near": section.near_rows,
+        "adversarial": section.rows,
+    }
+    counts = {name: max(1, count // SCALE) for name, count in counts.items()}
+    adversary = Adversary(
+        model,
+        [FORGOTTEN],
+        [EXCHANGE, OTHER],
+        size=counts["adversarial"],
+        buckets=section.buckets,
+        lr=section.embedding_lr,
+        restart_every=section.restart_every,
+        timesteps=1000,
+        seed=seed,
+    )
+    adversary.renew(1)
+    g = generator(seed, "redirection rows")
+
+    def rows(count: int, label: int, shown_as: int) -> Rows:
+        return Rows(
+            x0=torch.randn(count, *model.shape, generator=g),
+            y=torch.full((count,), label),
+            target_y=torch.full((count,), shown_as),
+            noise=Noise(
+                t=torch.randint(1000, (count,), generator=g),
+                eps=torch.randn(count, *model.shape, generator=g),
+            ),
+        )
+
+    def under_embeddings(count: int) -> Rows:
+        part = rows(count, 0, EXCHANGE)
+        part.y.copy_(torch.arange(count))
+        return part
+
+    step = RedirectionRows(
+        held=[
+            (1.0, rows(counts["retain"], EXCHANGE, EXCHANGE)),
+            (section.label_weight / 2, rows(counts["shown"], FORGOTTEN, EXCHANGE)),
+            (section.label_weight / 2, rows(counts["own"], FORGOTTEN, EXCHANGE)),
+            (section.others_weight, rows(counts["others"], OTHER, OTHER)),
+            (1.0, rows(counts["near"], OTHER, OTHER)),
+        ],
+        adversarial=under_embeddings(counts["adversarial"]),
+    )
+
+    def finetune() -> Tensor:
+        retain = step.held[0][1]
+        loss = model.losses(model.net, retain.x0, retain.y, retain.noise).mean()
+        return torch.cat([part.reshape(-1) for part in torch.autograd.grad(loss, params)])
+
+    def depth_weights() -> Tensor:
+        terms = redirection_terms(model, step, section.weight, teacher=teacher, adversary=adversary)
+        attack = LocalGradients(params=adversary.entries, terms=terms)
+        adversary.move(attack.gradient(ADVERSARY, twice=False)[0])
+        gradients = Gradients(
+            index=1, local=LocalGradients(params=params, terms=terms), collectives=Collectives()
+        )
+        return METHODS["exchange"].gradient(gradients, method_settings("exchange", {}))
+
+    held = sum(len(part) for _, part in step.held)
+    bound = (4 / 3 * held + 2 * counts["adversarial"]) / counts["retain"]
+    return {"finetune_all": finetune, "depth_weights": depth_weights}, {
+        "depth_weights_over_finetune": round(bound, 2)
+    }
