@@ -93,7 +93,7 @@ def unlearned(pretrained: str, job: Callable[..., Any]) -> dict[str, Any]:
     assert len((done.out + done.err).splitlines()) < 60, "a normal run does not drown what it says"
     for said in (
         "forget_fraction",
-        "retain_accuracy, mean",
+        "Retained classes predicted right",
         "gate ",
         "under attack: ",
         f"registered {MODEL} version 1 @candidate",
