@@ -15,7 +15,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"got Python {v.major}.{v.minor}, expected 3.11 or newer: make PYTHON=python3.11 ...")'
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@echo "installing pinned packages into $(VENV) (about 2 GB, once)"
-	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
 	@touch $@
 
 quickstart: $(READY)
@@ -25,8 +25,7 @@ quickstart: $(READY)
 	@$(PY) jobs/generate.py --config jobs/configs/generate_digits.yaml --set 'storage=$(STORAGE)'
 
 test: $(READY)
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -m 'not ray and not e2e' -n 2 --dist loadfile
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -m '(ray or e2e) and not faults'
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -m 'not faults' -n 2 --dist loadfile --no-loadscope-reorder
 
 faults: $(READY)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -m faults

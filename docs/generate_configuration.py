@@ -102,10 +102,13 @@ def section(job: str, config: type[JobConfig]) -> Iterator[str]:
 
 
 def notes(config: type[JobConfig]) -> Iterator[tuple[str, str]]:
-    """What is said behind a key's meaning: the condition under which it is read, the verbs that read it."""
+    """What is said behind a key's meaning: the conditions under which it is read, the verbs that read it."""
+    expected: dict[str, list[str]] = {}
     for only in config.conditions:
-        needed = " or ".join(f"`{switch}{only.needed.removesuffix('=...')}`" for switch in only.switches)
-        yield from ((key, f"; only with {needed}") for key in only.keys)
+        for key in only.keys:
+            texts = [f"`{text.removesuffix('=...')}`" for text in only.expected]
+            expected.setdefault(key, []).append(" or ".join(texts))
+    yield from ((key, f"; only with {', and '.join(conditions)}") for key, conditions in expected.items())
     verbs: dict[str, tuple[str, ...]] = getattr(config, "keys_of_verb", {})
     for key in {key for keys in verbs.values() for key in keys}:
         yield key, f"; for {', '.join(verb for verb, keys in verbs.items() if key in keys)}"

@@ -2,11 +2,23 @@
 only slow them down."""
 
 import os
+import secrets
 from collections.abc import Iterator
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray writes one into a home that has none; two sessions that start there at once would hold different ones
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+# its workers are nice to what else the machine does: here that is another test, which may take all there is
+os.environ.setdefault("RAY_worker_niceness", "0")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start Ray or whole jobs come first: a long one at the end would leave one of two processes
+    with nothing to do."""
+    long = {item.path for item in items for name in ("ray", "e2e") if item.get_closest_marker(name)}
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,15 +13,21 @@ from pipeline.errors import InputError
 @dataclass(frozen=True, kw_only=True)
 class Only:
     """`keys` are read only while one of `switches` holds. `needed` follows a switch's name and
-    says what it has to be."""
+    says what it has to be; one text for all of them, or one for each."""
 
     keys: tuple[str, ...]
     switches: tuple[str, ...]
-    needed: str = "=..."
+    needed: str | tuple[str, ...] = "=..."
     holds: Callable[[Any], bool] = bool
 
     def met(self, config: BaseModel) -> bool:
         return any(self.holds(at(config, switch)) for switch in self.switches)
+
+    @property
+    def expected(self) -> list[str]:
+        """What would meet it, switch by switch."""
+        needed = (self.needed,) * len(self.switches) if isinstance(self.needed, str) else self.needed
+        return [switch + text for switch, text in zip(self.switches, needed, strict=True)]
 
 
 def while_(keys: str, switch: str, *values: Any) -> Only:
@@ -68,9 +74,9 @@ def refuse_idle(config: BaseModel, values: Mapping[str, Any], overrides: Collect
         ):
             continue
         switches = " and ".join(f"{switch} is {_shown(at(config, switch))}" for switch in only.switches)
-        needed = " or ".join(f"{switch}{only.needed}" for switch in only.switches)
+        expected = " or ".join(only.expected)
         raise InputError(
-            f"{key}: got it while {switches}, so it does nothing; expected {needed}, or no {key}"
+            f"{key}: got it while {switches}, so it does nothing; expected {expected}, or no {key}"
         )
 
 

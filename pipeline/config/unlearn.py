@@ -144,6 +144,11 @@ class Evaluate(Sampling):
     )
 
 
+# what pipeline/unlearning/methods/table.py says of them, which this room cannot ask: a test compares
+SECOND_ORDER = ("uno", "uno_s")  # methods whose gradient has a second derivative in it
+ASKS_TEACHER = ("esd",)  # methods that ask the base model whatever method.targets says
+
+
 def _is_vae(size: str) -> bool:
     return size.startswith("vae")
 
@@ -172,6 +177,13 @@ class UnlearnConfig(SeededConfig):
             keys=("gate.max_leakage", "gate.max_null_leakage"),
             switches=("request.classes", "request.forgotten_earlier"),
         ),
+        while_("method.hvp", "method.name", *SECOND_ORDER),
+        Only(
+            keys=("method.null_fraction",),
+            switches=("method.targets", "method.name"),
+            needed=("=teacher", f"={' or '.join(ASKS_TEACHER)}"),
+            holds=lambda value: value in ("teacher", *ASKS_TEACHER),
+        ),
         while_("redirection", "method.depth", "weights"),
         while_(
             "method.exchange_weight method.label_extrapolation method.contrast method.share_noise"
@@ -192,6 +204,7 @@ class UnlearnConfig(SeededConfig):
             keys=(
                 *("gate.min_retain_accuracy", "gate.min_class_accuracy", "train.memory_gib"),
                 *("gate.max_leakage", "gate.max_null_leakage", "evaluate.final_null_samples"),
+                "method.null_fraction",
             ),
             switches=("model.size",),
             needed=" a DiT, such as DiT-tiny",

@@ -1,7 +1,7 @@
 """Results of metrics by title and side, for every report, and the table of an evaluation as the terminal
 shows it: shares with n and interval."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,14 @@ class Group:
     name: str
     metric: Metric
     rows: list[tuple[str, dict[str, Any]]]
+
+    def lines(self, title: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """`rows` as they are read: parts indented below `title`, which stands alone where it has no figure
+        of its own."""
+        if self.rows and self.rows[0][0]:
+            yield title, {}
+        for words, figures in self.rows:
+            yield (f"  {words}" if words else title), figures
 
 
 def groups(sides: Mapping[str, Mapping[str, Any] | None]) -> list[Group]:
@@ -48,11 +56,9 @@ def table(result: Mapping[str, Any]) -> str:
         title = f"{group.metric.title} ({group.name})"
         if not group.rows:
             lines.append((title, "", "does not apply", ""))
-        elif group.rows[0][0]:
-            lines.append((title, "", "", ""))
-        for words, figures in group.rows:
+        for text, figures in group.lines(title):
             cells = {side: cell(figures[side]) if side in figures else "" for side in SIDES}
-            lines.append((f"  {words}" if words else title, cells[BEFORE], cells[AFTER], cells[REFERENCE]))
+            lines.append((text, cells[BEFORE], cells[AFTER], cells[REFERENCE]))
     if attack_suite := result["attack_suite"]:
         lines.append(("", "", "", ""))
         lines.append(

@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.evaluation.context import AFTER, BEFORE
 from pipeline.evaluation.gate import exchange_fidelity_warning
 from pipeline.reports.answers import answer_rows
 from pipeline.reports.evaluation_sections import attack_suite_sentence
+from pipeline.reports.evaluation_table import groups
 
 
 def summary(result: Mapping[str, Any], report_uri: str) -> str:
@@ -50,56 +52,37 @@ def _request_line(row: Mapping[str, Any]) -> str:
 
 
 def _table(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """What decides with its interval, then what was kept, then the Frechet distances."""
-
-    def pair(title: str, *path: str) -> str:
-        cells = []
-        for value in (before, after):
-            for key in path:
-                value = None if value is None else value.get(key)  # type: ignore[assignment]
-            cells.append("not measured" if value is None else f"{value:.3f}")
-        return f"  {title:<34}{cells[0]:>13}{cells[1]:>13}"
-
-    if after["forget_fraction"] is None:
-        interval = after["membership"]
-        decisive, *others = [
-            pair("membership_auc", "membership", "auc"),
-            pair("loss on the named samples", "membership", "loss_forget"),
-            pair("loss on never-seen rows", "membership", "loss_heldout"),
-        ]
-    else:
-        interval = after["forget_fraction"]
-        decisive = pair("forget_fraction", "forget_fraction", "value")
-        others = [pair("sampled as the exchange class", "exchange_fraction", "value")]
-        if after.get("exchange_density"):
-            others += [
-                pair("  density of real ones around it", "exchange_density", "forgotten", "value"),
-                pair("  and around that label's own", "exchange_density", "own", "value"),
-            ]
-        if after.get("membership"):
-            others.append(pair("named samples, membership_auc", "membership", "auc"))
-        if after.get("earlier_fraction"):
-            others.append(pair("classes forgotten earlier", "earlier_fraction", "value"))
-        if after.get("leakage"):
-            others.append(pair("forgotten under other labels", "leakage", "other_labels", "value"))
-            others.append(pair("forgotten under the null label", "leakage", "null_label", "value"))
-    retention = [
-        pair("retain_accuracy, mean", "retain_accuracy", "mean"),
-        pair("retain_accuracy, worst class", "retain_accuracy", "min"),
-    ]
+    """What decides, with its interval, then every other figure in the order and the words of the metrics'
+    table; the classes' shares of a model without labels, one by one."""
+    decisive = "membership" if after["forget_fraction"] is None else "forget_fraction"
+    interval = after[decisive]
+    bounds = f"{interval['low']:.3f} - {interval['high']:.3f}, {interval['n']}"
+    lines, below_first = ["\n" + _line("", "before", "after")], [_line("  95 % interval, n", "", bounds)]
+    for group in sorted(groups({BEFORE: before, AFTER: after}), key=lambda group: group.name != decisive):
+        for title, figures in group.lines(group.metric.title):
+            cells = [_cell(figures.get(side)) for side in (BEFORE, AFTER)] if figures else []
+            lines.append(_line(title, *cells))
+            if figures:
+                lines, below_first = [*lines, *below_first], []
     if shares := after.get("class_shares"):
-        labels = shares["per_class"]
-        retention = [pair(f"share of class {label}", "class_shares", "per_class", label) for label in labels]
-        others = [f"  {'  chance':<34}{'':>13}{shares['chance']:>13.3f}"]
-    bounds = f"{interval['low']:>8.3f} - {interval['high']:.3f}, {interval['n']}"
-    return [
-        f"\n  {'':<34}{'before':>13}{'after':>13}",
-        decisive,
-        f"  {'  95 % interval, n':<34}{'':>13}{bounds}",
-        *others,
-        *retention,
-        *(pair(f"fid, {space} features", "fid", space) for space in after["fid"] or ["judge"]),
-    ]
+        lines += [
+            _line(
+                f"  share of class {label}", _cell(before["class_shares"]["per_class"][label]), _cell(share)
+            )
+            for label, share in shares["per_class"].items()
+        ]
+    return lines
+
+
+def _line(title: str, *cells: str) -> str:
+    return f"  {title:<46}{''.join(f'{cell:>13}' for cell in cells)}".rstrip()
+
+
+def _cell(figure: Any) -> str:
+    value = figure["value"] if isinstance(figure, Mapping) else figure
+    if value is None:
+        return "not measured"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _ended(result: Mapping[str, Any]) -> str:

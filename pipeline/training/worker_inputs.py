@@ -35,7 +35,6 @@ from pipeline.weights.feature_extractors import open_space, read_spaces
 REFERENCE_ROWS = 4096  # real rows that a Frechet distance is taken to
 ALIKE_ROWS = 512  # real rows of its exchange classes that a forgotten label's images are held against
 ROWS_OF_A_CLASS = 256  # that are held in memory beside the partition
-PLACED = 256  # rows that are encoded at once
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,11 +3,9 @@ and no secret anywhere."""
 
 import json
 import re
-import sys
 import time
 import urllib.request
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -32,13 +30,6 @@ TINY = {
         "final_sampler_steps": 3,
     },
 }
-DETAILS = """
-import json
-from ray.job_submission import JobSubmissionClient
-print(json.dumps([json.loads(job.json()) for job in JobSubmissionClient().list_jobs()]))
-"""
-
-
 EMITTER = """
 import sys, time
 from pathlib import Path
@@ -60,13 +51,6 @@ def emit(folder):
 ray.init(log_to_driver=False)
 ray.get(emit.remote(sys.argv[1]))
 """
-
-
-def jobs(head: LocalHead) -> dict[str, dict[str, Any]]:
-    """What the cluster says of every submitted job, by submission id."""
-    said = head.run(sys.executable, "-c", DETAILS)
-    assert said.returncode == 0, said.stderr
-    return {job["submission_id"]: job for job in json.loads(said.stdout.splitlines()[-1])}
 
 
 @pytest.fixture(scope="module")
@@ -98,55 +82,39 @@ def test_a_submitted_job_succeeds_on_the_cluster_it_was_given_to(
     assert "registered dit-digits-unlearned version 1 @candidate" in finished
     result = json.loads((Path(untrained) / "runs/first/result.json").read_text())
     assert (result["run_id"], result["world_size"], result["steps"]) == ("first", 2, 4)
-    job = jobs(head)["first"]
+    job = head.jobs()["first"]
     assert (job["status"], job["driver_exit_code"], job["metadata"]["request_id"]) == (
         "SUCCEEDED",
         0,
         "forget-1",
     )
     assert job["driver_info"], "its driver joined this cluster instead of starting one of its own"
-    assert (
-        "succeeded" in head.ray("job", "status", "first").stderr + head.ray("job", "status", "first").stdout
-    )
+    status = head.ray("job", "status", "first")
+    assert "succeeded" in status.stderr + status.stdout
     assert len(list(head.folder.glob("session_2*"))) == 1
 
 
-def test_submit_follows_to_the_end_and_passes_the_status_on(
-    head: LocalHead, finished: str, config: Path, untrained: str
+def files(folder: str) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def test_submit_follows_to_the_end_and_passes_bad_input_on(
+    head: LocalHead, finished: str, untrained: str
 ) -> None:
-    """A finished run id returns its result at once, so this one is quick."""
-    storage = (
-        "--storage",
-        untrained,
-        "--run-id",
-        "first",
-        "--set",
-        "tracking.uri=sqlite:///" + untrained + "/mlflow.db",
-        "--follow",
-    )
-    tiny = [f"--set={key}={json.dumps(value)}" for key, value in TINY.items()]
-    done = head.submit("--config", "jobs/configs/quickstart.yaml", *storage, *tiny)
+    """Another tracking store is another setting, and is refused."""
+    overrides = {"tracking.uri": f"sqlite:///{untrained}/mlflow.db", **TINY}
+    settings = [f"--set={key}={json.dumps(value)}" for key, value in overrides.items()]
+    own = ("--storage", untrained, "--run-id", "first")
+    before = files(untrained)
+    done = head.submit("--config", "jobs/configs/quickstart.yaml", *own, *settings, "--follow")
     (job_id,) = re.findall(r"^first-[0-9a-f]{6}$", done.stdout, re.MULTILINE)
-    job = jobs(head)[job_id]
-    assert done.returncode == 2 and job["status"] == "FAILED", (
-        "another tracking store is another setting, and is refused"
-    )
-    assert (
-        "was started with other settings (tracking.uri" in done.stdout
-        and PLANTED["MLFLOW_PASSWORD_IN_URI"] not in done.stdout
-    )
-    assert re.fullmatch(r"digits-forget-1-[0-9a-f]{10}", job["metadata"]["request_id"])
-    assert job["metadata"]["run_id"] == "first"
-    assert job["driver_exit_code"] == 2 and "was started with other settings" in job["message"]
-
-
-def test_bad_input_is_a_failed_job_with_its_line(head: LocalHead, tmp_path: Path) -> None:
-    done = head.submit("--config", "jobs/configs/quickstart.yaml", "--storage", str(tmp_path), "--follow")
-    assert done.returncode == 2, done.stdout + done.stderr
+    job = head.jobs()[job_id]
+    assert (done.returncode, job["status"], job["driver_exit_code"]) == (2, "FAILED", 2), done.stderr
     line = next(line for line in done.stdout.splitlines() if line.startswith("error: "))
-    job = jobs(head)[done.stdout.splitlines()[0]]
-    assert job["status"] == "FAILED" and job["driver_exit_code"] == 2 and line in job["message"]
-    assert "Traceback" not in done.stdout and list(tmp_path.iterdir()) == []
+    assert "was started with other settings (tracking.uri" in line and line in job["message"]
+    assert "Traceback" not in done.stdout and PLANTED["MLFLOW_PASSWORD_IN_URI"] not in done.stdout
+    assert re.fullmatch(r"digits-forget-1-[0-9a-f]{10}", job["metadata"]["request_id"])
+    assert job["metadata"]["run_id"] == "first" and files(untrained) == before
 
 
 def test_a_job_succeeds_by_submit(head: LocalHead, tmp_path: Path) -> None:
@@ -165,7 +133,7 @@ def test_a_job_succeeds_by_submit(head: LocalHead, tmp_path: Path) -> None:
 
 
 def test_a_wrong_token_is_one_clear_line(head: LocalHead, tmp_path: Path) -> None:
-    before = jobs(head).keys()
+    before = head.jobs().keys()
     done = head.submit(
         "--config",
         "jobs/configs/quickstart.yaml",
@@ -175,7 +143,7 @@ def test_a_wrong_token_is_one_clear_line(head: LocalHead, tmp_path: Path) -> Non
     )
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
     assert "refuses the token" in done.stderr and "another-token" not in done.stderr
-    assert jobs(head).keys() == before
+    assert head.jobs().keys() == before
 
 
 def test_no_planted_secret_is_anywhere(
@@ -183,7 +151,7 @@ def test_no_planted_secret_is_anywhere(
 ) -> None:
     """Run folder, report, MLflow's database and artifacts, the driver's log, all of Ray's logs, what the
     dashboard is told."""
-    told = json.dumps(jobs(head)).encode()
+    told = json.dumps(head.jobs()).encode()
     secrets = {**PLANTED, "RAY_AUTH_TOKEN": head.token}
     said = head.ray("job", "logs", "first").stdout
     assert "forget [1]" in said

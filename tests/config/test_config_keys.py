@@ -20,6 +20,7 @@ from pipeline.config.sweep import SweepConfig
 from pipeline.config.unlearn import UnlearnConfig
 from pipeline.errors import InputError
 from pipeline.runs.request_checks import with_own_settings
+from pipeline.unlearning.methods.table import METHODS
 
 QUICKSTART = "jobs/configs/quickstart.yaml"
 
@@ -58,6 +59,8 @@ QUICKSTART = "jobs/configs/quickstart.yaml"
         (UnlearnConfig, "mnist_vae", "evaluate.floor_patience=2", "evaluate.retention_floor is absent"),
         (UnlearnConfig, "quickstart", "train.resize_s=3", "expected train.workers=[fewest, most]"),
         (UnlearnConfig, "quickstart", "encoder.sha256=" + "0" * 64, "encoder.weights is absent"),
+        (UnlearnConfig, "digits_weights", "method.hvp=recompute", "expected method.name=uno or uno_s, or no"),
+        (UnlearnConfig, "mnist_vae", "method.null_fraction=0.2", "expected model.size a DiT"),
         (PretrainConfig, "pretrain_digits", "model.weights=x", "valid keys of model are size"),
         (PretrainConfig, "pretrain_digits", "train.memory_gib=8", "valid keys of train are workers"),
         (PretrainConfig, "pretrain_digits", "evaluate.every=3", "valid keys of evaluate are retain_samples"),
@@ -101,6 +104,23 @@ def test_a_key_that_does_nothing_is_refused(kind: Any, config: str, override: st
     with pytest.raises(InputError) as caught:
         load(kind, path, [override])
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_a_method_reads_of_the_settings_that_all_share_is_what_the_table_says() -> None:
+    def accepts(**method: Any) -> bool:
+        try:
+            parse_given(UnlearnConfig, {"method": method})
+        except InputError as error:
+            assert "so it does nothing" in str(error)
+            return False
+        return True
+
+    for name, method in METHODS.items():
+        assert accepts(name=name, hvp="recompute") == method.second_order, name
+        assert accepts(name=name, targets="data", null_fraction=0.2) == method.teacher, name
+        assert accepts(name=name, targets="teacher", null_fraction=0.2), name
+    with pytest.raises(InputError, match=r"expected method\.targets=teacher or method\.name=esd, or no"):
+        parse_given(UnlearnConfig, {"method": {"targets": "data", "null_fraction": 0.2}})
 
 
 def test_a_file_may_hold_what_only_works_with_the_switch_that_set_turns_off(tmp_path: Path) -> None:

@@ -118,9 +118,9 @@ def test_a_group_of_shards_ends_with_the_first_that_fails(
     assert not (tmp_path / "lakes/digits/progress").exists(), "nothing is noted as done"
 
 
-@pytest.fixture
-def s3(tmp_path: Path) -> Iterator[tuple[s3_servers.Proxy, s3_servers.Rclone]]:
-    with s3_servers.serving(tmp_path / "s3") as server, s3_servers.proxied(server) as proxy:
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[s3_servers.Proxy, s3_servers.Rclone]]:
+    with s3_servers.serving(tmp_path_factory.mktemp("s3")) as server, s3_servers.proxied(server) as proxy:
         yield proxy, server
 
 
@@ -160,7 +160,7 @@ def test_a_server_that_dies_and_returns_while_workers_write(
     s3, ray_after_environment, undisturbed: Lake
 ) -> None:
     proxy, server = s3
-    notes, away = server.folder / "bucket/runs/lakes/digits/progress", threading.Event()
+    notes, away = server.folder / "bucket/outage/lakes/digits/progress", threading.Event()
 
     def outage() -> None:
         while len(list(notes.glob("*.json"))) < 5:
@@ -173,7 +173,7 @@ def test_a_server_that_dies_and_returns_while_workers_write(
 
     happening = threading.Thread(target=outage, daemon=True)
     happening.start()
-    lake = ingest_ray.prepare(config("s3://bucket/runs")).lake
+    lake = ingest_ray.prepare(config("s3://bucket/outage")).lake
     happening.join(60)
     assert away.is_set() and len(undisturbed.manifest.shards) > 10, "it went away before the end"
     assert lake.digest == undisturbed.digest and lake.manifest.shards == undisturbed.manifest.shards
@@ -188,14 +188,14 @@ def test_ray_workers_write_to_and_read_from_s3(
 
     small = parse(
         PrepareConfig,
-        {"storage": "s3://bucket/runs", "prepare": {"size": 8, "channels": 1, "shard_rows": 150}},
+        {"storage": "s3://bucket/ray", "prepare": {"size": 8, "channels": 1, "shard_rows": 150}},
     )
     lake = ingest_ray.prepare(small).lake
     assert (
         lake.read().sample_id == undisturbed.read().sample_id
         and lake.manifest.classes == undisturbed.manifest.classes
     )
-    partition = build_partition(unlearn_config(storage="s3://bucket/runs"), lake)
+    partition = build_partition(unlearn_config(storage="s3://bucket/ray"), lake)
     by_ray = [batch.sample_id for batch in retain_stream_ray.retain_stream(partition, 1, 2)]
     assert (
         by_ray == [batch.sample_id for batch in retain_stream_local.retain_stream(partition, 1, 2)]
@@ -203,7 +203,7 @@ def test_ray_workers_write_to_and_read_from_s3(
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def ray_after_environment(s3) -> Iterator[None]:
     """Ray started while AWS_* point at the server, so that its workers inherit them."""
     from pipeline.runtime import cluster_ray

@@ -43,10 +43,10 @@ def finished(
 
 
 def test_the_configuration_alone_finds_the_same_weights(
-    finished: tuple[str, Any, str], job: Callable[..., Any], bucket: str
+    finished: tuple[str, Any, str], here: Callable[..., Any], bucket: str
 ) -> None:
     run_uri, _, database = finished
-    again = job("unlearn_imagenet", "imagenet_smoke", f"storage={bucket}", database, dry_run=True)
+    again = here("unlearn_imagenet", "imagenet_smoke", f"storage={bucket}", database, dry_run=True)
     assert again.code == 0 and "the lake and the weights fit together" in again.out, again.err
     manifest = storage.read_json(f"{bucket}/models/dit-nano-imagenet-smoke/manifest.json")
     assert manifest["weights_digest"] == storage.read_json(f"{run_uri}/result.json")["base_digest"]
@@ -86,7 +86,7 @@ def test_every_artifact_is_in_order(finished: tuple[str, Any, str], bucket: str)
 
 
 def test_the_registered_version_and_the_pipeline_draw(
-    finished: tuple[str, Any, str], job: Callable[..., Any], bucket: str, tmp_path: Path
+    finished: tuple[str, Any, str], here: Callable[..., Any], bucket: str, tmp_path: Path
 ) -> None:
     run_uri, _, database = finished
     for name in storage.walk(f"{run_uri}/pipeline"):
@@ -100,7 +100,7 @@ def test_the_registered_version_and_the_pipeline_draw(
     index = json.loads((tmp_path / "pipeline" / "model_index.json").read_text())
     assert index["_class_name"] == "DiTPipeline" and len(index["id2label"]) == 1000
     png = tmp_path / "drawn.png"
-    drawn = job(
+    drawn = here(
         "generate",
         "generate_digits",
         f"storage={bucket}",
@@ -116,7 +116,7 @@ def test_the_registered_version_and_the_pipeline_draw(
 
 
 def test_a_model_of_latents_is_measured_and_attacked_like_any_other(
-    finished: tuple[str, Any, str], job: Callable[..., Any], bucket: str, tmp_path: Path
+    finished: tuple[str, Any, str], here: Callable[..., Any], bucket: str, tmp_path: Path
 ) -> None:
     _, _, database = finished
     output = tmp_path / "measured.json"
@@ -128,7 +128,7 @@ def test_a_model_of_latents_is_measured_and_attacked_like_any_other(
         "{samples: 20, retain_samples: 1, finetune_steps: 1, embedding_steps: 1, cfg_scales: [1.0],"
         " sampler_steps: [1], ancestral_steps: 2}"
     )
-    measured = job(
+    measured = here(
         "evaluate",
         "evaluate_digits",
         f"storage={bucket}",

@@ -72,11 +72,11 @@ def made(root: Path) -> str:
     return str(root)
 
 
-def test_celeba_from_the_zip_to_a_registered_version(tmp_path: Path, job: Callable[..., Any]) -> None:
+def test_celeba_from_the_zip_to_a_registered_version(tmp_path: Path, here: Callable[..., Any]) -> None:
     (tmp_path / "raw").mkdir()
     root, raw = str(tmp_path / "storage"), made(tmp_path / "raw")
 
-    prepared = job("prepare_data", "prepare_celeba", f"storage={root}", f"source.uri={raw}")
+    prepared = here("prepare_data", "prepare_celeba", f"storage={root}", f"source.uri={raw}")
     assert prepared.code == 0, prepared.err
     lake = json.loads((tmp_path / "storage" / "lakes" / "celeba" / "manifest.json").read_text())
     assert lake["shape"] == [64, 64, 3] and [c["name"] for c in lake["classes"]] == ["not Male", "Male"]
@@ -89,11 +89,11 @@ def test_celeba_from_the_zip_to_a_registered_version(tmp_path: Path, job: Callab
         "evaluate.retain_samples=20",
     ]
     second = "uniformity_judge={net: mlp, max_steps: 5}"
-    trained = job("pretrain", "pretrain_celeba_vae", f"storage={root}", *small, second)
+    trained = here("pretrain", "pretrain_celeba_vae", f"storage={root}", *small, second)
     assert trained.code == 0, trained.err
     assert "vae-celeba, 8,742,659 parameters: 40 sampled images judged 0: " in trained.out
 
-    done = job("unlearn_imagenet", "celeba_vae", f"storage={root}", "run_id=faces", *UNLEARN)
+    done = here("unlearn_imagenet", "celeba_vae", f"storage={root}", "run_id=faces", *UNLEARN)
     assert done.code == 0, done.err
     assert "registered vae-celeba-unlearned version 1 @candidate" in done.out
     run = tmp_path / "storage" / "runs" / "faces"
@@ -114,7 +114,7 @@ def test_celeba_from_the_zip_to_a_registered_version(tmp_path: Path, job: Callab
     page = (run / "report.html").read_text()
     assert "not Male" in page and "Shares of all images" in page
 
-    other = job(
+    other = here(
         "unlearn_imagenet", "celeba_vae", f"storage={root}", f"model.weights={root}/models/judge-celeba"
     )
     assert other.code == 2 and len(other.err.strip().splitlines()) == 1

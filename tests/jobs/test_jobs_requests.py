@@ -1,5 +1,5 @@
-"""Deletion requests from submission to audit, by the jobs in processes of their own. The weights were never
-trained, so the bounds are none: what is tested is the flow."""
+"""Deletion requests from submission to audit, by the jobs; the one that answers them in a process of its own.
+The weights were never trained, so the bounds are none: what is tested is the flow."""
 
 import json
 from collections.abc import Callable
@@ -25,18 +25,18 @@ PASSING = {
 
 @pytest.fixture
 def call(
-    job: Callable[..., Any], tmp_path: Path, fill_untrained: Callable[[str], None]
+    here: Callable[..., Any], tmp_path: Path, fill_untrained: Callable[[str], None]
 ) -> Callable[..., Any]:
     root = tmp_path / "runs"
     fill_untrained(str(root))
 
-    def run(name: str, *overrides: str, verb: str | None = None, dry_run: bool = False) -> Any:
-        return job(name, "process_digits", f"storage={root}", *overrides, verb=verb, dry_run=dry_run)
+    def run(name: str, *overrides: str, by: Callable[..., Any] = here, **how: Any) -> Any:
+        return by(name, "process_digits", f"storage={root}", *overrides, **how)
 
     return run
 
 
-def test_from_submission_to_audit(call: Callable[..., Any], tmp_path: Path) -> None:
+def test_from_submission_to_audit(call: Callable[..., Any], job: Callable[..., Any], tmp_path: Path) -> None:
     passing = f"unlearn.gate={json.dumps(PASSING)}"
     nothing = call("process_requests")
     assert (nothing.code, nothing.out) == (0, "nothing is open: every request is answered\n"), nothing.err
@@ -47,7 +47,7 @@ def test_from_submission_to_audit(call: Callable[..., Any], tmp_path: Path) -> N
     assert planned.code == 0 and "open: r1, r3; answered before: none" in planned.out, planned.err
     assert not list((tmp_path / "runs").glob("runs/*")), "nothing was written"
 
-    answered = call("process_requests", *SMALL, passing)
+    answered = call("process_requests", *SMALL, passing, by=job)
     assert answered.code == 0, answered.out + answered.err
     assert "version 1 serves now" in answered.out and "every request is answered" in answered.out
     rows = json.loads(call("ledger", "json=true", verb="list").out)

@@ -190,22 +190,12 @@ def test_the_main_job_through_faults_and_an_outage_gives_the_same_weights(
 
 
 def test_a_server_that_stays_away_is_named_with_the_object(
-    proxy: s3_servers.Proxy,
-    filled: None,
-    job: Callable[..., Any],
-    database: str,
-    monkeypatch: pytest.MonkeyPatch,
+    filled: None, here: Callable[..., Any], database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("UNLEARN_STORAGE_PATIENCE_S", "1")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{s3_servers.free_port()}")
-    done = job(
-        "unlearn_imagenet",
-        "quickstart",
-        f"storage={ROOT_URI}",
-        f"tracking.uri={database}",
-        "run_id=third",
-        *UNLEARN,
-    )
+    own = [f"storage={ROOT_URI}", f"tracking.uri={database}", "run_id=third"]
+    with s3_servers.environment(s3_servers.free_port()):
+        done = here("unlearn_imagenet", "quickstart", *own, *UNLEARN)
     assert (
         done.code == 1
         and f"could not look for {ROOT_URI}/lakes/digits/manifest.json: gave up after"

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from untrained import fill
 
 from pipeline import storage
 from pipeline.config import Tracking, UnlearnConfig, load
@@ -38,13 +37,6 @@ LATER = ["request.classes=[3]", "request.exchange={3: 5, 1: 7}", "request.forgot
 def config_of(root: str, run_id: str, *more: str) -> UnlearnConfig:
     few = FEW if any("sample_ids" in one for one in more) else [one for one in FEW if "membership" not in one]
     return load(UnlearnConfig, QUICK, [f"storage={root}", f"run_id={run_id}", *few, *more])
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> str:
-    root = str(tmp_path_factory.mktemp("later"))
-    fill(root)
-    return root
 
 
 @pytest.fixture(scope="module")

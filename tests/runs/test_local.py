@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from untrained import fill
 
 from models.weights import weights_digest
 from pipeline import storage
@@ -32,13 +31,6 @@ FEW = [
 
 def config_of(root: str, run_id: str, *more: str) -> UnlearnConfig:
     return load(UnlearnConfig, QUICK, [f"storage={root}", f"run_id={run_id}", *FEW, *more])
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> str:
-    root = str(tmp_path_factory.mktemp("local"))
-    fill(root)
-    return root
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 from sweeps import ROOT, TINY
 
 pytestmark = pytest.mark.e2e
-TRIALS = 4
+TRIALS = 3
 
 
 def test_finished_trials_are_not_run_again(root: str, tmp_path: Path) -> None:

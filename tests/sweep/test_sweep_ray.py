@@ -164,11 +164,12 @@ def test_early_stopping_goes_by_the_settled_measure(root: str, ray_session: None
         "scheduler.min_trials=1",
         "scheduler.grace_steps=1",
     ]
-    config = sweep(root, *changed, "search.concurrency=1", "set.optim.max_steps=4", "budget.steps=16")
+    small = ["search.concurrency=1", "set.optim.max_steps=4", "budget.trials=3", "budget.steps=12"]
+    config = sweep(root, *changed, *small)
     found = search.run(search.check(config))
     rows = found["trials"]
     assert (
-        len(rows) == TRIALS
+        len(rows) == 3
         and {row["status"] for row in rows} <= {"finished", "stopped"}
         and rows[0]["status"] == "finished"
     )

@@ -24,6 +24,7 @@ from tiny import relative
 from models.weights import weights_digest
 from pipeline.evaluation.confidence import proportion
 from pipeline.evaluation.manifold import Manifold
+from pipeline.evaluation.stopping_rule import SettleRule
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.initialise import PUSHES, begin, best
 from pipeline.training.loop import Outcome, unlearn
@@ -77,6 +78,19 @@ def test_a_finished_run_continued_does_nothing_more() -> None:
     rest, records, again = run(config, Checkpoint.from_files(saved[-1]))
     assert (rest.steps, records, again) == (6, [], [])
     assert weights_digest(rest.trained) == weights_digest(whole.trained) and rest.after == whole.after
+
+
+def test_a_continued_run_still_has_the_best_weights_of_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    def only_the_first(rule: SettleRule, step: int, *measured: Any) -> bool:
+        rule.last_step, rule.best_step = step, rule.best_step or step
+        return rule.best_step == step
+
+    monkeypatch.setattr(SettleRule, "observe", only_the_first)
+    config = run_config()
+    whole, _, saved = run(config)
+    rest, _, _ = run(config, Checkpoint.from_files(saved[1]))
+    assert rest.best_step == whole.best_step == 2
+    assert weights_digest(rest.trained) == weights_digest(whole.trained)
 
 
 def test_same_seed_same_weights_other_seed_others() -> None:
