@@ -6,6 +6,8 @@ but torch, safetensors, numpy, pandas, MLflow and the `models` package that is s
 
 import json
 import os
+import shutil
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -16,6 +18,9 @@ import mlflow
 import numpy as np
 import pandas as pd
 from mlflow.pyfunc import PythonModel, PythonModelContext
+
+# what is compiled into a version's folder would be run in place of its scripts, and no digest covers it
+sys.dont_write_bytecode = True
 
 HONOURED, ARTIFACTS, LEDGER = "honoured.json", "mlartifacts", "requests"
 LEDGER_VARIABLE = "UNLEARN_LEDGER"  # URI of the ledger's folder, for a version that was taken elsewhere
@@ -34,9 +39,13 @@ class Sampler(PythonModel):
         import safetensors.torch
         import torch
 
-        from models import generative, latents
+        from models import generative, latents, version_files
 
         folder = Path(context.artifacts["config"]).resolve().parent
+        version_files.require_as_listed(folder)
+        shutil.rmtree(
+            folder / version_files.BYTECODE, ignore_errors=True
+        )  # MLflow compiled this file into it
         honoured = folder / HONOURED
         self.honoured = json.loads(honoured.read_text()) if honoured.is_file() else None
         self.ledger = ledger_of(folder, self.honoured["storage"]) if self.honoured else None

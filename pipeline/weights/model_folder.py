@@ -161,8 +161,14 @@ def kept(stored: Stored, storage_root: str) -> Stored:
     }
     uri = storage.join(storage_root, "models", f"imported-{storage.digest_of(identity)[:16]}")
     manifest = {**stored.manifest, "imported_from": stored.uri}
-    if manifest_of(uri) is None:
+    there = manifest_of(uri)
+    if there is None:
         write(uri, stored.config, stored.state, manifest, stored.autoencoder)
+    elif there.get("weights_digest") != stored.digest:
+        raise InputError(
+            f"{uri}: holds weights {str(there.get('weights_digest'))[:12]}, expected those imported from"
+            f" {stored.uri}, {stored.digest[:12]}; remove the folder"
+        )
     return replace(stored, uri=uri, foreign=False, manifest=manifest)
 
 

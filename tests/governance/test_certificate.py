@@ -121,6 +121,7 @@ def test_it_says_what_the_result_says() -> None:
         "lake": "b" * 64,
         "partition": "c" * 64,
         "weights_file": "f" * 64,
+        "version_files": None,
         "result": storage.digest_of(result),
         "config": storage.sha256(CONFIG),
     }
