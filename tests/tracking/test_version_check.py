@@ -87,7 +87,7 @@ DAMAGES: dict[str, tuple[Callable[[Path, str], None], str]] = {
         r"config\.json was changed",
     ),
     "MLmodel": (
-        lambda f, run: edited(f / "MLmodel", "mlflow.pyfunc.model", "os.path"),
+        lambda f, run: edited(f / "MLmodel", "pyfunc_model.py", "code/models/dit.py"),
         "MLmodel was changed",
     ),
     "what it honours": (
