@@ -212,10 +212,10 @@ def test_an_interrupted_purge_is_completed(
     }[point]
     original = getattr(module, name)
 
-    def dying(*arguments):
+    def dying(*arguments, **options):
         if when(*arguments):
             raise KeyboardInterrupt
-        return original(*arguments)
+        return original(*arguments, **options)
 
     with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
         broken.setattr(module, name, dying)

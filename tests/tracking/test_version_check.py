@@ -12,6 +12,7 @@ from models import version_files
 from pipeline import hash_chain, storage
 from pipeline.config import RegistryConfig, Tracking, parse
 from pipeline.config.export import ExportConfig
+from pipeline.errors import InputError
 from pipeline.governance import promotion, verification
 from pipeline.governance.signing import CertificateError
 from pipeline.runs import registered
@@ -212,13 +213,12 @@ def test_the_log_of_another_model_is_refused(root: str, promoted: Path) -> None:
 def test_another_tracking_store_is_noticed(root: str, promoted: Path, tmp_path: Path) -> None:
     require_log_known(TRACKING, root)
     require_log_known(Tracking(model_name="new-one"), root)
-    for uri, said in (
-        (f"sqlite:///{tmp_path}/none.db", "nothing is registered yet"),
-        (f"sqlite:///{tmp_path}/other.db", "no model 'watched' is registered"),
+    values = {"action": "register", "alias": "candidate", "came_from": None, "version": 4}
+    alias_log.append(root, "ghost", [], **values)  # by a store that this one is not
+    elsewhere = TRACKING.model_copy(update={"uri": f"sqlite:///{tmp_path}/none.db"})
+    for tracking, said in (
+        (elsewhere, "does not know version 1 of watched, .*nothing is registered yet"),
+        (Tracking(model_name="ghost"), "does not know version 4 of ghost, .*no model 'ghost' is registered"),
     ):
-        other = TRACKING.model_copy(update={"uri": uri})
-        if "other" in uri:
-            shutil.copyfile(Path(root, "mlflow.db"), tmp_path / "other.db")
-            client(other, root).delete_registered_model(NAME)
-        with pytest.raises(registry.InputError, match=f"does not know version 1 of watched.*{said}"):
-            require_log_known(other, root)
+        with pytest.raises(InputError, match=said):
+            require_log_known(tracking, root)
