@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -80,6 +81,14 @@ def bytecode(folder: Path) -> list[str]:
     digest."""
     caches = [path for path in folder.rglob(BYTECODE) if path.is_dir() and not path.is_symlink()]
     return sorted(path.relative_to(folder).as_posix() for cache in caches for path in cache.iterdir())
+
+
+def in_same_root(uri: str, base: str) -> str | None:
+    """Where `base`, of a delta that lies at `uri`, is when both lie under one storage root, wherever that was
+    when the delta was made; None for others."""
+    root = re.match(r"(.+)/(?:mlartifacts|runs)/", uri)
+    place = re.match(r".*(/models/[^/]+|/mlartifacts/.+)$", base)
+    return f"{root[1]}{place[1]}" if root and place else None
 
 
 def file_digest(path: Path) -> str:

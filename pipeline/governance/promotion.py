@@ -103,6 +103,7 @@ def rollback(config: RegistryConfig, *, dry_run: bool = False) -> tuple[int, int
         )
     where = tracking_uri(config.tracking, config.storage)
     version = find_version(mlflow, name, str(line[-2]), where=where)
+    local_copy(config.tracking, config.storage, version)  # raises for one that was changed
     lost = _lost(config, mlflow, version, line)
     _require_reason(config, name, line[-2], [f"it does not honour {one}" for one in lost])
     if not dry_run:
@@ -166,6 +167,13 @@ class History:
     pending: list[Entry]
     before: dict[int, str]
     now: list[str]
+
+
+def require_vouched_for(config: RegistryConfig) -> None:
+    """Raise `LogError` where a key is given and the log says of champion what the key does not vouch for."""
+    name = config.tracking.model_name
+    if (authority := log_key.of(config)) is not None:
+        authority.require(name, alias_log.read(config.storage, name))
 
 
 def sign(config: RegistryConfig, *, dry_run: bool = False) -> tuple[list[Entry], Entry | None]:
@@ -264,13 +272,10 @@ def _open(config: RegistryConfig, *, dry_run: bool) -> tuple["MlflowClient", str
     `LogError` where a key is given that does not vouch for the log."""
     mlflow, name = client(config.tracking, config.storage, create=False), config.tracking.model_name
     require_registered(mlflow, name, where=tracking_uri(config.tracking, config.storage))
-    authority = log_key.of(config)
     if dry_run:
-        entries = alias_log.read(config.storage, name)
-        if authority is not None:
-            authority.require(name, entries)
-        return mlflow, name, entries
-    entries = alias_log.follow_log(mlflow, config.storage, name, authority=authority)
+        require_vouched_for(config)
+        return mlflow, name, alias_log.read(config.storage, name)
+    entries = alias_log.follow_log(mlflow, config.storage, name, authority=log_key.of(config))
     certificate_page.write_missing(config.storage, name, entries)
     return mlflow, name, entries
 

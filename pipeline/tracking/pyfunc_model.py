@@ -59,7 +59,7 @@ class Sampler(PythonModel):
             Path(context.artifacts["weights"]).parent,
         )
         if "delta" in self.config:
-            base, beside = base_of(self.config["delta"])
+            base, beside = base_of(self.config["delta"], folder)
             state = {**base, **state}
         self.model.net.load_state_dict(state)
         self.model.net.to(self.device).eval()
@@ -182,15 +182,17 @@ def read_text(uri: str) -> str | None:
         raise
 
 
-def base_of(delta: dict[str, Any]) -> tuple[dict[str, Any], Path]:
-    """The weights that a delta belongs to, and their folder: `UNLEARN_BASE_WEIGHTS`, or where they were when
-    it was made."""
+def base_of(delta: dict[str, Any], version: Path) -> tuple[dict[str, Any], Path]:
+    """The weights that a delta belongs to, and their folder: `UNLEARN_BASE_WEIGHTS`, or under the storage
+    root that holds the folder `version`, or where they were when it was made."""
     import mlflow.artifacts
     import safetensors.torch
 
+    from models import version_files
     from models.weights import weights_digest
 
-    uri = os.environ.get("UNLEARN_BASE_WEIGHTS", delta["base"])
+    own = version_files.in_same_root(str(version), delta["base"])
+    uri = os.environ.get("UNLEARN_BASE_WEIGHTS", own if own and Path(own).is_dir() else delta["base"])
     folder = Path(uri) if Path(uri).is_dir() else Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
     base = safetensors.torch.load_file(folder / "model.safetensors")
     digest = weights_digest(base)

@@ -70,6 +70,8 @@ def config_digest(uri: str) -> str | None:
 
 def _change(folder: Path) -> str:
     """The file that does not agree with the version's own list, where that still says it."""
+    if not (folder / version_files.LIST).is_file():
+        return "a file was changed, added or removed"
     try:
         version_files.require_as_listed(folder)
     except version_files.ChangedError as error:

@@ -537,3 +537,9 @@ def test_the_job_speaks_in_one_line(
         code, out, error = call(verb)
         assert code == 0 and said in out, (verb, out, error)
     assert call("rollback")[0] == 2 and call("show", "version=7")[0] == 2
+    assert call("sign")[2].startswith("error: key: got none, expected the Ed25519 private key")
+    version = registry.resolve(Tracking(model_name="job"), root, "1")
+    script = registry.local_copy(Tracking(model_name="job"), root, version) / "pyfunc_model.py"
+    script.write_text(script.read_text() + "\nimport os\n")
+    code, out, error = call("verify")
+    assert code == 1 and not out and error.startswith("error: job version 1: pyfunc_model.py was changed")
