@@ -208,7 +208,12 @@ def load_version(tracking: Registry, storage_root: str, version: "ModelVersion")
 
     folder = local_copy(tracking, storage_root, version)
     for cache in {path.parent for path in map(folder.joinpath, version_files.bytecode(folder))}:
-        shutil.rmtree(cache)
+        shutil.rmtree(cache, ignore_errors=True)
+    if compiled := version_files.bytecode(folder):
+        raise version_check.VersionError(
+            f"{version.name} version {version.version}: Python would run {folder}/{compiled[0]} in place of a"
+            " script that was checked, and it cannot be removed; remove it"
+        )
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         return mlflow.pyfunc.load_model(str(folder))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from proof_samples import MEASURES as FURTHER
 from proof_samples import REFERENCE, attack_suite
-from tracking_samples import result_json
+from tracking_samples import make_keys, result_json
 
 from pipeline import storage
 from pipeline.config import RegistryConfig, Tracking, parse
@@ -382,32 +382,19 @@ def edited(path: Path, change: Callable[[dict], None]) -> None:
 
 
 def test_every_edit_is_seen(root: str, register_run: Register, tmp_path: Path) -> None:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import (
-        Encoding,
-        NoEncryption,
-        PrivateFormat,
-        PublicFormat,
-    )
-
-    keys = [Ed25519PrivateKey.generate() for _ in range(2)]
-    pem = tmp_path / "key.pem"
-    pem.write_bytes(keys[0].private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    for number, key in enumerate(keys):
-        (tmp_path / f"{number}.pub").write_bytes(
-            key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-        )
+    pem = make_keys(tmp_path, "0")[0]
+    make_keys(tmp_path, "1")
     for run_id in ("edit", "edit-2"):
         register_run("edits", run_id)
     assert promotion.promote(config(root, "edits", version=1))[1] is not None
     with pytest.raises(InputError, match="entry 3 moves champion to version 1 and is not signed by the key"):
-        promotion.promote(config(root, "edits", version=1, key=str(pem)))
-    assert [entry.number for entry in promotion.sign(config(root, "edits", key=str(pem)))[0]] == [3]
+        promotion.promote(config(root, "edits", version=1, key=pem))
+    assert [entry.number for entry in promotion.sign(config(root, "edits", key=pem))[0]] == [3]
     for expected in (True, False):  # signed once, and not again
-        assert (promotion.promote(config(root, "edits", version=1, key=str(pem)))[1] is not None) == expected
+        assert (promotion.promote(config(root, "edits", version=1, key=pem))[1] is not None) == expected
     with pytest.raises(InputError, match="key: got none, and the log of edits is signed"):
         promotion.promote(config(root, "edits", version=2))
-    promotion.promote(config(root, "edits", version=2, key=str(pem)))
+    promotion.promote(config(root, "edits", version=2, key=pem))
     assert promotion.champions(promotion.history(config(root, "edits")).entries) == [1, 2]
     signed = config(root, "edits", version=1, public_key=str(tmp_path / "0.pub"))
     assert "signed by key" in verification.verify(signed)[0] and len(verification.verify(signed)) == 5
@@ -503,7 +490,7 @@ def test_another_certificate_of_the_right_digest_is_not_the_logs(root: str, regi
 
 
 def test_the_job_speaks_in_one_line(
-    root: str, register_run: Register, capsys: pytest.CaptureFixture[str]
+    root: str, register_run: Register, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     import runpy
 
@@ -538,6 +525,10 @@ def test_the_job_speaks_in_one_line(
         assert code == 0 and said in out, (verb, out, error)
     assert call("rollback")[0] == 2 and call("show", "version=7")[0] == 2
     assert call("sign")[2].startswith("error: key: got none, expected the Ed25519 private key")
+    code, out, _ = call("sign", f"key={make_keys(tmp_path, 'key')[0]}")
+    assert code == 0 and out.startswith("vouched for entry 2 of ") and "entry 3 signs the log" in out
+    code, out, _ = call("history", f"public_key={tmp_path}/key.pub")
+    assert code == 0 and "entries 1 to 2" in out and "chain is unbroken, 1 signed" in out
     version = registry.resolve(Tracking(model_name="job"), root, "1")
     script = registry.local_copy(Tracking(model_name="job"), root, version) / "pyfunc_model.py"
     script.write_text(script.read_text() + "\nimport os\n")
