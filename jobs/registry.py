@@ -192,9 +192,7 @@ VERBS = {
     "purge": purge,
 }
 
+FLAGS = ("replay", "allow_missing")
+
 if __name__ == "__main__":
-    sys.exit(
-        command_line.main(
-            RegistryConfig, VERBS, __doc__, shorthands=["request"], flags=["replay", "allow_missing"]
-        )
-    )
+    sys.exit(command_line.main(RegistryConfig, VERBS, __doc__, shorthands=["request"], flags=FLAGS))
