@@ -36,9 +36,15 @@ def recorded(version: "ModelVersion", entries: Sequence[Entry], name: str) -> di
 
 def require_files(version: "ModelVersion", entries: Sequence[Entry], folder: Path) -> str:
     """The digest of the version's files in `folder`. Raises `VersionError` when it is not the one that was
-    recorded."""
+    recorded, or none was at a time when digests were."""
     digest = version_files.digest_of(version_files.digests(folder))
-    for holder, expected in recorded(version, entries, VERSION).items():
+    holders = recorded(version, entries, VERSION)
+    if not holders and (earlier := _first_recorded(entries)) and earlier < int(version.version):
+        raise VersionError(
+            f"{_title(version)}: no digest of its files is recorded, and version {earlier}, which came before"
+            " it, has one: it was registered by other means; expected one that a run registered"
+        )
+    for holder, expected in holders.items():
         if digest != expected:
             raise VersionError(
                 f"{_title(version)}: {_change(folder)}: its files have digest {digest[:12]},"
@@ -66,6 +72,14 @@ def config_uri(storage_root: str, run_id: str) -> str:
 
 def config_digest(uri: str) -> str | None:
     return storage.sha256(storage.read_bytes(uri)) if storage.exists(uri) else None
+
+
+def _first_recorded(entries: Sequence[Entry]) -> int | None:
+    """The first version that was registered with a digest."""
+    versions = [
+        entry.version for entry in entries if entry.action == "register" and entry.details.get(VERSION)
+    ]
+    return min(versions, default=None)
 
 
 def _change(folder: Path) -> str:

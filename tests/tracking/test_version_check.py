@@ -176,6 +176,16 @@ def test_mlflows_own_tags_are_compared(root: str, promoted: Path) -> None:
     assert len(verification.verify(config(root))) == 5
 
 
+def test_a_version_that_no_run_registered_is_refused(root: str, promoted: Path, tmp_path: Path) -> None:
+    shutil.copytree(promoted, tmp_path / "model")
+    mlflow = client(TRACKING, root)
+    mlflow.create_model_version(NAME, str(tmp_path / "model"), tags={"gate": "passed"})
+    version = registry.resolve(TRACKING, root, "2")
+    with pytest.raises(VersionError, match="version 2: no digest of its files is recorded, and version 1"):
+        registry.load_version(TRACKING, root, version)
+    mlflow.delete_model_version(NAME, "2")
+
+
 def test_a_version_of_before_is_used_and_said_not_to_be_recorded(
     root: str, register_run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
