@@ -25,13 +25,12 @@ def run(config: ProcessConfig, dry_run: bool) -> int:
     from pipeline.requests import process
     from pipeline.requests.main_job import RegisteredModel
 
-    def promote(version: int) -> None:
-        promotion.promote(
-            RegistryConfig(
-                storage=config.storage, tracking=config.tracking, version=str(version), key=config.key
-            )
-        )
+    registry = RegistryConfig(storage=config.storage, tracking=config.tracking, key=config.key)
 
+    def promote(version: int) -> None:
+        promotion.promote(registry.model_copy(update={"version": str(version)}))
+
+    promotion.require_vouched_for(registry)
     model = RegisteredModel(config, promote)
     if dry_run:
         plan = process.plan_of(config, model)

@@ -7,17 +7,21 @@ python jobs/registry.py rollback --config ...                   (champion goes b
 python jobs/registry.py history  --config ...                   (every change of an alias, the chain verified)
 python jobs/registry.py verify   --config ... --set version=3   (absent: champion; certificate, log, weights)
 python jobs/registry.py verify   --config ... --replay          (and its request run again)
+python jobs/registry.py sign     --config ... --set key=k.pem   (vouches for a log of before there was a key)
 python jobs/registry.py replay   --config ... --set version=3   (absent: champion; its request run again)
 python jobs/registry.py purge    --config ... --request forget-1 (a finished request's data and pictures)
 """
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.config import RegistryConfig
 from pipeline.errors import InputError
+from pipeline.redaction import redact
 from pipeline.runtime import command_line
 
 
@@ -77,12 +81,12 @@ def rollback(config: RegistryConfig, dry_run: bool) -> None:
 def history(config: RegistryConfig, dry_run: bool) -> None:
     from pipeline.governance import promotion
 
-    entries = promotion.history(config, dry_run=dry_run)
+    entries = promotion.history(config)
     for entry in entries.entries:
         moved = (
             f"{entry.alias}: {entry.came_from or 'none'} -> {entry.version}"
             if entry.alias
-            else entry.details.get("request") or f"version {entry.version}, labels {entry.details['labels']}"
+            else _subject(entry.details, entry.version)
         )
         reason = "".join(
             f"  {key}: {entry.details[key]}" for key in ("override", "reason") if entry.details.get(key)
@@ -93,20 +97,53 @@ def history(config: RegistryConfig, dry_run: bool) -> None:
             f"{entry.number:4}  {entry.time}  {entry.action:8}  {moved:24}  {entry.by} "
             f" {entry.digest[:12]}{reason}"
         )
-    print(f"{len(entries.entries)} entries, the chain is unbroken")
+    signed = sum(entry.signature is not None for entry in entries.entries)
+    print(f"{len(entries.entries)} entries, the chain is unbroken, {signed} signed")
+    if entries.pending:
+        print(
+            f"entry {entries.pending[0].number} and later are not carried out in MLflow: the command was"
+            " interrupted; call it again"
+        )
     if entries.now:
         raise InputError(
             f"{'; '.join(entries.now)}: moved by other means; promote or roll back to bring the two together"
         )
 
 
-def verify(config: RegistryConfig, dry_run: bool) -> None:
-    from pipeline.governance import verification
+def _subject(details: Mapping[str, Any], version: int) -> str:
+    """What an entry that moves no alias is about."""
+    if "vouches_for" in details:
+        return f"entries 1 to {details['vouches_for']}"
+    return details.get("request") or f"version {version}, labels {details['labels']}"
 
-    for line in verification.verify(config):
-        print(line, flush=True)
+
+def sign(config: RegistryConfig, dry_run: bool) -> None:
+    from pipeline.governance import promotion
+
+    loose, entry = promotion.sign(config, dry_run=dry_run)
+    for one in loose:
+        print(
+            f"{'would vouch' if dry_run else 'vouched'} for entry {one.number} of {one.time} by {one.by}:"
+            f" {one.action}, {one.alias} -> version {one.version}"
+        )
+    if entry is not None:
+        print(f"entry {entry.number} signs the log of {config.tracking.model_name} as it was")
+
+
+def verify(config: RegistryConfig, dry_run: bool) -> int | None:
+    from pipeline.governance import signing, verification
+    from pipeline.hash_chain import LogError
+    from pipeline.tracking.version_check import VersionError
+
+    try:
+        for line in verification.verify(config):
+            print(line, flush=True)
+    except (signing.CertificateError, LogError, VersionError) as error:  # found by checking: no bad input
+        print(redact(f"error: {error}"), file=sys.stderr)
+        return 1
     if config.replay:
         replay(config, dry_run)
+    return None
 
 
 def replay(config: RegistryConfig, dry_run: bool) -> None:
@@ -149,10 +186,13 @@ VERBS = {
     "promote": promote,
     "rollback": rollback,
     "history": history,
+    "sign": sign,
     "verify": verify,
     "replay": replay,
     "purge": purge,
 }
 
+FLAGS = ("replay", "allow_missing")
+
 if __name__ == "__main__":
-    sys.exit(command_line.main(RegistryConfig, VERBS, __doc__, shorthands=["request"], flags=["replay"]))
+    sys.exit(command_line.main(RegistryConfig, VERBS, __doc__, shorthands=["request"], flags=FLAGS))

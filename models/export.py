@@ -80,7 +80,7 @@ def computed_positions(config: DiTConfig) -> Tensor:
 def load_pipeline(folder: str) -> Any:
     """The DiTPipeline in `folder`, with the timestep frequencies of the model that was exported."""
     pipeline = _diffusers().DiTPipeline.from_pretrained(
-        folder, local_files_only=True, low_cpu_mem_usage=False
+        folder, local_files_only=True, low_cpu_mem_usage=False, trust_remote_code=False
     )
     own = Path(folder) / DESCRIPTION
     shift = 0

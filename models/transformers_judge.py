@@ -4,7 +4,9 @@ samples.
 Only architectures that transformers itself ships: no code from a model's folder is run.
 """
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -105,6 +107,7 @@ def build_net(architecture: Mapping[str, Any]) -> nn.Module:
     """The classifier of a config.json, weights not yet loaded; in float32, also one that was published in
     half precision."""
     auto_config, auto_model = auto("AutoModelForImageClassification", "this judge")
+    require_no_code(architecture)
     values = {key: value for key, value in architecture.items() if key != "model_type"}
     net = auto_model.from_config(
         auto_config.for_model(architecture["model_type"], **values), trust_remote_code=False
@@ -115,6 +118,7 @@ def build_net(architecture: Mapping[str, Any]) -> nn.Module:
 def load_folder(folder: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """config.json and the weights of a local classifier folder; `ValueError` when weights are missing."""
     _, auto_model = auto("AutoModelForImageClassification", "this judge")
+    require_no_code(json.loads(Path(folder, "config.json").read_text()))
     net, info = auto_model.from_pretrained(
         folder, local_files_only=True, trust_remote_code=False, output_loading_info=True
     )
@@ -125,6 +129,19 @@ def load_folder(folder: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
             + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         )
     return net.config.to_dict(), dict(net.state_dict())
+
+
+def require_no_code(config: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for a config.json that names a kernel of a hub (`owner/name`), which transformers
+    would fetch and run: `trust_remote_code` says nothing of kernels."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            require_no_code({f"{key}.{name}": inner for name, inner in value.items()})
+        elif isinstance(value, str) and "/" in value and "_implementation" in key:
+            raise ValueError(
+                f"its config.json asks for {key} {value!r}, which is code from a hub; expected none: remove"
+                " that line"
+            )
 
 
 def head(net: nn.Module, classes: int) -> nn.Linear:

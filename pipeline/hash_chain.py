@@ -8,7 +8,7 @@ import datetime
 import getpass
 import json
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -17,6 +17,8 @@ from pipeline import storage
 from pipeline.errors import InputError
 
 READERS = 16  # requests at once to an object store
+SIGNATURE = "signature"  # a field that a log may have: of the entry's digest, None for one that is not signed
+SEALS = ("digest", SIGNATURE)
 
 
 class LogError(InputError):
@@ -31,10 +33,10 @@ class Link:
     time: str  # UTC, ISO 8601
     by: str  # user@host
     previous: str  # digest of the entry before, "" for the first
-    digest: str = ""  # over every other field
+    digest: str = ""  # over every other field, but a signature of it
 
     def computed_digest(self) -> str:
-        return storage.digest_of({key: value for key, value in asdict(self).items() if key != "digest"})
+        return storage.digest_of({key: value for key, value in asdict(self).items() if key not in SEALS})
 
 
 LinkT = TypeVar("LinkT", bound=Link)
@@ -69,8 +71,15 @@ def read(folder: str, kind: type[LinkT], title: str) -> list[LinkT]:
     return entries
 
 
-def append(uri: str, after: Sequence[LinkT], kind: type[LinkT], **fields: Any) -> LinkT | None:
-    """Commit the entry that follows `after` at `uri`; None when another writer came first."""
+def append(
+    uri: str,
+    after: Sequence[LinkT],
+    kind: type[LinkT],
+    sign: Callable[[str], Mapping[str, str]] | None = None,
+    **fields: Any,
+) -> LinkT | None:
+    """Commit the entry that follows `after` at `uri`; None when another writer came first. `sign` makes the
+    signature of its digest."""
     draft = kind(
         number=len(after) + 1,
         time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -78,8 +87,10 @@ def append(uri: str, after: Sequence[LinkT], kind: type[LinkT], **fields: Any) -
         previous=after[-1].digest if after else "",
         **json.loads(json.dumps(fields, allow_nan=False)),  # as they will be read back
     )
-    entry = kind(**{**asdict(draft), "digest": draft.computed_digest()})
-    text = json.dumps(asdict(entry), indent=1, allow_nan=False) + "\n"
+    digest = draft.computed_digest()
+    entry = kind(**{**asdict(draft), "digest": digest, **({SIGNATURE: dict(sign(digest))} if sign else {})})
+    values = {key: value for key, value in asdict(entry).items() if key != SIGNATURE or value is not None}
+    text = json.dumps(values, indent=1, allow_nan=False) + "\n"
     return entry if storage.create(uri, text.encode()) else None
 
 

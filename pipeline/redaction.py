@@ -9,21 +9,28 @@ from typing import Any
 HIDDEN = "***"
 SHORTEST = 8  # a shorter value of a secret variable is no secret, and would blot out ordinary text
 NAMES = re.compile(
-    r"(?:^|_)(?:SECRETS?|(?:PG)?PASSWORD|PASSWD|PASS|PWD|PAT|TOKEN|CREDENTIALS?|(?:API)?KEY)(?:_|$)",
+    r"(?:^|_)(?:\w*(?:SECRETS?|PASSWORD|TOKEN)|PASSWD|PASS|PWD|PAT|CREDENTIALS?|(?:API)?KEY)(?:_|$)",
     re.IGNORECASE,
 )
 # variables that say where a secret is
 NOT_SECRET = re.compile(r"^PWD$|_(PATH|FILE|DIR|URI|URL|MODE|ID)$", re.IGNORECASE)
-# user:password@ of a URI; the password may hold slashes and blanks, but host:port/path@x is no user
+# user:password@ of a URI; the password may hold @, slashes and blanks, but host:port/path@x is no user
 IN_URI = re.compile(
     r"([a-zA-Z][\w+.-]*://[^\s/:@'\"]*):(?!\d{1,5}(?:[\s/?#]|$))"
-    r"(?:[^\s/'\"]+|[^@'\"\n]+)@(?=[\w.\[-])"
+    r"(?:[^\s'\"]+|[^@'\"\n]+(?:@[^\s@'\"]+)*)@(?=[\w.\[-])"
 )
 # a long user name without a password is a token
 TOKEN_USER = re.compile(r"([a-zA-Z][\w+.-]*://)[\w~.%+-]{16,}((?::\*\*\*)?@)")
+VALUE = r"(?:'[^'\n]*'|\"[^\"\n]*\"|[^&\s#'\";]+)"
 IN_QUERY = re.compile(
-    r"(\b(?:[\w-]*[_-])?(?:password|passwd|pwd|token|secret|api_?key|access_?key|sig|signature|x-amz-[\w-]+)=)"
-    r"[^&\s#'\"]+",
+    r"(\b(?:[\w-]*(?:password|passwd|pwd|token|secret|api[_-]?key|(?:access|account)[_-]?key)"
+    rf"|(?:[\w-]*[_-])?sig(?:nature)?|x-amz-[\w-]+)=){VALUE}",
+    re.IGNORECASE,
+)
+# as YAML, JSON and headers have them; a bare `token: 3` is no secret
+IN_FIELD = re.compile(
+    r"(\b[\w-]*(?:password|passwd|secret|api[_-]?key|(?:access|auth)[_-]?(?:key|token))['\"]?:\s*)"
+    rf"(?!['\"]?(?:null|none)\b){VALUE}|(\bbearer\s+)[\w.~+/=-]{{8,}}",
     re.IGNORECASE,
 )
 
@@ -44,6 +51,7 @@ def redact(text: str) -> str:
     replaced by ***."""
     text = TOKEN_USER.sub(rf"\1{HIDDEN}\2", IN_URI.sub(rf"\1:{HIDDEN}@", text))
     text = IN_QUERY.sub(rf"\1{HIDDEN}", text)
+    text = IN_FIELD.sub(rf"\1\2{HIDDEN}", text)
     for secret in environment_secrets():
         text = text.replace(secret, HIDDEN)
     return text

@@ -25,6 +25,7 @@ def register_run(root: str) -> Callable[..., int]:
         folder = storage.join(root, "weights", run_id)
         digest = write_model(folder, seed=len(run_id))
         result = result_json(run_id, digest, passed=passed, value=value)
+        storage.write_text(storage.join(root, "runs", run_id, "config.yaml"), f"run_id: {run_id}\n")
         tracking = Tracking(model_name=name)
         with Tracker(tracking=tracking, storage_root=root, run_id=run_id) as tracker:
             version = registry.register(tracker, folder=folder, image_shape=(8, 8, 1), result=result)

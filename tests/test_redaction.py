@@ -23,6 +23,18 @@ PLANTED = "planted-wJalrXUtnFEMI"
         ("https://ghp_0123456789abcdefABCD@host/x", "https://***@host/x", "ghp_"),
         ("https://ghp_0123456789abcdefABCD:x-oauth-basic@host/x", "https://***:***@host/x", "ghp_"),
         ("https://b/x?api_key=abc123&access_token=def456", "?api_key=***&access_token=***", "456"),
+        ("postgresql://u:p@ss/w0rd@db:5432/mlflow", "postgresql://u:***@db:5432/mlflow", "w0rd"),
+        ("http://op:pa/s s/w@rd@mlflow:5000/x", "http://op:***@mlflow:5000/x", "rd@"),
+        ("http://op:p w?a#b@[::1]:80/x", "http://op:***@[::1]:80/x", "a#b"),
+        ("https://hf_abcdefghijklmnopqrst@huggingface.co/x", "https://***@huggingface.co/x", "hf_"),
+        ("https://oauth2:glpat-abc@gitlab.com/x", "https://oauth2:***@gitlab.com/x", "glpat"),
+        ("s3://AKIAIOSFODNN7EXAMPLE:wJalr/XUtn@bucket/x", "s3://***:***@bucket/x", "XUtn"),
+        ("https://h/x?api-key=a/b&accessToken=q1w2", "?api-key=***&accessToken=***", "q1w2"),
+        ("PASSWORD='two words' x", "PASSWORD=*** x", "two words"),
+        ("AccountKey=abcd==;Endpoint=x", "AccountKey=***;Endpoint=x", "abcd"),
+        ('{"api_key": "hunter22", "n": 3}', '{"api_key": ***, "n": 3}', "hunter22"),
+        ("db_password: hunter22", "db_password: ***", "hunter22"),
+        ("Authorization: Bearer eyJhbGciOi.abc.def", "Bearer ***", "eyJ"),
         ("--set client_secret=abc123", "--set client_secret=***", "abc123"),
         ("AWS_SESSION_TOKEN=abc123 python x", "AWS_SESSION_TOKEN=*** python x", "abc123"),
     ],
@@ -38,6 +50,9 @@ def test_passwords_in_uris(text: str, kept: str, gone: str) -> None:
         "http://host:5000/path@x",
         "https://op@host/x",
         "tokens=3",
+        "token: 3, monkey=3",
+        "secret: null",
+        "the passwords: and the password",
         "key=3",
         "ratio 3:4 @ noon",
         "sqlite:////data/mlflow.db",
@@ -51,7 +66,7 @@ def test_ordinary_text_stays(text: str) -> None:
 def test_secrets_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
         *("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "RAY_AUTH_TOKEN", "GITHUB_PAT", "DB_PWD"),
-        *("SMTP_PASS", "OPENAI_KEY", "MY_KEY_2", "APP_SECRETS"),
+        *("SMTP_PASS", "OPENAI_KEY", "MY_KEY_2", "APP_SECRETS", "GITLABTOKEN", "DB_PAT_2", "apikey"),
     ):
         monkeypatch.setenv(name, PLANTED)
         assert redacted({"a": [f"x {PLANTED} y"], PLANTED[:4]: 3}) == {"a": ["x *** y"], PLANTED[:4]: 3}

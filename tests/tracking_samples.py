@@ -1,5 +1,6 @@
 """A result.json and a folder of weights for the tests of registry and report."""
 
+from pathlib import Path
 from typing import Any
 
 
@@ -72,3 +73,20 @@ def write_model(folder: str, *, seed: int) -> str:
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return model_folder.write(folder, config, net.state_dict(), {})
+
+
+def make_keys(folder: Path, name: str) -> tuple[str, str]:
+    """Paths of an Ed25519 private key and of its public one."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import (
+        Encoding,
+        NoEncryption,
+        PrivateFormat,
+        PublicFormat,
+    )
+
+    key = Ed25519PrivateKey.generate()
+    private, public = folder / f"{name}.pem", folder / f"{name}.pub"
+    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    return str(private), str(public)

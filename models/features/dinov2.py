@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.transformers_judge import as_the_classifier_wants, auto, image_settings
+from models.transformers_judge import as_the_classifier_wants, auto, image_settings, require_no_code
 from models.weights import WeightsError
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
@@ -25,8 +25,9 @@ class Dinov2:
     def __init__(self, description: Mapping[str, Any]):
         auto_config, auto_model = auto("AutoModel", "DINOv2")
         architecture = dict(description["architecture"])
+        require_no_code(architecture)
         self.net: nn.Module = auto_model.from_config(
-            auto_config.for_model(architecture.pop("model_type"), **architecture)
+            auto_config.for_model(architecture.pop("model_type"), **architecture), trust_remote_code=False
         ).eval()
         self.net.requires_grad_(False)
         self.feature_size = int(description["features"])
@@ -52,7 +53,9 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     weights_file(folder)
     if not (folder / CONFIG).is_file():
         raise WeightsError(f"{folder} has no {CONFIG}, expected the transformers folder of a DINOv2")
-    kind = json.loads((folder / CONFIG).read_text()).get("model_type")
+    settings = json.loads((folder / CONFIG).read_text())
+    require_no_code(settings)
+    kind = settings.get("model_type")
     if kind not in KINDS:
         raise WeightsError(
             f"got a model of type {kind!r}, expected a DINOv2 of transformers ({' or '.join(KINDS)})"

@@ -13,9 +13,10 @@ class RegistryConfig(JobConfig):
         "list": (),
         "show": ("version",),
         "promote": ("version", "override", "key", "audit_days"),
-        "rollback": ("override",),
-        "history": (),
-        "verify": ("version", "public_key", "replay"),
+        "rollback": ("override", "key"),
+        "history": ("key", "public_key"),
+        "sign": ("key",),
+        "verify": ("version", "key", "public_key", "replay", "allow_missing"),
         "replay": ("version",),
         "purge": ("request",),
     }
@@ -33,7 +34,11 @@ class RegistryConfig(JobConfig):
         ),
     )
     key: str | None = Field(
-        None, description="Ed25519 private key (PEM file) that signs the certificate of a promoted version"
+        None,
+        description=(
+            "Ed25519 private key (PEM file) that signs the certificate of a promoted version and the entries"
+            " of the log that move champion; with it a log that it does not vouch for is refused"
+        ),
     )
     audit_days: int = Field(
         90, ge=1, description="days until a promoted version is to be measured again; in its certificate"
@@ -42,6 +47,9 @@ class RegistryConfig(JobConfig):
         None, description="purge: the id of the request whose data goes"
     )
     public_key: str | None = Field(
-        None, description="Ed25519 public key (PEM file) that verify holds the signature against"
+        None, description="Ed25519 public key (PEM file) that the signatures of certificate and log must bear"
+    )
+    allow_missing: bool = Field(
+        False, description="verify: accept what is not there, or was not recorded, to be checked"
     )
     replay: bool = Field(False, description="verify: run the request again as well, and compare the weights")

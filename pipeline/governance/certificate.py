@@ -73,6 +73,7 @@ def issue(
         "digests": {
             **{name.removesuffix("_digest"): result.get(name) for name in DIGESTS},
             "weights_file": around.weights_file,
+            "version_files": around.version_files,
             "result": digest_of_result,
             "config": storage.sha256(config) if config else None,
         },

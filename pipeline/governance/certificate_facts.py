@@ -1,11 +1,12 @@
 """What a certificate says of each request and of each attack, from the run's result and what is around it:
 the ledger, the partition, the log, the other versions."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models import version_files
 from pipeline import hash_chain, storage
 from pipeline.config import RegistryConfig
 from pipeline.data import tombstones
@@ -16,7 +17,7 @@ from pipeline.requests import ledger
 from pipeline.requests.ledger import Ledger, Request
 from pipeline.tracking.alias_log import Entry
 from pipeline.tracking.honoured_requests import registered_at
-from pipeline.tracking.registry import local_copy, versions
+from pipeline.tracking.registry import versions
 from pipeline.weights import model_folder
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Surroundings:
 
     registered: str  # when the version was
     weights_file: str  # SHA-256 of the registered model.safetensors
+    version_files: str | None = None  # the digest of all the version's files
     by: str = "unknown"  # who issues
     audit_days: int = 90
     ledger: Ledger = field(default_factory=lambda: Ledger(entries=(), requests={}))
@@ -57,8 +59,9 @@ def gather(
     result: Mapping[str, Any],
     entries: Sequence[Entry],
     not_honoured: Sequence[str],
+    folder: Path,
 ) -> Surroundings:
-    """What is around `version` now."""
+    """What is around `version`, whose files lie in `folder`, now."""
     root, name = config.storage, config.tracking.model_name
     digest = str(result.get("weights_digest"))
     purges = {}
@@ -67,11 +70,11 @@ def gather(
             request = str(entry.details["request"])
             tombstone = tombstones.find(root, request)
             purges[request] = (entry, tombstone.count if tombstone else 0)
-    with (local_copy(config.tracking, root, version) / model_folder.WEIGHTS).open("rb") as file:
-        weights_file = hashlib.file_digest(file, "sha256").hexdigest()
+    files = version_files.digests(folder)
     return Surroundings(
         registered=registered_at(version),
-        weights_file=weights_file,
+        weights_file=files[model_folder.WEIGHTS],
+        version_files=version_files.digest_of(files),
         by=hash_chain.user(),
         audit_days=config.audit_days,
         ledger=ledger.read(root),

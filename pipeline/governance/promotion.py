@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models import version_files
 from pipeline import storage
 from pipeline.config import RegistryConfig
 from pipeline.errors import InputError
 from pipeline.evaluation.gate import NOT_REACHED
-from pipeline.governance import certificate, certificate_facts, certificate_page, honours, signing
+from pipeline.governance import certificate, certificate_facts, certificate_page, honours, log_key, signing
 from pipeline.requests import ledger
-from pipeline.tracking import alias_log
+from pipeline.tracking import alias_log, version_check
 from pipeline.tracking.alias_log import Entry
 from pipeline.tracking.mlflow_runs import client, tracking_uri
 from pipeline.tracking.registry import (
@@ -44,14 +46,15 @@ def promote(config: RegistryConfig, *, dry_run: bool = False) -> tuple[int, Entr
     )
     number = int(version.version)
     result = result_of(config.storage, version)
-    _require_consistent(config, version, result)
+    folder = local_copy(config.tracking, config.storage, version)
+    _require_consistent(version, result, folder)
+    version_check.require_config(version, entries, version_check.config_uri(config.storage, result["run_id"]))
     serving = alias_log.current(mlflow, name, CHAMPION) == number and champions(entries)[-1:] == [number]
     reasons = [f"the gate refuses it ({'; '.join(failed)})"] if (failed := refusals(result)) else []
     lost = [] if serving else _lost(config, mlflow, version, champions(entries))
     reasons += [f"it does not honour {line}" for line in lost]
     _require_reason(config, name, number, reasons)
-    if config.key is not None:
-        signing.private_key(config.key)
+    authority = log_key.of(config)
     if dry_run or (serving and not (config.key and _unsigned(entries, number))):
         return number, None
     document = certificate.issue(
@@ -61,12 +64,13 @@ def promote(config: RegistryConfig, *, dry_run: bool = False) -> tuple[int, Entr
         config=_config_of(config.storage, str(result["run_id"])),
         override=config.override if reasons else None,
         key=config.key,
-        around=certificate_facts.gather(config, mlflow, version, result, entries, lost),
+        around=certificate_facts.gather(config, mlflow, version, result, entries, lost, folder),
     )
     details = {
         "certificate": document,
         "override": config.override if reasons else None,
         "not_honoured": lost,
+        version_check.VERSION: version_files.digest_of(version_files.digests(folder)),
     }
     entry = alias_log.change(
         mlflow,
@@ -77,6 +81,7 @@ def promote(config: RegistryConfig, *, dry_run: bool = False) -> tuple[int, Entr
         alias=CHAMPION,
         version=number,
         details=details,
+        authority=authority,
     )
     certificate_page.write_missing(config.storage, name, [*entries, entry])
     return number, entry
@@ -98,6 +103,7 @@ def rollback(config: RegistryConfig, *, dry_run: bool = False) -> tuple[int, int
         )
     where = tracking_uri(config.tracking, config.storage)
     version = find_version(mlflow, name, str(line[-2]), where=where)
+    local_copy(config.tracking, config.storage, version)  # raises for one that was changed
     lost = _lost(config, mlflow, version, line)
     _require_reason(config, name, line[-2], [f"it does not honour {one}" for one in lost])
     if not dry_run:
@@ -110,6 +116,7 @@ def rollback(config: RegistryConfig, *, dry_run: bool = False) -> tuple[int, int
             alias=CHAMPION,
             version=line[-2],
             details={"override": config.override, "not_honoured": lost} if lost else None,
+            authority=log_key.of(config),
         )
     return line[-1], line[-2]
 
@@ -154,16 +161,55 @@ def champions(entries: list[Entry]) -> list[int]:
 @dataclass(frozen=True, kw_only=True)
 class History:
     """The verified log. `before` says of an entry's number, and `now` of the present, that an alias was moved
-    by other means."""
+    by other means. `pending`: entries that an interrupted command left to be carried out in MLflow."""
 
     entries: list[Entry]
+    pending: list[Entry]
     before: dict[int, str]
     now: list[str]
 
 
-def history(config: RegistryConfig, *, dry_run: bool = False) -> History:
-    """The log, held against itself and against MLflow. Raises `LogError` for a log that was edited."""
-    mlflow, name, entries = _open(config, dry_run=dry_run)
+def require_vouched_for(config: RegistryConfig) -> None:
+    """Raise `LogError` where a key is given and the log says of champion what the key does not vouch for."""
+    name = config.tracking.model_name
+    if (authority := log_key.of(config)) is not None:
+        authority.require(name, alias_log.read(config.storage, name))
+
+
+def sign(config: RegistryConfig, *, dry_run: bool = False) -> tuple[list[Entry], Entry | None]:
+    """Vouch with `config.key` for the log as it is: for one of before there was a key, or of another key. The
+    entries that the key did not vouch for, and the log's new entry (None on a dry run)."""
+    key = log_key.of(config)
+    if key is None:
+        raise InputError(
+            "key: got none, expected the Ed25519 private key that signs the log: --set key=<pem>"
+        )
+    mlflow, name = client(config.tracking, config.storage, create=False), config.tracking.model_name
+    require_registered(mlflow, name, where=tracking_uri(config.tracking, config.storage))
+    entries = alias_log.read(config.storage, name)
+    if not entries:
+        raise InputError(f"{name}: its log has no entries; there is nothing to sign")
+    loose = log_key.not_vouched_for(key, name, entries)
+    if dry_run:
+        return loose, None
+    entry = alias_log.note(
+        mlflow,
+        config.storage,
+        name,
+        action="sign",
+        version=entries[-1].version,
+        details={"vouches_for": len(entries)},
+        authority=key,
+    )
+    return loose, entry
+
+
+def history(config: RegistryConfig) -> History:
+    """The log, held against itself, the key where one is given, and MLflow; nothing is carried out. Raises
+    `LogError` for a log that was edited or forged."""
+    mlflow, name, entries = _open(config, dry_run=True)
+    carried_out = alias_log.carried_out(mlflow, config.storage, name, entries)
+    pending = entries[carried_out:]
     before: dict[int, str] = {}
     last: dict[str, int] = {}
     for entry in entries:
@@ -173,12 +219,13 @@ def history(config: RegistryConfig, *, dry_run: bool = False) -> History:
             before[entry.number] = f"{entry.alias} had been moved to version {entry.came_from} by other means"
         last[entry.alias] = entry.version
     at = {alias: int(version) for alias, version in mlflow.get_registered_model(name).aliases.items()}
+    carried = {entry.alias: entry.version for entry in entries[:carried_out] if entry.alias}
     now = [
         f"{alias} is at version {at.get(alias, 'none')} in MLflow, the log says {last.get(alias, 'none')}"
         for alias in sorted({*at, *last})
-        if at.get(alias) != last.get(alias)
+        if at.get(alias) not in (last.get(alias), carried.get(alias) if pending else last.get(alias))
     ]
-    return History(entries=entries, before=before, now=now)
+    return History(entries=entries, pending=pending, before=before, now=now)
 
 
 def refusals(result: Mapping[str, Any]) -> list[str]:
@@ -221,20 +268,28 @@ def result_of(storage_root: str, version: "ModelVersion") -> dict[str, Any]:
 
 
 def _open(config: RegistryConfig, *, dry_run: bool) -> tuple["MlflowClient", str, list[Entry]]:
-    """The registry with what an interrupted call left undone carried out (not on a dry run)."""
+    """The registry with what an interrupted call left undone carried out (not on a dry run). Raises
+    `LogError` where a key is given that does not vouch for the log."""
     mlflow, name = client(config.tracking, config.storage, create=False), config.tracking.model_name
     require_registered(mlflow, name, where=tracking_uri(config.tracking, config.storage))
     if dry_run:
+        require_vouched_for(config)
         return mlflow, name, alias_log.read(config.storage, name)
-    entries = alias_log.follow_log(mlflow, config.storage, name)
+    entries = alias_log.follow_log(mlflow, config.storage, name, authority=log_key.of(config))
     certificate_page.write_missing(config.storage, name, entries)
     return mlflow, name, entries
 
 
-def _require_consistent(config: RegistryConfig, version: "ModelVersion", result: Mapping[str, Any]) -> None:
+def _require_consistent(version: "ModelVersion", result: Mapping[str, Any], folder: Path) -> None:
     """The result must be the one the version was registered with, and the weights those it speaks of."""
     title = f"{version.name} version {version.version}"
-    for key, expected in (("run_id", result.get("run_id")), ("weights_digest", result.get("weights_digest"))):
+    recorded = {key: result.get(key) for key in ("run_id", "weights_digest")}
+    recorded |= {
+        key: value
+        for key in (version_check.VERSION, version_check.CONFIG)
+        if (value := (result.get("model") or {}).get(key)) is not None
+    }
+    for key, expected in recorded.items():
         if str(expected) != version.tags.get(key):
             raise InputError(
                 f"{title}: result.json has {key} {expected}, the version was registered with"
@@ -246,7 +301,7 @@ def _require_consistent(config: RegistryConfig, version: "ModelVersion", result:
             f"{title}: result.json says the gate passed: {passed}, the version was registered with"
             f" {version.tags.get('gate')!r}"
         )
-    actual = weights_digest(config, version)
+    actual = weights_digest(folder)
     if actual != result.get("weights_digest"):
         raise InputError(
             f"{title}: its {model_folder.WEIGHTS} has digest {actual[:12]}, result.json says"
@@ -254,18 +309,17 @@ def _require_consistent(config: RegistryConfig, version: "ModelVersion", result:
         )
 
 
-def weights_digest(config: RegistryConfig, version: "ModelVersion") -> str:
-    """Of the values of all weights: those in the version or, for a delta, those with its base."""
+def weights_digest(folder: Path) -> str:
+    """Of the values of all weights: those in the version's folder or, for a delta, those with its base."""
     from models.weights import from_bytes, weights_digest
 
-    folder = local_copy(config.tracking, config.storage, version)
     if "delta" in storage.read_json(str(folder / model_folder.CONFIG)):
-        return model_folder.read(str(folder), f"version {version.version}").digest
+        return model_folder.read(str(folder), "version").digest
     return weights_digest(from_bytes((folder / model_folder.WEIGHTS).read_bytes(), str(folder)))
 
 
 def _config_of(storage_root: str, run_id: str) -> bytes | None:
-    uri = storage.join(storage_root, "runs", run_id, "config.yaml")
+    uri = version_check.config_uri(storage_root, run_id)
     return storage.read_bytes(uri) if storage.exists(uri) else None
 
 

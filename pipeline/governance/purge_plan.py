@@ -13,6 +13,7 @@ from pipeline.errors import InputError
 from pipeline.governance.purge_reach import answer_of, holding, left_behind, scope_of, shown_elsewhere
 from pipeline.governance.purge_siblings import GENERATED, Sweep, generated, sweeps_of, trial_files
 from pipeline.reports.pages import GRIDS, REPORT, RESULT, SAMPLES, SETTINGS, picture, read_grids
+from pipeline.tracking import moved_root
 from pipeline.tracking.mlflow_runs import client, find_run
 
 if TYPE_CHECKING:
@@ -278,9 +279,14 @@ def mlflow_run_of(
     config: RegistryConfig, settings: Settings, run_id: str
 ) -> tuple["MlflowClient", str | None]:
     """A client, and MLflow's id of the run, None where it has none. The store is the one given now, else the
-    run's own."""
+    run's own; a database under the storage root is the one of this root, wherever the root was then."""
     tracking = settings["tracking"]
-    store = config.tracking.model_copy(update={"uri": config.tracking.uri or tracking["uri"]})
-    mlflow = client(store, config.storage, create=False)
+    uri, then = config.tracking.uri or tracking["uri"], f"sqlite:///{settings['storage']}/"
+    if uri and uri.startswith(then) and storage.is_local(config.storage):
+        uri = f"sqlite:///{storage.join(config.storage, uri.removeprefix(then))}"
+    mlflow = client(config.tracking.model_copy(update={"uri": uri}), config.storage, create=False)
     experiment = mlflow.get_experiment_by_name(tracking["experiment"])
-    return mlflow, None if experiment is None else find_run(mlflow, experiment.experiment_id, run_id)
+    run = None if experiment is None else find_run(mlflow, experiment.experiment_id, run_id)
+    if run is not None:
+        moved_root.require_own(mlflow.get_run(run).info.artifact_uri, config.storage)
+    return mlflow, run

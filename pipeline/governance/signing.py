@@ -49,7 +49,7 @@ def opened(text: bytes, *, public_key: str | None = None) -> tuple[dict[str, Any
     `public_key` names a PEM file: the signature must then be there and be that key's. Without it a signature
     only shows that whoever holds the key named inside signed this very text.
     """
-    pem = None if public_key is None else _public_key(public_key)
+    pem = None if public_key is None else public_pem(public_key)
     try:
         said, signer = verify_standalone.opened(text, pem)
     except CertificateProblem as error:
@@ -90,7 +90,7 @@ def private_key(path: str) -> "Ed25519PrivateKey":
     return key
 
 
-def _public_key(path: str) -> bytes:
+def public_pem(path: str) -> bytes:
     try:
         pem = Path(path).read_bytes()
         verify_standalone.raw_key(pem)

@@ -1,31 +1,35 @@
-"""A promoted version's certificate held against itself, the log, the weights, result.json and the
-tombstones."""
+"""A promoted version's certificate held against itself, the log, MLflow, the version's files, its run's
+configuration and result, and the tombstones."""
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
+from models import version_files
 from pipeline import storage
 from pipeline.config import RegistryConfig
 from pipeline.data import tombstones
 from pipeline.errors import InputError
-from pipeline.governance import signing
+from pipeline.governance import log_key, signing
 from pipeline.governance.promotion import weights_digest
-from pipeline.tracking import alias_log
+from pipeline.tracking import alias_log, version_check
 from pipeline.tracking.alias_log import Entry
 from pipeline.tracking.mlflow_runs import client, tracking_uri
-from pipeline.tracking.registry import CHAMPION, find_version
+from pipeline.tracking.registry import CHAMPION, RUN_ID_TAG, find_version, unchecked_copy
 
 
 def verify(config: RegistryConfig) -> list[str]:
-    """Check a promoted version's certificate against itself, the log, the weights and result.json; a line for
-    each check that held.
+    """Check a promoted version's certificate against itself, the log, MLflow, the version's files, its run's
+    config.yaml and result.json; a line for each check.
 
-    `config.version` is read from the log (absent: champion), so this needs no MLflow server. Raises
-    `InputError` at the first thing that does not hold.
+    `config.version` is read from the log (absent: champion), so what lies on disk needs no MLflow server.
+    Raises `CertificateError`, `LogError` or `VersionError` at the first thing that does not hold and, unless
+    `config.allow_missing`, when something is not there to be checked.
     """
     name = config.tracking.model_name
     entries = alias_log.read(config.storage, name)
+    if (authority := log_key.of(config)) is not None:
+        authority.require(name, entries)
     number = _version_in_log(entries, config.version or CHAMPION, name)
     uri = alias_log.certificate_uri(config.storage, name, number)
     if not storage.exists(uri):
@@ -34,23 +38,36 @@ def verify(config: RegistryConfig) -> list[str]:
         )
     text = storage.read_bytes(uri)
     said, signer = signing.opened(text, public_key=config.public_key)
-    promoted = [entry for entry in entries if entry.action == "promote" and entry.version == number]
     lines = [f"certificate of {name} version {number}: as issued {said.get('issued')}, {signer}"]
+    about = said["model"]["name"], int(said["model"]["version"])
+    if about != (name, number):
+        raise signing.CertificateError(
+            f"{uri}: it is about {about[0]} version {about[1]}, expected {name} version {number}"
+        )
+    promoted = [entry for entry in entries if entry.action == "promote" and entry.version == number]
     if not promoted or promoted[-1].details.get("certificate") != json.loads(text):
         raise signing.CertificateError(
             f"{uri}: not the certificate that entry {promoted[-1].number if promoted else '?'} of the log"
             " holds"
         )
+    vouched = "" if authority is None else ", the key that was given vouches for it"
     lines.append(
-        f"alias log: {len(entries)} entries, unbroken; entry {promoted[-1].number} promotes this version with"
-        " this certificate"
+        f"alias log: {len(entries)} entries, unbroken{vouched}; entry {promoted[-1].number} promotes this"
+        " version with this certificate"
     )
-    return [
-        *lines,
-        _verify_result(config, said),
-        _verify_weights(config, number, said),
-        *_verify_purges(config, entries, said),
-    ]
+    missing: list[str] = []
+    for check in (_verify_result, _verify_config, _verify_version):
+        line, whole = check(config, entries, number, said)
+        lines.append(line)
+        if not whole:
+            missing.append(line)
+    lines += _verify_purges(config, entries, said)
+    if missing and not config.allow_missing:
+        raise signing.CertificateError(
+            f"{name} version {number}: what there is holds, but not all could be checked:"
+            f" {'; '.join(missing)}; --allow-missing accepts that"
+        )
+    return lines
 
 
 def _version_in_log(entries: list[Entry], which: str, name: str) -> int:
@@ -65,13 +82,29 @@ def _version_in_log(entries: list[Entry], which: str, name: str) -> int:
     return at[-1]
 
 
-def _verify_result(config: RegistryConfig, said: Mapping[str, Any]) -> str:
+def _verify_result(
+    config: RegistryConfig, entries: list[Entry], number: int, said: Mapping[str, Any]
+) -> tuple[str, bool]:
     uri = storage.join(config.storage, "runs", str(said["model"]["run_id"]), "result.json")
     if not storage.exists(uri):
-        return f"result.json: not there to check ({uri})"
+        return f"result.json: not there to check ({uri})", False
     if storage.digest_of(storage.read_json(uri)) != said["digests"]["result"]:
         raise signing.CertificateError(f"{uri}: not the result that was certified: it was edited")
-    return "result.json: the one that was certified"
+    return "result.json: the one that was certified", True
+
+
+def _verify_config(
+    config: RegistryConfig, entries: list[Entry], number: int, said: Mapping[str, Any]
+) -> tuple[str, bool]:
+    uri = version_check.config_uri(config.storage, str(said["model"]["run_id"]))
+    digest, certified = version_check.config_digest(uri), said["digests"].get("config")
+    if digest is None:
+        return f"config.yaml: not there to check ({uri})", False
+    if certified is None:
+        return "config.yaml: not recorded when the version was certified", False
+    if digest != certified:
+        raise signing.CertificateError(f"{uri}: not the configuration that was certified: it was edited")
+    return "config.yaml: the one that was certified", True
 
 
 def _verify_purges(config: RegistryConfig, entries: list[Entry], said: Mapping[str, Any]) -> list[str]:
@@ -99,19 +132,53 @@ def _verify_purges(config: RegistryConfig, entries: list[Entry], said: Mapping[s
     return lines
 
 
-def _verify_weights(config: RegistryConfig, number: int, said: Mapping[str, Any]) -> str:
+def _verify_version(
+    config: RegistryConfig, entries: list[Entry], number: int, said: Mapping[str, Any]
+) -> tuple[str, bool]:
+    """Its files, and what MLflow says of it: its tags, where the log is at, where champion is."""
+    name, where = config.tracking.model_name, tracking_uri(config.tracking, config.storage)
+    title = f"{name} version {number}"
     try:
-        mlflow_client = client(config.tracking, config.storage, create=False)
-        version = find_version(
-            mlflow_client,
-            config.tracking.model_name,
-            str(number),
-            where=tracking_uri(config.tracking, config.storage),
-        )
+        mlflow = client(config.tracking, config.storage, create=False)
+        version = find_version(mlflow, name, str(number), where=where)
+        alias_log.carried_out(mlflow, config.storage, name, entries)
+        champion = alias_log.current(mlflow, name, CHAMPION)
+        folder = unchecked_copy(config.tracking, config.storage, version)
     except InputError as error:
-        return f"weights: not there to check ({error})"
-    if weights_digest(config, version) != said["digests"]["weights"]:
+        if isinstance(error, alias_log.LogError):
+            raise
+        return f"version: not there to check ({error})", False
+    last = [entry.version for entry in entries if entry.alias == CHAMPION][-1]
+    if number == last != champion:
         raise signing.CertificateError(
-            f"{config.tracking.model_name} version {number}: its weights are not those that were certified"
+            f"{title}: champion by the log, and in MLflow {champion or 'no version'} is: it was moved by"
+            " other means, or a promotion was interrupted; promote or roll back"
         )
-    return f"weights: those that were certified ({str(said['digests']['weights'])[:12]})"
+    certified = said["digests"]
+    for tag, expected in ((RUN_ID_TAG, said["model"]["run_id"]), ("weights_digest", certified["weights"])):
+        if version.tags.get(tag) != str(expected):
+            raise signing.CertificateError(
+                f"{title}: MLflow's tag {tag} says {version.tags.get(tag)}, the certificate {expected}"
+            )
+    version_check.require_config(
+        version, entries, version_check.config_uri(config.storage, version.tags[RUN_ID_TAG])
+    )
+    digest = version_check.require_files(version, entries, folder)
+    if weights_digest(folder) != certified["weights"]:
+        raise signing.CertificateError(f"{title}: its weights are not those that were certified")
+    if certified.get("version_files") not in (None, digest):
+        raise signing.CertificateError(f"{title}: its files are not those that were certified")
+    if compiled := version_files.bytecode(folder):
+        return f"version: compiled code that nothing vouches for, {folder}/{compiled[0]}: remove it", False
+    if certified.get("version_files") is None and not version_check.recorded(
+        version, entries, version_check.VERSION
+    ):
+        return (
+            "version: the weights are those that were certified; its other files (scripts, config.json) were"
+            " not recorded when it was registered",
+            False,
+        )
+    return (
+        f"version: every file as it was registered ({digest[:12]}), weights {certified['weights'][:12]}",
+        True,
+    )

@@ -26,7 +26,7 @@ from pipeline.runs.registered import BaseVersion, with_base_version
 from pipeline.runs.request_checks import answers_of, require_fit, resolve, with_own_settings
 from pipeline.runtime import precision
 from pipeline.seeding import seed_of
-from pipeline.tracking.mlflow_runs import tracking_uri
+from pipeline.tracking.known_versions import require_log_known
 from pipeline.training.judge_accuracy import tried
 from pipeline.unlearning.parameters import label_parameter, select
 from pipeline.weights import feature_extractors, model_folder
@@ -126,7 +126,7 @@ def check(config: UnlearnConfig) -> Prepared:
         raise InputError(
             f"{moves} moves rows of the label table, which trainable {config.trainable} leaves out"
         )
-    tracking_uri(config.tracking, config.storage)
+    require_log_known(config.tracking, config.storage)
     if config.tracking.pipeline and base.autoencoder is None:
         raise InputError(
             "tracking.pipeline: got a model of pixels, expected one of latents with its autoencoder, which a"

@@ -11,7 +11,8 @@ from pipeline.config import RegistryConfig, UnlearnConfig, parse_stored
 from pipeline.data import tombstones
 from pipeline.data.partition import partition_key, read_sample_ids
 from pipeline.errors import InputError
-from pipeline.tracking.registry import CHAMPION, RUN_ID_TAG, resolve
+from pipeline.tracking import alias_log, version_check
+from pipeline.tracking.registry import CHAMPION, RUN_ID_TAG, local_copy, resolve
 
 if TYPE_CHECKING:
     from pipeline.runs.preflight import Prepared
@@ -30,8 +31,8 @@ def replay(config: RegistryConfig) -> Replay:
     """Train `config.version` (absent: champion) again from its run's config.yaml, beside it and without
     registering anything.
 
-    Raises `InputError` when the run's configuration, lake or base weights are not there any more, or when
-    rows that it read were purged since.
+    Raises `InputError` when the run's configuration, lake or base weights are not there any more, when the
+    version or that configuration is not what was registered, or when rows that it read were purged since.
     """
     from pipeline.data.partition_ray import build_partition
     from pipeline.runs import preflight
@@ -41,15 +42,23 @@ def replay(config: RegistryConfig) -> Replay:
 
     version = resolve(config.tracking, config.storage, config.version or CHAMPION)
     run_id = version.tags.get(RUN_ID_TAG, "")
-    uri = storage.join(config.storage, "runs", run_id, "config.yaml")
+    uri = version_check.config_uri(config.storage, run_id)
     if not storage.exists(uri):
         raise InputError(
             f"{version.name} version {version.version}: no configuration at {uri}, so it cannot be replayed;"
             " check storage"
         )
+    local_copy(config.tracking, config.storage, version)
+    version_check.require_config(version, alias_log.read(config.storage, version.name), uri)
     values = storage.read_yaml(uri)
     run_config = parse_stored(
-        UnlearnConfig, {**values, "storage": config.storage, "run_id": f"replay-{uuid.uuid4().hex[:8]}"}
+        UnlearnConfig,
+        {
+            **values,
+            "storage": config.storage,
+            "run_id": f"replay-{uuid.uuid4().hex[:8]}",
+            "tracking": {**values.get("tracking", {}), "uri": config.tracking.uri},  # as it is reached now
+        },
     )
     _require_not_purged(config.storage, version, values["request"])
     prepared = preflight.check(run_config)

@@ -87,6 +87,7 @@ def named_model(storage_root: str, name_or_uri: str) -> str:
 
 
 def _registered(config: EvaluateConfig) -> Target:
+    from pipeline.tracking import alias_log, version_check
     from pipeline.tracking.registry import RUN_ID_TAG, resolve
 
     try:
@@ -96,6 +97,9 @@ def _registered(config: EvaluateConfig) -> Target:
     title, run_id = f"{version.name} version {version.version}", version.tags.get(RUN_ID_TAG, "")
     run_uri = storage.join(config.storage, "runs", run_id)
     run = of_run(run_uri) if run_id else None
+    if run is not None:
+        entries = alias_log.read(config.storage, version.name)
+        version_check.require_config(version, entries, storage.join(run_uri, SETTINGS))
     if config.checkpoint:
         return _of_run(run_uri, config.checkpoint, title)
     stored = registered.read(config.tracking, config.storage, version, "version")

@@ -189,7 +189,7 @@ def finish(
 
     `started` is `time.perf_counter()` of the job's beginning; `extra` joins the result. Returns the result.
     """
-    from pipeline.tracking.registry import register
+    from pipeline.tracking.registry import digests_of, register
 
     run_uri = prepared.run_uri
     config, base = prepared.config, prepared.base
@@ -219,7 +219,8 @@ def finish(
         model_folder.write_delta(artifact, base, trained, digest, _about(prepared))
     image_shape = decoder.image_shape(base, prepared.model.shape)
     version = register(tracker, folder=artifact, image_shape=image_shape, result=result)
-    result["model"] |= {"version": version, "alias": "candidate"}
+    digests = digests_of(tracker.client, config.tracking.model_name, version)
+    result["model"] |= {"version": version, "alias": "candidate", **digests}
     if config.tracking.pipeline:
         export.export_pipeline(model_folder.read(folder, "model"), storage.join(run_uri, "pipeline"))
 

@@ -61,6 +61,7 @@ def _start(**options: Any) -> None:
     for tries_left in reversed(range(START_TRIES)):
         try:
             ray.init(address="local", **options)
+            compat_ray.keep_private()
             return
         except Exception as error:
             if not tries_left or "timed out during startup" not in str(error):

@@ -3,6 +3,7 @@ environment. tests/runtime/test_ray_internals.py says which feature is lost when
 
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 from ray.data import DataContext
@@ -28,6 +29,18 @@ def quiet_data() -> None:
     context.use_datasource_v2 = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def keep_private() -> None:
+    """Close the folder of the session that this process started, logs and sockets, and the token that Ray
+    made for the user, to everybody else: Ray leaves both open to all on the machine."""
+    from ray._private.worker import _global_node
+
+    assert _global_node is not None
+    Path(_global_node.get_session_dir_path()).chmod(0o700)
+    token = Path.home() / ".ray" / "auth_token"
+    if token.is_file() and token.stat().st_uid == os.getuid():
+        token.chmod(0o600)
 
 
 def quiet_tune() -> None:

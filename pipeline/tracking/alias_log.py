@@ -3,11 +3,13 @@ aliases follow.
 
 One JSON file an entry, `<storage>/registry/<model>/log/000001.json`. Creating it is the commit: MLflow's
 alias and certificate.json are set from it afterwards (`follow_log`), so a process that is killed in between
-leaves what the next call of any verb carries out.
+leaves what the next promotion or rollback carries out. What only reads carries nothing out.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline import hash_chain, storage
 from pipeline.errors import InputError
@@ -17,6 +19,8 @@ from pipeline.hash_chain import LogError as LogError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+CANDIDATE, CHAMPION = "candidate", "champion"
+KEY = "key"  # in the details of a signed entry: which key signs it
 LOG_TAG = "alias_log"  # on the registered model: "<number>:<digest>" of the last entry carried out
 
 
@@ -24,14 +28,30 @@ LOG_TAG = "alias_log"  # on the registered model: "<number>:<digest>" of the las
 class Entry(Link):
     """One change. `came_from` is the version the alias had in MLflow just before, None when it had none.
 
-    A purge or an audit moves no alias (`alias` is ""): it is here so that nobody can take it back unseen.
+    A purge, an audit or a signature moves no alias (`alias` is ""): it is here so that nobody can take it
+    back unseen.
     """
 
-    action: str  # register | promote | rollback | purge | audit
+    action: str  # register | promote | rollback | purge | audit | sign
     alias: str
     came_from: int | None
     version: int
     details: dict[str, Any] = field(default_factory=dict)
+    signature: dict[str, Any] | None = None  # of model and digest, by the operator's key
+
+
+class Authority(Protocol):
+    """The operator's key, where one is given."""
+
+    @property
+    def keyid(self) -> str:
+        """Names the key in what it signs."""
+
+    def sign(self, model_name: str, digest: str) -> Mapping[str, str]:
+        """The signature of an entry."""
+
+    def require(self, model_name: str, entries: Sequence[Entry]) -> None:
+        """Raise `LogError` where champion was moved by an entry that the key does not vouch for."""
 
 
 def folder(storage_root: str, model_name: str) -> str:
@@ -39,8 +59,22 @@ def folder(storage_root: str, model_name: str) -> str:
 
 
 def read(storage_root: str, model_name: str) -> list[Entry]:
-    """The entries, oldest first; raises `LogError` when one was changed, removed or put in between."""
-    return hash_chain.read(storage.join(folder(storage_root, model_name), "log"), Entry, "alias log")
+    """The entries, oldest first; raises `LogError` when one was changed, removed, put in between or stripped
+    of its signature, when they are another model's, or when champion was moved by an unsigned entry after a
+    signed one."""
+    uri = storage.join(folder(storage_root, model_name), "log")
+    entries = hash_chain.read(uri, Entry, "alias log")
+    signed = False
+    for entry in entries:
+        if (named := entry.details.get("model", model_name)) != model_name:
+            raise LogError(f"{uri}: entry {entry.number} is about {named!r}: the log of another model")
+        if entry.signature is None and (KEY in entry.details or (signed and entry.alias == CHAMPION)):
+            raise LogError(
+                f"{uri}: entry {entry.number} is not signed, as the log says or those before it are: it was"
+                " forged, or stripped of its signature"
+            )
+        signed = signed or entry.signature is not None
+    return entries
 
 
 def append(
@@ -53,12 +87,26 @@ def append(
     came_from: int | None,
     version: int,
     details: dict[str, Any] | None = None,
+    authority: Authority | None = None,
 ) -> Entry:
-    """Commit the entry that follows `after`; raises `InputError` when another change was committed since
-    `after` was read."""
+    """Commit the entry that follows `after`, signed by `authority` where there is one; raises `InputError`
+    when another change was committed since `after` was read, or a log of signed entries would get an unsigned
+    one that moves champion."""
+    if authority is None and alias == CHAMPION and any(entry.signature for entry in after):
+        raise InputError(
+            f"key: got none, and the log of {model_name} is signed; expected the key that signs it: --set"
+            " key=<pem>"
+        )
     uri = storage.join(folder(storage_root, model_name), "log", file_name(len(after) + 1))
     fields = {"action": action, "alias": alias, "came_from": came_from, "version": version}
-    entry = hash_chain.append(uri, after, Entry, **fields, details=details or {})
+    entry = hash_chain.append(
+        uri,
+        after,
+        Entry,
+        None if authority is None else lambda digest: authority.sign(model_name, digest),
+        **fields,
+        details={"model": model_name, **(details or {}), **({KEY: authority.keyid} if authority else {})},
+    )
     if entry is None:
         raise InputError(
             f"{model_name}: another change of an alias came first (entry {len(after) + 1}, {uri}); "
@@ -77,9 +125,10 @@ def change(
     alias: str,
     version: int,
     details: dict[str, Any] | None = None,
+    authority: Authority | None = None,
 ) -> Entry:
-    """Commit the change of `alias` to `version` that was decided on seeing the log
-    `after`, and carry it out."""
+    """Commit the change of `alias` to `version` that was decided on seeing the log `after`, and carry it
+    out."""
     entry = append(
         storage_root,
         name,
@@ -89,8 +138,11 @@ def change(
         came_from=current(mlflow, name, alias),
         version=version,
         details=details,
+        authority=authority,
     )
-    follow_log(mlflow, storage_root, name)
+    follow_log(
+        mlflow, storage_root, name, authority=authority, only=CANDIDATE if alias == CANDIDATE else None
+    )
     return entry
 
 
@@ -102,20 +154,21 @@ def note(
     action: str,
     version: int,
     details: dict[str, Any],
+    authority: Authority | None = None,
 ) -> Entry:
-    """Commit an entry that moves no alias."""
-    entries = follow_log(mlflow, storage_root, name)
+    """Commit an entry that moves no alias, and none is moved: what an interrupted promotion left stays."""
     entry = append(
         storage_root,
         name,
-        entries,
+        read(storage_root, name),
         action=action,
         alias="",
         came_from=None,
         version=version,
         details=details,
+        authority=authority,
     )
-    follow_log(mlflow, storage_root, name)
+    follow_log(mlflow, storage_root, name, only="")
     return entry
 
 
@@ -125,25 +178,37 @@ def current(mlflow: "MlflowClient", name: str, alias: str) -> int | None:
     return None if at is None else int(at)
 
 
-def follow_log(mlflow: "MlflowClient", storage_root: str, name: str) -> list[Entry]:
+def follow_log(
+    mlflow: "MlflowClient",
+    storage_root: str,
+    name: str,
+    *,
+    authority: Authority | None = None,
+    only: str | None = None,
+) -> list[Entry]:
     """Carry out what the log says and MLflow does not have yet; the log's entries. Doing it twice, or two at
     once, is harmless.
 
-    Whoever sets an alias reads the log again afterwards, so the last to finish leaves MLflow at the log's
-    end.
+    `authority` has to vouch for what is carried out. `only` ends before the first entry that moves another
+    alias: what registers moves no champion. Whoever sets an alias reads the log again afterwards, so the last
+    to finish leaves MLflow at the log's end.
     """
     while True:
         entries = read(storage_root, name)
-        changes = carried_out(mlflow, storage_root, name, entries)
-        if changes == len(entries):
+        if authority is not None:
+            authority.require(name, entries)
+        pending = entries[carried_out(mlflow, storage_root, name, entries) :]
+        if only is not None:
+            pending = list(takewhile(lambda entry: entry.alias in ("", only), pending))
+        if not pending:
             return entries
-        last = {entry.alias: entry for entry in entries[changes:] if entry.alias}
-        for entry in entries[changes:]:
+        last = {entry.alias: entry for entry in pending if entry.alias}
+        for entry in pending:
             if certificate := entry.details.get("certificate"):
                 storage.write_json(certificate_uri(storage_root, name, entry.version), certificate)
         for alias, entry in last.items():
             mlflow.set_registered_model_alias(name, alias, str(entry.version))
-        mlflow.set_registered_model_tag(name, LOG_TAG, f"{entries[-1].number}:{entries[-1].digest}")
+        mlflow.set_registered_model_tag(name, LOG_TAG, f"{pending[-1].number}:{pending[-1].digest}")
 
 
 def carried_out(mlflow: "MlflowClient", storage_root: str, name: str, entries: list[Entry]) -> int:
@@ -152,8 +217,8 @@ def carried_out(mlflow: "MlflowClient", storage_root: str, name: str, entries: l
     if tag is None:
         return 0
     number, _, digest = tag.partition(":")
-    count = int(number)
-    if count > len(entries) or entries[count - 1].digest != digest:
+    count = int(number) if number.isdecimal() else 0
+    if not 1 <= count <= len(entries) or entries[count - 1].digest != digest:
         raise LogError(
             f"{storage.join(folder(storage_root, name), 'log')}: MLflow has entry {count}"
             f" ({digest[:12]}), which is not in the log: entries were removed or replaced; restore the folder"

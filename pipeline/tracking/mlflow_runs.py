@@ -80,7 +80,7 @@ def client(tracking: Registry, storage_root: str, *, create: bool = True) -> "Ml
     try:
         mlflow_client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         mlflow_client.search_experiments(max_results=1)
-        if database is not None and not tracking.uri:
+        if database is not None and str(database.resolve().parent) == storage_root:
             follow_root(database, storage.join(storage_root, ARTIFACTS))
     except (MlflowException, OSError) as error:
         raise InputError(

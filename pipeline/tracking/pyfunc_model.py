@@ -6,6 +6,8 @@ but torch, safetensors, numpy, pandas, MLflow and the `models` package that is s
 
 import json
 import os
+import shutil
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -16,6 +18,9 @@ import mlflow
 import numpy as np
 import pandas as pd
 from mlflow.pyfunc import PythonModel, PythonModelContext
+
+# what is compiled into a version's folder would be run in place of its scripts, and no digest covers it
+sys.dont_write_bytecode = True
 
 HONOURED, ARTIFACTS, LEDGER = "honoured.json", "mlartifacts", "requests"
 LEDGER_VARIABLE = "UNLEARN_LEDGER"  # URI of the ledger's folder, for a version that was taken elsewhere
@@ -34,9 +39,13 @@ class Sampler(PythonModel):
         import safetensors.torch
         import torch
 
-        from models import generative, latents
+        from models import generative, latents, version_files
 
         folder = Path(context.artifacts["config"]).resolve().parent
+        version_files.require_as_listed(folder)
+        shutil.rmtree(
+            folder / version_files.BYTECODE, ignore_errors=True
+        )  # MLflow compiled this file into it
         honoured = folder / HONOURED
         self.honoured = json.loads(honoured.read_text()) if honoured.is_file() else None
         self.ledger = ledger_of(folder, self.honoured["storage"]) if self.honoured else None
@@ -50,7 +59,7 @@ class Sampler(PythonModel):
             Path(context.artifacts["weights"]).parent,
         )
         if "delta" in self.config:
-            base, beside = base_of(self.config["delta"])
+            base, beside = base_of(self.config["delta"], folder)
             state = {**base, **state}
         self.model.net.load_state_dict(state)
         self.model.net.to(self.device).eval()
@@ -173,15 +182,17 @@ def read_text(uri: str) -> str | None:
         raise
 
 
-def base_of(delta: dict[str, Any]) -> tuple[dict[str, Any], Path]:
-    """The weights that a delta belongs to, and their folder: `UNLEARN_BASE_WEIGHTS`, or where they were when
-    it was made."""
+def base_of(delta: dict[str, Any], version: Path) -> tuple[dict[str, Any], Path]:
+    """The weights that a delta belongs to, and their folder: `UNLEARN_BASE_WEIGHTS`, or under the storage
+    root that holds the folder `version`, or where they were when it was made."""
     import mlflow.artifacts
     import safetensors.torch
 
+    from models import version_files
     from models.weights import weights_digest
 
-    uri = os.environ.get("UNLEARN_BASE_WEIGHTS", delta["base"])
+    own = version_files.in_same_root(str(version), delta["base"])
+    uri = os.environ.get("UNLEARN_BASE_WEIGHTS", own if own and Path(own).is_dir() else delta["base"])
     folder = Path(uri) if Path(uri).is_dir() else Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
     base = safetensors.torch.load_file(folder / "model.safetensors")
     digest = weights_digest(base)

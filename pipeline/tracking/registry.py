@@ -3,17 +3,22 @@ anywhere MLflow is."""
 
 import datetime
 import json
+import shutil
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import models
+from models import version_files
 from models.block_list import HEAD
 from pipeline import storage
 from pipeline.config import Registry
 from pipeline.errors import InputError
-from pipeline.tracking import alias_log
+from pipeline.tracking import alias_log, version_check
+from pipeline.tracking.alias_log import CANDIDATE as CANDIDATE
+from pipeline.tracking.alias_log import CHAMPION as CHAMPION
 from pipeline.tracking.honoured_requests import honoured as honoured
 from pipeline.tracking.honoured_requests import honoured_of, honoured_tags, passed, utc
 from pipeline.tracking.mlflow_runs import Tracker, client, tracking_uri
@@ -24,7 +29,6 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
     from mlflow.pyfunc import PyFuncModel
 
-CANDIDATE, CHAMPION = "candidate", "champion"
 RUN_ID_TAG = "run_id"
 FILES = {"config": model_folder.CONFIG, "weights": model_folder.WEIGHTS}
 HONOURED = "honoured.json"  # in a version's folder: which requests it honours, and where the ledger is
@@ -48,7 +52,7 @@ def register(
     tracker.set_tags(version_tags(result))
     if version is None:
         with tempfile.TemporaryDirectory() as temporary:
-            save_pyfunc(
+            files_digest = save_pyfunc(
                 folder,
                 Path(temporary) / "model",
                 image_shape=image_shape,
@@ -56,17 +60,38 @@ def register(
             )
             mlflow.log_artifacts(tracker.mlflow_run_id, str(Path(temporary) / "model"), artifact_path="model")
         source = f"{mlflow.get_run(tracker.mlflow_run_id).info.artifact_uri}/model"
-        tags = {RUN_ID_TAG: tracker.run_id, **version_tags(result)}
+        config_digest = version_check.config_digest(
+            version_check.config_uri(tracker.storage_root, tracker.run_id)
+        )
+        tags = {
+            RUN_ID_TAG: tracker.run_id,
+            **version_tags(result),
+            version_check.VERSION: files_digest,
+            **({version_check.CONFIG: config_digest} if config_digest else {}),
+        }
         version = int(
             mlflow.create_model_version(name, source, run_id=tracker.mlflow_run_id, tags=tags).version
         )
-    entries = alias_log.follow_log(mlflow, tracker.storage_root, name)
+    entries = alias_log.follow_log(mlflow, tracker.storage_root, name, only=CANDIDATE)
     newest = max((entry.version for entry in entries if entry.alias == CANDIDATE), default=0)
     if version > newest:
         alias_log.change(
-            mlflow, tracker.storage_root, name, entries, action="register", alias=CANDIDATE, version=version
+            mlflow,
+            tracker.storage_root,
+            name,
+            entries,
+            action="register",
+            alias=CANDIDATE,
+            version=version,
+            details=digests_of(mlflow, name, version),
         )
     return version
+
+
+def digests_of(mlflow: "MlflowClient", name: str, version: int) -> dict[str, str]:
+    """The digests that a version was registered with: of its files, and of its run's config.yaml."""
+    tags = mlflow.get_model_version(name, str(version)).tags
+    return {key: tags[key] for key in (version_check.VERSION, version_check.CONFIG) if key in tags}
 
 
 def version_tags(result: Mapping[str, Any]) -> dict[str, str]:
@@ -116,9 +141,9 @@ def save_pyfunc(
     *,
     image_shape: tuple[int, int, int],
     serving: Mapping[str, Any] | None = None,
-) -> None:
+) -> str:
     """Write the MLflow model folder `target`: both files of `folder` at its top, the code to draw from them,
-    signature, example and, where they are given, the requests it honours."""
+    signature, example and, where they are given, the requests it honours. The digest of all its files."""
     import mlflow.pyfunc
     import numpy as np
     import pandas as pd
@@ -166,6 +191,7 @@ def save_pyfunc(
     # all that loading looks at; without a path of this machine
     flavor["model_code_path"] = Path(flavor["model_code_path"]).name
     description.save(str(target / "MLmodel"))
+    return version_files.write_list(target)
 
 
 def resolve(tracking: Registry, storage_root: str, which: str) -> "ModelVersion":
@@ -176,14 +202,34 @@ def resolve(tracking: Registry, storage_root: str, which: str) -> "ModelVersion"
 
 
 def load_version(tracking: Registry, storage_root: str, version: "ModelVersion") -> "PyFuncModel":
-    """`version` as MLflow loads it: `predict(DataFrame[label, seed])` gives uint8 (N, H, W, C)."""
+    """`version` as MLflow loads it: `predict(DataFrame[label, seed])` gives uint8 (N, H, W, C). Its scripts
+    run only after all files were checked, and what was compiled beside them, which no digest covers, goes."""
     import mlflow.pyfunc
 
-    return mlflow.pyfunc.load_model(str(local_copy(tracking, storage_root, version)))
+    folder = local_copy(tracking, storage_root, version)
+    for cache in {path.parent for path in map(folder.joinpath, version_files.bytecode(folder))}:
+        shutil.rmtree(cache, ignore_errors=True)
+    if compiled := version_files.bytecode(folder):
+        raise version_check.VersionError(
+            f"{version.name} version {version.version}: Python would run {folder}/{compiled[0]} in place of a"
+            " script that was checked, and it cannot be removed; remove it"
+        )
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        return mlflow.pyfunc.load_model(str(folder))
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def local_copy(tracking: Registry, storage_root: str, version: "ModelVersion") -> Path:
-    """The folder of `version` on this machine: itself where it is local, a download otherwise."""
+    """The folder of `version` on this machine: itself where it is local, a download otherwise. Raises
+    `VersionError` when its files are not those that were registered."""
+    folder = unchecked_copy(tracking, storage_root, version)
+    version_check.require_files(version, alias_log.read(storage_root, version.name), folder)
+    return folder
+
+
+def unchecked_copy(tracking: Registry, storage_root: str, version: "ModelVersion") -> Path:
     import mlflow.artifacts
 
     source = client(tracking, storage_root, create=False).get_model_version_download_uri(

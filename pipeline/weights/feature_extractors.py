@@ -48,6 +48,7 @@ def facts(spaces: Mapping[str, model_folder.Stored], judge: model_folder.Stored)
 
 
 def _read(name: str, extractor: Extractor) -> model_folder.Stored:
+    from models.features.inception import SCRIPT
     from models.features.table import SPACES, build_space
     from models.weights import WeightsError, weights_digest
 
@@ -68,6 +69,11 @@ def _read(name: str, extractor: Extractor) -> model_folder.Stored:
             raise InputError(
                 f"{key}: {uri} holds {stored.config.get('space') or stored.config.get('family')!r}, expected"
                 f" {name}"
+            )
+        if extractor.sha256 is None and stored.config.get("form") == SCRIPT:
+            raise InputError(
+                f"features.{name}.sha256: got none, and {uri} holds TorchScript, which brings code; expected"
+                f" the SHA-256 of its {model_folder.WEIGHTS}"
             )
         return stored
     space = SPACES[name]

@@ -161,8 +161,14 @@ def kept(stored: Stored, storage_root: str) -> Stored:
     }
     uri = storage.join(storage_root, "models", f"imported-{storage.digest_of(identity)[:16]}")
     manifest = {**stored.manifest, "imported_from": stored.uri}
-    if manifest_of(uri) is None:
+    there = manifest_of(uri)
+    if there is None:
         write(uri, stored.config, stored.state, manifest, stored.autoencoder)
+    elif there.get("weights_digest") != stored.digest:
+        raise InputError(
+            f"{uri}: holds weights {str(there.get('weights_digest'))[:12]}, expected those imported from"
+            f" {stored.uri}, {stored.digest[:12]}; remove the folder"
+        )
     return replace(stored, uri=uri, foreign=False, manifest=manifest)
 
 
@@ -180,11 +186,14 @@ def with_autoencoder(
 def _assembled(
     uri: str, key: str, config: dict[str, Any], trained: Mapping[str, "Tensor"], manifest: dict[str, Any]
 ) -> Stored:
-    """A delta on its base. Raises `InputError` when the base is another than the one it was trained from."""
-    from models import weights
+    """A delta on its base, the one under its own storage root first. Raises `InputError` when the base is
+    another than the one it was trained from."""
+    from models import version_files, weights
 
     delta = config["delta"]
-    base_uri = os.environ.get(BASE_VARIABLE, delta["base"])
+    own = version_files.in_same_root(uri, delta["base"])
+    base_uri = own if own and manifest_of(own) is not None else delta["base"]
+    base_uri = os.environ.get(BASE_VARIABLE, base_uri)
     base = read(base_uri, f"{key}: the base of the delta {uri}")
     if base.digest != delta["base_digest"]:
         raise InputError(

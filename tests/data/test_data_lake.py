@@ -1,5 +1,6 @@
 """Digits into a lake: the values, the split, the manifest, reuse, determinism."""
 
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,14 @@ def test_manifest_describes_the_files(digits_lake: Lake) -> None:
     for shard in digits_lake.manifest.shards:
         data = storage.read_bytes(storage.join(digits_lake.uri, shard.path))
         assert storage.sha256(data) == shard.sha256 and len(data) == shard.bytes
+
+
+@pytest.mark.ray
+def test_nobody_else_reads_what_a_local_cluster_leaves(ray_session: None) -> None:
+    import ray
+
+    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    assert stat.S_IMODE(session.stat().st_mode) == 0o700 and (session / "logs").is_dir()
 
 
 @pytest.mark.ray

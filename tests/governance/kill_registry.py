@@ -35,6 +35,7 @@ def work(root: str, number: int) -> None:
     digest = write_model(folder, seed=number)
     result = result_json(run_id, digest)
     storage.write_json(storage.join(root, "runs", run_id, "result.json"), result)
+    storage.write_text(storage.join(root, "runs", run_id, "config.yaml"), f"seed: {number}\n")
     with Tracker(tracking=Tracking(model_name=NAME), storage_root=root, run_id=run_id) as tracker:
         version = registry.register(tracker, folder=folder, image_shape=(8, 8, 1), result=result)
     promotion.promote(configured(root, version))
@@ -49,7 +50,7 @@ def found(root: str) -> dict[str, Any]:
         "aliases": aliases,
         "versions": sorted(int(version.version) for version in registry.versions(made, NAME)),
         "moved": history.now,
-        "verified": verification.verify(configured(root))[0][:11],
+        "verified": verification.verify(configured(root, aliases["champion"]))[0][:11],
     }
 
 

@@ -12,10 +12,8 @@ from typing import Any
 
 import pytest
 from browser import CHROMIUM, Tab, chromium, layout, visit
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from proof_samples import ATTACK_SUITE
-from tracking_samples import result_json
+from tracking_samples import make_keys, result_json
 
 from pipeline import storage
 from pipeline.errors import InputError
@@ -66,14 +64,6 @@ def keys(tmp_path: Path) -> tuple[str, str]:
     return make_keys(tmp_path, "key")
 
 
-def make_keys(folder: Path, name: str) -> tuple[str, str]:
-    key = Ed25519PrivateKey.generate()
-    private, public = folder / f"{name}.pem", folder / f"{name}.pub"
-    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
-    return str(private), str(public)
-
-
 def moves(*steps: tuple[str, dict[str, Any]], request: str = "r-1") -> ledger.Ledger:
     return ledger.fold(
         [
@@ -121,6 +111,7 @@ def test_it_says_what_the_result_says() -> None:
         "lake": "b" * 64,
         "partition": "c" * 64,
         "weights_file": "f" * 64,
+        "version_files": None,
         "result": storage.digest_of(result),
         "config": storage.sha256(CONFIG),
     }

@@ -258,7 +258,8 @@ def test_its_versions_are_listed_promoted_and_verified(
         f"certificate of {MODEL} version 1",
         "alias log",
         "result.json",
-        "weights",
+        "config.yaml",
+        "version",
     ]
     assert "2 entries, the chain is unbroken" in call("history")
 
@@ -294,7 +295,7 @@ def test_it_can_be_moved(before: Before, moved: str) -> None:
     assert preflight.check(today(moved)).run_uri == f"{moved}/runs/{RUN}"
     registry_config = parse(RegistryConfig, {"storage": moved, "tracking": {"model_name": MODEL}})
     promotion.promote(registry_config)
-    assert [line.partition(":")[0] for line in verification.verify(registry_config)][-1] == "weights"
+    assert [line.partition(":")[0] for line in verification.verify(registry_config)][-1] == "version"
     said = subprocess.run(  # a process of its own, as after a move: MLflow remembers where runs were
         [sys.executable, "-c", CONTINUED, moved], cwd=ROOT, capture_output=True, text=True, check=False
     )

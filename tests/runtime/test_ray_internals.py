@@ -1,6 +1,9 @@
 """What is used of Ray beyond its documented interface is still there; no cluster is started."""
 
 import inspect
+import stat
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -29,6 +32,26 @@ def test_a_worker_can_ask_whether_its_node_is_taken_away() -> None:
         compat_ray.preemption_context()
 
 
+def test_session_and_token_are_closed_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise: whoever is on the machine reads the logs and speaks to the cluster."""
+    import ray._private.worker as worker
+    from ray._private.node import Node
+
+    session, token = tmp_path / "session", tmp_path / ".ray" / "auth_token"
+    for folder in (session, token.parent):
+        folder.mkdir(mode=0o777)
+    token.write_text("secret")
+    token.chmod(0o644)
+    assert hasattr(Node, "get_session_dir_path") and hasattr(worker, "_global_node")
+    node = SimpleNamespace(get_session_dir_path=lambda: str(session))
+    monkeypatch.setattr(worker, "_global_node", node)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    compat_ray.keep_private()
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (session, token)] == [0o700, 0o600]
+    token.unlink()
+    compat_ray.keep_private()  # a cluster without a token
+
+
 @pytest.mark.parametrize(
     ("names", "module", "lost"),
     [
@@ -42,7 +65,6 @@ def test_a_worker_can_ask_whether_its_node_is_taken_away() -> None:
 )
 def test_the_environment_is_still_read(names: list[str], module: str, lost: str) -> None:
     import importlib
-    from pathlib import Path
 
     found = importlib.import_module(module)
     assert found.__file__ is not None

@@ -77,7 +77,7 @@ def test_each_entry_names_the_digest_of_the_one_before(root: str) -> None:
 )
 def test_an_entrys_digest_covers_its_every_field(root: str, change: dict[str, Any]) -> None:
     entry = alias_log.read(root, MODEL)[1]
-    assert set(asdict(entry)) == {"digest"} | {
+    assert set(asdict(entry)) == {"digest", "signature"} | {
         "number",
         "time",
         "action",

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from proof_samples import MEASURES as FURTHER
 from proof_samples import REFERENCE, attack_suite
-from tracking_samples import result_json
+from tracking_samples import make_keys, result_json
 
 from pipeline import storage
 from pipeline.config import RegistryConfig, Tracking, parse
@@ -352,7 +352,7 @@ def test_a_killed_promotion_is_before_or_after(
     assert [
         entry.version for entry in promotion.history(config(root, name)).entries if entry.alias == "champion"
     ] == [1, 2]
-    assert len(verification.verify(config(root, name))) == 4
+    assert len(verification.verify(config(root, name))) == 5
 
 
 @pytest.mark.parametrize("where", ["log_artifacts", "create_model_version", "set_registered_model_alias"])
@@ -382,34 +382,24 @@ def edited(path: Path, change: Callable[[dict], None]) -> None:
 
 
 def test_every_edit_is_seen(root: str, register_run: Register, tmp_path: Path) -> None:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import (
-        Encoding,
-        NoEncryption,
-        PrivateFormat,
-        PublicFormat,
-    )
-
-    keys = [Ed25519PrivateKey.generate() for _ in range(2)]
-    pem = tmp_path / "key.pem"
-    pem.write_bytes(keys[0].private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    for number, key in enumerate(keys):
-        (tmp_path / f"{number}.pub").write_bytes(
-            key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-        )
+    pem = make_keys(tmp_path, "0")[0]
+    make_keys(tmp_path, "1")
     for run_id in ("edit", "edit-2"):
         register_run("edits", run_id)
     assert promotion.promote(config(root, "edits", version=1))[1] is not None
+    with pytest.raises(InputError, match="entry 3 moves champion to version 1 and is not signed by the key"):
+        promotion.promote(config(root, "edits", version=1, key=pem))
+    assert [entry.number for entry in promotion.sign(config(root, "edits", key=pem))[0]] == [3]
     for expected in (True, False):  # signed once, and not again
-        assert (promotion.promote(config(root, "edits", version=1, key=str(pem)))[1] is not None) == expected
-    promotion.promote(config(root, "edits", version=2))
+        assert (promotion.promote(config(root, "edits", version=1, key=pem))[1] is not None) == expected
+    with pytest.raises(InputError, match="key: got none, and the log of edits is signed"):
+        promotion.promote(config(root, "edits", version=2))
+    promotion.promote(config(root, "edits", version=2, key=pem))
     assert promotion.champions(promotion.history(config(root, "edits")).entries) == [1, 2]
     signed = config(root, "edits", version=1, public_key=str(tmp_path / "0.pub"))
-    assert "signed by key" in verification.verify(signed)[0] and len(verification.verify(signed)) == 4
-    with pytest.raises(InputError, match="not the key that was given"):
+    assert "signed by key" in verification.verify(signed)[0] and len(verification.verify(signed)) == 5
+    with pytest.raises(InputError, match="not signed by the key that was given"):
         verification.verify(config(root, "edits", version=1, public_key=str(tmp_path / "1.pub")))
-    with pytest.raises(InputError, match="not signed"):
-        verification.verify(config(root, "edits", version=2, public_key=str(tmp_path / "0.pub")))
 
     folder = Path(root, "registry", "edits")
     certificate, log = folder / "v1" / "certificate.json", folder / "log"
@@ -436,13 +426,13 @@ def test_every_edit_is_seen(root: str, register_run: Register, tmp_path: Path) -
         with pytest.raises(InputError, match=said):
             verification.verify(signed)
         path.write_bytes(kept)
-    for lost, said in (("000002.json", "removed"), ("000005.json", "removed or replaced")):
+    for lost, said in (("000002.json", "removed"), ("000006.json", "removed or replaced")):
         kept = (log / lost).read_bytes()
         (log / lost).unlink()
         with pytest.raises(InputError, match=said):
             promotion.history(config(root, "edits"))
         (log / lost).write_bytes(kept)
-    assert weights.is_file() and len(verification.verify(signed)) == 4
+    assert weights.is_file() and len(verification.verify(signed)) == 5
 
 
 def test_changed_weights_are_seen(root: str, register_run: Register) -> None:
@@ -458,9 +448,9 @@ def test_changed_weights_are_seen(root: str, register_run: Register) -> None:
         state = {name: np.array(value) for name, value in safetensors.numpy.load_file(path).items()}
         next(iter(state.values())).flat[0] += 1
         safetensors.numpy.save_file(state, path)
-    with pytest.raises(InputError, match="weights are not those that were certified"):
+    with pytest.raises(InputError, match=r"version 1: model\.safetensors was changed: its files have digest"):
         verification.verify(config(root, "weights"))
-    with pytest.raises(InputError, match=r"version 2: its model\.safetensors has digest"):
+    with pytest.raises(InputError, match=r"version 2: model\.safetensors was changed"):
         promotion.promote(config(root, "weights", version=2))
     assert at(root, "weights")["champion"] == 1
 
@@ -500,7 +490,7 @@ def test_another_certificate_of_the_right_digest_is_not_the_logs(root: str, regi
 
 
 def test_the_job_speaks_in_one_line(
-    root: str, register_run: Register, capsys: pytest.CaptureFixture[str]
+    root: str, register_run: Register, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     import runpy
 
@@ -534,3 +524,13 @@ def test_the_job_speaks_in_one_line(
         code, out, error = call(verb)
         assert code == 0 and said in out, (verb, out, error)
     assert call("rollback")[0] == 2 and call("show", "version=7")[0] == 2
+    assert call("sign")[2].startswith("error: key: got none, expected the Ed25519 private key")
+    code, out, _ = call("sign", f"key={make_keys(tmp_path, 'key')[0]}")
+    assert code == 0 and out.startswith("vouched for entry 2 of ") and "entry 3 signs the log" in out
+    code, out, _ = call("history", f"public_key={tmp_path}/key.pub")
+    assert code == 0 and "entries 1 to 2" in out and "chain is unbroken, 1 signed" in out
+    version = registry.resolve(Tracking(model_name="job"), root, "1")
+    script = registry.local_copy(Tracking(model_name="job"), root, version) / "pyfunc_model.py"
+    script.write_text(script.read_text() + "\nimport os\n")
+    code, out, error = call("verify")
+    assert code == 1 and not out and error.startswith("error: job version 1: pyfunc_model.py was changed")

@@ -51,13 +51,14 @@ def test_register_promote_verify_load(bucket: str, tmp_path: Path) -> None:
         folder = storage.join(bucket, "weights", run_id)
         result = result_json(run_id, write_model(folder, seed=number))
         storage.write_json(storage.join(bucket, "runs", run_id, "result.json"), result)
+        storage.write_text(storage.join(bucket, "runs", run_id, "config.yaml"), "seed: 0\n")
         with Tracker(tracking=tracking, storage_root=bucket, run_id=run_id) as tracker:
             assert registry.register(tracker, folder=folder, image_shape=(8, 8, 1), result=result) == number
     config = parse(
         RegistryConfig,
         {"storage": bucket, "tracking": {"uri": tracking.uri, "model_name": tracking.model_name}},
     )
-    assert promotion.promote(config)[0] == 2 and len(verification.verify(config)) == 4
+    assert promotion.promote(config)[0] == 2 and len(verification.verify(config)) == 5
     version = registry.resolve(tracking, bucket, "champion")
     assert version.source.startswith("s3://registry/")
     images = registry.load_version(tracking, bucket, version).predict(

@@ -1,5 +1,6 @@
 """Deltas: the trained subset alone, which is of use on its own base and on no other."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from models import weights
 from models.generative import build, dit_description
+from models.version_files import in_same_root
 from pipeline.errors import InputError
 from pipeline.seeding import generator
 from pipeline.weights import model_folder
@@ -76,6 +78,34 @@ def test_another_base_is_refused(
     monkeypatch.setenv(model_folder.BASE_VARIABLE, str(tmp_path / "gone"))
     with pytest.raises(InputError, match=r"the base of the delta .*/delta: no weights at .*/gone"):
         model_folder.read(uri, "version")
+
+
+@pytest.mark.parametrize(
+    ("version", "made_on", "own"),
+    [
+        ("/new/mlartifacts/1/r/artifacts/model", "/old/models/dit-digits", "/new/models/dit-digits"),
+        ("/new/runs/forget-1/delta", "/old/root/models/dit", "/new/models/dit"),
+        ("/x/runs/mlartifacts/1/r/model", "/old/runs/mlartifacts/2/s/model", "/x/runs/mlartifacts/2/s/model"),
+        ("s3://b/new/mlartifacts/1/r/model", "s3://b/old/models/dit", "s3://b/new/models/dit"),
+        ("/elsewhere/model", "/old/models/dit", None),
+        ("/new/mlartifacts/1/r/model", "/some/folder", None),
+    ],
+)
+def test_the_base_of_a_delta_under_a_root_that_was_moved(version: str, made_on: str, own: str | None) -> None:
+    assert in_same_root(version, made_on) == own
+
+
+def test_a_copied_root_reads_its_own_base(tmp_path: Path, base: model_folder.Stored, trained: Any) -> None:
+    """The base of the root that it was copied from may be another one by now."""
+    original, copy = tmp_path / "original", tmp_path / "copy"
+    model_folder.write(str(original / "models" / "dit"), base.config, base.state, {})
+    stored = model_folder.read(str(original / "models" / "dit"), "model.weights")
+    full = weights.weights_digest({**base.state, **trained})
+    model_folder.write_delta(str(original / "runs" / "r" / "delta"), stored, trained, full, {})
+    shutil.copytree(original, copy)
+    other = {name: value + 1 for name, value in base.state.items()}
+    model_folder.write(str(original / "models" / "dit"), base.config, other, {})
+    assert model_folder.read(str(copy / "runs" / "r" / "delta"), "version").digest == full
 
 
 def test_a_registered_delta_samples_what_the_whole_samples(

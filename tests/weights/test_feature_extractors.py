@@ -17,6 +17,7 @@ from models.features.inception import eight_bit
 from models.features.inception_v3 import InceptionV3
 from models.features.table import SPACES
 from models.transformers_judge import as_the_classifier_wants
+from pipeline import storage
 from pipeline.config import Extractor
 from pipeline.errors import InputError
 from pipeline.weights import feature_extractors, model_folder
@@ -82,9 +83,17 @@ def test_every_space_of_the_table(name: str, tmp_path: Path) -> None:
     assert again.digest == stored.digest and torch.equal(
         feature_extractors.open_space(again.config, again.state, CPU).features(X), found
     )
-    # as kept it needs no digest: its manifest has it
-    (own,) = feature_extractors.read_spaces({name: Extractor(weights=uri)}).values()
+    # as kept it needs no digest, since its manifest has it; but code needs one from whoever has it run
+    digest = None
+    if stored.config.get("form") == "script":
+        refused({name: Extractor(weights=uri)}, r"sha256: got none, and .* holds TorchScript")
+        refused({name: Extractor(weights=uri, sha256="0" * 64)}, "expected 0000")
+        digest = hashlib.sha256(Path(uri, "model.safetensors").read_bytes()).hexdigest()
+    (own,) = feature_extractors.read_spaces({name: Extractor(weights=uri, sha256=digest)}).values()
     assert own.digest == stored.digest
+    storage.write_json(f"{uri}/manifest.json", {"weights_digest": "0" * 64})
+    with pytest.raises(InputError, match="holds weights 000000000000, expected those imported from"):
+        feature_extractors.kept({name: stored}, str(tmp_path / "runs"))  # somebody else was there first
     facts = feature_extractors.facts({name: own}, stored)
     assert facts[name] == {"weights": stored.uri, "digest": stored.digest} and list(facts) == ["judge", name]
 
