@@ -129,7 +129,7 @@ class Evaluate(Sampling):
     cpus: float = Field(0.5, ge=0, description="asynchronous: CPUs of such a task")
     gpus: float = Field(0, ge=0, description="asynchronous: GPUs of such a task")
     timeout_s: float = Field(
-        1200.0, gt=0, description="asynchronous: a check that takes longer counts as failed"
+        1200.0, gt=0, description="asynchronous: a check that takes longer, from its start, counts as failed"
     )
     attack_suite: bool = Field(
         False, description="at the end, try to bring the class back (attacks says how)"
