@@ -1,5 +1,6 @@
 """The main job: what to forget, how, and what has to hold before the result may be promoted."""
 
+import operator
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -203,6 +204,11 @@ class UnlearnConfig(SeededConfig):
     run_id: Name | None = Field(
         None,
         description="absent: a new run; else that run is continued, or its result shown",
+    )
+    require_gate: bool = Field(
+        False,
+        exclude_if=operator.not_,
+        description="end with exit code 4 where the gate fails; the version is registered all the same",
     )
     lake: LakeName = Field("digits", description="name or URI of the lake to read")
     model: Model = Model()

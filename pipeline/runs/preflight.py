@@ -1,9 +1,11 @@
 """A main job checked before anything is written: what it reads is there and fits together."""
 
+import os
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -26,7 +28,7 @@ from pipeline.runs.registered import BaseVersion, with_base_version
 from pipeline.runs.request_checks import answers_of, require_fit, resolve, with_own_settings
 from pipeline.runtime import precision
 from pipeline.seeding import seed_of
-from pipeline.tracking.mlflow_runs import tracking_uri
+from pipeline.tracking.mlflow_runs import client, tracking_uri
 from pipeline.training.judge_accuracy import tried
 from pipeline.unlearning.parameters import label_parameter, select
 from pipeline.weights import feature_extractors, model_folder
@@ -39,7 +41,7 @@ REQUEST, SETTINGS = "request.yaml", "config.yaml"
 # continued with others.
 HOW = (
     *("train.cpus_per_worker", "train.max_failures", "train.wait_s", "train.resize_s", "train.grace_s"),
-    *("evaluate.cpus", "evaluate.timeout_s"),
+    *("evaluate.cpus", "evaluate.timeout_s", "require_gate"),
 )
 
 
@@ -157,6 +159,27 @@ def check(config: UnlearnConfig) -> Prepared:
     if not storage.exists(storage.join(prepared.run_uri, SETTINGS)):  # a run that was begun was served
         selections(config, lake, read_sample_ids(config.request), near)
     return prepared
+
+
+def require_places(config: UnlearnConfig) -> None:
+    """Raise `InputError` where the run could not write, or this machine, without a cluster, has not got its
+    GPUs. Leaves nothing behind."""
+    import torch
+
+    storage.require_writable(config.storage)
+    if config.tracking.uri and not _is_new_database(config.tracking.uri):
+        client(config.tracking, config.storage, create=False)
+    gpus = config.train.fewest * config.train.gpus_per_worker
+    if gpus > torch.cuda.device_count() and not os.environ.get("RAY_ADDRESS"):
+        raise InputError(
+            f"train.gpus_per_worker: got {config.train.gpus_per_worker:g} for {config.train.fewest} workers,"
+            f" but this machine has {torch.cuda.device_count()} GPUs; ask for less, or set RAY_ADDRESS to a"
+            " cluster that has them"
+        )
+
+
+def _is_new_database(uri: str) -> bool:
+    return uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
 
 
 def new_run_id(request_id: str) -> str:

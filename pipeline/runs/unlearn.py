@@ -1,10 +1,9 @@
 """The main job on the driver: check -> partition -> train -> evaluate -> gate -> register."""
 
 import logging
-import math
-import os
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -43,12 +42,16 @@ def run(prepared: Prepared) -> dict[str, Any]:
     if result := finished(run_uri):
         return result
     storage.require_writable(config.storage)
-    with lease.held(
-        storage.join(config.storage, "leases", prepared.run_id), lasts_s=LEASE_S, outlive=True
-    ) as own:
+    with lease_of(prepared) as own:
         if result := finished(run_uri):  # another process has just finished it
             return result
         return _run(prepared, own, started)
+
+
+def lease_of(prepared: Prepared) -> AbstractContextManager[lease.Lease]:
+    """Context: this process alone does the run, with Ray or without."""
+    uri = storage.join(prepared.config.storage, "leases", prepared.run_id)
+    return lease.held(uri, lasts_s=LEASE_S, outlive=True)
 
 
 def finished(run_uri: str) -> dict[str, Any] | None:
@@ -73,8 +76,7 @@ def _run(prepared: Prepared, own: lease.Lease, started: float) -> dict[str, Any]
     config = prepared.config
     preload()
     prepared = with_own_weights(prepared)
-    cpus = math.ceil(config.train.most * config.train.cpus_per_worker) + 1  # one for Ray Data
-    cluster_ray.connect(max(os.cpu_count() or 1, cpus))
+    cluster_ray.connect(cluster_ray.cpus_for(config.train))
     cluster_ray.require_shared(config.storage)
 
     with begin(prepared) as tracker:

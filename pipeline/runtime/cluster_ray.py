@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -9,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -19,10 +20,20 @@ from pipeline.runtime import compat_ray
 from pipeline.runtime.startup_timeline import mark
 from pipeline.storage import StorageError
 
+if TYPE_CHECKING:
+    from pipeline.config import TrainWorkers
+
 CHECKOUT = str(Path(__file__).resolve().parents[2])
 ANSWER_S = 10.0  # for which a head is waited for
+# how a gRPC client begins, and the type of the frame that every gRPC server answers with (RFC 9113, 3.4)
+HTTP2, HTTP2_SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)), b"\x04"
 START_TRIES = 3  # of a local cluster
 SAY_EVERY_S = 30.0  # while waiting for resources
+
+
+def cpus_for(train: "TrainWorkers") -> int:
+    """Logical CPUs of a local cluster for these workers and Ray Data; as many as the machine has at least."""
+    return max(os.cpu_count() or 1, math.ceil(train.most * train.cpus_per_worker) + 1)
 
 
 def connect(cpus: int | None = None, *, dashboard: bool = False) -> None:
@@ -40,7 +51,10 @@ def connect(cpus: int | None = None, *, dashboard: bool = False) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     if address := os.environ.get("RAY_ADDRESS"):  # the submitted working directory holds the code there
         _require_answer(address)
-        ray.init(runtime_env={"env_vars": threads}, **quietly)
+        try:
+            ray.init(runtime_env={"env_vars": threads}, **quietly)
+        except ConnectionError as error:  # auto, and there is none; or what answers is no head
+            raise InputError(_no_head(address, " ".join(str(error).split())[:200])) from error
     else:
         inherited = [
             path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != CHECKOUT
@@ -74,12 +88,20 @@ def _require_answer(address: str) -> None:
     if not port.isdecimal():  # auto, local
         return
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") == "0":
+                connection.sendall(HTTP2)
+                if connection.recv(4)[3:] != HTTP2_SETTINGS:
+                    raise OSError("what listens there does not speak gRPC")
     except OSError as error:
-        raise InputError(
-            f"RAY_ADDRESS: no Ray head answers at {address} ({error}); expected a running cluster's address,"
-            " or the variable unset for a cluster of this machine's own"
-        ) from error
+        raise InputError(_no_head(address, str(error))) from error
+
+
+def _no_head(address: str, reason: str) -> str:
+    return (
+        f"RAY_ADDRESS: no Ray head answers at {address} ({reason}); expected a running cluster's address,"
+        " or the variable unset for a cluster of this machine's own"
+    )
 
 
 @contextlib.contextmanager

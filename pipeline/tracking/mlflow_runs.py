@@ -66,8 +66,9 @@ def client(tracking: Registry, storage_root: str, *, create: bool = True) -> "Ml
     if database is not None and not database.is_file():
         if not create:
             raise InputError(
-                f"nothing is registered yet: {database} does not exist; run jobs/unlearn_imagenet.py first,"
-                " or check storage and tracking.uri"
+                f"nothing is registered yet: {database} does not exist; run `python jobs/unlearn_imagenet.py"
+                f" --config jobs/configs/<job>.yaml --set storage={storage_root}` first, or check storage and"
+                " tracking.uri"
             )
         compat.quiet()
         local = storage.is_local(storage_root)
