@@ -41,6 +41,7 @@ REQUEST, SETTINGS = "request.yaml", "config.yaml"
 # continued with others.
 HOW = (
     *("train.cpus_per_worker", "train.max_failures", "train.wait_s", "train.resize_s", "train.grace_s"),
+    "train.label_selector",
     *("evaluate.cpus", "evaluate.timeout_s", "require_gate"),
 )
 
@@ -280,7 +281,7 @@ def _require_same_settings(prepared: Prepared) -> None:
     different = [
         f"{key} {before.get(key)!r} -> {now.get(key)!r}"
         for key in keys
-        if before.get(key) != now.get(key) and key not in HOW
+        if before.get(key) != now.get(key) and not any(key == how or key.startswith(f"{how}.") for how in HOW)
     ]
     if different:
         raise InputError(

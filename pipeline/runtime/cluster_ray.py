@@ -131,44 +131,73 @@ def plain_errors() -> Iterator[None]:
         raise
 
 
-def wait_for(bundle: Mapping[str, float], fewest: int, most: int, *, wait_s: float) -> None:
-    """Return once the nodes that are alive have room for `fewest` workers of `bundle` each; an autoscaler is
-    asked for `most`.
+def wait_for(
+    bundle: Mapping[str, float],
+    fewest: int,
+    most: int,
+    *,
+    wait_s: float,
+    labels: Mapping[str, str] | None = None,
+) -> None:
+    """Return once the nodes that are alive and that the selector `labels` admits have room for `fewest`
+    workers of `bundle` each; an autoscaler is asked for `most`.
 
     Says what is missing and that it waits. A cluster of this process's own never grows, so there it is
     `InputError` at once;
     `RuntimeError` after `wait_s`.
     """
-    if _room(bundle) >= fewest:
+    labels = labels or {}
+    if _room(bundle, labels) >= fewest:
         return
     if not os.environ.get("RAY_ADDRESS"):
         raise InputError(
-            f"{_missing(bundle, fewest)}; ask for less, or set RAY_ADDRESS to a cluster that has it"
+            f"{_missing(bundle, fewest, labels)}; ask for less, or set RAY_ADDRESS to a cluster that has it"
         )
     from ray.autoscaler.sdk import request_resources
 
     began = last_line = time.monotonic()
-    print(f"  {_missing(bundle, fewest)}; waiting up to {wait_s:.0f} s (train.wait_s)", flush=True)
-    request_resources(bundles=[dict(bundle)] * most)
+    print(f"  {_missing(bundle, fewest, labels)}; waiting up to {wait_s:.0f} s (train.wait_s)", flush=True)
+    request_resources(
+        bundles=[dict(bundle)] * most, bundle_label_selectors=[dict(labels)] * most if labels else None
+    )
     try:
-        while _room(bundle) < fewest:
+        while _room(bundle, labels) < fewest:
             now = time.monotonic()
             if now - began >= wait_s:
                 raise RuntimeError(
-                    f"{_missing(bundle, fewest)}; gave up after {wait_s:.0f} s. The run goes on when it is"
-                    " submitted again"
+                    f"{_missing(bundle, fewest, labels)}; gave up after {wait_s:.0f} s. The run goes on when"
+                    " it is submitted again"
                 )
             if now - last_line >= SAY_EVERY_S:
                 last_line = now
-                print(f"  {_missing(bundle, fewest)}; still waiting", flush=True)
+                print(f"  {_missing(bundle, fewest, labels)}; still waiting", flush=True)
             time.sleep(min(1.0, wait_s))
     finally:
         request_resources(bundles=[])
 
 
-def _room(bundle: Mapping[str, float]) -> int:
-    """How many workers of `bundle` the nodes that are alive could hold if they were empty."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def admits(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
+    """Whether a node with these labels is one that Ray's label selector means."""
+    for key, wanted in selector.items():
+        negated, text = wanted.startswith("!"), wanted.removeprefix("!")
+        values = text[3:-1].split(",") if text.startswith("in(") and text.endswith(")") else [text]
+        if (labels.get(key) in [value.strip() for value in values]) == negated:
+            return False
+    return True
+
+
+def _nodes(labels: Mapping[str, str]) -> list[dict[str, float]]:
+    """The resources of the nodes that are alive and that the selector admits."""
+    return [
+        node["Resources"]
+        for node in ray.nodes()
+        if node["Alive"] and admits(labels, node.get("Labels") or {})
+    ]
+
+
+def _room(bundle: Mapping[str, float], labels: Mapping[str, str]) -> int:
+    """How many workers of `bundle` those nodes could hold if they were empty."""
+    nodes = _nodes(labels)
     return int(
         sum(
             min((node.get(name, 0.0) + 1e-9) // amount for name, amount in bundle.items() if amount > 0)
@@ -177,8 +206,9 @@ def _room(bundle: Mapping[str, float]) -> int:
     )
 
 
-def _missing(bundle: Mapping[str, float], count: int) -> str:
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def _missing(bundle: Mapping[str, float], count: int, labels: Mapping[str, str]) -> str:
+    nodes = _nodes(labels)
+    of_labels = f" with labels {dict(labels)} (train.label_selector)" if labels else ""
     have = {name: sum(node.get(name, 0.0) for node in nodes) for name in bundle}
     each = ", ".join(f"{amount:g} {name}" for name, amount in bundle.items())
     short = [
@@ -187,8 +217,9 @@ def _missing(bundle: Mapping[str, float], count: int) -> str:
         if have[name] < amount * count
     ]
     return (
-        f"train.workers: the cluster has room for {_room(bundle)} of {count} workers ({each} each); its"
-        f" {len(nodes)} nodes have {', '.join(f'{amount:g} {name}' for name, amount in have.items())}"
+        f"train.workers: the cluster has room for {_room(bundle, labels)} of {count} workers ({each} each);"
+        f" its {len(nodes)} nodes{of_labels} have"
+        f" {', '.join(f'{amount:g} {name}' for name, amount in have.items())}"
         + (f", missing {', '.join(short)}" if short else ", but no node enough of them together")
     )
 

@@ -10,6 +10,7 @@ PLACES = (
     ("runs", "artifact_uri"),
     ("model_versions", "source"),
     ("model_versions", "storage_location"),
+    ("logged_models", "artifact_location"),
 )
 
 

@@ -13,7 +13,7 @@ from models.block_list import HEAD
 from pipeline import storage
 from pipeline.config import Registry
 from pipeline.errors import InputError
-from pipeline.tracking import alias_log
+from pipeline.tracking import alias_log, run_page
 from pipeline.tracking.honoured_requests import honoured as honoured
 from pipeline.tracking.honoured_requests import honoured_of, honoured_tags, passed, utc
 from pipeline.tracking.mlflow_runs import Tracker, client, tracking_uri
@@ -54,12 +54,19 @@ def register(
                 image_shape=image_shape,
                 serving=_serving(tracker, result),
             )
-            mlflow.log_artifacts(tracker.mlflow_run_id, str(Path(temporary) / "model"), artifact_path="model")
-        source = f"{mlflow.get_run(tracker.mlflow_run_id).info.artifact_uri}/model"
+            model = run_page.logged_model(mlflow, tracker.mlflow_run_id, name, str(Path(temporary) / "model"))
         tags = {RUN_ID_TAG: tracker.run_id, **version_tags(result)}
         version = int(
-            mlflow.create_model_version(name, source, run_id=tracker.mlflow_run_id, tags=tags).version
+            # its place and not models:/<id>, which MLflow looks up in a global store
+            mlflow.create_model_version(
+                name,
+                model.artifact_location,
+                run_id=tracker.mlflow_run_id,
+                tags=tags,
+                model_id=model.model_id,
+            ).version
         )
+        run_page.link_version(mlflow, model, name, version, result)
     entries = alias_log.follow_log(mlflow, tracker.storage_root, name)
     newest = max((entry.version for entry in entries if entry.alias == CANDIDATE), default=0)
     if version > newest:
