@@ -66,7 +66,7 @@ def register(
                 model_id=model.model_id,
             ).version
         )
-        run_page.link_version(mlflow, model, name, version, result)
+    run_page.link_version(mlflow, tracker.mlflow_run_id, name, version, result)
     entries = alias_log.follow_log(mlflow, tracker.storage_root, name)
     newest = max((entry.version for entry in entries if entry.alias == CANDIDATE), default=0)
     if version > newest:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+VERSIONS = "mlflow.modelVersions"  # tag of a logged model
 DIGEST = 36  # characters of a data set's digest that MLflow keeps
 FINAL = (
     "forget_fraction",
@@ -84,11 +85,9 @@ def logged_model(mlflow: "MlflowClient", mlflow_run_id: str, name: str, local_fo
     completed."""
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
-    experiment = mlflow.get_run(mlflow_run_id).info.experiment_id
-    earlier = mlflow.search_logged_models([experiment], filter_string=f"source_run_id = '{mlflow_run_id}'")
-    if earlier:
-        model = earlier[0]
-    else:
+    model = _model_of(mlflow, mlflow_run_id)
+    if model is None:
+        experiment = mlflow.get_run(mlflow_run_id).info.experiment_id
         model = mlflow.create_logged_model(
             experiment, name=name, source_run_id=mlflow_run_id, model_type="pyfunc"
         )
@@ -100,23 +99,33 @@ def logged_model(mlflow: "MlflowClient", mlflow_run_id: str, name: str, local_fo
 
 
 def link_version(
-    mlflow: "MlflowClient", model: "LoggedModel", name: str, version: int, result: Mapping[str, Any]
+    mlflow: "MlflowClient", mlflow_run_id: str, name: str, version: int, result: Mapping[str, Any]
 ) -> None:
-    """Lead from the logged model to the registered version, and give it the final metrics of `result`."""
+    """Lead from the run's logged model to its registered version, and give it the final metrics of `result`.
+
+    Nothing is done twice, nor for a run whose version was registered from its own artifacts.
+    """
     from mlflow.entities import Metric
 
-    mlflow.set_logged_model_tags(
-        model.model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": version}])}
-    )
-    if model.metrics or not model.source_run_id:
+    model = _model_of(mlflow, mlflow_run_id)
+    if model is None:
         return
+    versions = json.dumps([{"name": name, "version": version}])
+    if model.tags.get(VERSIONS) != versions:
+        mlflow.set_logged_model_tags(model.model_id, {VERSIONS: versions})
     now, step = int(time.time() * 1000), int(result.get("steps") or 0)
     metrics = [
         Metric(f"after/{key}", value, now, step, model_id=model.model_id)
         for key, value in final_metrics(result.get("after") or {})
     ]
-    if metrics:
-        mlflow.log_batch(model.source_run_id, metrics=metrics)
+    if metrics and not model.metrics:
+        mlflow.log_batch(mlflow_run_id, metrics=metrics)
+
+
+def _model_of(mlflow: "MlflowClient", mlflow_run_id: str) -> "LoggedModel | None":
+    experiment = mlflow.get_run(mlflow_run_id).info.experiment_id
+    models = mlflow.search_logged_models([experiment], filter_string=f"source_run_id = '{mlflow_run_id}'")
+    return models[0] if models else None
 
 
 def final_metrics(after: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

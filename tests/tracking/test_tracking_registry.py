@@ -387,7 +387,9 @@ def test_a_killed_promotion_is_before_or_after(
     assert len(verification.verify(config(root, name))) == 4
 
 
-@pytest.mark.parametrize("where", ["log_artifacts", "create_model_version", "set_registered_model_alias"])
+@pytest.mark.parametrize(
+    "where", ["log_model_artifacts", "create_model_version", "set_registered_model_alias"]
+)
 def test_a_killed_registration_is_completed(
     root: str, register_run: Register, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
