@@ -20,6 +20,8 @@ from pipeline.reports.terminal import summary
 from pipeline.runtime import command_line
 from pipeline.runtime.command_line import GATE_FAILED
 
+CONFIG = "jobs/configs/imagenet.yaml"  # where none is given
+
 if TYPE_CHECKING:
     from pipeline.weights.model_folder import Stored
 
@@ -77,12 +79,4 @@ def plan_lines(config: UnlearnConfig, base: "Stored | None" = None) -> list[str]
 
 
 if __name__ == "__main__":
-    sys.exit(
-        command_line.main(
-            UnlearnConfig,
-            run,
-            __doc__,
-            flags=("require_gate",),
-            default_config="jobs/configs/imagenet.yaml",
-        )
-    )
+    sys.exit(command_line.main(UnlearnConfig, run, __doc__, flags=("require_gate",), default_config=CONFIG))

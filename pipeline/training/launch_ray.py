@@ -68,7 +68,7 @@ def launch(
     trainer = TorchTrainer(
         worker,
         train_loop_config=arguments,
-        scaling_config=ScalingConfig(
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]
             use_gpu=gpu, resources_per_worker=resources, label_selector=labels or None, **workers
         ),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),

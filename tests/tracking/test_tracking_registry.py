@@ -447,7 +447,7 @@ def test_every_edit_is_seen(root: str, register_run: Register, tmp_path: Path) -
 
     folder = Path(root, "registry", "edits")
     certificate, log = folder / "v1" / "certificate.json", folder / "log"
-    weights = next(Path(root, "mlartifacts").rglob("model/model.safetensors"))
+    weights = next(Path(root, "mlartifacts").glob("models/*/artifacts/model.safetensors"))
     damages: list[tuple[Path, Callable[[dict], None], str]] = [
         (certificate, lambda value: value.update(payload=flattered(value)), "signature does not hold"),
         (

@@ -120,5 +120,5 @@ def test_the_selector_goes_to_ray_train(monkeypatch: pytest.MonkeyPatch, tmp_pat
         train = parse(UnlearnConfig, {"train": {"label_selector": selector}}).train
         sent = launch(lambda arguments: None, {}, train, storage_uri=str(tmp_path), name="n")
         assert sent == (selector or None)
-    with pytest.raises(InputError, match=r"train\.label_selector\.market: got 'in\(', expected"):
+    with pytest.raises(InputError, match=r"train\.label_selector\.market: got 'in\(', string should match"):
         parse(UnlearnConfig, {"train": {"label_selector": {"market": "in("}}})
