@@ -6,7 +6,8 @@ http://mlflow:5000 --follow
 
 The cluster is --address, RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265; its token is RAY_AUTH_TOKEN, the
 file RAY_AUTH_TOKEN_PATH names, or ~/.ray/auth_token. Exit code with --follow: 0 succeeded, 1 failed or
-stopped, 2 bad input here or there; without it: 0 submitted. The same --run-id again continues that run.
+stopped, 2 bad input here or there, 3 and 4 as the job says (requests left open; a failed gate with --set
+require_gate=true); without it: 0 submitted. The same --run-id again continues that run.
 """
 
 import argparse
@@ -304,7 +305,7 @@ def follow(client: "JobSubmissionClient", job_id: str) -> int:
     print(f"job {job_id}: {details.status.value}", flush=True)
     if details.status.value == "SUCCEEDED":
         return 0
-    return 2 if details.driver_exit_code == 2 else 1
+    return details.driver_exit_code if details.driver_exit_code in (2, 3, 4) else 1
 
 
 async def _print_from(client: "JobSubmissionClient", job_id: str, printed: int) -> int:

@@ -5,7 +5,8 @@ python jobs/process_requests.py --config ... --set start=champion     (base | ch
 python jobs/process_requests.py --config ... --set promote=approval   (automatic | approval)
 
 One at a time: a second one says who works. Killed anywhere, the next one goes on. --dry-run says what would
-be done. Exits 0 when nothing is open or all was answered, 3 when something is left, overdue or refused.
+be done. Exits 0 when nothing is open or all was answered, 3 when something is left, overdue or refused; with
+--require-gate 4 where that is because a run failed its gate.
 """
 
 import sys
@@ -16,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pipeline.config.process import ProcessConfig
 from pipeline.config.registry import RegistryConfig
 from pipeline.runtime import command_line
+from pipeline.runtime.command_line import GATE_FAILED
 
 ALARM = 3  # exit code: something is left open, overdue or refused
 
@@ -47,8 +49,10 @@ def run(config: ProcessConfig, dry_run: bool) -> int:
             print(f"{word}: {', '.join(names)}")
     if not summary.alarms and not summary.awaiting:
         print("nothing is open: every request is answered")
+    if summary.gate_failed and config.require_gate:
+        return GATE_FAILED
     return ALARM if summary.alarms else 0
 
 
 if __name__ == "__main__":
-    sys.exit(command_line.main(ProcessConfig, run, __doc__))
+    sys.exit(command_line.main(ProcessConfig, run, __doc__, flags=("require_gate",)))

@@ -3,6 +3,8 @@
 python jobs/unlearn_imagenet.py --config jobs/configs/quickstart.yaml
 python jobs/unlearn_imagenet.py --config ... --set 'request.classes=[3]' --set 'request.exchange={3: 5}'
 UNLEARN_STORAGE=s3://bucket/unlearning python jobs/unlearn_imagenet.py   # jobs/configs/imagenet.yaml
+
+With --require-gate it ends with exit code 4 where the result fails its gate; without, with 0.
 """
 
 import sys
@@ -16,12 +18,15 @@ from pipeline.config import UnlearnConfig
 from pipeline.errors import InputError
 from pipeline.reports.terminal import summary
 from pipeline.runtime import command_line
+from pipeline.runtime.command_line import GATE_FAILED
+
+CONFIG = "jobs/configs/imagenet.yaml"  # where none is given
 
 if TYPE_CHECKING:
     from pipeline.weights.model_folder import Stored
 
 
-def run(config: UnlearnConfig, dry_run: bool) -> None:
+def run(config: UnlearnConfig, dry_run: bool) -> int:
     from pipeline.runs import preflight, run_weights, unlearn
     from pipeline.runs.request_checks import with_own_settings
     from pipeline.runs.result import REPORT
@@ -31,7 +36,7 @@ def run(config: UnlearnConfig, dry_run: bool) -> None:
         for line in plan_lines(config):
             print(line)
         print("dry run: the plan needs no data; not there yet: " + "; ".join(absent))
-        return
+        return 0
     prepared = preflight.check(config)
     request = prepared.config.request
     scope = [str(request.classes)] * bool(request.classes) + ["the named samples"] * bool(request.sample_ids)
@@ -52,12 +57,14 @@ def run(config: UnlearnConfig, dry_run: bool) -> None:
     if prepared.choice is not None and not dry_run:
         print(f"  hvp {prepared.choice.hvp}: {prepared.choice.why}", flush=True)
     if dry_run:
+        preflight.require_places(prepared.config)
         for line in plan_lines(prepared.config, prepared.base):
             print(line)
         print("dry run: the request, the lake and the weights fit together; nothing was written")
-        return
+        return 0
     result = unlearn.run(prepared)
     print(summary(result, storage.join(prepared.run_uri, REPORT)))
+    return GATE_FAILED if config.require_gate and not result["gate"]["passed"] else 0
 
 
 def plan_lines(config: UnlearnConfig, base: "Stored | None" = None) -> list[str]:
@@ -72,4 +79,4 @@ def plan_lines(config: UnlearnConfig, base: "Stored | None" = None) -> list[str]
 
 
 if __name__ == "__main__":
-    sys.exit(command_line.main(UnlearnConfig, run, __doc__, default_config="jobs/configs/imagenet.yaml"))
+    sys.exit(command_line.main(UnlearnConfig, run, __doc__, flags=("require_gate",), default_config=CONFIG))

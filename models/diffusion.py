@@ -115,7 +115,8 @@ class Diffusion:
         variational term trains v alone: it sees eps detached, or what `anchor` holds.
         """
         x_t = self.q_sample(x0, noise.t, noise.eps)
-        got = self.predict(net, x_t, noise.t, y)
+        # a network under autocast answers in bfloat16; errors are taken, squared and averaged in x0's dtype
+        got = self.predict(lambda *inputs: net(*inputs).to(x0.dtype), x_t, noise.t, y)
         target_noise = noise.eps if target is None else target.eps
         loss = (got.eps - target_noise.to(got.eps.dtype)).square().flatten(1).mean(dim=1)
         if got.v is None:

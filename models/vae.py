@@ -69,6 +69,7 @@ class Normalised(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                 module.momentum = MOMENTUM if statistics == "tracked" else 0.0
+                module.track_running_stats = statistics != "batch"  # else every pass would be counted
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "Normalised":
@@ -201,7 +202,8 @@ class VAEModel:
     ) -> Tensor:
         """Negative ELBO in nats, (N,): reconstruction summed over pixels + beta KL. A `target` stands in for
         the pixels to be met."""
-        out, mean, log_variance = net(x0, noise.eps.to(x0.dtype))
+        # under autocast a network answers in bfloat16
+        out, mean, log_variance = (part.to(x0.dtype) for part in net(x0, noise.eps.to(x0.dtype)))
         target_image = x0 if target is None else target.eps.to(x0.dtype)
         if self.architecture.reconstruction == "bce":
             errors = F.binary_cross_entropy_with_logits(out, (target_image + 1) / 2, reduction="none")

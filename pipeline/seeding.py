@@ -9,7 +9,10 @@ import torch
 
 
 def seed_of(*keys: int | str) -> int:
-    """A 63-bit seed from any sequence of ints and strings, the same on every machine and in every process."""
+    """A 63-bit number from any sequence of ints and strings, the same on every machine and in every process.
+
+    torch's CPU generator starts from the lower 32 bits of it (docs/numerics.md, random numbers).
+    """
     text = "\x1f".join(f"{type(key).__name__}:{key}" for key in keys)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 

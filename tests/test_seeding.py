@@ -48,3 +48,11 @@ def test_where_a_name_ends_counts() -> None:
 def test_seeds_fill_what_a_generator_takes() -> None:
     seeds = [seed_of("range", index) for index in range(200)]
     assert len(set(seeds)) == 200 and all(0 <= seed < 2**63 for seed in seeds) and max(seeds) > 2**62
+
+
+def test_a_generator_starts_from_the_lower_32_bits() -> None:
+    """As docs/numerics.md says; a torch that takes more makes other numbers of every run."""
+    one, same, other = (
+        torch.rand(9, generator=torch.Generator().manual_seed(seed)) for seed in (5, 5 + 2**32, 6)
+    )
+    assert torch.equal(one, same) and not torch.equal(one, other)

@@ -19,7 +19,7 @@ from pipeline.errors import InputError
 
 OF_THE_FILE = ("retain", "neighbours", "nearest_by", "reason")  # the rest of `request` the ledger decides
 DECIDED = (  # keys of the main job that may not stand in `unlearn`
-    *("storage", "run_id", "lake", "tracking.uri", "tracking.model_name"),
+    *("storage", "run_id", "lake", "tracking.uri", "tracking.model_name", "require_gate"),
     *(f"request.{name}" for name in Request.model_fields if name not in OF_THE_FILE),
 )
 ASKED = {"classes": [0], "exchange": {0: 1}}  # stands for whatever may be asked
@@ -50,6 +50,9 @@ class ProcessConfig(JobConfig):
     key: str | None = Field(
         None,
         description="Ed25519 private key (PEM file) that signs the certificate of an automatic promotion",
+    )
+    require_gate: bool = Field(
+        False, description="end with exit code 4, and not 3, where the gate of a run failed"
     )
     lease_s: float = Field(
         300.0, gt=30, description="seconds until a processor that stopped renewing its lease may be replaced"

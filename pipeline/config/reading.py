@@ -18,6 +18,7 @@ from pipeline.redaction import redacted
 
 ConfigT = TypeVar("ConfigT", bound=JobConfig)
 CLASS_PAIR = re.compile(r"([{,]\s*\d+):(?=[\d\[])")  # {1:7}, which YAML reads as the sexagesimal number 67
+CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
 LARGEST_YAML = 1_000_000  # values; a list of ids in a configuration may be long
 # no number: YAML would read an octal one, or lose what makes it a digest
 DIGITS = re.compile(r"0\d+|\d{30,}")

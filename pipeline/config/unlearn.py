@@ -1,5 +1,6 @@
 """The main job: what to forget, how, and what has to hold before the result may be promoted."""
 
+import operator
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -129,7 +130,7 @@ class Evaluate(Sampling):
     cpus: float = Field(0.5, ge=0, description="asynchronous: CPUs of such a task")
     gpus: float = Field(0, ge=0, description="asynchronous: GPUs of such a task")
     timeout_s: float = Field(
-        1200.0, gt=0, description="asynchronous: a check that takes longer counts as failed"
+        1200.0, gt=0, description="asynchronous: a check that takes longer, from its start, counts as failed"
     )
     attack_suite: bool = Field(
         False, description="at the end, try to bring the class back (attacks says how)"
@@ -216,6 +217,11 @@ class UnlearnConfig(SeededConfig):
     run_id: Name | None = Field(
         None,
         description="absent: a new run; else that run is continued, or its result shown",
+    )
+    require_gate: bool = Field(
+        False,
+        exclude_if=operator.not_,
+        description="end with exit code 4 where the gate fails; the version is registered all the same",
     )
     lake: LakeName = Field("digits", description="name or URI of the lake to read")
     model: Model = Model()

@@ -1,11 +1,15 @@
 """The workers of a training on Ray."""
 
-from typing import Any, Literal
+import operator
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
 from pipeline.config.base import Section
 from pipeline.config.conditions import Only
+
+# value, !value, in(a, b), !in(a, b)
+Selector = Annotated[str, Field(pattern=r"^!?([\w.-]+|in\( *[\w.-]+( *, *[\w.-]+)* *\))$")]
 
 
 class TrainWorkers(Section):
@@ -14,6 +18,14 @@ class TrainWorkers(Section):
     workers: int | list[int] = Field(2, description="how many, or [fewest, most]")
     cpus_per_worker: float = Field(0.5, gt=0, description="CPUs that a worker reserves")
     gpus_per_worker: float = Field(0, ge=0, description="GPUs that a worker reserves; 0: on the CPU")
+    label_selector: dict[str, Selector] = Field(
+        {},
+        exclude_if=operator.not_,
+        description=(
+            "labels of the nodes that workers are placed on, in Ray's terms: value, !value, in(a, b) or"
+            " !in(a, b); absent: any node"
+        ),
+    )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="of matrix products; weights, moments and reductions are fp32 either way"
     )

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError
 
 from pipeline import storage
+from pipeline.config.reading import CONFIGS
 from pipeline.data.parquet_shards import Kind, Shard, Stored
 from pipeline.errors import InputError
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from pipeline.data.batch import Batch
 
 SCHEMA_VERSION = 2
-CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
 MANIFEST = "manifest.json"
 
 

@@ -55,12 +55,14 @@ class Model(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class Summary:
     """What there is when a processor ends. `left`: requests without a version that serves, each with the
-    reason. `awaiting`: answered ones with the version that somebody has to approve."""
+    reason. `awaiting`: answered ones with the version that somebody has to approve. `gate_failed`: whether
+    a run failed its gate."""
 
     left: Mapping[str, str]
     overdue: tuple[str, ...]
     refused: tuple[str, ...]
     awaiting: Mapping[str, int]
+    gate_failed: bool = False
 
     @property
     def alarms(self) -> bool:
@@ -95,6 +97,7 @@ class Processor:
         self.config, self.model, self.lake, self.lease, self.say = config, model, lake, lease, say
         self.plan_uri = storage.join(ledger.folder(config.storage), PLAN)
         self.unpromoted = ""  # why a version that should serve does not
+        self.gate_failed = False
 
     def work(self) -> Summary:
         """Settle what was answered, then run after run until nothing is open that could be answered."""
@@ -106,7 +109,9 @@ class Processor:
             for line in plan.lines:
                 self.say(line)
             self.begin(plan)
-            left |= self.record(plan, self.model.answer(plan))
+            outcome = self.model.answer(plan)
+            self.gate_failed |= bool(outcome.refusals)
+            left |= self.record(plan, outcome)
             self.settle()
         storage.remove(self.plan_uri)
         page.write(self.config.storage)
@@ -231,6 +236,7 @@ class Processor:
             overdue=tuple(request.id for request in mine if request.is_overdue(today)),
             refused=tuple(request.id for request in mine if request.state == "refused"),
             awaiting=awaiting,
+            gate_failed=self.gate_failed,
         )
 
 

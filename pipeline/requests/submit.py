@@ -11,7 +11,7 @@ from pipeline.errors import InputError
 from pipeline.redaction import redact
 from pipeline.requests import ledger, merge, samples
 from pipeline.requests.ledger import Ledger, Move, Request, Terms
-from pipeline.runs.request_checks import default_id, require_scope
+from pipeline.runs.request_checks import default_id, exchange_hint, require_scope
 
 
 def submit(config: LedgerConfig, *, dry_run: bool = False) -> tuple[Request, bool]:
@@ -93,7 +93,7 @@ def require_consistent(terms: Terms, snapshot: Ledger, labels: set[int], *, with
     if bare and not without_exchange:
         raise InputError(
             f"request.exchange: class {bare[0]} has none, so nothing says what its label is to give instead;"
-            f" give one (--set 'request.exchange={{{bare[0]}: <class>}}') or insist with --set"
+            f" give one (--set 'request.exchange={exchange_hint(terms.exchange, bare)}') or insist with --set"
             " request.without_exchange=true"
         )
     if labels <= {*forgotten_by, *terms.classes}:

@@ -13,7 +13,8 @@ Nothing is registered: the weights, metrics.jsonl and result.json lie under the 
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ from models import weights
 from models.generative import GenerativeModel
 from models.judge import Judge
 from pipeline import config as configuration
-from pipeline import storage
+from pipeline import lease, storage
 from pipeline.config import UnlearnConfig
 from pipeline.data.partition import Partition
 from pipeline.data.partition_ray import build_partition
@@ -33,7 +34,7 @@ from pipeline.evaluation import stored_result
 from pipeline.runs import final_evaluation, preflight, run_weights
 from pipeline.runs.preflight import REQUEST, SETTINGS, Prepared
 from pipeline.runs.result import RESULT, base_metrics_of, keep_base_metrics, result_of
-from pipeline.runs.unlearn import leave_model, with_own_weights
+from pipeline.runs.unlearn import lease_of, leave_model, with_own_weights
 from pipeline.runtime import command_line, metrics_log
 from pipeline.training.loop import Hooks
 from pipeline.training.loop import unlearn as unlearn_loop
@@ -59,13 +60,21 @@ def unlearn(config: UnlearnConfig) -> LocalRun:
     """Check the request, build its partition, train, measure and leave the result under the run's folder.
 
     In a process group all ranks call this together. A run id that is finished returns its result, an
-    interrupted one goes on. Raises `InputError` for what cannot be served, `RuntimeError` for a run that
-    breaks down numerically.
+    interrupted one goes on. Raises `InputError` for what cannot be served or is being done by another
+    process, `RuntimeError` for a run that breaks down numerically.
     """
     started, collectives = time.perf_counter(), Collectives()
     config = _on_these_workers(config, collectives.world_size)
     prepared = _same_run(preflight.check(config))
     storage.require_writable(config.storage)
+    with _held(prepared) as own:
+        return _unlearn(prepared, collectives, own, started)
+
+
+def _unlearn(
+    prepared: Prepared, collectives: Collectives, own: lease.Lease | None, started: float
+) -> LocalRun:
+    """The run itself, which no other process does meanwhile; `own` is the first rank's."""
     prepared = _first_then_others(lambda: with_own_weights(prepared))
     partition, inputs = open_run(prepared, collectives)
     if not storage.exists(storage.join(prepared.run_uri, RESULT)):
@@ -75,7 +84,8 @@ def unlearn(config: UnlearnConfig) -> LocalRun:
             )
             storage.write_text(storage.join(prepared.run_uri, SETTINGS), preflight.settings_text(prepared))
         outcome = _outcome(prepared, partition, inputs)
-        if collectives.rank == 0:
+        if own:
+            own.require()
             _, digest = leave_model(prepared)
             seconds = time.perf_counter() - started
             result = result_of(prepared, outcome, digest, partition.digest, seconds)
@@ -187,6 +197,23 @@ def _outcome(prepared: Prepared, partition: Partition, inputs: Inputs) -> dict[s
     if before is None and inputs.collectives.rank == 0:
         keep_base_metrics(metrics_uri, outcome, prepared.run_uri)
     return outcome
+
+
+@contextmanager
+def _held(prepared: Prepared) -> Iterator[lease.Lease | None]:
+    """Context: the first rank holds the run's lease for all; where it is refused, every rank is."""
+    with ExitStack() as stack:
+        own, refusal = None, [""]
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            try:
+                own = stack.enter_context(lease_of(prepared))
+            except lease.LeaseHeldError as error:
+                refusal = [str(error)]
+        if dist.is_initialized():
+            dist.broadcast_object_list(refusal)
+        if refusal[0]:
+            raise lease.LeaseHeldError(refusal[0])
+        yield own
 
 
 def _same_run(prepared: Prepared) -> Prepared:

@@ -1,9 +1,11 @@
 """A main job checked before anything is written: what it reads is there and fits together."""
 
+import os
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -27,6 +29,7 @@ from pipeline.runs.request_checks import answers_of, require_fit, resolve, with_
 from pipeline.runtime import precision
 from pipeline.seeding import seed_of
 from pipeline.tracking.known_versions import require_log_known
+from pipeline.tracking.mlflow_runs import client, tracking_uri
 from pipeline.training.judge_accuracy import tried
 from pipeline.unlearning.parameters import label_parameter, select
 from pipeline.weights import feature_extractors, model_folder
@@ -39,7 +42,8 @@ REQUEST, SETTINGS = "request.yaml", "config.yaml"
 # continued with others.
 HOW = (
     *("train.cpus_per_worker", "train.max_failures", "train.wait_s", "train.resize_s", "train.grace_s"),
-    *("evaluate.cpus", "evaluate.timeout_s"),
+    "train.label_selector",
+    *("evaluate.cpus", "evaluate.timeout_s", "require_gate"),
 )
 
 
@@ -159,6 +163,27 @@ def check(config: UnlearnConfig) -> Prepared:
     return prepared
 
 
+def require_places(config: UnlearnConfig) -> None:
+    """Raise `InputError` where the run could not write, or this machine, without a cluster, has not got its
+    GPUs. Leaves nothing behind."""
+    import torch
+
+    storage.require_writable(config.storage)
+    if config.tracking.uri and not _is_new_database(config.tracking.uri):
+        client(config.tracking, config.storage, create=False)
+    gpus = config.train.fewest * config.train.gpus_per_worker
+    if gpus > torch.cuda.device_count() and not os.environ.get("RAY_ADDRESS"):
+        raise InputError(
+            f"train.gpus_per_worker: got {config.train.gpus_per_worker:g} for {config.train.fewest} workers,"
+            f" but this machine has {torch.cuda.device_count()} GPUs; ask for less, or set RAY_ADDRESS to a"
+            " cluster that has them"
+        )
+
+
+def _is_new_database(uri: str) -> bool:
+    return uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
+
+
 def new_run_id(request_id: str) -> str:
     """A name of at most 100 characters, which a run's folder may have."""
     return f"{request_id[:78]}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
@@ -257,7 +282,7 @@ def _require_same_settings(prepared: Prepared) -> None:
     different = [
         f"{key} {before.get(key)!r} -> {now.get(key)!r}"
         for key in keys
-        if before.get(key) != now.get(key) and key not in HOW
+        if before.get(key) != now.get(key) and not any(key == how or key.startswith(f"{how}.") for how in HOW)
     ]
     if different:
         raise InputError(

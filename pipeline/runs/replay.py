@@ -35,7 +35,7 @@ def replay(config: RegistryConfig) -> Replay:
     version or that configuration is not what was registered, or when rows that it read were purged since.
     """
     from pipeline.data.partition_ray import build_partition
-    from pipeline.runs import preflight
+    from pipeline.runs import preflight, run_weights
     from pipeline.runtime import cluster_ray
     from pipeline.training import worker
     from pipeline.training.run_folder import TRAINED
@@ -64,10 +64,11 @@ def replay(config: RegistryConfig) -> Replay:
     prepared = preflight.check(run_config)
     _require_same_rows(version, prepared)
     place = storage.join(config.storage, "replays", prepared.run_id)
-    cluster_ray.connect()
+    cluster_ray.connect(cluster_ray.cpus_for(run_config.train))
     partition = build_partition(prepared.config, prepared.lake, prepared.subject["neighbours"])
     try:
-        worker.train(prepared.config, partition_uri=partition.uri, run_uri=place, **prepared.sources)
+        ran = run_weights.fitted(prepared.config, prepared.choice)
+        worker.train(ran, partition_uri=partition.uri, run_uri=place, **prepared.sources)
         trained = weights.from_bytes(storage.read_bytes(storage.join(place, TRAINED)), TRAINED)
     finally:
         storage.remove(place)

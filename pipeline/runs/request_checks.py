@@ -92,7 +92,7 @@ def resolve(
         raise InputError(
             f"request.exchange: class {missing[0]} has none. A label without an exchange class gets no"
             " gradient that says what to sample instead, and what it samples is left to chance; give one"
-            f" (--set 'request.exchange={{{missing[0]}: <class>}}') or insist with --set"
+            f" (--set 'request.exchange={exchange_hint(request.exchange, missing)}') or insist with --set"
             " request.without_exchange=true"
             + (
                 f"; to forget no more than the named samples of class {missing[0]}, name it in"
@@ -133,6 +133,13 @@ def resolve(
     if request.id:
         return config
     return config.model_copy(update={"request": request.model_copy(update={"id": request_id(config)})})
+
+
+def exchange_hint(exchange: Mapping[int, Any], missing: Sequence[int]) -> str:
+    """The whole map as --set takes it, which replaces the one there is: what is given, and a place to fill in
+    for each class without one."""
+    entries = {**{label: f"{to}" for label, to in exchange.items()}, **dict.fromkeys(missing, "<class>")}
+    return "{" + ", ".join(f"{label}: {to}" for label, to in sorted(entries.items())) + "}"
 
 
 def require_answers(request: Request) -> None:

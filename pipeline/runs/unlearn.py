@@ -1,10 +1,9 @@
 """The main job on the driver: check -> partition -> train -> evaluate -> gate -> register."""
 
 import logging
-import math
-import os
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -43,12 +42,16 @@ def run(prepared: Prepared) -> dict[str, Any]:
     if result := finished(run_uri):
         return result
     storage.require_writable(config.storage)
-    with lease.held(
-        storage.join(config.storage, "leases", prepared.run_id), lasts_s=LEASE_S, outlive=True
-    ) as own:
+    with lease_of(prepared) as own:
         if result := finished(run_uri):  # another process has just finished it
             return result
         return _run(prepared, own, started)
+
+
+def lease_of(prepared: Prepared) -> AbstractContextManager[lease.Lease]:
+    """Context: this process alone does the run, with Ray or without."""
+    uri = storage.join(prepared.config.storage, "leases", prepared.run_id)
+    return lease.held(uri, lasts_s=LEASE_S, outlive=True)
 
 
 def finished(run_uri: str) -> dict[str, Any] | None:
@@ -69,17 +72,18 @@ def _run(prepared: Prepared, own: lease.Lease, started: float) -> dict[str, Any]
     from pipeline.data.partition_ray import build_partition
     from pipeline.runtime import cluster_ray
     from pipeline.tracking.compat import preload
+    from pipeline.tracking.run_page import DataSet
 
     config = prepared.config
     preload()
     prepared = with_own_weights(prepared)
-    cpus = math.ceil(config.train.most * config.train.cpus_per_worker) + 1  # one for Ray Data
-    cluster_ray.connect(max(os.cpu_count() or 1, cpus))
+    cluster_ray.connect(cluster_ray.cpus_for(config.train))
     cluster_ray.require_shared(config.storage)
 
     with begin(prepared) as tracker:
         # Partition: the rows of the run, cut into lanes.
         partition = build_partition(config, prepared.lake, prepared.subject["neighbours"])
+        tracker.log_datasets([DataSet(name="partition", digest=partition.digest, uri=partition.uri)])
         origin = " (made before)" if partition.reused else ""
         print(f"  partition {partition.digest[:12]}{origin}; starting the workers", flush=True)
 
@@ -154,6 +158,7 @@ def _about(prepared: Prepared) -> dict[str, Any]:
 def begin(prepared: Prepared, tags: Mapping[str, str] | None = None) -> "Tracker":
     """Leave the run's settings in its folder, before anything else, and return its tracker, to be entered."""
     from pipeline.tracking.mlflow_runs import Tracker, flatten
+    from pipeline.tracking.run_page import DataSet
 
     config, run_uri = prepared.config, prepared.run_uri
     if not storage.exists(storage.join(run_uri, SETTINGS)):
@@ -172,7 +177,29 @@ def begin(prepared: Prepared, tags: Mapping[str, str] | None = None) -> "Tracker
             **(tags or {}),
         },
         system=True,
+        description=_description(prepared),
+        datasets=[
+            DataSet(name=prepared.lake.manifest.name, digest=prepared.lake.digest, uri=prepared.lake.uri)
+        ],
         params=flatten(config.model_dump(mode="json", exclude={"storage", "run_id", "tracking"})),
+    )
+
+
+def _description(prepared: Prepared) -> str:
+    """A paragraph for MLflow's page of the run."""
+    config, request = prepared.config, prepared.config.request
+    named = f"classes {', '.join(map(str, request.classes))}" if request.classes else ""
+    scope = " and ".join(filter(None, [named, "the named samples" if request.sample_ids else ""]))
+    exchange = "; ".join(
+        f"label {label} samples {' or '.join(map(str, targets))} from now on"
+        for label, targets in request.exchange_classes.items()
+    )
+    start = prepared.base_version.line if prepared.base_version else f"weights {prepared.base.digest[:12]}"
+    return (
+        f"Request {request.id}: {config.model.size} forgets {scope} of lake {prepared.lake.manifest.name}"
+        + (f"; {exchange}" if exchange else "")
+        + f". By {config.method.name}, which trains {config.trainable} ({prepared.trainable:,} parameters),"
+        f" from {start}." + (f" Reason: {request.reason}." if request.reason else "")
     )
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -9,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -19,10 +20,20 @@ from pipeline.runtime import compat_ray
 from pipeline.runtime.startup_timeline import mark
 from pipeline.storage import StorageError
 
+if TYPE_CHECKING:
+    from pipeline.config import TrainWorkers
+
 CHECKOUT = str(Path(__file__).resolve().parents[2])
 ANSWER_S = 10.0  # for which a head is waited for
+# how a gRPC client begins, and the type of the frame that every gRPC server answers with (RFC 9113, 3.4)
+HTTP2, HTTP2_SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)), b"\x04"
 START_TRIES = 3  # of a local cluster
 SAY_EVERY_S = 30.0  # while waiting for resources
+
+
+def cpus_for(train: "TrainWorkers") -> int:
+    """Logical CPUs of a local cluster for these workers and Ray Data; as many as the machine has at least."""
+    return max(os.cpu_count() or 1, math.ceil(train.most * train.cpus_per_worker) + 1)
 
 
 def connect(cpus: int | None = None, *, dashboard: bool = False) -> None:
@@ -40,7 +51,10 @@ def connect(cpus: int | None = None, *, dashboard: bool = False) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     if address := os.environ.get("RAY_ADDRESS"):  # the submitted working directory holds the code there
         _require_answer(address)
-        ray.init(runtime_env={"env_vars": threads}, **quietly)
+        try:
+            ray.init(runtime_env={"env_vars": threads}, **quietly)
+        except ConnectionError as error:  # auto, and there is none; or what answers is no head
+            raise InputError(_no_head(address, " ".join(str(error).split())[:200])) from error
     else:
         inherited = [
             path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != CHECKOUT
@@ -75,12 +89,20 @@ def _require_answer(address: str) -> None:
     if not port.isdecimal():  # auto, local
         return
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") == "0":
+                connection.sendall(HTTP2)
+                if connection.recv(4)[3:] != HTTP2_SETTINGS:
+                    raise OSError("what listens there does not speak gRPC")
     except OSError as error:
-        raise InputError(
-            f"RAY_ADDRESS: no Ray head answers at {address} ({error}); expected a running cluster's address,"
-            " or the variable unset for a cluster of this machine's own"
-        ) from error
+        raise InputError(_no_head(address, str(error))) from error
+
+
+def _no_head(address: str, reason: str) -> str:
+    return (
+        f"RAY_ADDRESS: no Ray head answers at {address} ({reason}); expected a running cluster's address,"
+        " or the variable unset for a cluster of this machine's own"
+    )
 
 
 @contextlib.contextmanager
@@ -110,44 +132,73 @@ def plain_errors() -> Iterator[None]:
         raise
 
 
-def wait_for(bundle: Mapping[str, float], fewest: int, most: int, *, wait_s: float) -> None:
-    """Return once the nodes that are alive have room for `fewest` workers of `bundle` each; an autoscaler is
-    asked for `most`.
+def wait_for(
+    bundle: Mapping[str, float],
+    fewest: int,
+    most: int,
+    *,
+    wait_s: float,
+    labels: Mapping[str, str] | None = None,
+) -> None:
+    """Return once the nodes that are alive and that the selector `labels` admits have room for `fewest`
+    workers of `bundle` each; an autoscaler is asked for `most`.
 
     Says what is missing and that it waits. A cluster of this process's own never grows, so there it is
     `InputError` at once;
     `RuntimeError` after `wait_s`.
     """
-    if _room(bundle) >= fewest:
+    labels = labels or {}
+    if _room(bundle, labels) >= fewest:
         return
     if not os.environ.get("RAY_ADDRESS"):
         raise InputError(
-            f"{_missing(bundle, fewest)}; ask for less, or set RAY_ADDRESS to a cluster that has it"
+            f"{_missing(bundle, fewest, labels)}; ask for less, or set RAY_ADDRESS to a cluster that has it"
         )
     from ray.autoscaler.sdk import request_resources
 
     began = last_line = time.monotonic()
-    print(f"  {_missing(bundle, fewest)}; waiting up to {wait_s:.0f} s (train.wait_s)", flush=True)
-    request_resources(bundles=[dict(bundle)] * most)
+    print(f"  {_missing(bundle, fewest, labels)}; waiting up to {wait_s:.0f} s (train.wait_s)", flush=True)
+    request_resources(
+        bundles=[dict(bundle)] * most, bundle_label_selectors=[dict(labels)] * most if labels else None
+    )
     try:
-        while _room(bundle) < fewest:
+        while _room(bundle, labels) < fewest:
             now = time.monotonic()
             if now - began >= wait_s:
                 raise RuntimeError(
-                    f"{_missing(bundle, fewest)}; gave up after {wait_s:.0f} s. The run goes on when it is"
-                    " submitted again"
+                    f"{_missing(bundle, fewest, labels)}; gave up after {wait_s:.0f} s. The run goes on when"
+                    " it is submitted again"
                 )
             if now - last_line >= SAY_EVERY_S:
                 last_line = now
-                print(f"  {_missing(bundle, fewest)}; still waiting", flush=True)
+                print(f"  {_missing(bundle, fewest, labels)}; still waiting", flush=True)
             time.sleep(min(1.0, wait_s))
     finally:
         request_resources(bundles=[])
 
 
-def _room(bundle: Mapping[str, float]) -> int:
-    """How many workers of `bundle` the nodes that are alive could hold if they were empty."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def admits(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
+    """Whether a node with these labels is one that Ray's label selector means."""
+    for key, wanted in selector.items():
+        negated, text = wanted.startswith("!"), wanted.removeprefix("!")
+        values = text[3:-1].split(",") if text.startswith("in(") and text.endswith(")") else [text]
+        if (labels.get(key) in [value.strip() for value in values]) == negated:
+            return False
+    return True
+
+
+def _nodes(labels: Mapping[str, str]) -> list[dict[str, float]]:
+    """The resources of the nodes that are alive and that the selector admits."""
+    return [
+        node["Resources"]
+        for node in ray.nodes()
+        if node["Alive"] and admits(labels, node.get("Labels") or {})
+    ]
+
+
+def _room(bundle: Mapping[str, float], labels: Mapping[str, str]) -> int:
+    """How many workers of `bundle` those nodes could hold if they were empty."""
+    nodes = _nodes(labels)
     return int(
         sum(
             min((node.get(name, 0.0) + 1e-9) // amount for name, amount in bundle.items() if amount > 0)
@@ -156,8 +207,9 @@ def _room(bundle: Mapping[str, float]) -> int:
     )
 
 
-def _missing(bundle: Mapping[str, float], count: int) -> str:
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def _missing(bundle: Mapping[str, float], count: int, labels: Mapping[str, str]) -> str:
+    nodes = _nodes(labels)
+    of_labels = f" with labels {dict(labels)} (train.label_selector)" if labels else ""
     have = {name: sum(node.get(name, 0.0) for node in nodes) for name in bundle}
     each = ", ".join(f"{amount:g} {name}" for name, amount in bundle.items())
     short = [
@@ -166,8 +218,9 @@ def _missing(bundle: Mapping[str, float], count: int) -> str:
         if have[name] < amount * count
     ]
     return (
-        f"train.workers: the cluster has room for {_room(bundle)} of {count} workers ({each} each); its"
-        f" {len(nodes)} nodes have {', '.join(f'{amount:g} {name}' for name, amount in have.items())}"
+        f"train.workers: the cluster has room for {_room(bundle, labels)} of {count} workers ({each} each);"
+        f" its {len(nodes)} nodes{of_labels} have"
+        f" {', '.join(f'{amount:g} {name}' for name, amount in have.items())}"
         + (f", missing {', '.join(short)}" if short else ", but no node enough of them together")
     )
 

@@ -18,6 +18,7 @@ from pipeline.runtime.stop_request import raise_terminated
 
 ConfigT = TypeVar("ConfigT", bound=configuration.JobConfig)
 STORAGE_VARIABLE = "UNLEARN_STORAGE"
+GATE_FAILED = 4  # exit code: all was done, and the result does not hold what the gate asks
 Run = Callable[[ConfigT, bool], int | None]  # an exit code, None for 0
 
 

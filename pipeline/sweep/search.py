@@ -113,6 +113,10 @@ def run(prepared: PreparedSweep) -> dict[str, Any]:
         run_id=prepared.sweep_id,
         tags=tags,
         params=params,
+        description=(
+            f"A search of {config.budget.trials} trials over {', '.join(sorted(config.space))},"
+            f" each of them {config.base} with other values; the best are verified on fresh seeds."
+        ),
     ) as parent:
         plan = make_plan(prepared)
         table = run_trials(prepared, plan, parent)

@@ -8,7 +8,7 @@ import platform
 import re
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from pipeline.errors import InputError
 from pipeline.redaction import redact
 from pipeline.tracking import compat
 from pipeline.tracking.moved_root import ARTIFACTS, follow_root
+from pipeline.tracking.run_page import DataSet, log_datasets, origin
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -66,8 +67,9 @@ def client(tracking: Registry, storage_root: str, *, create: bool = True) -> "Ml
     if database is not None and not database.is_file():
         if not create:
             raise InputError(
-                f"nothing is registered yet: {database} does not exist; run jobs/unlearn_imagenet.py first,"
-                " or check storage and tracking.uri"
+                f"nothing is registered yet: {database} does not exist; run `python jobs/unlearn_imagenet.py"
+                f" --config jobs/configs/<job>.yaml --set storage={storage_root}` first, or check storage and"
+                " tracking.uri"
             )
         compat.quiet()
         local = storage.is_local(storage_root)
@@ -128,7 +130,7 @@ class Tracker:
     """The driver's hold on one MLflow run. Entering with a known `run_id` continues that run.
 
     `system`: while it is entered, the machine's load is recorded beside the run's own metrics, as
-    `system/...`.
+    `system/...`. `description` and `datasets` are for MLflow's page of the run.
 
     The status on leaving is FINISHED, KILLED (interrupted) or FAILED (any other exception, which goes on).
     """
@@ -143,29 +145,33 @@ class Tracker:
         tags: Mapping[str, str] | None = None,
         params: Mapping[str, Any] | None = None,
         system: bool = False,
+        description: str = "",
+        datasets: Sequence[DataSet] = (),
     ) -> None:
         self.tracking, self.storage_root, self.run_id = tracking, storage_root, run_id
         self.name, self.tags, self.params = name or run_id, dict(tags or {}), dict(params or {})
         self.mlflow_run_id = ""
-        self._system = system
+        self._system, self._description, self._datasets = system, description, tuple(datasets)
         self._continued = False
         self._steps: dict[str, set[int]] = {}  # the steps of each metric that MLflow has
 
     def __enter__(self) -> "Tracker":
         self.client = client(self.tracking, self.storage_root)
         experiment = find_experiment(self.client, self.tracking, self.storage_root)
+        tags = {**origin(self._description), **environment(), **self.tags}
         earlier = find_run(self.client, experiment, self.run_id)
         if earlier is None:
             run = self.client.create_run(
                 experiment,
                 run_name=self.name,
-                tags={RUN_ID_TAG: self.run_id, **environment(), **_texts(self.tags)},
+                tags={RUN_ID_TAG: self.run_id, **_texts(tags)},
             )
             self.mlflow_run_id = str(run.info.run_id)
         else:
             self.mlflow_run_id, self._continued = earlier, True
             self.client.update_run(earlier, status="RUNNING")
-            self.set_tags({**environment(), **self.tags})
+            self.set_tags(tags)
+        self.log_datasets(self._datasets)
         self._log_params()
         uri = tracking_uri(self.tracking, self.storage_root)
         self._monitor = compat.watch_system(self.mlflow_run_id, uri) if self._system else None
@@ -190,6 +196,9 @@ class Tracker:
         self.client.log_batch(
             self.mlflow_run_id, tags=[RunTag(key, value) for key, value in _texts(tags).items()]
         )
+
+    def log_datasets(self, datasets: Sequence[DataSet]) -> None:
+        log_datasets(self.client, self.mlflow_run_id, datasets)
 
     def log_records(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Log records of metrics.jsonl, both kinds: every number under its own name at the record's step;

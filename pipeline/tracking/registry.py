@@ -16,7 +16,7 @@ from models.block_list import HEAD
 from pipeline import storage
 from pipeline.config import Registry
 from pipeline.errors import InputError
-from pipeline.tracking import alias_log, version_check
+from pipeline.tracking import alias_log, run_page, version_check
 from pipeline.tracking.alias_log import CANDIDATE as CANDIDATE
 from pipeline.tracking.alias_log import CHAMPION as CHAMPION
 from pipeline.tracking.honoured_requests import honoured as honoured
@@ -58,8 +58,7 @@ def register(
                 image_shape=image_shape,
                 serving=_serving(tracker, result),
             )
-            mlflow.log_artifacts(tracker.mlflow_run_id, str(Path(temporary) / "model"), artifact_path="model")
-        source = f"{mlflow.get_run(tracker.mlflow_run_id).info.artifact_uri}/model"
+            model = run_page.logged_model(mlflow, tracker.mlflow_run_id, name, str(Path(temporary) / "model"))
         config_digest = version_check.config_digest(
             version_check.config_uri(tracker.storage_root, tracker.run_id)
         )
@@ -70,8 +69,16 @@ def register(
             **({version_check.CONFIG: config_digest} if config_digest else {}),
         }
         version = int(
-            mlflow.create_model_version(name, source, run_id=tracker.mlflow_run_id, tags=tags).version
+            # its place and not models:/<id>, which MLflow looks up in a global store
+            mlflow.create_model_version(
+                name,
+                model.artifact_location,
+                run_id=tracker.mlflow_run_id,
+                tags=tags,
+                model_id=model.model_id,
+            ).version
         )
+    run_page.link_version(mlflow, tracker.mlflow_run_id, name, version, result)
     entries = alias_log.follow_log(mlflow, tracker.storage_root, name, only=CANDIDATE)
     newest = max((entry.version for entry in entries if entry.alias == CANDIDATE), default=0)
     if version > newest:

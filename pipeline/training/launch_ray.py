@@ -45,7 +45,8 @@ def launch(
 
     gpu = train.gpus_per_worker > 0
     resources = {"CPU": train.cpus_per_worker} | ({"GPU": train.gpus_per_worker} if gpu else {})
-    cluster_ray.wait_for(resources, train.fewest, train.most, wait_s=train.wait_s)
+    labels = train.label_selector
+    cluster_ray.wait_for(resources, train.fewest, train.most, wait_s=train.wait_s, labels=labels)
     elastic = train.fewest < train.most
     compat_ray.set_up_train(
         poll_s=POLL_S,
@@ -67,7 +68,9 @@ def launch(
     trainer = TorchTrainer(
         worker,
         train_loop_config=arguments,
-        scaling_config=ScalingConfig(use_gpu=gpu, resources_per_worker=resources, **workers),
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]
+            use_gpu=gpu, resources_per_worker=resources, label_selector=labels or None, **workers
+        ),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         run_config=RunConfig(
             name=name,

@@ -44,11 +44,17 @@ def penalty_directions(g_f: Tensor, g_r: Tensor) -> tuple[Tensor, Tensor, Dots]:
     cos^2 = a^2 / (b c), so u = 2a/(bc) (g_r - (a/b) g_f) and v = 2a/(bc) (g_f - (a/c) g_r). The penalty's
     gradient is then H_f u + H_r v: one vector-Jacobian product through the gradients, linear in the ranks, so
     it can be averaged.
+
+    |v| grows as 1 / |g_r| without end. Where |g_r| is below sqrt(eps) |g_f|, eps the dtype's, its direction
+    is mostly rounding (a student that still equals its teacher), and v is no longer than it is there.
     """
     d = dots(g_f, g_r)
     factor = 2 * d.a / (d.b * d.c + TINY)
     u = (g_r - d.a / (d.b + TINY) * g_f).mul_(factor)
     v = (g_f - d.a / (d.c + TINY) * g_r).mul_(factor)
+    rounding = torch.finfo(g_r.dtype).eps * d.b  # of |g_r|^2
+    if d.c < rounding:
+        v.mul_((d.c / rounding) ** 0.5)
     return u, v, d
 
 

@@ -23,6 +23,7 @@ class Teacher:
     def __init__(self, model: GenerativeModel, trained: Mapping[str, Tensor]):
         self._model = model
         self._frozen = {name: tensor.detach().clone() for name, tensor in trained.items()}
+        self._buffers = {name: buffer.detach().clone() for name, buffer in model.net.named_buffers()}
         self._labels = label_parameter(model, trained)
         self._aimed, self._pushed = self._frozen, torch.zeros(0, dtype=torch.long)
 
@@ -58,9 +59,11 @@ class Teacher:
 
     @torch.no_grad()
     def _predict(self, weights: Mapping[str, Tensor], rows: Rows, y: Tensor, **options: Any) -> Prediction:
-        """With `weights` in place of the student's; `options` go to the network's forward."""
+        """With `weights` in place of the student's; `options` go to the network's forward. What a pass counts
+        (batch norm) is the student's own: it gets copies of the base's buffers."""
 
         def net(*inputs: Tensor) -> Any:
-            return functional_call(self._model.net, dict(weights), inputs, options)
+            buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
+            return functional_call(self._model.net, {**buffers, **weights}, inputs, options)
 
         return self._model.predict(net, rows.seen_by_teacher, y, rows.noise)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from pipeline import fetching, storage
+from pipeline.config.reading import CONFIGS
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,6 +48,16 @@ def model_uri(storage_root: str, size: str, lake: str) -> str:
     """Where pretrain.py leaves the model of `size` trained on `lake`."""
     return storage.join(
         storage_root, "models", f"{size.lower().replace('/', '-')}-{lake.rstrip('/').rsplit('/', 1)[-1]}"
+    )
+
+
+def _command(uri: str) -> str:
+    """What makes the weights at `uri` where pretrain.py leaves them."""
+    root, _, name = uri.rpartition("/models/")
+    file = f"pretrain_{name.rpartition('-')[2]}{'_vae' * name.startswith('vae-')}.yaml"
+    known = root and (CONFIGS / file).is_file()
+    return f"python jobs/pretrain.py --config jobs/configs/{file if known else 'pretrain_<lake>.yaml'}" + (
+        f" --set storage={root}" if root else ""
     )
 
 
@@ -113,10 +124,7 @@ def read(uri: str, key: str, *, size: str | None = None, sha256: str | None = No
     if manifest is None:
         if import_published.is_published(uri):
             return _read_published(uri, key, size, sha256)
-        raise InputError(
-            f"{key}: no weights at {uri}; make them with "
-            "`python jobs/pretrain.py --config jobs/configs/pretrain_<lake>.yaml` or name a folder"
-        )
+        raise InputError(f"{key}: no weights at {uri}; make them with `{_command(uri)}` or name a folder")
     if sha256 is not None:
         with fetching.fetched(storage.join(uri, WEIGHTS), key) as path:
             fetching.require_sha256(path, sha256, key)

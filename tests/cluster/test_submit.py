@@ -1,6 +1,8 @@
 """What the submit helper decides and refuses before it asks any cluster, and what would be uploaded."""
 
+import io
 import logging
+import os
 import shlex
 import shutil
 import sys
@@ -81,6 +83,24 @@ def test_a_new_run_id_is_part_of_the_command(submit: Any) -> None:
     assert made[0].metadata["run_id"] != made[1].metadata["run_id"] and made[0].job_id.startswith(
         made[0].metadata["run_id"]
     )
+
+
+def test_the_address_that_is_given_beats_the_environments(
+    submit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray itself takes the environment's before the one it is given."""
+    import ray.job_submission
+
+    seen = []
+    monkeypatch.setattr(submit.socket, "create_connection", lambda *where, **options: io.BytesIO())
+    monkeypatch.setattr(
+        ray.job_submission,
+        "JobSubmissionClient",
+        lambda address: seen.append((address, os.environ["RAY_API_SERVER_ADDRESS"])),
+    )
+    submission = submit.prepare(submit.parser().parse_args([*QUICKSTART, "--address", "http://there:8265"]))
+    submit.connect(submission.address)
+    assert seen == [("http://there:8265", "http://there:8265")]
 
 
 def test_every_job_is_known_or_refused(submit: Any) -> None:

@@ -5,8 +5,9 @@ Every part of a job is killed by `kill -9` at random steps: a worker (`told`: by
 place a fresh one comes (`drained`: it is told to go, as a spot node is), the driver of the submitted job and
 the head (a new one starts on the same ports, with new raylets); then the job is submitted again. A run that
 ends is compared with an undisturbed one: the same weights digest, whatever was killed; one that ended with an
-error goes on with the next submission. Prints one JSON line a kill and a run and a summary; exit code 1 when
-a digest differs or a run does not come to its end.
+error goes on with the next submission. Between the kills a second driver is submitted under the same run id
+(`twin`): one of the two does the work. Prints one JSON line a kill and a run and a summary; exit code 1 when
+a digest differs, a run has not exactly one version or does not come to its end.
 """
 
 import argparse
@@ -26,7 +27,11 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (0, 1,
 from nodes import ENDED, SMALL, Cluster, Process, Run, called, command, environment, wait_until  # noqa: E402
 from untrained import fill  # noqa: E402
 
-VICTIMS = ("worker", "told", "raylet", "drained", "driver", "head")
+from pipeline.config import Registry  # noqa: E402
+from pipeline.tracking import registry  # noqa: E402
+
+TWIN = "twin"  # a second driver of the run; nothing is killed
+VICTIMS = ("worker", "told", "raylet", "drained", "driver", "head", TWIN)
 SUBMISSIONS = 12  # of one run; a run that needs more has not survived
 
 
@@ -44,21 +49,21 @@ def undisturbed(storage: str, folder: Path, **changes: Any) -> str:
 
 
 class Submitted:
-    """One run on the cluster, submitted again whenever its job is gone before the end."""
+    """One run on the cluster, submitted again whenever all its jobs are gone before the end."""
 
     def __init__(self, cluster: Cluster, storage: str, run_id: str, **changes: Any) -> None:
         self.cluster, self.storage, self.run_id, self.changes = cluster, storage, run_id, changes
         self.run = Run(storage, run_id)
         self.submissions = 0
-        self.job: str | None = None  # None: none that the cluster's head knows of
+        self.jobs: list[str] = []  # that the cluster's head knows of
 
     @property
     def alive(self) -> bool:
-        return self.job is not None and self.cluster.status(self.job) not in ENDED
+        return any(self.cluster.status(job) not in ENDED for job in self.jobs)
 
     @property
     def drivers(self) -> list[int]:
-        """The job's driver, without the shell around it."""
+        """The jobs' drivers, without the shells around them."""
         return [
             pid
             for pid in self.cluster.pids(f"run_id={self.run_id} ")
@@ -72,16 +77,29 @@ class Submitted:
         if self.run.result is not None:
             return True
         if self.submissions >= SUBMISSIONS:
-            said = self.cluster.ray("job", "logs", self.job).stdout if self.job else ""
+            said = self.cluster.ray("job", "logs", self.jobs[-1]).stdout if self.jobs else ""
             raise RuntimeError(f"{self.run_id} did not end after {SUBMISSIONS} submissions: {said[-1500:]}")
-        self.submissions += 1
-        self.job = f"{self.run_id}-{self.submissions}"
-        self.cluster.submit(self.job, command(self.storage, self.run_id, **self.changes))
+        self.submit()
         return False
 
+    def submit(self) -> str:
+        self.submissions += 1
+        self.jobs.append(f"{self.run_id}-{self.submissions}")
+        self.cluster.submit(self.jobs[-1], command(self.storage, self.run_id, **self.changes))
+        return self.jobs[-1]
+
+    @property
+    def versions(self) -> int:
+        """How many versions were registered for the run."""
+        rows = registry.rows(Registry(model_name="dit-digits-unlearned"), self.storage)
+        return sum(row[-1] == self.run_id for row in rows)
+
     def kill(self, victim: str, rng: random.Random) -> int | None:
-        """Kill -9 one process of that kind, if there is one now; its pid."""
+        """Kill -9 one process of that kind, if there is one now; its pid. A twin is submitted instead."""
         assert self.cluster.head is not None
+        if victim == TWIN:
+            self.submit()
+            return 0
         if victim in ("worker", "told"):
             pids = self.cluster.pids("RayTrainWorker")
         elif victim == "driver":
@@ -106,7 +124,7 @@ class Submitted:
             self.cluster.start_raylet()
         else:
             self.cluster.restart_head()  # the job's driver lives on it
-            self.job = None
+            self.jobs = []
         return pid
 
 
@@ -128,7 +146,7 @@ def main() -> int:
     changes = {"optim.max_steps": given.steps, "train.max_failures": 10}
     folder = Path(tempfile.mkdtemp(prefix="rk-", dir="/tmp"))  # short: Ray makes sockets below it
     storage = str(folder / "storage")
-    kills, differ, runs = 0, 0, 0
+    kills, twins, wrong, runs = 0, 0, 0, 0
     try:
         fill(storage)
         wanted = undisturbed(storage, folder, **changes)
@@ -152,21 +170,14 @@ def main() -> int:
                     victim = rng.choice(victims)
                     step = job.run.step
                     if job.kill(victim, rng) is not None:
-                        kills += 1
-                        print(
-                            json.dumps(
-                                {"kill": kills, "victim": victim, "run": job.run_id, "after_step": step}
-                            ),
-                            flush=True,
-                        )
-                found = job.run.result["weights_digest"]
-                differ += found != wanted
-                print(
-                    json.dumps(
-                        {"run": job.run_id, "submissions": job.submissions, "same_digest": found == wanted}
-                    ),
-                    flush=True,
-                )
+                        kills += victim != TWIN
+                        twins += victim == TWIN
+                        line = {"kill": kills, "victim": victim, "run": job.run_id, "after_step": step}
+                        print(json.dumps(line), flush=True)
+                same = job.run.result["weights_digest"] == wanted
+                wrong += not same or job.versions != 1
+                line = {"run": job.run_id, "submissions": job.submissions, "same_digest": same}
+                print(json.dumps(line | {"versions": job.versions}), flush=True)
     except (RuntimeError, TimeoutError) as error:
         print(json.dumps({"failed": str(error)[-1500:], "logs": str(folder)}), flush=True)
         given.keep = True
@@ -176,8 +187,8 @@ def main() -> int:
             print(folder)
         else:
             shutil.rmtree(folder, ignore_errors=True)
-    print(json.dumps({"kills": kills, "runs": runs, "different_digests": differ, "seed": given.seed}))
-    return 1 if differ else 0
+    print(json.dumps({"kills": kills, "twins": twins, "runs": runs, "wrong": wrong, "seed": given.seed}))
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

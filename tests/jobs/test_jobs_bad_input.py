@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from pipeline.config import UnlearnConfig
+from pipeline.runtime import command_line
+
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / "jobs" / "configs" / "quickstart.yaml"
 
@@ -23,7 +26,6 @@ def module(name: str) -> Any:
 def call(name: str, config: str, *overrides: str) -> int:
     """The job's own entry, in this process; its exit code."""
     from pipeline import config as configuration
-    from pipeline.runtime import command_line
 
     kinds = {
         "prepare_data": configuration.PrepareConfig,
@@ -80,6 +82,10 @@ UNLEARN = [
     (
         ["request.exchange={}"],
         "give one (--set 'request.exchange={1: <class>}') or insist with --set request.without_exchange=true",
+    ),
+    (
+        ["request.classes=[1, 3, 5]", "request.exchange={3: 8}"],
+        "--set 'request.exchange={1: <class>, 3: 8, 5: <class>}'",
     ),
     (
         ["request.exchange={}", "request.without_exchange=true"],
@@ -175,9 +181,6 @@ def test_other_jobs_refuse(
 
 
 def test_a_file_that_is_no_configuration(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    from pipeline.config import UnlearnConfig
-    from pipeline.runtime import command_line
-
     broken, listed = tmp_path / "broken.yaml", tmp_path / "list.yaml"
     broken.write_text("a: [1\nb: 2")
     listed.write_text("- 1")
@@ -265,9 +268,6 @@ def test_storage_that_cannot_be_written(
 
 
 def test_dry_run_checks_and_writes_nothing(capsys: pytest.CaptureFixture[str], untrained: str) -> None:
-    from pipeline.config import UnlearnConfig
-    from pipeline.runtime import command_line
-
     before = files(untrained)
     argv = ["--config", str(QUICKSTART), "--dry-run", "--set", f"storage={untrained}"]
     assert command_line.main(UnlearnConfig, module("unlearn_imagenet").run, "", argv) == 0
@@ -278,6 +278,37 @@ def test_dry_run_checks_and_writes_nothing(capsys: pytest.CaptureFixture[str], u
         )
         == 2
     )
+
+
+def test_a_dry_run_refuses_what_the_run_would(
+    capsys: pytest.CaptureFixture[str], untrained: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for override, line in (
+        ("train.gpus_per_worker=1000", "but this machine has"),
+        ("tracking.uri=http://127.0.0.1:1", "does not answer as an MLflow store"),
+    ):
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        argv = ["--config", str(QUICKSTART), "--dry-run", "--set", f"storage={untrained}", "--set", override]
+        assert command_line.main(UnlearnConfig, module("unlearn_imagenet").run, "", argv) == 2
+        said = capsys.readouterr().err
+        assert line in said and said.count("\n") == 1
+
+
+def test_a_failed_gate_is_an_exit_code_where_it_is_asked_for(
+    untrained: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.runs import unlearn
+
+    job, gates = module("unlearn_imagenet"), iter((False, False, True))
+    monkeypatch.setattr(unlearn, "run", lambda prepared: {"gate": {"passed": next(gates)}})
+    monkeypatch.setattr(job, "summary", lambda result, report: "")
+    argv = ["--config", str(QUICKSTART), "--set", f"storage={untrained}"]
+
+    def code(*more: str) -> int:
+        return command_line.main(UnlearnConfig, job.run, "", [*argv, *more], flags=("require_gate",))
+
+    assert (code(), code("--require-gate"), code("--require-gate")) == (0, command_line.GATE_FAILED, 0)
 
 
 def test_a_refusal_in_a_process_of_its_own(job: Callable[..., Any], untrained: str) -> None:

@@ -118,8 +118,8 @@ def test_the_main_job_leaves_everything_in_the_bucket(
         "report.html",
         "result.json",
         "samples/after-00001.png",
-        "model/MLmodel",
-        "model/model.safetensors",
+        "MLmodel",
+        "model.safetensors",
     } <= artifacts
     steps = [
         json.loads(line)

@@ -73,6 +73,23 @@ def test_loss_equals_a_naive_loop(learn_sigma: bool, seed: int) -> None:
     np.testing.assert_allclose(got, wanted, rtol=1e-7)
 
 
+@pytest.mark.parametrize("learn_sigma", [False, True])
+def test_of_an_answer_in_bfloat16_the_loss_is_taken_in_float32(learn_sigma: bool) -> None:
+    model = tiny_dit(dtype=torch.float32, learn_sigma=learn_sigma)
+    x0 = images(4, 1).float()
+    noise, y = noise_for(x0, [0, 3, 500, 999], 2), torch.tensor([0, 1, 2, 3])
+
+    def net(*inputs: Tensor) -> Tensor:
+        return model.net(*inputs).bfloat16()
+
+    def widened(*inputs: Tensor) -> Tensor:
+        return net(*inputs).float()
+
+    losses = model.losses(net, x0, y, noise)
+    assert losses.dtype == torch.float32
+    assert torch.equal(losses, model.losses(widened, x0, y, noise))
+
+
 def test_likelihood_of_pixels_is_that_of_the_exact_normal_distribution() -> None:
     """The tanh form of the normal CDF is an approximation: good to about a percent of a bit here."""
     d, x = Diffusion("linear", learn_sigma=True), images(1, 5)

@@ -197,7 +197,7 @@ def test_the_gate_refuses_for_no_requests_fault(root: str, run: Callable, asked:
     model = PretendedModel(root, refusals=("retain_accuracy/min is 0.5",))
     for _ in range(2):
         summary = run(model)
-        assert (
+        assert summary.gate_failed and (
             set(summary.left) == {"r1", "r3"}
             and "version 1: retain_accuracy/min is 0.5" in summary.left["r1"]
         )

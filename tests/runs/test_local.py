@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from models.weights import weights_digest
-from pipeline import storage
+from pipeline import lease, storage
 from pipeline.config import UnlearnConfig, load
 from pipeline.errors import InputError
 from pipeline.runs import local, preflight
+from pipeline.runs import unlearn as unlearn_job
 from pipeline.training.loop import unlearn
 from pipeline.training.run_folder import METRICS, TRAINED
 
@@ -53,6 +54,16 @@ def test_a_finished_run_is_not_run_again(root: str, run: local.LocalRun) -> None
     before = Path(run.uri, METRICS).stat().st_mtime_ns
     again = local.unlearn(config_of(root, "one"))
     assert again.result == run.result and Path(run.uri, METRICS).stat().st_mtime_ns == before
+
+
+def test_a_run_that_another_process_does_is_left_to_it(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = storage.join(root, "leases", "held")
+    monkeypatch.setattr(unlearn_job.lease, "acquire_from_the_gone", lease.acquire)  # it is alive: no waiting
+    with lease.held(uri, lasts_s=60), pytest.raises(InputError, match=r"leases/held: held by process \d+"):
+        local.unlearn(config_of(root, "held"))
+    assert "held" not in storage.listing(storage.join(root, "runs"))
+    leases = storage.join(root, "leases", "one")
+    assert storage.read_json(storage.join(leases, storage.listing(leases)[-1]))["released"]
 
 
 def test_depth_weights_runs_and_goes_on_to_the_same_weights(root: str) -> None:

@@ -4,6 +4,8 @@ import inspect
 import stat
 from pathlib import Path
 from types import SimpleNamespace
+import socket
+from contextlib import nullcontext
 
 import pytest
 
@@ -72,3 +74,25 @@ def test_the_environment_is_still_read(names: list[str], module: str, lost: str)
     files = here.parent.rglob("*.py") if here.name == "__init__.py" else [here]
     text = "".join(path.read_text() for path in files)
     assert [name for name in names if name not in text] == [], lost
+
+
+def test_what_answers_at_an_address_and_is_no_head_is_said_at_once() -> None:
+    """Ray itself asks it for minutes."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from pipeline.errors import InputError
+    from pipeline.runtime import cluster_ray
+
+    def answer(server: socket.socket, said: bytes) -> None:
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(99)
+            connection.sendall(said)
+
+    grpc = bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))  # a settings frame
+    for said, refused in ((b"HTTP/1.1 505 no", True), (b"", True), (grpc, False)):
+        with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor() as threads:
+            threads.submit(answer, server, said)
+            address = f"127.0.0.1:{server.getsockname()[1]}"
+            with pytest.raises(InputError, match="does not speak gRPC") if refused else nullcontext():
+                cluster_ray._require_answer(address)

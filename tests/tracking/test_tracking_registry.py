@@ -23,6 +23,7 @@ from pipeline.governance import certificate, promotion, signing, verification, v
 from pipeline.governance.certificate_facts import Surroundings
 from pipeline.tracking import alias_log, compat, registry
 from pipeline.tracking.mlflow_runs import Tracker, client, tracking_uri
+from pipeline.tracking.run_page import DataSet
 
 Register = Callable[..., int]
 
@@ -72,6 +73,37 @@ def test_a_continued_run_is_the_same_mlflow_run(root: str) -> None:
     assert "exchange_fraction" not in run.data.metrics and run.data.params == {"optim.lr": "0.1"}
     assert run.data.tags["params_on_continuing"] == "optim.lr=0.2"
     assert Path(run.info.artifact_uri, "samples/after.png").read_bytes() == b"png"
+
+
+def test_the_pages_of_run_and_version_say_what_they_are(root: str, register_run: Register) -> None:
+    lake = DataSet(name="digits", digest="b" * 64, uri=f"{root}/lakes/digits", rows=1797)
+    for _ in range(2):  # a run that is continued says it once
+        with Tracker(
+            tracking=Tracking(),
+            storage_root=root,
+            run_id="paged",
+            description="Request r-1: forget 1.",
+            datasets=[lake],
+        ) as tracker:
+            pass
+    run = tracker.client.get_run(tracker.mlflow_run_id)
+    tags = run.data.tags
+    assert tags["mlflow.user"] and tags["mlflow.source.name"] and tags["mlflow.source.type"] == "LOCAL"
+    assert tags["mlflow.note.content"] == "Request r-1: forget 1."
+    (used,) = run.inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.digest) == ("digits", "b" * 36)
+    assert json.loads(used.dataset.source)["digest"] == "b" * 64
+
+    number = register_run("paged-model", "paged-version")
+    mlflow = client(Tracking(), root)
+    version = mlflow.get_model_version("paged-model", str(number))
+    (output,) = mlflow.get_run(version.run_id).outputs.model_outputs
+    model = mlflow.get_logged_model(output.model_id)
+    assert (model.status, model.artifact_location) == ("READY", version.source)
+    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "paged-model", "version": number}]
+    metrics = {metric.key: metric.value for metric in model.metrics}
+    assert metrics["after/forget_fraction"] == 0.004 and metrics["after/retain_accuracy/min"] == 0.95
+    assert metrics["after/fid/judge"] == 3.2
 
 
 def test_the_load_of_the_machine_is_recorded_beside_the_run(
@@ -355,7 +387,9 @@ def test_a_killed_promotion_is_before_or_after(
     assert len(verification.verify(config(root, name))) == 5
 
 
-@pytest.mark.parametrize("where", ["log_artifacts", "create_model_version", "set_registered_model_alias"])
+@pytest.mark.parametrize(
+    "where", ["log_model_artifacts", "create_model_version", "set_registered_model_alias"]
+)
 def test_a_killed_registration_is_completed(
     root: str, register_run: Register, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -403,7 +437,7 @@ def test_every_edit_is_seen(root: str, register_run: Register, tmp_path: Path) -
 
     folder = Path(root, "registry", "edits")
     certificate, log = folder / "v1" / "certificate.json", folder / "log"
-    weights = next(Path(root, "mlartifacts").rglob("model/model.safetensors"))
+    weights = next(Path(root, "mlartifacts").glob("models/*/artifacts/model.safetensors"))
     damages: list[tuple[Path, Callable[[dict], None], str]] = [
         (certificate, lambda value: value.update(payload=flattered(value)), "signature does not hold"),
         (

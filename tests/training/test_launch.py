@@ -1,12 +1,15 @@
 """What a person is told when the retries are spent, without a cluster."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from pipeline.config import Train, UnlearnConfig, parse
 from pipeline.errors import InputError
-from pipeline.training.launch_ray import _final
+from pipeline.runtime import cluster_ray, compat_ray
+from pipeline.training.launch_ray import _final, launch
 
 
 class Wrapped(Exception):
@@ -70,3 +73,52 @@ def test_a_range_needs_a_number_that_deals_out_the_lanes() -> None:
         match=r"^train\.workers: got \[5, 7\], expected a divisor of partition.lanes \(8\) among them$",
     ):
         parse(UnlearnConfig, {"train": {"workers": [5, 7]}})
+
+
+NODES = [
+    {"Alive": True, "Resources": {"CPU": 4.0}, "Labels": {"zone": zone, "market": market}}
+    for zone, market in (("a", "spot"), ("b", "spot"), ("b", "demand"))
+]
+
+
+@pytest.mark.parametrize(
+    ("selector", "nodes"),
+    [
+        ({}, 3),
+        ({"zone": "b"}, 2),
+        ({"zone": "!b"}, 1),
+        ({"zone": "in(a, b)", "market": "demand"}, 1),
+        ({"zone": "!in(a,b)"}, 0),
+        ({"rack": "1"}, 0),
+        ({"rack": "!1"}, 3),
+    ],
+)
+def test_workers_have_room_on_the_nodes_that_are_selected(
+    monkeypatch: pytest.MonkeyPatch, selector: dict[str, str], nodes: int
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "nodes", lambda: NODES)
+    cluster_ray.wait_for({"CPU": 4}, nodes, nodes, wait_s=0, labels=selector)
+    with pytest.raises(InputError, match=rf"its {nodes} nodes{' with labels' if selector else ''}"):
+        cluster_ray.wait_for({"CPU": 4}, nodes + 1, nodes + 1, wait_s=0, labels=selector)
+
+
+def test_the_selector_goes_to_ray_train(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import ray.train.torch
+
+    class Trainer:
+        def __init__(self, worker: Any, **options: Any) -> None:
+            self.return_value = options["scaling_config"].label_selector
+
+        def fit(self) -> "Trainer":
+            return self
+
+    monkeypatch.setattr(ray.train.torch, "TorchTrainer", Trainer)
+    monkeypatch.setattr(ray, "nodes", lambda: NODES)
+    monkeypatch.setattr(compat_ray, "set_up_train", lambda **options: None)
+    for selector in ({"market": "spot"}, {}):
+        train = parse(UnlearnConfig, {"train": {"label_selector": selector}}).train
+        sent = launch(lambda arguments: None, {}, train, storage_uri=str(tmp_path), name="n")
+        assert sent == (selector or None)
+    with pytest.raises(InputError, match=r"train\.label_selector\.market: got 'in\(', string should match"):
+        parse(UnlearnConfig, {"train": {"label_selector": {"market": "in("}}})

@@ -11,6 +11,7 @@ from distributed import run_world
 from runs import run_config, run_inputs
 from tiny import tiny_batch, tiny_dit, tiny_judge, tiny_vae
 
+from models.diffusion import Noise
 from models.judge import Judge
 from pipeline.data.cycle import Cycle
 from pipeline.errors import InputError
@@ -24,6 +25,9 @@ from pipeline.unlearning.experimental.latent_reflection import (
     ReflectingTeacher,
     folds_between,
 )
+from pipeline.unlearning.noising import Rows
+from pipeline.unlearning.parameters import select
+from pipeline.unlearning.teacher import Teacher
 
 VAE: dict[str, Any] = {
     "model.size": "vae-mnist",
@@ -223,3 +227,17 @@ def test_settings_that_the_model_cannot_be_trained_with_are_refused() -> None:
         with pytest.raises(InputError, match=rf"model\.batch_norm: got batch with {said}"):
             require_fit(run_config(**{**VAE, **cut}), batch)
     assert tiny_judge().num_classes == 4
+
+
+def test_a_teachers_passes_leave_the_students_batch_statistics_alone() -> None:
+    model = tiny_vae()
+    model.vae.normalise_by("tracked")
+    model.net.train()
+    teacher = Teacher(model, select(model, "all"))
+    before = {name: buffer.clone() for name, buffer in model.net.named_buffers()}
+    x0 = torch.rand((4, *model.shape), dtype=torch.float64) * 2 - 1
+    y, eps = torch.zeros(4, dtype=torch.long), torch.randn((4, *(model.latent or ())), dtype=torch.float64)
+    rows = Rows(x0=x0, y=y, target_y=y, noise=Noise(t=y, eps=eps))
+    first, second = teacher.targets(rows).eps, teacher.targets(rows).eps
+    assert torch.equal(first, second)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.net.named_buffers())

@@ -46,6 +46,17 @@ def test_vanishing_gradients_give_a_zero_direction() -> None:
     assert torch.equal(project_out(r, zero), r)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_beside_a_gradient_of_rounding_noise_the_direction_stays_bounded(dtype: torch.dtype) -> None:
+    f, noise = (vector.to(dtype) for vector in two_vectors(0))
+    edge = torch.finfo(dtype).eps ** 0.5 * f.norm() / noise.norm()  # |g_r| = sqrt(eps) |g_f|
+    above, at, below, far_below = (
+        penalty_directions(f, scale * edge * noise)[1].norm().item() for scale in (100, 1.001, 0.5, 1e-4)
+    )
+    assert at == pytest.approx(100 * above, rel=1e-2)  # as 1 / |g_r|
+    assert below == pytest.approx(at, rel=1e-2) and far_below == pytest.approx(at, rel=1e-2)
+
+
 def test_products_of_long_vectors_are_summed_in_float64_over_all_of_them() -> None:
     """In float32 the small products are lost beside the large one."""
     n = 2 * CHUNK + 5
