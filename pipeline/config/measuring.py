@@ -67,8 +67,8 @@ class Measuring(WithNamed):
     attacker_images: Literal["heldout", "train"] = Field(
         "heldout",
         description=(
-            "images of a forgotten class that attacks and relearning teach with: heldout, those the lake holds"
-            " out of training; train, the forgotten rows themselves, for a lake that holds none out"
+            "images of a forgotten class that attacks and relearning teach with: heldout, those the lake"
+            " holds out of training; train, the forgotten rows themselves, for a lake that holds none out"
         ),
     )
     relearn_images: int = Field(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import config as configuration
 from pipeline import storage
 from pipeline.evaluation.answers import answered
-from pipeline.evaluation.attacks.suite import record_of
+from pipeline.evaluation.attacks.suite import by_name, record_of
 from pipeline.evaluation.gate import judge_gate
 from pipeline.redaction import redacted
 from pipeline.reports.evaluation_sections import attack_suite_sentence
@@ -104,7 +104,7 @@ def result_of(
         "first_crossing_step": outcome["first_crossing_step"],
         "settled_step": outcome["settled_step"],
         "before": outcome["before"],
-        "after": outcome["after"],
+        "after": outcome["after"] | ({"attacks": by_name(attack_suite)} if attack_suite else {}),
         "requests": answered(prepared.answers, outcome["after"], config.gate),
         "gate": judge_gate(
             config.gate,

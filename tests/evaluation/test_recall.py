@@ -32,6 +32,9 @@ from pipeline.evaluation.attacks.tuning import copied, strongest_rate, tune
 from pipeline.evaluation.confidence import difference, proportion
 from pipeline.evaluation.context import EvalContext
 from pipeline.evaluation.gate import judge_gate
+from pipeline.evaluation.metrics.relearning import relearn_steps, relearning
+from pipeline.evaluation.partials import Shard
+from pipeline.evaluation.rows import few_images
 from pipeline.reports.evaluation_sections import recall_sentence
 from pipeline.reports.terminal import refusals
 from pipeline.seeding import generator
@@ -224,11 +227,18 @@ def test_without_images_an_attack_is_skipped_and_the_gate_refuses(exchanged: Eva
     outcomes = {name: attempt.run(none_left, ATTACKS) for name, attempt in attempts.items()}
     result = attack_suite_result(outcomes, attempts, 0.05, outcomes)
     assert [line["state"] for line in result["attacks"]] == ["skipped", "skipped"]
-    reason = "no images of class 1 are left for the attacker: the lake has none held out"
+    reason = (
+        "no images of class 1 are left for the attacker: the lake has no heldout rows of it"
+        " (measuring.attacker_images)"
+    )
     gate = judge_gate(Gate(max_recall_excess=0.1), GOOD, 0.98, attack_suite=result)
     assert not gate["passed"]
     assert refusals({"gate": gate}) == [f"recall_excess not reached, bound 0.1: {reason}"]
     assert recall_sentence(result) == f"An attacker with images of the class was not tried: {reason}."
+    assert relearn_steps(none_left.spec, relearning(none_left, Shard()), "after") is None
+    settings = MEASURING.model_copy(update={"attacker_images": "train"})
+    own_rows = replace(exchanged, spec=replace(exchanged.spec, settings=settings))
+    assert {name.split("-")[0] for name in few_images(own_rows, 3).sample_id} == {"train"}
 
 
 def test_who_searches_and_what_is_measured_share_no_image(exchanged: EvalContext) -> None:

@@ -89,8 +89,8 @@ class Inversion(Attempt):
 
 
 def halves(context: EvalContext) -> tuple[Batch, Batch]:
-    """The images of the forgotten classes that are at hand for attacks: those of the attacker, and those whose
-    loss is taken. Raises `NoImagesError` for a class with fewer than four."""
+    """The images of the forgotten classes that are at hand for attacks: those of the attacker, and those
+    whose loss is taken. Raises `NoImagesError` for a class with fewer than four."""
     spec, split = context.spec, context.spec.settings.attacker_images
     rows = context.rows(list(spec.forgotten), split)
     own: list[int] = []

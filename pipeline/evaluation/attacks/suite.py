@@ -217,6 +217,17 @@ def strongest(attack_suite: Mapping[str, Any] | None) -> dict[str, Any] | None:
     }
 
 
+def by_name(attack_suite: Mapping[str, Any]) -> dict[str, Any]:
+    """The attacks that ended in a share, as the `after` block of result.json has them: {name: {value, n, low,
+    high}}, with `reference`, `excess` and `budget` where there are any."""
+    return {
+        line["name"]: {key: line["forget_fraction"][key] for key in ("value", "n", "low", "high")}
+        | {key: line[key] for key in ("reference", "excess", "budget") if line.get(key)}
+        for line in attack_suite["attacks"]
+        if line["forget_fraction"]
+    }
+
+
 def record_of(attack_suite: Mapping[str, Any], step: int) -> dict[str, Any]:
     """The numbers of the block as a record for tracking: attack/<name> and what it is compared with."""
     record: dict[str, Any] = {"kind": "attack_suite", "step": step}

@@ -17,7 +17,7 @@ from pipeline.evaluation.confidence import proportion
 from pipeline.evaluation.context import BEFORE, EvalContext, EvalSpec
 from pipeline.evaluation.metrics.forget_fraction import forget_fraction
 from pipeline.evaluation.partials import Partials, Ranks
-from pipeline.evaluation.rows import few_images
+from pipeline.evaluation.rows import NoImagesError, few_images
 from pipeline.unlearning.parameters import select
 
 VARIANTS = ("forgotten_label", "never_trained_label")
@@ -25,7 +25,11 @@ VARIANTS = ("forgotten_label", "never_trained_label")
 
 def relearning(context: EvalContext, ranks: Ranks) -> Partials:
     """For each variant relearn/<variant>/hits (checks,) and …/sampled (checks,), images after each number of
-    steps, up to the first half of all."""
+    steps, up to the first half of all. Nothing where there are no images to teach with."""
+    try:
+        few_images(context, context.spec.settings.relearn_images)
+    except NoImagesError:
+        return {}
     return {
         name: value
         for index, variant in enumerate(VARIANTS)
@@ -34,9 +38,12 @@ def relearning(context: EvalContext, ranks: Ranks) -> Partials:
     }
 
 
-def relearn_steps(spec: EvalSpec, partials: Mapping[str, Tensor], side: str) -> dict[str, Any]:
+def relearn_steps(spec: EvalSpec, partials: Mapping[str, Tensor], side: str) -> dict[str, Any] | None:
     """For each variant the first check at which the share is half of the old one, None within the budget,
-    and the shares on the way. Without the model before, half of all images is what has to come back."""
+    and the shares on the way. Without the model before, half of all images is what has to come back. None
+    where there were no images to teach with."""
+    if f"relearn/{VARIANTS[0]}/hits" not in partials:
+        return None
     before = f"{BEFORE}/{spec.forgotten_group}/predictions"
     old = (forget_fraction(spec, partials, BEFORE) or {})["value"] if before in partials else 1.0
     checks = spec.settings.relearn_checks
