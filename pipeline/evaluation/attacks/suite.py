@@ -5,7 +5,7 @@ Each attempt changes a copy of the model, or the way images are sampled from it,
 sampled and judged again.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -192,9 +192,9 @@ def recall_gap(attack_suite: Mapping[str, Any] | None) -> str | None:
 
 
 def strongest(attack_suite: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Of the attacks that end in a share, what the best one brings back out of this model and out of a model
-    that never saw the class (None: there is none), and the most images that any had; by whichever judge sees
-    more of it. None where no such attack could be carried out."""
+    """Of the attacks that end in a share, what the best one brings back out of this model (`here`) and the
+    best one out of a model that never saw the class (`reference`, None: there is none), by the judge that
+    sees the larger gap; and the most images that any had. None where no such attack could be carried out."""
     lines = [
         line
         for line in (attack_suite or {}).get("attacks", [])
@@ -202,19 +202,26 @@ def strongest(attack_suite: Mapping[str, Any] | None) -> dict[str, Any] | None:
     ]
     if not lines:
         return None
-    views = [judged for line in lines for judged in (line, line.get("second") or {})]
-
-    def most(key: str) -> dict[str, Any] | None:
-        given = [view[key] for view in views if view.get(key)]
-        return max(given, key=lambda share: share["value"]) if given else None
-
+    by_judge = [lines, [line["second"] for line in lines if line.get("second")]]
+    pairs = [
+        (most(judged, "forget_fraction"), most(judged, "reference"))
+        for judged in by_judge
+        if most(judged, "forget_fraction")
+    ]
+    here, reference = max(pairs, key=lambda pair: pair[0]["value"] - (pair[1] or {"value": 0.0})["value"])
     images = [count for line in lines if (count := (line.get("budget") or {}).get("images"))]
     return {
         "images": max(images) if images else None,
         "attempts": len(lines),
-        "here": most("forget_fraction"),
-        "reference": most("reference"),
+        "here": here,
+        "reference": reference,
     }
+
+
+def most(judged: Sequence[Mapping[str, Any]], key: str) -> Any:
+    """The largest share under `key`; None where there is none."""
+    given = [line[key] for line in judged if line.get(key)]
+    return max(given, key=lambda share: share["value"]) if given else None
 
 
 def by_name(attack_suite: Mapping[str, Any]) -> dict[str, Any]:
