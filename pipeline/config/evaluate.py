@@ -1,9 +1,10 @@
 """Measuring any model: a registered version, a run, a checkpoint, a folder of weights."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from pipeline.config.attack_suite import Suite, with_quick_suite
 from pipeline.config.base import LakeName, Section, SeededConfig, Version
 from pipeline.config.conditions import Only, while_
 from pipeline.config.measuring import Attacks, Measuring
@@ -23,7 +24,7 @@ class Workers(Section):
 
 class EvaluateConfig(SeededConfig):
     conditions: ClassVar[tuple[Only, ...]] = (
-        while_("attacks", "attack_suite", True),
+        while_("attacks second_judge", "attack_suite", True, "quick"),
         Only(keys=("encoder.sha256",), switches=("encoder.weights",)),
     )
 
@@ -36,7 +37,17 @@ class EvaluateConfig(SeededConfig):
         ["forget_fraction", "exchange_fraction", "exchange_density", "leakage", "retain_accuracy", "fid"],
         description="names of the metrics; [] for none",
     )
-    attack_suite: bool = Field(False, description="try to bring the class back")
+    attack_suite: Suite = Field(
+        False, description="try to bring the class back; quick: a small suite, one free embedding"
+    )
+    second_judge: str | None = Field(
+        None,
+        min_length=1,
+        description=(
+            "a classifier that took no part in the run and judges the attacked images too: a name under"
+            " models/, a folder or URI, or svm, a support vector machine fitted to the lake's images"
+        ),
+    )
     reference: str | None = Field(
         None, description="name or URI of a model trained without the forgotten rows, to compare with"
     )
@@ -62,3 +73,8 @@ class EvaluateConfig(SeededConfig):
     output: str | None = Field(
         None, description="JSON to write; absent: evaluations/ in the run's folder, or under storage"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _quick_suite(cls, values: Any) -> Any:
+        return with_quick_suite(values)

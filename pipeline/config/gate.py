@@ -44,7 +44,8 @@ class Gate(Section):
         le=1,
         description=(
             "bound on how much more often an attacker with images of the class brings it back than in"
-            " evaluate.reference, upper 95 % bound of the worst attack; absent: reported only"
+            " evaluate.reference, upper 95 % bound of the worst attack; absent: reported only, but 0.1 with"
+            " method.depth weights and a reference"
         ),
     )
     min_exchange_fidelity: Fraction | None = Field(

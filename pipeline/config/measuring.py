@@ -1,12 +1,20 @@
 """How much is sampled, judged and tried when a model is measured, and when it is attacked."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails
 
 from pipeline.config.base import Section
+
+# learning rates: one, or several of which the one that does most is taken
+Rates = Annotated[
+    list[Annotated[float, Field(gt=0)]],
+    BeforeValidator(lambda value: value if isinstance(value, list) else [value]),
+    Field(min_length=1),
+]
+Start = Literal["own", "mean", "random"]
 
 
 class WithNamed(Section):
@@ -56,6 +64,13 @@ class Measuring(WithNamed):
     timestep_bins: int = Field(10, ge=1, description="equal stretches of the timesteps")
     membership_noises: int = Field(16, ge=1, description="noises over which a row's loss is averaged")
     membership_rows: int = Field(500, ge=2, description="rows on either side of the loss attack, at most")
+    attacker_images: Literal["heldout", "train"] = Field(
+        "heldout",
+        description=(
+            "images of a forgotten class that attacks and relearning teach with: heldout, those the lake"
+            " holds out of training; train, the forgotten rows themselves, for a lake that holds none out"
+        ),
+    )
     relearn_images: int = Field(
         10, ge=1, description="images of a forgotten class that it is taught again with"
     )
@@ -73,8 +88,19 @@ class Attacks(WithNamed):
     """The attack suite: what is tried to bring a forgotten class back. An attack with settings of its own
     has them under its name."""
 
+    only: list[str] = Field(
+        [], description="the attacks to try, by the names of docs/evaluation.md; []: every one"
+    )
     samples: int = Field(
         200, ge=20, description="images sampled under the forgotten labels after each attack"
+    )
+    choice_samples: int = Field(
+        50,
+        ge=10,
+        description=(
+            "images, on noise of their own, by which one of several learning rates is chosen: the one that"
+            " shows the class most"
+        ),
     )
     retain_samples: int = Field(
         20, ge=1, description="images sampled under each retained label after each attack"
@@ -85,9 +111,25 @@ class Attacks(WithNamed):
     embedding_steps: int = Field(
         300, ge=1, description="steps of the free label embedding against the frozen network"
     )
-    embedding_lr: float = Field(0.05, gt=0, description="learning rate of it")
+    embedding_lr: Rates = Field(
+        [0.05, 0.2], description="learning rates of it, one or several: what shows the class most counts"
+    )
+    embedding_starts: list[Start] = Field(
+        ["own", "mean", "random"],
+        min_length=1,
+        description=(
+            "where it begins: the label's own row, the mean of the retained labels' rows, a random row"
+        ),
+    )
     embedding_batch: int = Field(64, ge=1, description="rows in a step of it")
-    embedding_images: int = Field(64, ge=1, description="images of a forgotten class that the attacker has")
+    embedding_images: int = Field(
+        64,
+        ge=1,
+        description=(
+            "images of a forgotten class that the attacker has, at most: of those that the lake holds out of"
+            " training"
+        ),
+    )
     cfg_scales: list[float] = Field([1.0, 4.0, 8.0], description="CFG scales to try")
     sampler_steps: list[int] = Field([8, 50], description="numbers of deterministic steps to try")
     ancestral_steps: int = Field(50, ge=1, description="steps of the stochastic sampler")

@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.config.attack_suite import Suite, require_attacks, with_quick_suite, with_recall_gate
 from pipeline.config.base import Fraction, LakeName, Name, OpenSection, SeededConfig
 from pipeline.config.conditions import Only, while_
 from pipeline.config.gate import Gate
@@ -132,8 +133,20 @@ class Evaluate(Sampling):
     timeout_s: float = Field(
         1200.0, gt=0, description="asynchronous: a check that takes longer, from its start, counts as failed"
     )
-    attack_suite: bool = Field(
-        False, description="at the end, try to bring the class back (attacks says how)"
+    attack_suite: Suite = Field(
+        False,
+        description=(
+            "at the end, try to bring the class back (attacks says how); quick: a small suite, one free"
+            " embedding; with method.depth weights and a reference true where nothing is said"
+        ),
+    )
+    second_judge: str | None = Field(
+        None,
+        min_length=1,
+        description=(
+            "a classifier that takes no part in the run and judges the attacked images too: a name under"
+            " models/, a folder or URI, or svm, a support vector machine fitted to the lake's images"
+        ),
     )
     metrics: list[str] = Field(
         [],
@@ -157,7 +170,7 @@ def _is_vae(size: str) -> bool:
 class UnlearnConfig(SeededConfig):
     conditions: ClassVar[tuple[Only, ...]] = (
         while_("evaluate.cpus evaluate.gpus evaluate.timeout_s", "evaluate.asynchronous", True),
-        while_("attacks", "evaluate.attack_suite", True),
+        while_("attacks evaluate.second_judge", "evaluate.attack_suite", True, "quick"),
         Only(
             keys=("measuring",), switches=("evaluate.attack_suite", "evaluate.metrics", "evaluate.reference")
         ),
@@ -260,7 +273,7 @@ class UnlearnConfig(SeededConfig):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_depth(cls, values: Any) -> Any:
-        return with_defaults_of_depth(values)
+        return with_quick_suite(with_recall_gate(with_defaults_of_depth(values)), "evaluate")
 
     @model_validator(mode="after")
     def _redirection(self) -> "UnlearnConfig":
@@ -279,11 +292,7 @@ class UnlearnConfig(SeededConfig):
                 "method.hvp: got fd_forward with train.precision bf16, whose rounding drowns a one-sided"
                 " difference; expected fd_central"
             )
-        if self.gate.max_recall_excess is not None and not self.evaluate.attack_suite:
-            raise ValueError(
-                f"gate.max_recall_excess: got {self.gate.max_recall_excess} without attacks; expected"
-                " evaluate.attack_suite=true"
-            )
+        require_attacks(self)
         if self.gate.min_exchange_fidelity is not None and not self.request.exchange_classes_now:
             raise ValueError(
                 f"gate.min_exchange_fidelity: got {self.gate.min_exchange_fidelity}, but no label of the"

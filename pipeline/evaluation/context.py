@@ -4,7 +4,7 @@ that it is asked of (`EvalContext`)."""
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +22,13 @@ JUDGE = "judge"  # the feature space that is always there: the judge's last hidd
 RETAINED, EARLIER, UNLABELLED = "retained", "earlier", "null"
 Split = Literal["train", "heldout"]
 Rows = Callable[[Sequence[int], Split], Batch]
+
+
+class SecondJudge(Protocol):
+    """A classifier that took no part in what is evaluated."""
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Images (N, C, H, W) in [-1, 1] -> classes (N,), on the CPU."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,7 +83,8 @@ class EvalContext:
 
     `rows(labels, split)` reads rows of the lake, by class and sample id. `spaces`: where distances are taken
     beside the judge's features. `real` and `manifolds`: what real rows come to, where that is known already
-    (None: it is computed from `rows`). `autocast` surrounds the sampler.
+    (None: it is computed from `rows`). `autocast` surrounds the sampler. `second` judges attacked images
+    beside `judge`.
     """
 
     model: GenerativeModel
@@ -90,6 +98,7 @@ class EvalContext:
     real: Mapping[str, Tensor] | None = None
     manifolds: Mapping[int, Manifold] | None = None
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext
+    second: SecondJudge | None = None
 
     @property
     def sides(self) -> dict[str, GenerativeModel]:

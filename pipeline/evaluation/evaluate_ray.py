@@ -20,6 +20,7 @@ from pipeline.evaluation.context import AFTER, BEFORE, REFERENCE, EvalContext, E
 from pipeline.evaluation.metrics.table import computations_of, metric_settings, results
 from pipeline.evaluation.neighbours import nearest_classes
 from pipeline.evaluation.partials import Shard, merge
+from pipeline.evaluation.second_judge import SupportVectors, opened
 from pipeline.weights import decoder
 from pipeline.weights.feature_extractors import open_space
 from pipeline.weights.model_folder import Stored
@@ -55,6 +56,7 @@ class Evaluation:
     facts: dict[str, Any]  # what goes into the JSON as it is: names and digests
     warnings: tuple[str, ...] = ()
     spaces: Mapping[str, Stored] = field(default_factory=dict, repr=False)
+    second_judge: Stored | SupportVectors | None = field(default=None, repr=False)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -160,7 +162,11 @@ def evaluate(evaluation: Evaluation) -> dict[str, Any]:
         "after": sides[AFTER] if names else None,
         "reference": {**evaluation.facts["reference"], **sides[REFERENCE]} if REFERENCE in sides else None,
         "attack_suite": (
-            attack_suite_result(outcomes, attempts, evaluation.bound, of_reference) if attempts else None
+            attack_suite_result(
+                outcomes, attempts, evaluation.bound, of_reference, evaluation.facts.get("second_judge")
+            )
+            if attempts
+            else None
         ),
         "warnings": list(evaluation.warnings),
         "workers": workers.workers,
@@ -237,4 +243,5 @@ def _opened(evaluation: Evaluation) -> EvalContext:
             for name, stored in evaluation.spaces.items()
         },
         to_pixels=decoder.to_pixels(evaluation.models[AFTER], device),
+        second=opened(evaluation.second_judge, device) if evaluation.second_judge else None,
     )

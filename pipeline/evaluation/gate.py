@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pipeline.config import Gate
-from pipeline.evaluation.attacks.suite import recall_excess
+from pipeline.evaluation.attacks.suite import recall_excess, recall_gap
 from pipeline.evaluation.metrics.class_shares import drift
 
 NOT_REACHED = ("settled", "held_steps")  # checks whose null is a finding: the run never came to it
@@ -102,7 +102,8 @@ def judge_gate(
     if trained_against and not gate.accept_trained_judge:
         checks.append({"name": "judge_trained_against", "value": 1.0, "bound": 0.0, "passed": False})
     if gate.max_recall_excess is not None:
-        checks.append(_at_most("recall_excess", recall_excess(attack_suite), gate.max_recall_excess))
+        check = _at_most("recall_excess", recall_excess(attack_suite), gate.max_recall_excess)
+        checks.append(check | ({"reason": gap} if (gap := recall_gap(attack_suite)) else {}))
     if gate.max_fid_increase is not None:
         for features, value in after["fid"].items():
             earlier = before["fid"][features]

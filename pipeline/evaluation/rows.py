@@ -43,13 +43,23 @@ def forgotten_rows(context: EvalContext, split: Split) -> Batch:
     )
 
 
+class NoImagesError(ValueError):
+    """There is nothing for an attacker to learn a class from."""
+
+
 def few_images(context: EvalContext, n: int) -> Batch:
-    """`n` training rows of each forgotten class."""
-    spec = context.spec
-    parts = [
-        pick(context.rows([label], "train"), n, spec.seed, f"few of {label}") for label in spec.forgotten
-    ]
-    whole = context.rows(list(spec.forgotten), "train")
+    """`n` images of each forgotten class, or as many as there are, of those that `attacker_images` names.
+    Raises `NoImagesError` for a class without any."""
+    spec, split, parts = context.spec, context.spec.settings.attacker_images, []
+    for label in spec.forgotten:
+        rows = context.rows([label], split)
+        if not len(rows):
+            raise NoImagesError(
+                f"no images of class {label} are left for the attacker: the lake has no {split} rows of it"
+                " (measuring.attacker_images)"
+            )
+        parts.append(pick(rows, n, spec.seed, f"few of {label}"))
+    whole = context.rows(list(spec.forgotten), split)
     names = {name for part in parts for name in part.sample_id}
     return whole.take([index for index, name in enumerate(whole.sample_id) if name in names])
 

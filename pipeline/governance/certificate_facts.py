@@ -197,6 +197,12 @@ def _list_of(names: Any) -> dict[str, Any]:
     return {"count": len(ids), "digest": storage.digest_of(ids)}
 
 
+COMPARED = (  # of an attack's line: what it is compared with
+    *("reference", "excess", "second", "relearned", "relearned_in_reference"),
+    *("inversion", "inversion_of_reference", "inversion_excess"),
+)
+
+
 def attacks_of(result: Mapping[str, Any], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every attack there is, with whom it is about and what it was allowed, and its outcome, or that it was
     not tested."""
@@ -214,8 +220,9 @@ def attacks_of(result: Mapping[str, Any], settings: Mapping[str, Any]) -> list[d
             {
                 **about,
                 "name": line["name"],
-                "budget": {"how": line["about"], **budget},
+                "budget": {"how": line["about"], **budget, **(line.get("budget") or {})},
                 "forget_fraction": line["forget_fraction"],
+                **{key: line[key] for key in COMPARED if key in line},
                 "outcome": line["state"],
                 "meaning": {"holds": attack.holds, "returns": attack.returns}.get(line["state"]),
             }

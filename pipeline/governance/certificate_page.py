@@ -15,6 +15,7 @@ TEMPLATES = Path(__file__).with_name("templates")
 PAGE = "certificate.html"
 PILLS = {"holds": "good", "returns": "bad", "not tested": "plain", "measured": "plain"}
 OUTCOMES = {"holds": "does not come back", "returns": "comes back", "open": "undecided"}
+OUTCOMES |= {"skipped": "not tried", "uncompared": "nothing to compare with"}
 
 
 def write_missing(storage_root: str, model_name: str, entries: Sequence[Entry]) -> None:

@@ -4,8 +4,10 @@ more."""
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.reports.evaluation_sections import recall_sentence
 from pipeline.reports.text import share
 
+UNDECIDED = ("open", "failed", "skipped", "uncompared")
 NO_CLAIM = (
     "This says what was measured and nothing else: not that the weights hold nothing of the data, and nothing"
     " about other copies of it."
@@ -22,7 +24,9 @@ def summary(said: Mapping[str, Any]) -> str:
     ]
     for request in requests:
         sentences += _of_request(request, said)
-    sentences += [*_judge(said), *_attacks(said["attacks"]), *_refused(said), *_data(requests), NO_CLAIM]
+    recalled = recall_sentence((said.get("further_measures") or {}).get("attack_suite"))
+    sentences += [*_judge(said), *_attacks(said["attacks"]), *([recalled] if recalled else [])]
+    sentences += [*_refused(said), *_data(requests), NO_CLAIM]
     return " ".join(sentences)
 
 
@@ -80,12 +84,12 @@ def _judge(said: Mapping[str, Any]) -> list[str]:
 
 
 def _attacks(attacks: Sequence[Mapping[str, Any]]) -> list[str]:
-    tried = [one for one in attacks if one["outcome"] in ("holds", "returns", "open", "failed")]
+    tried = [one for one in attacks if one["outcome"] in ("holds", "returns", *UNDECIDED)]
     rest = [one["title"] for one in attacks if one["outcome"] == "not tested"]
     if not tried:
         return ["No attack was tried, so whether the weights can be made to give it again is not known."]
     back = sorted({one["title"].lower() for one in tried if one["outcome"] == "returns"})
-    unclear = sorted({one["title"].lower() for one in tried if one["outcome"] in ("open", "failed")})
+    unclear = sorted({one["title"].lower() for one in tried if one["outcome"] in UNDECIDED})
     sentences = [f"{len(tried)} attacks were tried"]
     sentences.append(f"it came back under: {_listed(back)}" if back else "it came back under none of them")
     if unclear:

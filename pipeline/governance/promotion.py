@@ -246,7 +246,8 @@ def _failed(check: Mapping[str, Any]) -> str:
     value = absent if check.get("value") is None else f"{check['value']:.4g}"
     where = f" (class {check['class']})" if check.get("class") is not None else ""
     bound = f", bound {check['bound']:g}" if check.get("bound") is not None else ""
-    return f"{check.get('name')} is {value}{where}{bound}"
+    reason = f": {check['reason']}" if check.get("reason") else ""
+    return f"{check.get('name')} is {value}{where}{bound}{reason}"
 
 
 def result_of(storage_root: str, version: "ModelVersion") -> dict[str, Any]:

@@ -4,24 +4,28 @@ come from the tables of metrics and attacks."""
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from pipeline.evaluation.attacks.suite import retained_mean
+from pipeline.evaluation.attacks.suite import retained_mean, strongest
 from pipeline.evaluation.attacks.table import ATTACKS
 from pipeline.evaluation.context import AFTER, BEFORE
 from pipeline.evaluation.metrics.table import METRICS
 from pipeline.reports.charts import Chart, Series, layout
-from pipeline.reports.evaluation_table import SIDES, groups
+from pipeline.reports.evaluation_table import SIDES, attack_figures, groups
 from pipeline.reports.text import given, number, share
 
 Sides = Mapping[str, Mapping[str, Any] | None]  # {side: {metric: result}}
 DOUBT = {
     "open": "The images are too few to tell: sample more.",
     "failed": "It could not be carried out, which proves nothing.",
+    "skipped": "It was not tried, which proves nothing.",
+    "uncompared": "Nothing to compare with: there is no model that never saw the class (evaluate.reference).",
 }
 STATES = {
     "holds": ("good", "holds"),
     "returns": ("bad", "comes back"),
     "open": ("open", "undecided"),
     "failed": ("open", "failed"),
+    "skipped": ("open", "not tried"),
+    "uncompared": ("open", "not compared"),
 }
 
 
@@ -38,8 +42,9 @@ def attack_suite_section(attack_suite: Mapping[str, Any] | None) -> dict[str, An
         group["rows"].append(
             {
                 "about": line["about"][0].upper() + line["about"][1:],
-                "forget": _share(line["forget_fraction"]),
-                "note": line["error"] or " ".join(filter(None, [_others(mean), _compared(line)])),
+                "forget": _figure(line),
+                "note": line["error"]
+                or " ".join(filter(None, [_others(mean), _compared(line), _second(line), _spent(line)])),
                 "state": style,
                 "text": text,
             }
@@ -53,30 +58,82 @@ def attack_suite_section(attack_suite: Mapping[str, Any] | None) -> dict[str, An
     }
 
 
+def _figure(line: Mapping[str, Any]) -> tuple[str, str]:
+    if "relearned" in line or "inversion" in line:
+        return attack_figures(line)[0], ""
+    return _share(line["forget_fraction"])
+
+
 def _others(mean: float | None) -> str:
     return "" if mean is None else f"Others right: {share(mean)}."
 
 
 def _compared(line: Mapping[str, Any]) -> str:
-    """How often a model that never saw the class gives way to the same attack."""
+    """How a model that never saw the class gives way to the same attack."""
+    if "relearned" in line or "inversion" in line:
+        theirs = attack_figures(line)[1]
+        return f"In a model that never saw the class: {theirs}." if theirs else ""
     if not (reference := line.get("reference")) or not line["excess"]:
         return ""
-    excess = line["excess"]
     return (
-        f"In a model that never saw the class: {share(reference['value'])}; here"
-        f" {100 * excess['value']:+.0f} points ({100 * excess['low']:+.0f} to {100 * excess['high']:+.0f})."
+        f"In a model that never saw the class: {share(reference['value'])}; here {_points(line['excess'])}."
     )
 
 
+def _second(line: Mapping[str, Any]) -> str:
+    """What a second judge says of the same images."""
+    if not (second := line.get("second")) or not second["forget_fraction"]:
+        return ""
+    text = f"By the second judge {share(second['forget_fraction']['value'])}"
+    if not second.get("reference") or not second.get("excess"):
+        return f"{text}."
+    return f"{text}, there {share(second['reference']['value'])}: {_points(second['excess'])}."
+
+
+def _points(excess: Mapping[str, Any]) -> str:
+    return f"{100 * excess['value']:+.0f} points ({100 * excess['low']:+.0f} to {100 * excess['high']:+.0f})"
+
+
+def _spent(line: Mapping[str, Any]) -> str:
+    """What the attacker spent."""
+    if not (budget := line.get("budget")):
+        return ""
+    return f"With {budget['images']} images of the class, {budget['rows']:,} rows in all at each rate."
+
+
+def recall_sentence(attack_suite: Mapping[str, Any] | None) -> str | None:
+    """In plain words: how often an attacker with images of the class gets it back, here and out of a model
+    that never saw it; None where no such attack is in the suite."""
+    recalling = [line for line in (attack_suite or {}).get("attacks", []) if "excess" in line]
+    best = strongest(attack_suite)
+    if best is None:
+        skipped = [line for line in recalling if line["state"] == "skipped"]
+        return (
+            f"An attacker with images of the class was not tried: {skipped[0]['error']}." if skipped else None
+        )
+    images = "" if best["images"] is None else f" and {best['images']} images of the class"
+    count = "one attack" if best["attempts"] == 1 else f"the best of {best['attempts']} attacks"
+    text = (
+        f"An attacker with the weights{images} gets it back in {share(best['here']['value'])} of samples, by"
+        f" {count}; "
+    )
+    if best["reference"] is None:
+        return f"{text}what that is worth is not known: there was no model that never saw it to compare with."
+    return f"{text}from a model that never saw it, in {share(best['reference']['value'])}."
+
+
 def attack_suite_sentence(attack_suite: Mapping[str, Any]) -> str:
-    """In one or two sentences: how many attacks it withstood, and which ones it did not."""
+    """In a few sentences: how many attacks it withstood, which ones it did not, and how often the best of
+    them brings the class back."""
     attacks = [line for line in attack_suite["attacks"] if line["kind"] != "none"]
     resisted = [line for line in attacks if line["state"] == "holds"]
+    recalled = recall_sentence(attack_suite)
     if len(resisted) == len(attacks):
-        return (
+        held = (
             f"It stayed forgotten, under {share(attack_suite['bound'])} beyond doubt, through all"
             f" {len(attacks)} attacks."
         )
+        return " ".join(filter(None, [held, recalled]))
 
     def kinds(states: Collection[str]) -> str:
         titles = [ATTACKS[line["kind"]].title.lower() for line in attacks if line["state"] in states]
@@ -87,7 +144,7 @@ def attack_suite_sentence(attack_suite: Mapping[str, Any]) -> str:
         sentences.append(f"Brought back by: {returned}.")
     if doubt := kinds(DOUBT):
         sentences.append(f"Not decided: {doubt}.")
-    return " ".join(sentences)
+    return " ".join(filter(None, [*sentences, recalled]))
 
 
 def metric_groups(sides: Sides, without: Collection[str] = ()) -> list[dict[str, Any]]:

@@ -65,9 +65,10 @@ def table(result: Mapping[str, Any]) -> str:
             (f"attacks (bound {attack_suite['bound']:g})", "state", "forget fraction; other labels right", "")
         )
         for line in attack_suite["attacks"]:
-            mean, reference = retained_mean(line), line.get("reference")
-            outcome = line["error"] or f"{cell(line['forget_fraction'])}; {cell(mean)}"
-            lines.append((f"  {line['name']}", line["state"], outcome, cell(reference) if reference else ""))
+            here, reference = attack_figures(line)
+            mean = retained_mean(line)
+            outcome = line["error"] or (here if mean is None else f"{here}; {cell(mean)}")
+            lines.append((f"  {line['name']}", line["state"], outcome, reference))
     head = (
         "",
         "before",
@@ -79,6 +80,30 @@ def table(result: Mapping[str, Any]) -> str:
         "  " + "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
         for line in [head, *lines]
     )
+
+
+def attack_figures(line: Mapping[str, Any]) -> tuple[str, str]:
+    """What came of an attack here, and of the same on a model that never saw the class ("" where it was not
+    tried): a share, the steps until it was learnt again, or a loss."""
+    if "relearned" in line:
+        return _steps(line["relearned"]), _steps(line["relearned_in_reference"])
+    if "inversion" in line:
+        return _loss(line["inversion"]), _loss(line["inversion_of_reference"])
+    reference = line.get("reference")
+    return cell(line["forget_fraction"]), cell(reference) if reference else ""
+
+
+def _steps(relearned: Mapping[str, Any] | None) -> str:
+    if not relearned:
+        return ""
+    steps, budget = relearned["steps"], relearned["budget"]
+    return f"not within {budget} steps" if steps is None else f"{steps} steps, lr {relearned['lr']:g}"
+
+
+def _loss(inversion: Mapping[str, Any] | None) -> str:
+    if not inversion:
+        return ""
+    return f"loss {inversion['loss']:.4g} [{inversion['low']:.4g}, {inversion['high']:.4g}]"
 
 
 def cell(value: Any) -> str:

@@ -114,6 +114,8 @@ def refusals(result: Mapping[str, Any]) -> list[str]:
 def _reason(check: Mapping[str, Any]) -> str:
     value = "not reached" if check["value"] is None else f"{check['value']:.3f}"
     where = f" (class {check['class']})" if check.get("class") is not None else ""
-    return f"{check['name']} {value}{where}" + (
-        f", bound {check['bound']:g}" if check["bound"] is not None else ""
+    return (
+        f"{check['name']} {value}{where}"
+        + (f", bound {check['bound']:g}" if check["bound"] is not None else "")
+        + (f": {check['reason']}" if check.get("reason") else "")
     )

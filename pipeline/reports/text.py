@@ -24,6 +24,7 @@ CHECKS = {
     "membership_auc/reversed": "the same attack turned round: losses too high give samples away too",
     "membership_auc/lower_end": "loss attack on the named samples, lower 95 % end",
     "membership_auc/reversed/lower_end": "the same attack turned round, lower 95 % end",
+    "recall_excess": "how much more of it an attacker brings back than out of a model that never saw it",
     "judge_heldout_accuracy": "the judge itself, on held-out images",
     "judge_trained_against": "the judge that measures is the one the model was trained against",
 }

@@ -9,6 +9,7 @@ from pipeline import storage
 from pipeline.config import UnlearnConfig
 from pipeline.config.evaluate import Workers
 from pipeline.errors import InputError
+from pipeline.evaluation import second_judge as second
 from pipeline.evaluation import stored_result
 from pipeline.evaluation.attacks.table import attempts_of
 from pipeline.evaluation.context import AFTER, BEFORE, REFERENCE
@@ -28,7 +29,9 @@ BLOCKS = ("metrics", "attack_suite", "reference")  # of result.json
 
 def wanted(config: UnlearnConfig) -> bool:
     return (
-        config.evaluate.attack_suite or bool(config.evaluate.metrics) or config.evaluate.reference is not None
+        bool(config.evaluate.attack_suite)
+        or bool(config.evaluate.metrics)
+        or config.evaluate.reference is not None
     )
 
 
@@ -40,8 +43,53 @@ def require_metrics(names: Sequence[str], key: str) -> tuple[str, ...]:
     return named(names)
 
 
-def check(config: UnlearnConfig) -> None:
+def require_unaware(uri: str, classes: Sequence[int], key: str) -> None:
+    """Raise `InputError` for a reference that was trained on one of `classes`, as far as its folder says what
+    it was trained on."""
+    made_with = (model_folder.manifest_of(uri) or {}).get("made_with")
+    if made_with is None:
+        return
+    if saw := sorted(set(classes) - set(made_with.get("without", []))):
+        raise InputError(
+            f"{key}: {uri} was trained on class {saw[0]}, which a reference must not have seen; make one with"
+            " `python jobs/pretrain.py --config jobs/configs/pretrain_<lake>.yaml --set"
+            f" without={sorted(classes)}`"
+        )
+
+
+def second_judge(
+    name: str | None, storage_root: str, lake: "Lake", judge: model_folder.Stored, *, seed: int, key: str
+) -> tuple[model_folder.Stored | second.SupportVectors | None, dict[str, Any] | None]:
+    """The classifier `name` (None: none) that judges attacked images beside `judge`, and what is said of it.
+    Raises `InputError`."""
+    if name is None:
+        return None, None
+    require_second_judge(name, storage_root, lake, judge, key=key)
+    if name == second.SVM:
+        machine, accuracy = second.fitted(lake, seed)
+        return machine, {"name": name, "heldout_accuracy": accuracy}
+    stored = _judge_named(name, storage_root, key)
+    accuracy = stored.manifest.get("heldout_accuracy")
+    return stored, {"name": name, "weights_digest": stored.digest, "heldout_accuracy": accuracy}
+
+
+def require_second_judge(
+    name: str, storage_root: str, lake: "Lake", judge: model_folder.Stored, *, key: str
+) -> None:
+    """Raise `InputError` for a second judge that could not be asked."""
+    second.require(name, lake, judge, lambda: _judge_named(name, storage_root, key), key)
+
+
+def _judge_named(name: str, storage_root: str, key: str) -> model_folder.Stored:
+    return model_folder.read(resolve_weights.named_model(storage_root, name), key)
+
+
+def check(config: UnlearnConfig, lake: "Lake", judge: model_folder.Stored) -> None:
     """Raise `InputError` for what `prove` could not do later."""
+    if config.evaluate.second_judge:
+        require_second_judge(
+            config.evaluate.second_judge, config.storage, lake, judge, key="evaluate.second_judge"
+        )
     require_metrics(config.evaluate.metrics, "evaluate.metrics")
     metric_settings(config.measuring)
     attempts_of(config.attacks, config.measuring)
@@ -64,6 +112,7 @@ def check(config: UnlearnConfig) -> None:
                 f"evaluate.reference: no model at {uri}; make it with `python jobs/pretrain.py --config"
                 f" jobs/configs/pretrain_<lake>.yaml --set {without}`"
             )
+        require_unaware(uri, request.classes, "evaluate.reference")
 
 
 def prove(
@@ -93,6 +142,14 @@ def prove(
         models[REFERENCE] = model_folder.read(reference, "evaluate.reference")
         reference_facts = {"name": config.evaluate.reference, "weights_digest": models[REFERENCE].digest}
     train = config.train
+    classifier, classifier_facts = second_judge(
+        config.evaluate.second_judge,
+        config.storage,
+        lake,
+        judge,
+        seed=config.seed,
+        key="evaluate.second_judge",
+    )
     result = evaluate(
         Evaluation(
             models=models,
@@ -111,7 +168,8 @@ def prove(
                 threads=train.threads,
             ),
             spaces=spaces or {},
-            facts={"reference": reference_facts},
+            second_judge=classifier,
+            facts={"reference": reference_facts, "second_judge": classifier_facts},
         )
     )
     sides = {side: result[side] for side in (BEFORE, AFTER)}

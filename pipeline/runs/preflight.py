@@ -29,7 +29,7 @@ from pipeline.runs.request_checks import answers_of, require_fit, resolve, with_
 from pipeline.runtime import precision
 from pipeline.seeding import seed_of
 from pipeline.tracking.known_versions import require_log_known
-from pipeline.tracking.mlflow_runs import client, tracking_uri
+from pipeline.tracking.mlflow_runs import client
 from pipeline.training.judge_accuracy import tried
 from pipeline.unlearning.parameters import label_parameter, select
 from pipeline.weights import feature_extractors, model_folder
@@ -91,7 +91,7 @@ def check(config: UnlearnConfig) -> Prepared:
     config = with_own_settings(config)
     lake = open_lake(config.storage, config.lake)
     labels = {item.label: item.name for item in lake.manifest.classes}
-    config, base_version = with_base_version(_with_id_of_run(config), labels)
+    config, base_version = with_base_version(_as_it_began(config), labels)
     config = resolve(config, labels, conditional=is_conditional(config.model.size))
     base, judge, features = (
         run_weights.read_base(config, lake),
@@ -136,7 +136,7 @@ def check(config: UnlearnConfig) -> Prepared:
             "tracking.pipeline: got a model of pixels, expected one of latents with its autoencoder, which a"
             " DiTPipeline needs; export the version as a state dict: jobs/export.py --set format=safetensors"
         )
-    final_evaluation.check(config)
+    final_evaluation.check(config, lake, judge)
     classes, gone = config.request.classes, config.request.forgotten_classes
     retained = [item.label for item in lake.manifest.classes if item.label not in gone]
     near = _nearest(config, lake, model, network, retained) if classes else []
@@ -189,14 +189,16 @@ def new_run_id(request_id: str) -> str:
     return f"{request_id[:78]}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
 
 
-def _with_id_of_run(config: UnlearnConfig) -> UnlearnConfig:
-    """`config` with the request's id that the run it continues was given, where it gives none: how one is
-    made up may have changed."""
+def _as_it_began(config: UnlearnConfig) -> UnlearnConfig:
+    """`config` with what the run it continues was given where it says nothing: the request's id, since how
+    one is made up may have changed, and how it is attacked, since the defaults of that have."""
     uri = storage.join(config.storage, "runs", config.run_id or "", SETTINGS)
-    if config.request.id or not config.run_id or not storage.exists(uri):
+    if not config.run_id or not storage.exists(uri):
         return config
-    request_id = storage.read_yaml(uri)["request"]["id"]
-    return config.model_copy(update={"request": config.request.model_copy(update={"id": request_id})})
+    stored = parse_stored(UnlearnConfig, {**storage.read_yaml(uri), "storage": config.storage})
+    given = {name: getattr(config.attacks, name) for name in config.attacks.model_fields_set}
+    request = config.request.model_copy(update={"id": config.request.id or stored.request.id})
+    return config.model_copy(update={"request": request, "attacks": stored.attacks.model_copy(update=given)})
 
 
 def _fitting_uniformity_judge(

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 from pipeline import config as configuration
 from pipeline import storage
 from pipeline.evaluation.answers import answered
+from pipeline.evaluation.attacks.suite import by_name, record_of
 from pipeline.evaluation.gate import judge_gate
 from pipeline.redaction import redacted
+from pipeline.reports.evaluation_sections import attack_suite_sentence
 from pipeline.runs import run_weights
 from pipeline.runs.preflight import REQUEST, SETTINGS, Prepared
 from pipeline.runtime import metrics_log, precision
@@ -37,7 +39,9 @@ def base_metrics_of(prepared: Prepared, partition_digest: str) -> tuple[str, dic
         config.train.model_dump(mode="json", include={"tf32", "compile"}),
         partition_digest,
         config.seed,
-        config.evaluate.model_dump(mode="json", exclude={"attack_suite", "metrics", "reference"}),
+        config.evaluate.model_dump(
+            mode="json", exclude={"attack_suite", "second_judge", "metrics", "reference"}
+        ),
         {name: stored.digest for name, stored in prepared.features.items()},
         code_version(),
     ]
@@ -100,7 +104,7 @@ def result_of(
         "first_crossing_step": outcome["first_crossing_step"],
         "settled_step": outcome["settled_step"],
         "before": outcome["before"],
-        "after": outcome["after"],
+        "after": outcome["after"] | ({"attacks": by_name(attack_suite)} if attack_suite else {}),
         "requests": answered(prepared.answers, outcome["after"], config.gate),
         "gate": judge_gate(
             config.gate,
@@ -139,3 +143,6 @@ def publish(
         name: storage.read_bytes(storage.join(prepared.run_uri, name)) for name in (REQUEST, SETTINGS)
     }
     tracker.log_artifacts(files | settings_files)
+    if attack_suite := result.get("attack_suite"):
+        tracker.log_records([record_of(attack_suite, result["steps"])])
+        tracker.set_tags({"under_attack": attack_suite_sentence(attack_suite)})

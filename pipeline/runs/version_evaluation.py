@@ -14,7 +14,7 @@ from pipeline.evaluation.context import AFTER, BEFORE, REFERENCE
 from pipeline.evaluation.evaluate_ray import Evaluation, spec_of
 from pipeline.evaluation.gate import judge_warning
 from pipeline.runs import resolve_weights, run_weights
-from pipeline.runs.final_evaluation import require_metrics
+from pipeline.runs.final_evaluation import require_metrics, require_unaware, second_judge
 from pipeline.weights import model_folder
 from pipeline.weights.feature_extractors import facts as space_facts
 from pipeline.weights.feature_extractors import read_spaces
@@ -49,9 +49,9 @@ def check(config: EvaluateConfig) -> Evaluation:
     elif run:
         models[BEFORE] = resolve_weights.base_of(run)
     if config.reference:
-        models[REFERENCE] = model_folder.read(
-            resolve_weights.named_model(config.storage, config.reference), "reference"
-        )
+        uri = resolve_weights.named_model(config.storage, config.reference)
+        models[REFERENCE] = model_folder.read(uri, "reference")
+        require_unaware(uri, request.classes, "reference")
     base, reference = models.get(BEFORE), models.get(REFERENCE)
     spec = spec_of(request, lake, target.description, base, seed=config.seed, settings=config.measuring)
     if config.attack_suite and not spec.forgotten:
@@ -68,6 +68,9 @@ def check(config: EvaluateConfig) -> Evaluation:
         if (classes := model_folder.class_count(model.config)) != spec.num_classes:
             raise InputError(f"{key}: knows {classes} classes, but lake {lake_name!r} has {spec.num_classes}")
     accuracy = judge.manifest.get("heldout_accuracy")
+    classifier, classifier_facts = second_judge(
+        config.second_judge, config.storage, lake, judge, seed=config.seed, key="second_judge"
+    )
     return Evaluation(
         models=models,
         judge=judge,
@@ -89,9 +92,11 @@ def check(config: EvaluateConfig) -> Evaluation:
             "reference": None
             if reference is None
             else {"name": config.reference, "weights_digest": reference.digest},
+            "second_judge": classifier_facts,
         },
         warnings=tuple(line for line in [judge_warning(accuracy)] if line),
         spaces=spaces,
+        second_judge=classifier,
     )
 
 
@@ -102,7 +107,16 @@ def output_uri(config: EvaluateConfig, facts: Mapping[str, Any]) -> str:
         return storage.absolute(config.output)
     question = config.model_dump(
         mode="json",
-        include={"metrics", "attack_suite", "reference", "measuring", "attacks", "request", "seed"},
+        include={
+            "metrics",
+            "attack_suite",
+            "second_judge",
+            "reference",
+            "measuring",
+            "attacks",
+            "request",
+            "seed",
+        },
     )
     name = f"{facts['weights_digest'][:12]}-{storage.digest_of(question)[:8]}.json"
     return storage.join(

@@ -38,7 +38,7 @@ QUICKSTART = "jobs/configs/quickstart.yaml"
             UnlearnConfig,
             "quickstart",
             "attacks.samples=50",
-            "expected evaluate.attack_suite=true, or no attacks",
+            "expected evaluate.attack_suite=true or quick, or no attacks",
         ),
         (
             UnlearnConfig,

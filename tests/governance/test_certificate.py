@@ -203,7 +203,7 @@ def test_the_first_paragraph_claims_no_more_than_was_measured() -> None:
     text = said(after=worse)["summary"]
     assert "Whether it still gives class 1 (r-1) was not measured." in text and "no longer" not in text
     text = said(attack_suite=ATTACK_SUITE)["summary"]
-    assert "it came back under: free label embedding" in text and "not tested: loss attack" in text
+    assert "it came back under: free label embedding" in text and "not tested: free null embedding" in text
     text = said(surroundings=around(not_honoured=["request r0 (class 3), honoured by the champion"]))[
         "summary"
     ]
@@ -216,7 +216,7 @@ def test_every_attack_stands_there_with_threat_and_budget_or_as_not_tested() -> 
     assert {one["outcome"] for one in untried.values()} == {"not tested"}
     assert all(one["threat"] for one in untried.values())
     tried = [one for one in said(attack_suite=ATTACK_SUITE)["attacks"] if one["outcome"] != "not tested"]
-    assert {one["attack"] for one in tried} == ATTACKS.keys() - {"none"}
+    assert {one["attack"] for one in tried} == {line["kind"] for line in ATTACK_SUITE["attacks"]} - {"none"}
     first = next(one for one in tried if one["attack"] == "finetune")
     assert first["budget"]["finetune_steps"] == 100 and first["budget"]["how"]
     assert first["forget_fraction"]["n"] == 200 and first["outcome"] in ("holds", "open", "returns")

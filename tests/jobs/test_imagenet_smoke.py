@@ -122,11 +122,11 @@ def test_a_model_of_latents_is_measured_and_attacked_like_any_other(
     output = tmp_path / "measured.json"
     few = (
         "{samples: 20, retain_samples: 2, null_samples: 4, cfg_scales: [], sampler_steps: 1, block: 250,"
-        " reference_rows: 20}"
+        " reference_rows: 20, attacker_images: train}"
     )
     tries = (
-        "{samples: 20, retain_samples: 1, finetune_steps: 1, embedding_steps: 1, cfg_scales: [1.0],"
-        " sampler_steps: [1], ancestral_steps: 2}"
+        "{samples: 20, retain_samples: 1, finetune_steps: 1, embedding_steps: 1, embedding_lr: 0.05,"
+        " embedding_starts: [mean], lora: {steps: 1, lr: 1.0e-4}, only: [none, finetune, embedding, lora]}"
     )
     measured = here(
         "evaluate",

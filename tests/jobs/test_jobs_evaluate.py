@@ -142,6 +142,19 @@ REFUSED = [
     (["version=99"], "a run's id or a folder of weights will do as well"),
     (["version=run-a", "reference=dit-tiny-digits-without-1"], "reference: no weights at"),
     (["version=run-a", "base=nothing"], "base: no weights at"),
+    (
+        ["version=run-a", "reference=dit-tiny-digits"],
+        "was trained on class 1, which a reference must not have seen",
+    ),
+    (
+        ["version=run-a", "attack_suite=true", "second_judge=judge-digits"],
+        "is the judge that measures the run; expected one that took no part in it, or svm",
+    ),
+    (
+        ["version=run-a", "attack_suite=true", "second_judge=dit-tiny-digits"],
+        "holds a dit, expected a judge: small_cnn, mlp, resnet, transformers, or svm",
+    ),
+    (["version=run-a", "attack_suite=true", "second_judge=nobody"], "second_judge: no weights at"),
     (["version=run-a", "judge.weights=/nowhere/judge"], "judge.weights: no weights at /nowhere/judge"),
     (["version={root}/models/dit-tiny-digits"], "is no run's: say which images it was trained on"),
     (
@@ -213,16 +226,21 @@ def test_tasks_side_by_side_give_the_same_figures_as_one(root: str, ray_session:
     from pipeline.evaluation import evaluate_ray
     from pipeline.reports.evaluation_table import table
     from pipeline.runs import version_evaluation
+    from pipeline.weights import model_folder
 
-    reference = f"reference={root}/models/dit-tiny-digits"
+    weights = model_folder.read(f"{root}/models/dit-tiny-digits", "base")
+    folder = f"{root}/models/never-saw-it"  # which is the base itself
+    model_folder.write(folder, weights.config, weights.state, {"made_with": {"without": [1]}})
+    reference = f"reference={folder}"
     attack_suite = [
         "attack_suite=true",
         "attacks.samples=20",
         "attacks.retain_samples=1",
-        "attacks.finetune_steps=1",
         "attacks.embedding_steps=1",
+        "attacks.embedding_starts=[mean]",
+        "attacks.embedding_lr=0.1",
+        "attacks.only=[none, quantise, embedding]",
     ]
-    attack_suite += ["attacks.cfg_scales=[]", "attacks.sampler_steps=[2]", "attacks.ancestral_steps=2"]
     one = evaluate_ray.evaluate(
         version_evaluation.check(config_of(root, "version=run-a", "train.workers=1", reference))
     )
@@ -266,13 +284,9 @@ def test_an_attack_that_breaks_does_not_hold(root: str, ray_session: None) -> No
     ]
     few += [
         "attacks.finetune_lr=1.0e+30",
-        "attacks.embedding_steps=1",
-        "attacks.cfg_scales=[]",
-        "attacks.sampler_steps=[1]",
+        "attacks.only=[finetune, quantise]",
     ]
-    found = evaluate_ray.evaluate(
-        version_evaluation.check(config_of(root, "version=run-a", *few, "attacks.ancestral_steps=1"))
-    )
+    found = evaluate_ray.evaluate(version_evaluation.check(config_of(root, "version=run-a", *few)))
     lines = {line["name"]: line for line in found["attack_suite"]["attacks"]}
     assert found["after"] is None and found["attack_suite"]["held"] is False
     assert lines["finetune"]["state"] == "failed" and "not finite" in lines["finetune"]["error"]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from proof_samples import MEASURES, REFERENCE, attack_suite
+from proof_samples import MEASURES, REFERENCE, attack_suite, other_figures
 from tracking_samples import result_json
 
 from pipeline.reports.charts import Chart, Series, layout, ticks
@@ -248,6 +248,20 @@ def test_an_attack_is_shown_beside_the_same_on_a_model_that_never_saw_the_class(
     text = proven(attack_suite=attack_suite(of_reference=120, embedding=60)).text
     assert "In a model that never saw the class: 60" in text and "here -30 points (-39 to -20)." in text
     assert "In a model that never saw the class" not in proven(attack_suite=attack_suite(embedding=60)).text
+
+
+def test_steps_and_losses_stand_beside_those_of_a_model_that_never_saw_the_class() -> None:
+    text = proven(attack_suite=other_figures()).text
+    for said in (
+        "8 steps, lr 0.0003",
+        "In a model that never saw the class: 24 steps",
+        "With 10 images of the class, 3,072 rows in all at each rate.",
+        "The class is learnt sooner than by a model that never saw it",
+        "loss 0.2 [0.1, 0.3]",
+        "It denoises images of the class no better than a model that never saw it.",
+        "It stayed forgotten through 1 of 3 attacks.",
+    ):
+        assert said in text, said
 
 
 def test_the_attack_suite_says_what_each_state_means() -> None:

@@ -1,11 +1,11 @@
 """What is used of Ray beyond its documented interface is still there; no cluster is started."""
 
 import inspect
+import socket
 import stat
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-import socket
-from contextlib import nullcontext
 
 import pytest
 

@@ -8,15 +8,22 @@ from typing import Any
 from pydantic import BaseModel
 
 from pipeline.config.measuring import Attacks, Measuring
+from pipeline.errors import InputError
 from pipeline.evaluation.attacks import (
     fine_tuning,
+    inversion,
     label_embedding,
+    lora,
+    null_embedding,
     quantization,
+    relearning,
     samplers,
     timestep_embedding,
 )
 from pipeline.evaluation.attacks.suite import Attempt
 from pipeline.evaluation.own_settings import NoSettings, own_settings
+
+IMAGES = "somebody who has the weights and some images of the class"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +80,7 @@ ATTACKS: dict[str, Attack] = {
             " there some of the way too: compare with one."
         ),
         attempts=label_embedding.attempts,
-        threat="somebody who has the weights and some images of the class",
+        threat=IMAGES,
         recalls=True,
     ),
     "timestep_embedding": Attack(
@@ -85,17 +92,63 @@ ATTACKS: dict[str, Attack] = {
         ),
         attempts=timestep_embedding.attempts,
         settings=timestep_embedding.TimestepEmbeddingSettings,
-        threat="somebody who has the weights and some images of the class",
+        threat=IMAGES,
+        recalls=True,
+    ),
+    "null_embedding": Attack(
+        title="Free null embedding",
+        holds="No null embedding that was tried, alone or with the label's own, leads guidance to the class.",
+        returns=(
+            "The network can still sample the class, led by guidance from a null embedding of the attacker's."
+            " A model that never saw it can be led there some of the way too: compare with one."
+        ),
+        attempts=null_embedding.attempts,
+        settings=null_embedding.NullEmbeddingSettings,
+        threat=IMAGES,
+        recalls=True,
+    ),
+    "lora": Attack(
+        title="Low-rank adapters on a few images",
+        holds="Adapters taught with a few images of the class do not bring it back.",
+        returns=(
+            "Adapters taught with a few images of the class bring it back. They teach it to a model that"
+            " never saw it too: compare with one."
+        ),
+        attempts=lora.attempts,
+        settings=lora.LoraSettings,
+        threat="somebody who has the weights and a few images of the class, and trains adapters",
+        recalls=True,
+    ),
+    "relearn": Attack(
+        title="Teaching it again, against a model that never saw it",
+        holds="The class is not learnt sooner than by a model that never saw it.",
+        returns="The class is learnt sooner than by a model that never saw it: the weights hold some of it.",
+        attempts=relearning.attempts,
+        settings=relearning.RelearnSettings,
+        threat="somebody who has the weights and a few images of the class, and trains on them",
+        recalls=True,
+    ),
+    "inversion": Attack(
+        title="Denoising real images of the class",
+        holds="It denoises images of the class no better than a model that never saw it.",
+        returns="It denoises images of the class better than a model that never saw it: it holds some of it.",
+        attempts=inversion.attempts,
+        settings=inversion.InversionSettings,
+        threat=IMAGES,
         recalls=True,
     ),
 }
 
 
 def attempts_of(settings: Attacks, measuring: Measuring) -> dict[str, Attempt]:
-    """Every attempt of the suite by name. Raises `InputError` for settings of an attack that there is not."""
+    """Every attempt of the suite by name, or of the attacks that `only` names. Raises `InputError` for an
+    attack, or settings of one, that there is not."""
     own = own_settings("attacks", settings, {name: attack.settings for name, attack in ATTACKS.items()})
+    if unknown := [name for name in settings.only if name not in ATTACKS]:
+        raise InputError(f"attacks.only: got {unknown[0]!r}, expected some of {', '.join(ATTACKS)}")
     return {
         attempt.name: replace(attempt, kind=kind, recalls=attack.recalls)
         for kind, attack in ATTACKS.items()
+        if not settings.only or kind in settings.only
         for attempt in attack.attempts(settings, measuring, own[kind])
     }

@@ -7,25 +7,38 @@ C forgotten classes, K buckets of timesteps, D embedding width.
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Annotated
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
 from models.generative import GenerativeModel
 from pipeline.config.base import Section
-from pipeline.config.measuring import Attacks, Measuring
-from pipeline.evaluation.attacks.label_embedding import STARTS
+from pipeline.config.measuring import Attacks, Measuring, Rates
+from pipeline.evaluation.attacks.label_embedding import STARTS, at_rates, search_budget
 from pipeline.evaluation.attacks.suite import Attempt
-from pipeline.evaluation.attacks.tuning import copied, label_weights, tune
+from pipeline.evaluation.attacks.tuning import copied, strongest_rate, tune
 from pipeline.evaluation.context import EvalContext
 from pipeline.evaluation.rows import few_images
+from pipeline.unlearning.parameters import label_weights
+
+Buckets = Annotated[
+    list[Annotated[int, Field(ge=2)]],
+    BeforeValidator(lambda value: value if isinstance(value, list) else [value]),
+]
 
 
 class TimestepEmbeddingSettings(Section):
-    buckets: int = Field(5, ge=2, description="equal stretches of the timesteps, an embedding for each")
+    buckets: Buckets = Field(
+        [5, 10],
+        min_length=1,
+        description="equal stretches of the timesteps, an embedding for each; one number, or several to try",
+    )
     steps: int = Field(400, ge=1, description="steps of it against the frozen network")
-    lr: float = Field(0.2, gt=0, description="learning rate of it")
+    lr: Rates = Field(
+        [0.05, 0.2], description="learning rates of it, one or several: what shows the class most counts"
+    )
 
 
 class ByTimestep(nn.Module):
@@ -49,36 +62,44 @@ class ByTimestep(nn.Module):
 def attempts(settings: Attacks, measuring: Measuring, own: TimestepEmbeddingSettings) -> list[Attempt]:
     return [
         Attempt(
-            name=f"{own.buckets} embeddings from {start}",
+            name=f"{buckets} embeddings from {start}",
             about=(
-                f"an embedding for each of {own.buckets} stretches of the timesteps, {own.steps} steps,"
-                f" lr {own.lr:g}, from {STARTS[start].about}, the network frozen"
+                f"an embedding for each of {buckets} stretches of the timesteps, {own.steps} steps of"
+                f" {settings.embedding_batch} rows, {at_rates(own.lr)}, from {STARTS[start].about}, the"
+                " network frozen"
             ),
-            change=partial(attacked_by_timestep, settings=settings, own=own, start=start),
+            change=partial(attacked_by_timestep, settings=settings, own=own, buckets=buckets, start=start),
+            budget=search_budget(settings, own.steps, own.lr),
         )
+        for buckets in own.buckets
         for start in ("own", "mean")
     ]
 
 
 def attacked_by_timestep(
-    context: EvalContext, settings: Attacks, own: TimestepEmbeddingSettings, start: str
+    context: EvalContext, settings: Attacks, own: TimestepEmbeddingSettings, buckets: int, start: str
 ) -> EvalContext:
-    """With such embeddings of the forgotten labels, optimised on real images of their classes; nothing else
-    has moved."""
-    model, spec = copied(context.model), context.spec
-    STARTS[start].move(model, spec)
-    for parameter in model.net.parameters():
-        parameter.requires_grad_(False)
-    net = ByTimestep(model, spec.forgotten, own.buckets)
-    model.net = net
-    tune(
-        model,
-        {"embeddings": net.embeddings},
-        few_images(context, settings.embedding_images),
-        steps=own.steps,
-        lr=own.lr,
-        batch=settings.embedding_batch,
-        seed=spec.seed,
-        purpose=f"embeddings by timestep from {start}",
-    )
-    return replace(context, model=model)
+    """With such embeddings of the forgotten labels, optimised on real images of their classes at the rate
+    that shows the class most; nothing else has moved."""
+    images = few_images(context, settings.embedding_images)
+
+    def attacked(lr: float) -> EvalContext:
+        model, spec = copied(context.model), context.spec
+        STARTS[start].move(model, spec)
+        for parameter in model.net.parameters():
+            parameter.requires_grad_(False)
+        net = ByTimestep(model, spec.forgotten, buckets)
+        model.net = net
+        tune(
+            model,
+            {"embeddings": net.embeddings},
+            images,
+            steps=own.steps,
+            lr=lr,
+            batch=settings.embedding_batch,
+            seed=spec.seed,
+            purpose=f"embeddings by timestep from {start}",
+        )
+        return replace(context, model=model)
+
+    return strongest_rate(context, own.lr, settings.choice_samples, attacked)

@@ -1,7 +1,9 @@
 """Training an evaluated model a little further: what relearning and the attacks have in common."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +11,14 @@ from torch import Tensor, nn
 from models.generative import GenerativeModel
 from pipeline.data.batch import Batch
 from pipeline.data.cycle import Cycle
-from pipeline.evaluation.context import EvalSpec
+from pipeline.evaluation.context import AFTER, EvalContext, EvalSpec
+from pipeline.evaluation.metrics.forget_fraction import forget_fraction
+from pipeline.evaluation.partials import Shard
+from pipeline.evaluation.sampling import sample_images
 from pipeline.seeding import generator
 from pipeline.unlearning.noising import Relabel, noised_rows
 from pipeline.unlearning.optimizer import adamw, apply_gradient
-from pipeline.unlearning.parameters import flat
+from pipeline.unlearning.parameters import flat, label_weights
 
 CLIP = 1.0
 
@@ -23,11 +28,6 @@ def copied(model: GenerativeModel) -> GenerativeModel:
     twin = copy.copy(model)
     twin.net = copy.deepcopy(model.net)
     return twin
-
-
-def label_weights(model: GenerativeModel) -> nn.Parameter:
-    """The table of label embeddings, (classes + 1, D), of a model that takes labels."""
-    return model.net.get_parameter("y_embedder.embedding_table.weight")
 
 
 @torch.no_grad()
@@ -82,3 +82,36 @@ def tune(
         if stop(step):
             return step
     return steps
+
+
+def share_of(context: EvalContext, model: GenerativeModel, samples: int, purpose: str) -> dict[str, Any]:
+    """The forget fraction of about `samples` images of `model`, on noise that (seed, purpose) names."""
+    few = replace(
+        context.spec,
+        retained=(),
+        earlier=(),
+        settings=context.spec.settings.model_copy(update={"samples": samples, "null_samples": 0}),
+        purpose=purpose,
+        joint=True,
+        top=1,
+    )
+    alone = replace(context, model=model, base=None, reference=None, spec=few, real={}, spaces={})
+    return forget_fraction(few, sample_images(alone, Shard()), AFTER) or {}
+
+
+def strongest_rate(
+    context: EvalContext,
+    rates: Sequence[float],
+    samples: int,
+    attacked: Callable[[float], EvalContext],
+) -> EvalContext:
+    """The context after the attack at the rate that shows the class in most of `samples` images. These are of
+    noise of their own: what is chosen is judged on other images."""
+    if len(rates) == 1:
+        return attacked(rates[0])
+
+    def share(candidate: EvalContext) -> float:
+        candidate.model.net.eval()
+        return float(share_of(context, candidate.model, samples, "choice of a rate")["value"])
+
+    return max((attacked(rate) for rate in rates), key=share)

@@ -5,21 +5,19 @@ The same is asked of a label that was never trained (the forgotten label's embed
 network). A forgotten label that learns much sooner than that one still held the class.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from models.generative import GenerativeModel
-from pipeline.evaluation.attacks.tuning import copied, renew_labels, tune
+from pipeline.data.batch import Batch
+from pipeline.evaluation.attacks.tuning import copied, renew_labels, share_of, tune
 from pipeline.evaluation.confidence import proportion
-from pipeline.evaluation.context import AFTER, BEFORE, EvalContext, EvalSpec
+from pipeline.evaluation.context import BEFORE, EvalContext, EvalSpec
 from pipeline.evaluation.metrics.forget_fraction import forget_fraction
-from pipeline.evaluation.partials import Partials, Ranks, Shard
-from pipeline.evaluation.rows import few_images
-from pipeline.evaluation.sampling import sample_images
+from pipeline.evaluation.partials import Partials, Ranks
+from pipeline.evaluation.rows import NoImagesError, few_images
 from pipeline.unlearning.parameters import select
 
 VARIANTS = ("forgotten_label", "never_trained_label")
@@ -27,7 +25,11 @@ VARIANTS = ("forgotten_label", "never_trained_label")
 
 def relearning(context: EvalContext, ranks: Ranks) -> Partials:
     """For each variant relearn/<variant>/hits (checks,) and …/sampled (checks,), images after each number of
-    steps, up to the first half of all."""
+    steps, up to the first half of all. Nothing where there are no images to teach with."""
+    try:
+        few_images(context, context.spec.settings.relearn_images)
+    except NoImagesError:
+        return {}
     return {
         name: value
         for index, variant in enumerate(VARIANTS)
@@ -36,9 +38,12 @@ def relearning(context: EvalContext, ranks: Ranks) -> Partials:
     }
 
 
-def relearn_steps(spec: EvalSpec, partials: Mapping[str, Tensor], side: str) -> dict[str, Any]:
+def relearn_steps(spec: EvalSpec, partials: Mapping[str, Tensor], side: str) -> dict[str, Any] | None:
     """For each variant the first check at which the share is half of the old one, None within the budget,
-    and the shares on the way. Without the model before, half of all images is what has to come back."""
+    and the shares on the way. Without the model before, half of all images is what has to come back. None
+    where there were no images to teach with."""
+    if f"relearn/{VARIANTS[0]}/hits" not in partials:
+        return None
     before = f"{BEFORE}/{spec.forgotten_group}/predictions"
     old = (forget_fraction(spec, partials, BEFORE) or {})["value"] if before in partials else 1.0
     checks = spec.settings.relearn_checks
@@ -55,52 +60,63 @@ def relearn_steps(spec: EvalSpec, partials: Mapping[str, Tensor], side: str) -> 
 
 
 def _curve(context: EvalContext, variant: str) -> Partials:
-    spec, s = context.spec, context.spec.settings
-    model = copied(context.model)
-    if variant == "never_trained_label":
-        renew_labels(model, spec)
-    checks = s.relearn_checks
-    hits, sampled = (torch.zeros(len(checks), dtype=torch.int64) for _ in range(2))
-
-    def half_is_back(step: int) -> bool:
-        if step not in checks:
-            return False
-        index, share = checks.index(step), share_at(context, model, step)
+    s = context.spec.settings
+    hits, sampled = (torch.zeros(len(s.relearn_checks), dtype=torch.int64) for _ in range(2))
+    curve = relearned(
+        context,
+        few_images(context, s.relearn_images),
+        fresh_label=variant == "never_trained_label",
+        lr=s.relearn_lr,
+        batch=s.relearn_batch,
+        checks=s.relearn_checks,
+        samples=s.relearn_samples,
+        enough=lambda share: 2 * round(share["value"] * share["n"]) >= share["n"],
+    )
+    for step, share in curve.items():
+        index = s.relearn_checks.index(step)
         hits[index], sampled[index] = round(share["value"] * share["n"]), share["n"]
-        return 2 * int(hits[index]) >= int(sampled[index])
-
-    model.net.eval()
-    if not half_is_back(0):
-        tune(
-            model,
-            select(model, "all"),
-            few_images(context, s.relearn_images),
-            steps=checks[-1],
-            lr=s.relearn_lr,
-            batch=s.relearn_batch,
-            seed=spec.seed,
-            purpose="relearn",
-            stop=half_is_back,
-        )
     return {f"relearn/{variant}/hits": hits, f"relearn/{variant}/sampled": sampled}
 
 
-def share_at(context: EvalContext, model: GenerativeModel, step: int) -> dict[str, Any]:
-    """The forget fraction of about `relearn_samples` images after `step` steps."""
-    spec = context.spec
-    few = replace(
-        spec,
-        retained=(),
-        earlier=(),
-        settings=spec.settings.model_copy(
-            update={"samples": spec.settings.relearn_samples, "null_samples": 0}
-        ),
-        purpose=f"relearn at {step}",
-        joint=True,
-        top=1,
-    )
-    alone = replace(context, model=model, base=None, reference=None, spec=few, real={})
-    return forget_fraction(few, sample_images(alone, Shard()), AFTER) or {}
+def relearned(
+    context: EvalContext,
+    images: Batch,
+    *,
+    fresh_label: bool,
+    lr: float,
+    batch: int,
+    checks: Sequence[int],
+    samples: int,
+    enough: Callable[[Mapping[str, Any]], bool],
+) -> dict[int, dict[str, Any]]:
+    """Teach a copy of the model the class again, every parameter, under its label as it is or begun anew:
+    the forget fraction of about `samples` images after each number of steps in `checks`, up to the first
+    that is `enough`."""
+    spec, model = context.spec, copied(context.model)
+    if fresh_label:
+        renew_labels(model, spec)
+    curve: dict[int, dict[str, Any]] = {}
+
+    def is_back(step: int) -> bool:
+        if step not in checks:
+            return False
+        curve[step] = share_of(context, model, samples, f"relearn at {step}")
+        return enough(curve[step])
+
+    model.net.eval()
+    if not is_back(0):
+        tune(
+            model,
+            select(model, "all"),
+            images,
+            steps=checks[-1],
+            lr=lr,
+            batch=batch,
+            seed=spec.seed,
+            purpose="relearn",
+            stop=is_back,
+        )
+    return curve
 
 
 def figures(result: Mapping[str, Any]) -> dict[str, Any]:
