@@ -22,7 +22,7 @@ ALARM = 3  # exit code: something is left open, overdue or refused
 
 def run(config: ProcessConfig, dry_run: bool) -> int:
     from pipeline.governance import promotion
-    from pipeline.requests import process
+    from pipeline.requests import preview, process
     from pipeline.requests.main_job import RegisteredModel
 
     def promote(version: int) -> None:
@@ -34,9 +34,9 @@ def run(config: ProcessConfig, dry_run: bool) -> int:
 
     model = RegisteredModel(config, promote)
     if dry_run:
-        plan = process.plan_of(config, model)
-        print("\n".join(plan.lines) if plan else "nothing is open")
-        return 0
+        outcome = preview.preview(config, model)
+        print("\n".join(outcome.lines))
+        return ALARM if outcome.alarms else 0
     summary = process.process(config, model, say=lambda line: print(line, flush=True))
     for name, reason in summary.left.items():
         print(f"left: request {name}: {reason}")
