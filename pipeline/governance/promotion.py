@@ -1,5 +1,6 @@
 """champion: who may become it, and how it goes back."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ from pipeline.weights import model_folder
 if TYPE_CHECKING:
     from pipeline.tracking.mlflow_runs import MlflowClient
     from pipeline.tracking.registry import ModelVersion
+
+log = logging.getLogger(__name__)
 
 
 def promote(config: RegistryConfig, *, dry_run: bool = False) -> tuple[int, Entry | None]:
@@ -65,6 +68,7 @@ def promote(config: RegistryConfig, *, dry_run: bool = False) -> tuple[int, Entr
     )
     details = {
         "certificate": document,
+        "page": certificate_page.digest_of(document),
         "override": config.override if reasons else None,
         "not_honoured": lost,
     }
@@ -79,6 +83,8 @@ def promote(config: RegistryConfig, *, dry_run: bool = False) -> tuple[int, Entr
         details=details,
     )
     certificate_page.write_missing(config.storage, name, [*entries, entry])
+    if warning := unsigned_after_signed([*entries, entry], number):
+        log.warning("warning: %s", warning)
     return number, entry
 
 
@@ -267,6 +273,20 @@ def weights_digest(config: RegistryConfig, version: "ModelVersion") -> str:
 def _config_of(storage_root: str, run_id: str) -> bytes | None:
     uri = storage.join(storage_root, "runs", run_id, "config.yaml")
     return storage.read_bytes(uri) if storage.exists(uri) else None
+
+
+def unsigned_after_signed(entries: list[Entry], number: int) -> str | None:
+    """What to say where the latest certificate of version `number` is unsigned and one before it was signed:
+    whoever took the key away must not go unseen."""
+    issued = [entry for entry in entries if entry.details.get("certificate")]
+    last = max((place for place, entry in enumerate(issued) if entry.version == number), default=0)
+    signed = [entry for entry in issued[:last] if signing.is_signed(entry.details["certificate"])]
+    if not signed or signing.is_signed(issued[last].details["certificate"]):
+        return None
+    return (
+        f"the certificate of version {number} is unsigned, that of version {signed[-1].version} (entry"
+        f" {signed[-1].number}) was signed; promote it once more with --set key=<file>"
+    )
 
 
 def _unsigned(entries: list[Entry], number: int) -> bool:

@@ -352,7 +352,7 @@ def test_a_killed_promotion_is_before_or_after(
     assert [
         entry.version for entry in promotion.history(config(root, name)).entries if entry.alias == "champion"
     ] == [1, 2]
-    assert len(verification.verify(config(root, name))) == 4
+    assert len(verification.verify(config(root, name))) == 5
 
 
 @pytest.mark.parametrize("where", ["log_artifacts", "create_model_version", "set_registered_model_alias"])
@@ -405,7 +405,12 @@ def test_every_edit_is_seen(root: str, register_run: Register, tmp_path: Path) -
     promotion.promote(config(root, "edits", version=2))
     assert promotion.champions(promotion.history(config(root, "edits")).entries) == [1, 2]
     signed = config(root, "edits", version=1, public_key=str(tmp_path / "0.pub"))
-    assert "signed by key" in verification.verify(signed)[0] and len(verification.verify(signed)) == 4
+    lines = verification.verify(signed)
+    assert "signed by key" in lines[0] and "certificate.html: as it was issued" in lines and len(lines) == 5
+    assert any(
+        "version 2 is unsigned, that of version 1 (entry 4) was signed" in line
+        for line in verification.verify(config(root, "edits", version=2))
+    )
     with pytest.raises(InputError, match="not the key that was given"):
         verification.verify(config(root, "edits", version=1, public_key=str(tmp_path / "1.pub")))
     with pytest.raises(InputError, match="not signed"):
@@ -442,7 +447,15 @@ def test_every_edit_is_seen(root: str, register_run: Register, tmp_path: Path) -
         with pytest.raises(InputError, match=said):
             promotion.history(config(root, "edits"))
         (log / lost).write_bytes(kept)
-    assert weights.is_file() and len(verification.verify(signed)) == 4
+    page = folder / "v1" / "certificate.html"
+    page.write_text(page.read_text().replace("not sampled", "sampled") + " ")
+    with pytest.raises(InputError, match="not the page of this certificate: it was edited"):
+        verification.verify(signed)
+    certificate.unlink()
+    with pytest.raises(InputError, match="no certificate at"):
+        verification.verify(signed)
+    assert promotion.promote(config(root, "edits", version=2))[1] is None, "champion already"
+    assert weights.is_file() and verification.verify(signed) == lines, "what was lost comes from the log"
 
 
 def test_changed_weights_are_seen(root: str, register_run: Register) -> None:
