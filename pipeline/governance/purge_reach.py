@@ -122,7 +122,7 @@ def left_behind(
         lake = find_lake(uri)
         if lake is not None and (count := _rows(lake, ids)):
             lines.append(lake_line(lake, count))
-    for digest in sorted({_base(config.storage, result) for result in results.values()}):
+    for digest in sorted({base_digest(config.storage, result) for result in results.values()}):
         lines.append(f"the base model (digest {digest[:12]}), which was trained on them")
     for name in sorted({str(one["tracking"]["model_name"]) for one in settings.values()}):
         lines += _versions(config, name, next(iter(settings.values()))["tracking"], results)
@@ -149,7 +149,7 @@ def still_left(left: Sequence[str], request_id: str, purged: Buried) -> list[str
     return [line for line in left if holds(line)]
 
 
-def _base(storage_root: str, result: Mapping[str, Any]) -> str:
+def base_digest(storage_root: str, result: Mapping[str, Any]) -> str:
     """The digest of the weights that were trained on the data: where a run started from a version, those that
     this version's own run came from, and so on back; as far as the runs are there."""
     version = result.get("base_version")
@@ -161,7 +161,7 @@ def _base(storage_root: str, result: Mapping[str, Any]) -> str:
             earlier = storage.read_json(uri)
             model = earlier.get("model") or {}
             if (model.get("name"), model.get("version")) == (version["name"], version["version"]):
-                return _base(storage_root, earlier)
+                return base_digest(storage_root, earlier)
     return str(result["base_digest"])
 
 

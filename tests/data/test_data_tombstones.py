@@ -147,7 +147,7 @@ def test_a_file_name_that_is_there_twice_hides_nothing(tmp_path: Path) -> None:
     assert of("b", "x/b.png") == of("x/b", "x/b.png") == of("y/b.JPEG", "y/b.JPEG") == "case-1"
     assert of("a", "x/a.png") == "case-1" and of("y/a", "y/a.png") is None and of("c", "x/c.png") is None
     assert of("table-7", "x/a#7") is None, "a row of a table has no file of its own"
-    with pytest.raises(InputError, match=r"1 images were purged .* the first is 'x/b' \(request case-1\)"):
+    with pytest.raises(InputError, match=r"1 images were purged .* the first is 'x/b' \(request 'case-1'\)"):
         require_not_buried(str(tmp_path), [Item(sample_id="x/b", label=0, split="train", ref="x/b.png")])
 
 

@@ -8,10 +8,11 @@ import pytest
 from test_certificate import around, said
 from tracking_samples import result_json
 
+from pipeline import storage
 from pipeline.config import PrepareConfig, parse
 from pipeline.data import ingest, ingest_ray, tombstones
 from pipeline.governance import certificate_page
-from pipeline.governance.purge_reach import lake_line, still_left
+from pipeline.governance.purge_reach import base_digest, lake_line, still_left
 
 CHECKS = [{"name": "membership_auc", "value": 0.5, "bound": 0.6, "passed": True}]
 
@@ -86,3 +87,15 @@ def test_a_lake_that_was_written_again_is_not_left_behind(tmp_path: Path) -> Non
     assert still_left([line, *others], "another", tombstones.buried(root)) == others
     prepare(without_buried=True)
     assert still_left([line, *others], "r-1", tombstones.buried(root)) == others
+
+
+def test_the_base_is_where_the_chain_of_versions_began(tmp_path: Path) -> None:
+    """A run that started from a version names as its base that version, which no data was trained into."""
+    runs: list[tuple[int, str, int | None]] = [(1, "base", None), (2, "first", 1), (3, "second", 2)]
+    for version, digest, origin in runs:
+        base = None if origin is None else {"name": "m", "version": origin}
+        result = {"model": {"name": "m", "version": version}, "base_digest": digest, "base_version": base}
+        storage.write_json(f"{tmp_path}/runs/run-{version}/result.json", result)
+        assert base_digest(str(tmp_path), result) == "base"
+    storage.remove(f"{tmp_path}/runs/run-1")
+    assert base_digest(str(tmp_path), result) == "first", "as far back as the runs are there"

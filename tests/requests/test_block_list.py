@@ -107,7 +107,7 @@ def test_a_list_that_was_edited_and_sealed_again_is_seen(
     key = tmp_path / "key"
     key.write_text("0123456789abcdef")
     monkeypatch.setenv(KEY_VARIABLE, str(key))
-    with pytest.raises(InputError, match="entries, sealed with the key in UNLEARN_ID_KEY_FILE"):
+    with pytest.raises(InputError, match="entries sealed with the key in UNLEARN_ID_KEY_FILE"):
         ledger.read_whole(root)
     storage.remove(uri)
     submit.submit(configured("r1", classes=[1], exchange={1: 7}))
