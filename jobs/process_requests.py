@@ -3,6 +3,7 @@
 python jobs/process_requests.py --config jobs/configs/process_digits.yaml
 python jobs/process_requests.py --config ... --set start=champion     (base | champion | auto)
 python jobs/process_requests.py --config ... --set promote=approval   (automatic | approval)
+python jobs/process_requests.py --config ... --set rehearse=samples   (of the base, for purged rows)
 
 One at a time: a second one says who works. Killed anywhere, the next one goes on. --dry-run says what would
 be done. Exits 0 when nothing is open or all was answered, 3 when something is left, overdue or refused.
