@@ -29,7 +29,7 @@ def run(config: GenerateConfig, dry_run: bool) -> None:
 
     name = config.tracking.model_name
     version = resolve(config.tracking, config.storage, config.version)
-    blocked = block_list.of_version(ledger.read(config.storage), version)
+    blocked = block_list.of_version(ledger.read_whole(config.storage), version)
     refused = [label for label in config.labels if label in blocked]
     if refused and config.audit is None:
         raise InputError(
@@ -38,6 +38,8 @@ def run(config: GenerateConfig, dry_run: bool) -> None:
             " which is recorded"
         )
     output = config.output or storage.join(config.storage, "generated", f"{name}-v{version.version}.png")
+    if storage.exists(output):
+        print(f"{output} is there already and {'would be' if dry_run else 'is'} replaced", flush=True)
     if dry_run:
         print(
             f"would sample {len(config.labels)} x {len(config.seeds)} images of {name} version"

@@ -58,7 +58,7 @@ def list_(config: LedgerConfig, dry_run: bool) -> None:
     from pipeline.requests import ledger, overview
 
     require_root(config)
-    snapshot, today = ledger.read(config.storage), ledger.today()
+    snapshot, today = ledger.read_whole(config.storage), ledger.today()
     if config.as_json:
         _print_json([ledger.as_json(request, today) for request in overview.in_order(snapshot)])
     elif snapshot.requests:
@@ -93,7 +93,7 @@ def status(config: LedgerConfig, dry_run: bool) -> int:
     from pipeline.requests import ledger, overview
 
     require_root(config)
-    counts = overview.status(ledger.read(config.storage), ledger.today())
+    counts = overview.status(ledger.read_whole(config.storage), ledger.today())
     if config.as_json:
         _print_json(counts)
     else:

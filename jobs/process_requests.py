@@ -3,6 +3,7 @@
 python jobs/process_requests.py --config jobs/configs/process_digits.yaml
 python jobs/process_requests.py --config ... --set start=champion     (base | champion | auto)
 python jobs/process_requests.py --config ... --set promote=approval   (automatic | approval)
+python jobs/process_requests.py --config ... --set rehearse=samples   (of the base, for purged rows)
 
 One at a time: a second one says who works. Killed anywhere, the next one goes on. --dry-run says what would
 be done. Exits 0 when nothing is open or all was answered, 3 when something is left, overdue or refused; with
@@ -24,7 +25,7 @@ ALARM = 3  # exit code: something is left open, overdue or refused
 
 def run(config: ProcessConfig, dry_run: bool) -> int:
     from pipeline.governance import promotion
-    from pipeline.requests import process
+    from pipeline.requests import preview, process
     from pipeline.requests.main_job import RegisteredModel
 
     registry = RegistryConfig(storage=config.storage, tracking=config.tracking, key=config.key)
@@ -35,9 +36,9 @@ def run(config: ProcessConfig, dry_run: bool) -> int:
     promotion.require_vouched_for(registry)
     model = RegisteredModel(config, promote)
     if dry_run:
-        plan = process.plan_of(config, model)
-        print("\n".join(plan.lines) if plan else "nothing is open")
-        return 0
+        outcome = preview.preview(config, model)
+        print("\n".join(outcome.lines))
+        return ALARM if outcome.alarms else 0
     summary = process.process(config, model, say=lambda line: print(line, flush=True))
     for name, reason in summary.left.items():
         print(f"left: request {name}: {reason}")

@@ -61,6 +61,7 @@ def promote(config: RegistryConfig, dry_run: bool) -> None:
         print(f"would make {name} version {number} champion")
     elif entry is None:
         print(f"{name} version {number} is champion already")
+        print(f"certificate: {certificate_uri(config.storage, name, number)}")
     else:
         overridden = " although it was refused, the reason recorded" if entry.details["override"] else ""
         print(f"{name} version {number} is champion now{overridden}; before: {entry.came_from or 'none'}")

@@ -33,7 +33,7 @@ class RequestedScope(Section):
 
 class LedgerConfig(ProcessConfig):
     model_config = ConfigDict(populate_by_name=True)
-    conditions: ClassVar[tuple[Only, ...]] = (unless("due_days", "due"),)
+    conditions: ClassVar[tuple[Only, ...]] = (*ProcessConfig.conditions, unless("due_days", "due"))
     keys_of_verb: ClassVar[dict[str, tuple[str, ...]]] = {
         "submit": ("request", "received", "due", "due_days", "legal_basis", "approver"),
         "list": (),

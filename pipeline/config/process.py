@@ -5,12 +5,12 @@ well; of them its `audit` reads `audit` and `unlearn`, and the other verbs none 
 """
 
 from copy import deepcopy
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline.config.base import JobConfig, LakeName, Section
-from pipeline.config.conditions import has, pop
+from pipeline.config.conditions import Only, has, pop, while_
 from pipeline.config.reading import parse, parse_given
 from pipeline.config.request import Request
 from pipeline.config.tracking import Registry
@@ -35,6 +35,8 @@ class Audit(Section):
 
 
 class ProcessConfig(JobConfig):
+    conditions: ClassVar[tuple[Only, ...]] = (while_("rehearse_samples", "rehearse", "samples"),)
+
     lake: LakeName = Field("digits", description="name or URI of the lake that the requests are about")
     tracking: Registry = Registry()
     start: Literal["auto", "base", "champion"] = Field(
@@ -42,6 +44,12 @@ class ProcessConfig(JobConfig):
         description="the weights a run starts from; auto: base while the rows of every answered request are"
         " there, else champion",
     )
+    rehearse: Literal["none", "samples"] = Field(
+        "none",
+        description="samples: where rows of answered classes were purged, samples that the base draws under"
+        " their old labels stand in for them, and the certificate says so",
+    )
+    rehearse_samples: int = Field(200, ge=20, description="samples drawn for each such class")
     promote: Literal["automatic", "approval"] = Field(
         "approval",
         description="automatic: what passed its gate becomes champion at once; approval: somebody promotes it"

@@ -24,6 +24,24 @@ LARGEST_YAML = 1_000_000  # values; a list of ids in a configuration may be long
 DIGITS = re.compile(r"0\d+|\d{30,}")
 
 
+class Loader(yaml.SafeLoader):
+    """Safe, and no key may be there twice: YAML would take the last one without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        mapping = super().compose_mapping_node(anchor)
+        assert mapping is not None
+        lines: dict[tuple[str, str], int] = {}
+        for node, _ in mapping.value:
+            if isinstance(node, yaml.ScalarNode):
+                key, line = (node.tag, node.value), node.start_mark.line + 1
+                if key in lines:
+                    raise yaml.YAMLError(
+                        f"the key {node.value} is there twice, in lines {lines[key]} and {line}; drop one"
+                    )
+                lines[key] = line
+        return mapping
+
+
 def read_yaml(path: str) -> dict[str, Any]:
     """The mapping in a YAML file (safe_load). A relative path is looked up from the working directory, then
     from the checkout."""
@@ -35,7 +53,7 @@ def read_yaml(path: str) -> dict[str, Any]:
             " jobs/configs/quickstart.yaml"
         )
     try:
-        value = yaml.safe_load(file.read_bytes())  # UTF-8 or UTF-16, with or without its mark
+        value = yaml.load(file.read_bytes(), Loader)  # UTF-8 or UTF-16, with or without its mark
         require_nodes(value)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"--config: {path} is not valid YAML ({' '.join(str(error).split())})") from error
@@ -73,11 +91,12 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
             value = (
                 text.strip()
                 if DIGITS.fullmatch(text.strip())
-                else yaml.safe_load(CLASS_PAIR.sub(r"\1: ", text))
+                else yaml.load(CLASS_PAIR.sub(r"\1: ", text), Loader)
             )
             require_nodes(value)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise InputError(f"--set {key}: got {text!r}, which is not valid YAML") from error
+            twice = f" ({error})" if "is there twice" in str(error) else ""
+            raise InputError(f"--set {key}: got {text!r}, which is not valid YAML{twice}") from error
         node = result
         *parents, leaf = key.strip().split(".")
         for parent in parents:

@@ -45,6 +45,17 @@ class Request(Section):
         [],
         description="classes that the base samples no more: no row of them is read, each is measured",
     )
+    stood_in: list[int] = Field(
+        [],
+        description="forgotten classes whose rows were purged: samples drawn under their old labels are read"
+        " in their stead, as rows to forget",
+    )
+    stand_in_samples: int = Field(200, ge=20, description="samples drawn for each class of stood_in")
+    stand_in_weights: str | None = Field(
+        None,
+        description="weights that draw them, which still sample these classes; absent: those that the run"
+        " starts from",
+    )
     exchange: Exchange = Field(
         {}, description="forgotten class -> the class, or classes, that its label samples from now on"
     )

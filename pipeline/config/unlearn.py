@@ -186,6 +186,7 @@ class UnlearnConfig(SeededConfig):
         ),
         Only(keys=("request.neighbours", "request.nearest_by"), switches=("request.classes",)),
         Only(keys=("request.sample_classes",), switches=("request.sample_ids",)),
+        Only(keys=("request.stand_in_samples", "request.stand_in_weights"), switches=("request.stood_in",)),
         Only(keys=("method.held_fraction",), switches=("request.forgotten_earlier",)),
         Only(
             keys=("gate.max_leakage", "gate.max_null_leakage"),

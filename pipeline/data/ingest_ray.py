@@ -181,8 +181,8 @@ def listed(config: PrepareConfig) -> tuple[RawImages, list[Item]]:
     items = source.items()
     require_unique(items)
     if config.without_buried:
-        purged = buried(config.storage).among(item.sample_id for item in items)
-        items = [item for item in items if item.sample_id not in purged]
+        purged = buried(config.storage)
+        items = [item for item in items if purged.of_item(item) is None]
     require_not_buried(config.storage, items)
     return source, items
 

@@ -11,11 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from models.block_list import KEY_VARIABLE as KEY_VARIABLE
 from pipeline import storage
 from pipeline.errors import InputError
 
 KEY_FILE = ("requests", "sample_ids.key")  # under the storage root
-KEY_VARIABLE = "UNLEARN_ID_KEY_FILE"  # the operator's own file, on every machine that reads lakes
 KEY_BYTES, SHORTEST_KEY = 32, 16
 
 
@@ -58,14 +58,10 @@ def read_key(storage_root: str, key_file: str | None = None, *, create: bool = T
     Raises `InputError` for a file that is missing or too short. Losing the key of a storage root loses what
     its tombstones know: back it up, apart from them.
     """
-    key_file = key_file or os.environ.get(KEY_VARIABLE)
     if key_file is not None:
-        path = Path(key_file).expanduser()
-        if not path.is_file():
-            raise InputError(
-                f"key file: got {key_file!r}, which is missing; `openssl rand -hex {KEY_BYTES}` makes one"
-            )
-        return _checked(path.read_bytes(), key_file)
+        return _of_file(key_file)
+    if (key := operators_key()) is not None:
+        return key
     uri = storage.join(storage_root, *KEY_FILE)
     if not storage.exists(uri):
         if not create:
@@ -76,6 +72,21 @@ def read_key(storage_root: str, key_file: str | None = None, *, create: bool = T
         # of two that make one at once the first stays: what is there is read either way
         storage.create(uri, f"{secrets.token_hex(KEY_BYTES)}\n".encode(), private=True)
     return _checked(storage.read_bytes(uri), uri)
+
+
+def operators_key() -> IdKey | None:
+    """The key in the file that `UNLEARN_ID_KEY_FILE` names; None where it names none."""
+    key_file = os.environ.get(KEY_VARIABLE)
+    return _of_file(key_file) if key_file else None
+
+
+def _of_file(key_file: str) -> IdKey:
+    path = Path(key_file).expanduser()
+    if not path.is_file():
+        raise InputError(
+            f"key file: got {key_file!r}, which is missing; `openssl rand -hex {KEY_BYTES}` makes one"
+        )
+    return _checked(path.read_bytes(), key_file)
 
 
 def _checked(text: bytes, where: str) -> IdKey:

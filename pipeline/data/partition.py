@@ -14,6 +14,7 @@ from pipeline.data import parquet_shards
 from pipeline.data.lake import MANIFEST, Lake
 from pipeline.data.parquet_shards import FLIP_MARK, File, Kind, Shard, Stored
 from pipeline.data.sources.base import nameable
+from pipeline.data.stand_ins import StandInFacts, StandIns
 from pipeline.data.text_file import read_text
 from pipeline.errors import InputError
 
@@ -49,6 +50,7 @@ class Manifest(Stored):
     exchange: list[Shard]
     # per side: the lake's shards that were opened, and how many row groups were read of each
     opened: dict[str, dict[str, int]]
+    stand_ins: StandInFacts | None = None  # among `forget`: sampled rows in the place of purged ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,12 @@ class Partition:
     @property
     def digest(self) -> str:
         return self.manifest.digest
+
+    @property
+    def forgotten_images(self) -> list[Shard]:
+        """Files of real rows to forget: without those that only stand in for them."""
+        sampled = self.manifest.stand_ins.samples if self.manifest.stand_ins else {}
+        return [file for file in self.manifest.forget if file.label not in sampled]
 
     @property
     def lane_batch(self) -> int:
@@ -97,7 +105,11 @@ class Selection:
 
 
 def partition_key(
-    config: UnlearnConfig, lake: Lake, sample_ids: Sequence[str] | None, neighbours: Sequence[int] | None
+    config: UnlearnConfig,
+    lake: Lake,
+    sample_ids: Sequence[str] | None,
+    neighbours: Sequence[int] | None,
+    stand_ins: StandIns | None = None,
 ) -> dict[str, Any]:
     """All that decides what a partition holds; two requests that ask the same share it, whatever they are
     called. Rows that were purged since make it another one."""
@@ -122,6 +134,7 @@ def partition_key(
         "steps": config.optim.max_steps + config.optim.moment_warmup_steps,
         "segment_steps": segment_steps(config, lake),
         **({"buried": buried} if (buried := lake.buried_digest) else {}),
+        **({"stand_ins": dict(stand_ins.key)} if stand_ins else {}),
     }
 
 
@@ -163,8 +176,9 @@ def forget_selection(request: Request, lake: Lake, sample_ids: Sequence[str] | N
         raise InputError(
             "request: got neither classes nor sample_ids, expected at least one: --set 'request.classes=[1]'"
         )
-    whole = without(lake, lake.shards(sorted(set(request.classes))), [])
-    if bare := set(request.classes) - {item.shard.label for item in whole}:
+    read = set(request.classes) - set(request.stood_in)
+    whole = without(lake, lake.shards(sorted(read)), [])
+    if bare := read - {item.shard.label for item in whole}:
         rows = sum(len(lake.buried.get(shard.path, ())) for shard in lake.shards([min(bare)]))
         raise InputError(
             f"request.classes: class {min(bare)} has no training images in lake {lake.manifest.name!r}"

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.config import UnlearnConfig
-from pipeline.data import parquet_shards
+from pipeline.data import parquet_shards, stand_ins
 from pipeline.data.lake import MANIFEST, Lake
 from pipeline.data.parquet_shards import Kind, Shard
 from pipeline.data.partition import (
@@ -32,6 +32,7 @@ from pipeline.data.partition import (
     stream_order,
     without,
 )
+from pipeline.data.stand_ins import StandIns
 from pipeline.runtime.progress import Progress
 
 TASK_BYTES = 128 << 20  # rows one task gathers or writes
@@ -69,18 +70,19 @@ def build_partition(
     config: UnlearnConfig,
     lake: Lake,
     neighbours: Sequence[int] | None = None,
+    sampled: StandIns | None = None,
     *,
     task_bytes: int = TASK_BYTES,
 ) -> Partition:
     """The partition of `config.request` from `lake`; a complete one with the same content is returned as it
     is.
 
-    `neighbours`: the classes that retain policy `neighbours` keeps. Raises `InputError` for a request the
-    lake cannot serve.
+    `neighbours`: the classes that retain policy `neighbours` keeps. `sampled`: rows that stand in for those
+    of purged classes. Raises `InputError` for a request the lake cannot serve.
     """
     request = config.request
     sample_ids = read_sample_ids(request)
-    key = partition_key(config, lake, sample_ids, neighbours)
+    key = partition_key(config, lake, sample_ids, neighbours, sampled)
     digest = storage.digest_of(key)
     uri = storage.join(config.storage, "partitions", digest[:32])
     existing = find_partition(uri)
@@ -100,6 +102,10 @@ def build_partition(
     )
     lane_files, retain_opened = write_retain(lake, retain, layout, config.seed, task_bytes)
     forget_files, forget_opened = write_side(lake, forget, "forget", layout)
+    facts = None
+    if sampled is not None:
+        files, facts = stand_ins.write(uri, sampled, layout.kind, layout.shape)
+        forget_files += files
     exchange = without(lake, lake.shards(exchange_labels(request)), forget) if request.exchange else []
     exchange_files, exchange_opened = write_side(lake, exchange, "exchange", layout)
     manifest = Manifest(
@@ -119,6 +125,7 @@ def build_partition(
         forget=forget_files,
         exchange=exchange_files,
         opened={"retain": retain_opened, "forget": forget_opened, "exchange": exchange_opened},
+        stand_ins=facts,
     )
     storage.write_json(storage.join(uri, MANIFEST), manifest.model_dump(mode="json"))
     return Partition(uri=uri, manifest=manifest)

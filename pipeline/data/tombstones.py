@@ -3,6 +3,7 @@ samples themselves. Ids are kept as hashes under a key; tombstones of before hol
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
 from typing import Any
 
 from pydantic import Field
@@ -12,7 +13,8 @@ from pipeline.data.keyed_ids import IdKey, read_key
 from pipeline.data.lake import Lake, lake_uri, read_lake
 from pipeline.data.parquet_shards import FLIP_MARK, Stored, read_column
 from pipeline.data.partition import Partition
-from pipeline.data.sources.base import Item
+from pipeline.data.sources.base import Item, nameable
+from pipeline.data.sources.folder_layout import IMAGE_SUFFIXES
 from pipeline.errors import InputError
 
 FOLDER = "tombstones"
@@ -61,6 +63,16 @@ class Buried:
         if name in self.by_id or self.key is None:
             return self.by_id.get(name)
         return self.by_hash.get(self.key.hashed(name))
+
+    def of_item(self, item: Item) -> str | None:
+        """The request that purged an image of a source, None where none did. An image whose file name is
+        there twice has a longer id than it had, or than it will have, alone: all that its file may have been
+        called are looked up."""
+        path, names = PurePosixPath(item.ref), {item.sample_id: None}
+        if path.suffix.lower() in IMAGE_SUFFIXES:  # a file of its own, no row of a table
+            names |= dict.fromkeys(map(nameable, (path.stem, str(path.with_suffix("")), str(path))))
+        requests = (self.request_of(name) for name in names) if self else iter(())
+        return next((request for request in requests if request is not None), None)
 
     def among(self, sample_ids: Iterable[str]) -> dict[str, str]:
         """Those of `sample_ids` that were purged, each with its request."""
@@ -156,7 +168,8 @@ def without_buried(lake: Lake, storage_root: str) -> Lake:
 
 def require_not_buried(storage_root: str, items: Iterable[Item]) -> None:
     """Raise `InputError` when a purged sample is about to be ingested again."""
-    again = buried(storage_root).among(item.sample_id for item in items)
+    purged = buried(storage_root)
+    again = {item.sample_id: request for item in items if (request := purged.of_item(item)) is not None}
     if again:
         first = min(again)
         raise InputError(

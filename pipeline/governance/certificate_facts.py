@@ -12,7 +12,7 @@ from pipeline.config import RegistryConfig
 from pipeline.data import tombstones
 from pipeline.data.parquet_shards import FLIP_MARK, read_column
 from pipeline.data.partition import find_partition
-from pipeline.governance.purge_reach import whole_classes
+from pipeline.governance.purge_reach import still_left, whole_classes
 from pipeline.requests import ledger
 from pipeline.requests.ledger import Ledger, Request
 from pipeline.tracking.alias_log import Entry
@@ -45,11 +45,7 @@ class Surroundings:
     purges: Mapping[str, tuple[Entry, int]] = field(default_factory=dict)
     descendants: Sequence[str] = ()
     not_honoured: Sequence[str] = ()
-
-    @property
-    def not_purged(self) -> dict[str, list[str]]:
-        """By request, what the purge of its data did not reach."""
-        return {name: list(entry.details.get("left", [])) for name, (entry, _) in self.purges.items()}
+    not_purged: Mapping[str, Sequence[str]] = field(default_factory=dict)  # by request, what is left of it
 
 
 def gather(
@@ -86,7 +82,18 @@ def gather(
             if other.tags.get("base_digest") == digest
         ],
         not_honoured=not_honoured,
+        not_purged=_not_purged(root, purges),
     )
+
+
+def _not_purged(root: str, purges: Mapping[str, tuple[Entry, int]]) -> dict[str, list[str]]:
+    """By request, what the purge of its data did not reach, and nothing has removed since."""
+    if not purges:
+        return {}
+    purged = tombstones.buried(root)
+    return {
+        name: still_left(entry.details.get("left", []), name, purged) for name, (entry, _) in purges.items()
+    }
 
 
 def _forgotten_ids(uri: str) -> dict[int, set[str]] | None:
@@ -94,7 +101,7 @@ def _forgotten_ids(uri: str) -> dict[int, set[str]] | None:
     if partition is None:
         return None
     ids: dict[int, set[str]] = {}
-    for file in partition.manifest.forget:
+    for file in partition.forgotten_images:
         names = read_column(partition.uri, file, "sample_id")
         ids.setdefault(file.label, set()).update(name.removesuffix(FLIP_MARK) for name in names)
     return ids
@@ -137,11 +144,13 @@ def _request(one: Mapping[str, Any], result: Mapping[str, Any], around: Surround
             "exchange": {str(key): value for key, value in exchange.items() if int(key) in classes},
             "rows": _rows(one, classes, around),
             "samples": _samples(one, known, around),
+            "stand_ins": _stand_ins(classes, result),
         },
         # answered by an earlier version, and measured again here
         "earlier": answered is not None and answered.details["run_id"] != result.get("run_id"),
         "forget_fraction": one.get("forget_fraction"),
         "membership_auc": one.get("membership_auc"),
+        "membership_interval": _interval(one, result),
         "closed": one.get("closed"),
         "data": None if purge is None else {"purged": purge[0].time, "by": purge[0].by, "samples": purge[1]},
     }
@@ -190,6 +199,22 @@ def _samples(one: Mapping[str, Any], known: Request | None, around: Surroundings
         nothing = {"count": None, "digest": None}
         return nothing if around.ids is None else _list_of(set().union(*around.ids.values()))
     return None
+
+
+def _stand_ins(classes: Sequence[int], result: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How many samples of the base were read in the place of purged rows, and the digest of all that the run
+    read; None where rows were."""
+    facts = result.get("stand_ins") or {"samples": {}}
+    count = sum(facts["samples"].get(str(label), 0) for label in classes)
+    return {"count": count, "digest": facts["digest"], "base": facts["weights_digest"]} if count else None
+
+
+def _interval(one: Mapping[str, Any], result: Mapping[str, Any]) -> list[float] | None:
+    """The 95 % interval of the loss attack, which is about all named samples of the run together."""
+    measured = _measured(result, "membership")
+    if one.get("membership_auc") is None or not measured or measured.get("low") is None:
+        return None
+    return [measured["low"], measured["high"]]
 
 
 def _list_of(names: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline import storage
 from pipeline.governance import signing
@@ -19,18 +19,42 @@ OUTCOMES |= {"skipped": "not tried", "uncompared": "nothing to compare with"}
 
 
 def write_missing(storage_root: str, model_name: str, entries: Sequence[Entry]) -> None:
-    """Make the page of the certificate that was issued last, where it is not there yet."""
-    issued = [entry for entry in entries if entry.details.get("certificate")]
-    if not issued:
-        return
-    document, version = issued[-1].details["certificate"], issued[-1].version
-    said = signing.said_in(document)
-    if said.get("schema") != 2:  # issued before there was a page
-        return
-    uri = page_uri(storage_root, model_name, version)
-    if storage.exists(uri) and said["digest"].encode() in storage.read_bytes(uri):
-        return
-    storage.write_text(uri, render(said))
+    """Write the last certificate of every version, and its page, where they are not there as they were
+    issued."""
+    issued = {entry.version: entry for entry in entries if entry.details.get("certificate")}
+    for version, entry in issued.items():
+        document = entry.details["certificate"]
+        uri = alias_log.certificate_uri(storage_root, model_name, version)
+        if not storage.exists(uri):
+            storage.write_json(uri, document)
+        if has_page(document) and page_state(storage_root, model_name, entry) in ("missing", "edited"):
+            page = render(signing.said_in(document))
+            storage.write_text(page_uri(storage_root, model_name, version), page)
+
+
+def has_page(document: Mapping[str, Any]) -> bool:
+    """Whether a certificate was issued since there are pages."""
+    return signing.said_in(document).get("schema") == 2
+
+
+def digest_of(document: Mapping[str, Any]) -> str | None:
+    """Of the page, for the log's entry: SHA-256; None where there is none."""
+    return storage.sha256(render(signing.said_in(document)).encode()) if has_page(document) else None
+
+
+def page_state(
+    storage_root: str, model_name: str, entry: Entry
+) -> Literal["issued", "missing", "edited", "unknown"]:
+    """What lies there as the page of the certificate that `entry` issued. `unknown`: it is not the page that
+    this program makes, and the log of that time did not note its digest."""
+    uri, document = page_uri(storage_root, model_name, entry.version), entry.details["certificate"]
+    if not storage.exists(uri):
+        return "missing"
+    page, noted = storage.read_bytes(uri), entry.details.get("page")
+    if storage.sha256(page) in (noted, digest_of(document)):
+        return "issued"
+    of_this = signing.said_in(document)["digest"].encode() in page  # or of a certificate before it
+    return "unknown" if noted is None and of_this else "edited"
 
 
 def page_uri(storage_root: str, model_name: str, version: int) -> str:
@@ -49,10 +73,19 @@ def render(said: Mapping[str, Any]) -> str:
             requests=[_request(request) for request in said["requests"]],
             attacks=[_attack(attack) for attack in said["attacks"]],
             checks=[_check(check) for check in gate["checks"]],
+            null_label=_null_label(said),
             digests=[(name.replace("_", " "), digest or "none") for name, digest in said["digests"].items()],
             signed="Ed25519, with the key named in it" if said["issuer"]["public_key"] else "not signed",
         )
     )
+
+
+def _null_label(said: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The share under the null label, and a note on it."""
+    measured = (((said["measures"] or {}).get("after") or {}).get("leakage") or {}).get("null_label")
+    if not measured:
+        return None
+    return share(measured["value"]), f"of {measured['n']} images, at most {share(measured['high'])}"
 
 
 def _request(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,6 +97,7 @@ def _request(request: Mapping[str, Any]) -> dict[str, Any]:
         ("Legal basis", request["legal_basis"] or "not given"),
         ("Approver", request["approver"] or "not given"),
         *_lists(scope),
+        *_stand_ins(scope),
         (
             "Data",
             f"purged {data['purged']} by {data['by']}, {data['samples']} samples" if data else "not purged",
@@ -105,6 +139,16 @@ def _lists(scope: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def _stand_ins(scope: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if not (sampled := scope.get("stand_ins")):
+        return []
+    text = (
+        f"{sampled['count']} samples of the base under its old label, read in the place of purged rows;"
+        f" digest {sampled['digest']}, drawn by the weights {sampled['base']}"
+    )
+    return [("Stand-ins", text)]
+
+
 def _measured(request: Mapping[str, Any]) -> str:
     share_of, auc = request["forget_fraction"], request["membership_auc"]
     parts = []
@@ -113,7 +157,9 @@ def _measured(request: Mapping[str, Any]) -> str:
             f"{share(share_of['value'])} of {share_of['n']} images, at most {share(share_of['high'])}"
         )
     if auc is not None:
-        parts.append(f"loss attack: AUC {auc:.2f}")
+        interval = request.get("membership_interval")
+        ends = f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
+        parts.append(f"loss attack: AUC {auc:.2f}{ends}")
     return "; ".join(parts) or "not measured"
 
 
@@ -130,7 +176,7 @@ def _attack(attack: Mapping[str, Any]) -> dict[str, Any]:
         "figure": (
             f"{share(left['value'])}, at most {share(left['high'])}"
             if left
-            else f"AUC {auc['auc']:.2f}"
+            else f"AUC {auc['auc']:.2f}" + (f" ({auc['low']:.2f} to {auc['high']:.2f})" if auc["low"] else "")
             if auc
             else ""
         ),

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.reports.evaluation_sections import recall_sentence
-from pipeline.reports.text import share
+from pipeline.reports.text import null_label_sentence, share
 
 UNDECIDED = ("open", "failed", "skipped", "uncompared")
 NO_CLAIM = (
@@ -24,6 +24,7 @@ def summary(said: Mapping[str, Any]) -> str:
     ]
     for request in requests:
         sentences += _of_request(request, said)
+    sentences += null_label_sentence({**(said["measures"] or {}), "gate": said["gate"]})
     recalled = recall_sentence((said.get("further_measures") or {}).get("attack_suite"))
     sentences += [*_judge(said), *_attacks(said["attacks"]), *([recalled] if recalled else [])]
     sentences += [*_refused(said), *_data(requests), NO_CLAIM]
@@ -44,6 +45,11 @@ def _of_request(request: Mapping[str, Any], said: Mapping[str, Any]) -> list[str
     if scope["samples"]:
         count = scope["samples"]["count"]
         sentences.append(_told_apart(count, request, _bound(said, "membership_auc")))
+    if sampled := scope.get("stand_ins"):  # absent from certificates of before
+        sentences.append(
+            f"The purged rows of {request['id']} were stood in for by {sampled['count']} samples of the base"
+            " under its old label."
+        )
     return sentences
 
 
@@ -66,14 +72,21 @@ def _told_apart(count: int | None, request: Mapping[str, Any], bound: float | No
     auc = request["membership_auc"]
     if auc is None:
         return f"Whether {samples} ({request['id']}) can be told from never-seen ones was not measured."
+    interval = request.get("membership_interval")  # absent from certificates of before
+    with_interval = f"{auc:.2f} ({interval[0]:.2f} to {interval[1]:.2f})" if interval else f"{auc:.2f}"
     text = (
-        f"An attack on the loss tells {samples} ({request['id']}) from never-seen images with AUC {auc:.2f},"
-        " where 0.5 is chance"
+        f"An attack on the loss tells {samples} ({request['id']}) from never-seen images with AUC"
+        f" {with_interval}, where 0.5 is chance"
     )
     if bound is None:
         return f"{text}."
-    within = "within" if 1 - bound <= auc <= bound else "not within"
-    return f"{text}: {within} the bound of {bound:.2f}."
+    low, high = interval or (auc, auc)
+    # either way round: losses too high give samples away as surely as low ones
+    if max(high, 1 - low) <= bound:
+        return f"{text}: within the bound of {bound:.2f}, the whole interval."
+    if max(auc, 1 - auc) <= bound:
+        return f"{text}: the interval reaches beyond the bound of {bound:.2f}, so it shows no more than that."
+    return f"{text}: not within the bound of {bound:.2f}."
 
 
 def _judge(said: Mapping[str, Any]) -> list[str]:
@@ -87,7 +100,9 @@ def _attacks(attacks: Sequence[Mapping[str, Any]]) -> list[str]:
     tried = [one for one in attacks if one["outcome"] in ("holds", "returns", *UNDECIDED)]
     rest = [one["title"] for one in attacks if one["outcome"] == "not tested"]
     if not tried:
-        return ["No attack was tried, so whether the weights can be made to give it again is not known."]
+        measured = any(one["attack"] == "membership" and one["outcome"] == "measured" for one in attacks)
+        none = "No attack but that on the loss was tried" if measured else "No attack was tried"
+        return [f"{none}, so whether the weights can be made to give it again is not known."]
     back = sorted({one["title"].lower() for one in tried if one["outcome"] == "returns"})
     unclear = sorted({one["title"].lower() for one in tried if one["outcome"] in UNDECIDED})
     sentences = [f"{len(tried)} attacks were tried"]

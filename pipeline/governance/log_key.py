@@ -76,5 +76,19 @@ def not_vouched_for(key: LogKey, model_name: str, entries: Sequence[Entry]) -> l
     return [entry for entry in entries[last:] if entry.alias == CHAMPION]
 
 
+def unsigned_after_signed(entries: list[Entry], number: int) -> str | None:
+    """What to say where the latest certificate of version `number` is unsigned and one before it was signed:
+    whoever took the key away must not go unseen."""
+    issued = [entry for entry in entries if entry.details.get("certificate")]
+    last = max((place for place, entry in enumerate(issued) if entry.version == number), default=0)
+    signed = [entry for entry in issued[:last] if signing.is_signed(entry.details["certificate"])]
+    if not signed or signing.is_signed(issued[last].details["certificate"]):
+        return None
+    return (
+        f"the certificate of version {number} is unsigned, that of version {signed[-1].version} (entry"
+        f" {signed[-1].number}) was signed; promote it once more with --set key=<file>"
+    )
+
+
 def _message(model_name: str, digest: str) -> bytes:
     return f"unlearn-dit alias log\n{model_name}\n{digest}".encode()

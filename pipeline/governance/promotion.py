@@ -1,5 +1,6 @@
 """champion: who may become it, and how it goes back."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from pipeline.weights import model_folder
 if TYPE_CHECKING:
     from pipeline.tracking.mlflow_runs import MlflowClient
     from pipeline.tracking.registry import ModelVersion
+
+log = logging.getLogger(__name__)
 
 
 def promote(config: RegistryConfig, *, dry_run: bool = False) -> tuple[int, Entry | None]:
@@ -68,6 +71,7 @@ def promote(config: RegistryConfig, *, dry_run: bool = False) -> tuple[int, Entr
     )
     details = {
         "certificate": document,
+        "page": certificate_page.digest_of(document),
         "override": config.override if reasons else None,
         "not_honoured": lost,
         version_check.VERSION: version_files.digest_of(version_files.digests(folder)),
@@ -84,6 +88,8 @@ def promote(config: RegistryConfig, *, dry_run: bool = False) -> tuple[int, Entr
         authority=authority,
     )
     certificate_page.write_missing(config.storage, name, [*entries, entry])
+    if warning := log_key.unsigned_after_signed([*entries, entry], number):
+        log.warning("warning: %s", warning)
     return number, entry
 
 

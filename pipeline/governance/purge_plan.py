@@ -188,7 +188,8 @@ def _require_finished(
         ):
             raise InputError(
                 f"request {settings['request']['id']}: its run {run_id} is unfinished and needs the data;"
-                f" complete it with `python jobs/unlearn_imagenet.py --config {uri}/{SETTINGS}`, or remove"
+                f" complete it with `python jobs/unlearn_imagenet.py --config {uri}/{SETTINGS} --set"
+                f" storage={storage_root}`, or remove"
                 f" {uri} first"
             )
 
@@ -204,7 +205,8 @@ def _require_unused(
             continue
         raise InputError(
             f"request {settings['request']['id']}: its run {run_id} is unfinished and retains rows that are"
-            f" to go; complete it with `python jobs/unlearn_imagenet.py --config {uri}/{SETTINGS}`, or remove"
+            f" to go; complete it with `python jobs/unlearn_imagenet.py --config {uri}/{SETTINGS} --set"
+            f" storage={storage_root}`, or remove"
             f" {uri} first"
         )
 

@@ -1,7 +1,8 @@
 """How far a purge reaches: the ids that are buried, the partitions of other requests that hold their rows,
 and what it leaves where it is, by name."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline import storage
@@ -11,7 +12,7 @@ from pipeline.data.parquet_shards import FLIP_MARK, File, read_column
 from pipeline.data.partition import Partition
 from pipeline.data.tombstones import Buried
 from pipeline.errors import InputError
-from pipeline.reports.pages import SAMPLES, picture
+from pipeline.reports.pages import RESULT, SAMPLES, picture
 from pipeline.requests import ledger, samples
 from pipeline.tracking.mlflow_runs import client
 from pipeline.tracking.registry import RUN_ID_TAG, versions
@@ -20,6 +21,7 @@ NEVER_KNOWN = (
     "copies that nothing here knows of: backups and mirrors of this storage, the raw images they were made"
     " of, downloads of versions and reports, logs of other systems"
 )
+OF_LAKE = re.compile(r"the lake (\S+) \(\d+ of these rows;")
 
 
 def whole_classes(request: Mapping[str, Any]) -> list[int]:
@@ -59,7 +61,7 @@ def scope_of(
     if not answers:
         labels |= {label for one in settings for label in one["request"]["classes"]}
     for part in partitions:
-        for file in part.manifest.forget:
+        for file in part.forgotten_images:
             names = _names(part.uri, file)
             own = names if not answers or file.label in whole_labels else names & named
             ids |= own
@@ -119,15 +121,48 @@ def left_behind(
     for uri in sorted({lake_uri(config.storage, name) for name in lakes}):
         lake = find_lake(uri)
         if lake is not None and (count := _rows(lake, ids)):
-            lines.append(
-                f"the lake {uri} ({count} of these rows; `jobs/prepare_data.py --without-buried` writes their"
-                f" classes again without them){_raw(lake)}"
-            )
-    for digest in sorted({str(result["base_digest"]) for result in results.values()}):
+            lines.append(lake_line(lake, count))
+    for digest in sorted({base_digest(config.storage, result) for result in results.values()}):
         lines.append(f"the base model (digest {digest[:12]}), which was trained on them")
     for name in sorted({str(one["tracking"]["model_name"]) for one in settings.values()}):
         lines += _versions(config, name, next(iter(settings.values()))["tracking"], results)
     return [*lines, NEVER_KNOWN]
+
+
+def lake_line(lake: Lake, count: int) -> str:
+    """What is said of a lake that holds `count` rows of a purged request; `OF_LAKE` reads it back."""
+    return (
+        f"the lake {lake.uri} ({count} of these rows; `jobs/prepare_data.py --without-buried` writes their"
+        f" classes again without them){_raw(lake)}"
+    )
+
+
+def still_left(left: Sequence[str], request_id: str, purged: Buried) -> list[str]:
+    """Those lines of the purge of `request_id` that still hold: not that of a lake which was written again
+    without the rows since."""
+
+    def holds(line: str) -> bool:
+        match = OF_LAKE.match(line)
+        lake = find_lake(match[1]) if match else None
+        return lake is None or any(purged.request_of(name) == request_id for name in _every_id(lake))
+
+    return [line for line in left if holds(line)]
+
+
+def base_digest(storage_root: str, result: Mapping[str, Any]) -> str:
+    """The digest of the weights that were trained on the data: where a run started from a version, those that
+    this version's own run came from, and so on back; as far as the runs are there."""
+    version = result.get("base_version")
+    if not version:
+        return str(result["base_digest"])
+    for run_id in storage.listing(storage.join(storage_root, "runs")):
+        uri = storage.join(storage_root, "runs", run_id, RESULT)
+        if storage.exists(uri):
+            earlier = storage.read_json(uri)
+            model = earlier.get("model") or {}
+            if (model.get("name"), model.get("version")) == (version["name"], version["version"]):
+                return base_digest(storage_root, earlier)
+    return str(result["base_digest"])
 
 
 def shown_elsewhere(storage_root: str, others: Iterable[str], labels: Sequence[int]) -> list[str]:
@@ -145,11 +180,12 @@ def shown_elsewhere(storage_root: str, others: Iterable[str], labels: Sequence[i
 
 
 def _rows(lake: Lake, ids: set[str]) -> int:
-    return sum(
-        name.removesuffix(FLIP_MARK) in ids
-        for shard in lake.manifest.shards
-        for name in read_column(lake.uri, shard, "sample_id")
-    )
+    return sum(name.removesuffix(FLIP_MARK) in ids for name in _every_id(lake))
+
+
+def _every_id(lake: Lake) -> Iterator[str]:
+    for shard in lake.manifest.shards:
+        yield from read_column(lake.uri, shard, "sample_id")
 
 
 def _raw(lake: Lake) -> str:

@@ -10,7 +10,7 @@ from pipeline import storage
 from pipeline.config import RegistryConfig
 from pipeline.data import tombstones
 from pipeline.errors import InputError
-from pipeline.governance import log_key, signing
+from pipeline.governance import certificate_page, log_key, signing
 from pipeline.governance.promotion import weights_digest
 from pipeline.tracking import alias_log, version_check
 from pipeline.tracking.alias_log import Entry
@@ -55,6 +55,10 @@ def verify(config: RegistryConfig) -> list[str]:
         f"alias log: {len(entries)} entries, unbroken{vouched}; entry {promoted[-1].number} promotes this"
         " version with this certificate"
     )
+    if certificate_page.has_page(promoted[-1].details["certificate"]):
+        lines.append(_verify_page(config.storage, name, promoted[-1]))
+    if warning := log_key.unsigned_after_signed(entries, number):
+        lines.append(f"warning: {warning}")
     missing: list[str] = []
     for check in (_verify_result, _verify_config, _verify_version):
         line, whole = check(config, entries, number, said)
@@ -80,6 +84,22 @@ def _version_in_log(entries: list[Entry], which: str, name: str) -> int:
             " makes a champion"
         )
     return at[-1]
+
+
+def _verify_page(storage_root: str, name: str, entry: Entry) -> str:
+    """The page says nothing but what the certificate says: it can be made again and compared."""
+    state = certificate_page.page_state(storage_root, name, entry)
+    if state == "edited":
+        raise signing.CertificateError(
+            f"{certificate_page.page_uri(storage_root, name, entry.version)}: not the page of this"
+            " certificate: it was edited; jobs/registry.py promote writes it again"
+        )
+    outcomes = {
+        "issued": "as it was issued",
+        "missing": "not there; jobs/registry.py promote writes it again",
+        "unknown": "made by an earlier version of this program, so it cannot be compared",
+    }
+    return f"{certificate_page.PAGE}: {outcomes[state]}"
 
 
 def _verify_result(

@@ -8,6 +8,7 @@ from pipeline.evaluation.gate import exchange_fidelity_warning
 from pipeline.reports.answers import answer_rows
 from pipeline.reports.evaluation_sections import attack_suite_sentence
 from pipeline.reports.evaluation_table import groups
+from pipeline.reports.text import stand_in_sentence
 
 
 def summary(result: Mapping[str, Any], report_uri: str) -> str:
@@ -29,6 +30,7 @@ def summary(result: Mapping[str, Any], report_uri: str) -> str:
         )
     if warning := exchange_fidelity_warning(before, after):
         lines.append(f"  {warning}")
+    lines += [f"  {sentence[0].lower()}{sentence[1:-1]}" for sentence in stand_in_sentence(result)]
     answers = answer_rows(result)
     if len(answers) > 1 or result["request"].get("forgotten_earlier"):
         lines += [_request_line(row) for row in answers]

@@ -56,6 +56,7 @@ def summary(result: Mapping[str, Any], named: Namer) -> str:
         label = max(of_earlier, key=lambda label: of_earlier[label]["value"])
         most = share(of_earlier[label]["value"])
         sentences.append(f"Of what was forgotten earlier, {named(label)} is sampled most: {most}.")
+    sentences += [*stand_in_sentence(result), *null_label_sentence(result)]
     settled, crossed = result.get("settled_step"), result.get("first_crossing_step")
     under = f"under {share(target)}" if given(target) else "under the target"
     if given(settled):
@@ -82,6 +83,38 @@ def summary(result: Mapping[str, Any], named: Namer) -> str:
     else:
         sentences.append("What it cost the other classes was not measured.")
     return " ".join([*sentences, gate_state(result)["sentence"]])
+
+
+def stand_in_sentence(result: Mapping[str, Any]) -> list[str]:
+    """That samples were read in the place of purged rows, in a run that did; else nothing."""
+    if not (facts := result.get("stand_ins")):
+        return []
+    samples, recognised = facts["samples"], facts["recognised"]
+    count = sum(samples.values())
+    of = share(sum(recognised[label] * n for label, n in samples.items()) / count)
+    labels = f"class{'es' if len(samples) > 1 else ''} {', '.join(samples)}"
+    return [
+        f"The purged rows of {labels} were stood in for by {count} samples of the base under"
+        f" {'their old labels' if len(samples) > 1 else 'its old label'}; the judge takes {of} of these for"
+        " the class."
+    ]
+
+
+def null_label_sentence(result: Mapping[str, Any]) -> list[str]:
+    """How often what was forgotten is sampled where no class is asked for; nothing where that was not
+    measured."""
+    before, after = (
+        ((result.get(side) or {}).get("leakage") or {}).get("null_label") for side in ("before", "after")
+    )
+    if not after:
+        return []
+    bound = bound_of(result, "leakage/null_label")
+    held = "no bound is set on that" if bound is None else f"the bound is {share(bound)}"
+    was = f", against {share(before['value'])} before" if before else ""
+    return [
+        f"Under the null label, which asks for no class, {share(after['value'])} of {after['n']} images are"
+        f" of a forgotten class (at most {share(after['high'])} with 95\u00a0% confidence){was}; {held}."
+    ]
 
 
 def _mixture(result: Mapping[str, Any], shares: Mapping[str, Any], named: Namer) -> str:

@@ -4,7 +4,10 @@ a version that does not honour one refuses its classes."""
 from typing import TYPE_CHECKING, Any
 
 from models.block_list import BLOCKED as BLOCKED
-from models.block_list import blocked_classes, sealed
+from models.block_list import KEY_VARIABLE, blocked_classes, sealed
+from pipeline import storage
+from pipeline.data import keyed_ids
+from pipeline.errors import InputError
 
 if TYPE_CHECKING:
     from pipeline.requests.ledger import Ledger
@@ -25,7 +28,32 @@ def document(ledger: "Ledger") -> dict[str, Any]:
                 "reopened": reopening.time if reopening else "",
             }
             models.setdefault(request.terms.model_name, []).append(entry)
-    return sealed({**ledger.head, "models": models})
+    key = keyed_ids.operators_key()
+    return sealed({**ledger.head, "models": models}, key.secret if key else None)
+
+
+def require_true(folder_uri: str, ledger: "Ledger") -> None:
+    """Raise `InputError` for a block list in the ledger's folder that says other than the ledger's entries:
+    whoever edits it can make its seal again. One that is gone is written again by the next move."""
+    from pipeline.requests.ledger import fold
+
+    uri = storage.join(folder_uri, BLOCKED)
+    if not storage.exists(uri):
+        return
+    try:
+        listed = storage.read_json(uri)
+        count = int(listed["entries"])
+    except (ValueError, KeyError, TypeError):
+        listed, count = None, 0
+    if count > len(ledger.entries):
+        return  # of a move that was made since the entries were read
+    if listed != document(fold(ledger.entries[:count])):
+        key = f" sealed with the key in {KEY_VARIABLE}" if keyed_ids.operators_key() else ""
+        raise InputError(
+            f"{uri}: not the block list of the ledger's entries{key}, so classes may be sampled that"
+            " are blocked, or the other way round: it was edited or damaged; remove it, and submit any"
+            " request once more, which changes nothing else, to have it written again"
+        )
 
 
 def of_version(ledger: "Ledger", version: "ModelVersion") -> dict[int, str]:

@@ -187,6 +187,13 @@ def read(storage_root: str) -> Ledger:
     return fold(entries)
 
 
+def read_whole(storage_root: str) -> Ledger:
+    """`read`, and the block list that was made of it held against it."""
+    snapshot = read(storage_root)
+    block_list.require_true(folder(storage_root), snapshot)
+    return snapshot
+
+
 def fold(entries: Sequence[Entry]) -> Ledger:
     """Every request as its entries leave it. Raises `LogError` for a move that its state does not allow."""
     requests: dict[str, Request] = {}

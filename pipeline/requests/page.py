@@ -1,12 +1,16 @@
 """requests.html: what waits, what was answered and by which version, on one page that needs nothing else."""
 
+import contextlib
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from pipeline import storage
 from pipeline.reports.html import environment
+from pipeline.reports.pages import RESULT
+from pipeline.reports.text import null_label_sentence
 from pipeline.requests import ledger
 from pipeline.requests.ledger import ANSWERED, OPEN, Ledger, Request
 from pipeline.requests.overview import in_order, move_text, scope_text, state_text, status
@@ -31,15 +35,34 @@ def write(storage_root: str) -> str:
     uri = storage.join(ledger.folder(storage_root), PAGE)
     snapshot = ledger.read(storage_root)
     while True:
-        storage.write_text(uri, render(snapshot, ledger.today()))
+        storage.write_text(uri, render(snapshot, ledger.today(), null_label_of(storage_root, snapshot)))
         newer = ledger.read(storage_root)
         if newer.head == snapshot.head:
             return uri
         snapshot = newer
 
 
-def render(snapshot: Ledger, today: datetime.date) -> str:
-    """The page as of `today`; every text from outside is escaped."""
+def null_label_of(storage_root: str, snapshot: Ledger) -> dict[str, str]:
+    """By run that answered a request: what was measured under the null label, where its result is there."""
+    sentences = {}
+    for request in snapshot.requests.values():
+        if (answer := request.last("answered")) is not None:
+            run_id = str(answer.details["run_id"])
+            with contextlib.suppress(FileNotFoundError, ValueError):  # a page is no place to complain
+                result = _result(storage.join(storage_root, "runs", run_id, RESULT))
+                sentences[run_id] = " ".join(null_label_sentence(result))
+    return sentences
+
+
+@lru_cache(maxsize=512)
+def _result(uri: str) -> dict[str, Any]:
+    """It never changes once it is there."""
+    return dict(storage.read_json(uri))
+
+
+def render(snapshot: Ledger, today: datetime.date, null_label: Mapping[str, str] | None = None) -> str:
+    """The page as of `today`; every text from outside is escaped. `null_label`: by run, what was measured
+    where no class is asked for."""
     requests = in_order(snapshot)
     counts = status(snapshot, today)
     waiting = [request for request in requests if request.state in OPEN]
@@ -62,13 +85,23 @@ def render(snapshot: Ledger, today: datetime.date) -> str:
                 ("Refused", len(counts["refused"]), ", ".join(counts["refused"][:3]) or "none", ""),
             ],
             sections=[
-                ("waiting", "Waiting", "Earliest due date first.", [_row(r, today) for r in waiting]),
-                ("answered", "Answered", "The last one first.", [_row(r, today) for r in answered]),
+                (
+                    "waiting",
+                    "Waiting",
+                    "Earliest due date first.",
+                    [_row(r, today, null_label or {}) for r in waiting],
+                ),
+                (
+                    "answered",
+                    "Answered",
+                    "The last one first.",
+                    [_row(r, today, null_label or {}) for r in answered],
+                ),
                 (
                     "others",
                     "Refused and withdrawn",
                     "",
-                    [_row(r, today) for r in requests if r.state not in (*OPEN, *ANSWERED)],
+                    [_row(r, today, null_label or {}) for r in requests if r.state not in (*OPEN, *ANSWERED)],
                 ),
             ],
             head=snapshot.head,
@@ -77,9 +110,10 @@ def render(snapshot: Ledger, today: datetime.date) -> str:
     )
 
 
-def _row(request: Request, today: datetime.date) -> dict[str, Any]:
+def _row(request: Request, today: datetime.date, null_label: Mapping[str, str]) -> dict[str, Any]:
     terms, answer, audit = request.terms, request.last("answered"), _audit(request)
     label = state_text(request, today)
+    measured = null_label.get(str(answer.details["run_id"])) if answer else None
     late = answer is not None and request.is_answered and answer.time[:10] > terms.due.isoformat()
     return {
         "id": request.id,
@@ -103,6 +137,7 @@ def _row(request: Request, today: datetime.date) -> dict[str, Any]:
             ("Legal basis", terms.legal_basis or "not given"),
             ("Approver", terms.approver or "not given"),
             *([("Digest of the ids", terms.samples.digest)] if terms.samples else []),
+            *([("Null label", measured)] if measured else []),
         ],
         "history": [(entry.time, move_text(entry), entry.by) for entry in request.history],
     }

@@ -10,6 +10,7 @@ from pipeline import storage
 from pipeline.config import Evaluate, UnlearnConfig, parse
 from pipeline.config.conditions import has, pop
 from pipeline.config.process import ProcessConfig
+from pipeline.config.weights import Model
 from pipeline.data import tombstones
 from pipeline.data.lake import Lake
 from pipeline.errors import InputError
@@ -17,6 +18,7 @@ from pipeline.requests import merge, samples
 from pipeline.requests.ledger import Request
 from pipeline.requests.merge import Union
 from pipeline.runs.preflight import HOW
+from pipeline.weights import model_folder
 
 LIST = "sample_ids.txt"  # in the run's folder, where several requests name samples
 ID_DIGITS = 16  # of what decides a run, in its id
@@ -77,6 +79,14 @@ class Plan:
             f"open: {', '.join(r.id for r in self.union.open)}; answered before:"
             f" {', '.join(r.id for r in self.union.answered) or 'none'}",
             f"run {self.run_id} forgets {' and '.join(parts)}{held}",
+            *(
+                [
+                    f"the purged rows of classes {', '.join(map(str, request.stood_in))} are stood in for by"
+                    f" {request.stand_in_samples} samples each of the base under its old label"
+                ]
+                if request.stood_in
+                else []
+            ),
             f"from {self.start.weights}{f' (version {self.start.version})' if self.start.version else ''}:"
             f" {self.start.why}",
         ]
@@ -105,15 +115,29 @@ def rows_of(requests: Sequence[Request], lake: Lake, storage_root: str) -> Rows:
     return Rows(ids=ids, gone=gone)
 
 
-def hopeless(requests: Sequence[Request], rows: Rows) -> dict[str, str]:
-    """Open requests that no run can answer, each with the reason: the rows to forget are not there, and what
-    they are of was not forgotten before."""
+def stood_in(config: ProcessConfig, requests: Sequence[Request], rows: Rows) -> dict[str, list[int]]:
+    """By request, the classes for whose purged rows samples of the base may stand in. Nothing stands in for
+    named samples: what a class looks like says nothing of them."""
+    if config.rehearse == "none":
+        return {}
+    return {
+        request.id: request.terms.classes
+        for request in requests
+        if request.id in rows.gone and request.terms.samples is None
+    }
+
+
+def hopeless(config: ProcessConfig, requests: Sequence[Request], rows: Rows) -> dict[str, str]:
+    """Open requests that no run can answer, each with the reason: the rows to forget are not there, nothing
+    stands in for them, and what they are of was not forgotten before."""
+    sampled = stood_in(config, requests, rows)
     forgotten = {label for request in requests if request.is_answered for label in request.terms.classes}
     return {
         request.id: rows.gone[request.id]
         for request in requests
         if request.is_open
         and request.id in rows.gone
+        and request.id not in sampled
         and (request.terms.samples is not None or not forgotten.issuperset(request.terms.classes))
     }
 
@@ -122,10 +146,13 @@ def choose_start(
     config: ProcessConfig, answered: Sequence[Request], rows: Rows, champion: Version | None
 ) -> Start:
     """The weights to start from. Raises `InputError` where what was answered can be honoured from none."""
-    gone = [request.id for request in answered if request.id in rows.gone]
+    sampled = stood_in(config, answered, rows)
+    gone = [request.id for request in answered if request.id in rows.gone and request.id not in sampled]
     of_gone = f"the rows of request {gone[0]} are not there ({rows.gone[gone[0]]})" if gone else ""
     if config.start != "champion" and not gone:
         why = "asked for" if config.start == "base" else "the rows of everything answered before are there"
+        if sampled:
+            why = f"its own samples stand in for the purged rows of {', '.join(sampled)}"
         return Start(weights="base", why=why)
     if config.start == "base":
         raise InputError(
@@ -152,6 +179,12 @@ def make(config: ProcessConfig, requests: Sequence[Request], rows: Rows, champio
     that was reopened moves the seed: the weights that failed would come again otherwise.
     """
     union = merge.union(requests, rows.ids)
+    sampled = stood_in(config, requests, rows)
+    if config.rehearse != "none" and not sampled:
+        raise InputError(
+            "rehearse: got samples, but no rows of a whole class were purged, so there is nothing to stand in"
+            " for; expected none"
+        )
     start = choose_start(config, union.answered, rows, champion)
     honoured = champion.request_ids if champion is not None and start.weights == "champion" else ()
     earlier = {
@@ -160,6 +193,10 @@ def make(config: ProcessConfig, requests: Sequence[Request], rows: Rows, champio
     # a label that gives what is forgotten now has to give something else from now on
     now = sorted((set(union.classes) - earlier) | _given_now(union, earlier))
     values = _values(config, union, rows, now, sorted(earlier - set(now)))
+    if labels := sorted({label for classes in sampled.values() for label in classes}):
+        values["request"] |= {"stood_in": labels, "stand_in_samples": config.rehearse_samples}
+        if start.version is not None:
+            values["request"]["stand_in_weights"] = _base_of(config)
     if start.version is not None:
         values.setdefault("model", {})["weights"] = f"models:/{config.tracking.model_name}/{start.version}"
         values["model"].pop("sha256", None)
@@ -187,6 +224,12 @@ def make(config: ProcessConfig, requests: Sequence[Request], rows: Rows, champio
         config=parse(UnlearnConfig, values),
         list_uri=list_uri,
     )
+
+
+def _base_of(config: ProcessConfig) -> str:
+    """Where the base lies that runs start from before there is a champion."""
+    model = Model.model_validate(config.unlearn.get("model", {}))
+    return model.weights or model_folder.model_uri(config.storage, model.size, config.lake)
 
 
 def _given_now(union: Union, earlier: set[int]) -> set[int]:
@@ -245,7 +288,9 @@ def answer(request: Request, union: Union, rows: Rows) -> dict[str, Any]:
 def _digest(config: UnlearnConfig, union: Union) -> str:
     """Of the settings, but for those of how a run is placed, and of the samples' ids."""
     settings = configuration.plain(config)
-    for key in ("storage", "run_id", *HOW):
+    # a key that came later does not rename the runs that have nothing of it
+    unused = () if config.request.stood_in else ("request.stood_in",)
+    for key in ("storage", "run_id", *unused, *HOW):
         if has(settings, key):
             pop(settings, *key.split("."))
     return storage.digest_of([settings, list(union.sample_ids)])[:ID_DIGITS]

@@ -78,18 +78,6 @@ def process(config: ProcessConfig, model: Model, say: Say = print) -> Summary:
         return Processor(config, model, lake, lease, say).work()
 
 
-def plan_of(config: ProcessConfig, model: Model) -> Plan | None:
-    """What `process` would do first; None where nothing is open. Nothing is written."""
-    lake = read_lake(lake_uri(config.storage, config.lake))
-    requests = of_model(config)
-    rows = planning.rows_of(requests, lake, config.storage)
-    hopeless = planning.hopeless(requests, rows)
-    able = [request for request in requests if request.id not in hopeless]
-    if not any(request.is_open for request in able):
-        return None
-    return planning.make(config, able, rows, model.champion())
-
-
 class Processor:
     """One pass over the ledger, by whoever holds the lease."""
 
@@ -101,7 +89,7 @@ class Processor:
 
     def work(self) -> Summary:
         """Settle what was answered, then run after run until nothing is open that could be answered."""
-        _require_known(ledger.read(self.config.storage), self.model.champion())
+        require_known(ledger.read_whole(self.config.storage), self.model.champion())
         self.write(failed_audits)
         self.settle()
         left: dict[str, str] = {}
@@ -122,7 +110,7 @@ class Processor:
         a plan that was begun and not finished comes first."""
         requests = of_model(self.config)
         rows = planning.rows_of(requests, self.lake, self.config.storage)
-        hopeless = planning.hopeless(requests, rows)
+        hopeless = planning.hopeless(self.config, requests, rows)
         if fresh := {name: reason for name, reason in hopeless.items() if name not in left}:
             self.postpone(fresh)
             left |= fresh
@@ -284,7 +272,7 @@ def of_model(config: ProcessConfig) -> list[Request]:
     return requests
 
 
-def _require_known(known: Ledger, champion: Version | None) -> None:
+def require_known(known: Ledger, champion: Version | None) -> None:
     """Raise `InputError` for a serving version that honours what the ledger has never heard of."""
     if champion and (unknown := [name for name in champion.request_ids if name not in known.requests]):
         raise InputError(

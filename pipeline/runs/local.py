@@ -105,7 +105,7 @@ def open_run(prepared: Prepared, collectives: Collectives | None = None) -> tupl
     config = run_weights.fitted(prepared.config, prepared.choice)
     near = prepared.subject["neighbours"]
     partition = _first_then_others(
-        lambda: build_partition(config, prepared.lake, near, task_bytes=sys.maxsize)
+        lambda: build_partition(config, prepared.lake, near, prepared.stand_ins, task_bytes=sys.maxsize)
     )
     device = torch.device(f"cuda:{_local_rank()}" if torch.cuda.is_available() else "cpu")
     inputs = assemble(config, partition, Sources(**prepared.sources), collectives=collectives, device=device)

@@ -19,11 +19,12 @@ from pipeline.config import UnlearnConfig, parse_stored
 from pipeline.config.request import Answer
 from pipeline.data.lake import Lake
 from pipeline.data.partition import read_sample_ids, selections
+from pipeline.data.stand_ins import StandIns
 from pipeline.data.tombstones import open_lake
 from pipeline.errors import InputError
 from pipeline.evaluation.gate import judge_warning
 from pipeline.evaluation.neighbours import confused_classes, nearest_classes
-from pipeline.runs import final_evaluation, run_weights
+from pipeline.runs import final_evaluation, run_weights, stand_ins
 from pipeline.runs.registered import BaseVersion, with_base_version
 from pipeline.runs.request_checks import answers_of, require_fit, resolve, with_own_settings
 from pipeline.runtime import precision
@@ -66,6 +67,7 @@ class Prepared:
     base_version: BaseVersion | None = None  # the registered version it starts from
     # feature spaces beside the judge's
     features: Mapping[str, model_folder.Stored] = field(default_factory=dict)
+    stand_ins: StandIns | None = None  # samples in the place of purged rows
 
     @property
     def one_judge(self) -> bool:
@@ -156,6 +158,7 @@ def check(config: UnlearnConfig) -> Prepared:
         features=features,
         answers=answers_of(config.request),
         base_version=base_version,
+        stand_ins=stand_ins.of(config, lake, base, judge),
     )
     _require_same_settings(prepared)
     if not storage.exists(storage.join(prepared.run_uri, SETTINGS)):  # a run that was begun was served

@@ -88,6 +88,11 @@ def with_base_version(
     return config.model_copy(update=update), base
 
 
+def base_version(tracking: Registry, storage_root: str, text: str, key: str) -> BaseVersion:
+    """The version that `text` names, with what it honours."""
+    return _honours(find(tracking, storage_root, text, key), storage_root)
+
+
 def read(tracking: Registry, storage_root: str, version: "ModelVersion", key: str) -> model_folder.Stored:
     """The weights of `version`, checked against the digest it was registered with; to be `kept` where they do
     not lie under the storage root."""

@@ -65,7 +65,9 @@ def replay(config: RegistryConfig) -> Replay:
     _require_same_rows(version, prepared)
     place = storage.join(config.storage, "replays", prepared.run_id)
     cluster_ray.connect(cluster_ray.cpus_for(run_config.train))
-    partition = build_partition(prepared.config, prepared.lake, prepared.subject["neighbours"])
+    partition = build_partition(
+        prepared.config, prepared.lake, prepared.subject["neighbours"], prepared.stand_ins
+    )
     try:
         ran = run_weights.fitted(prepared.config, prepared.choice)
         worker.train(ran, partition_uri=partition.uri, run_uri=place, **prepared.sources)
@@ -94,7 +96,7 @@ def _require_same_rows(version: "ModelVersion", prepared: "Prepared") -> None:
     """Raise `InputError` when rows that the version's run streamed are not read any more."""
     config, lake = prepared.config, prepared.lake
     ids, neighbours = read_sample_ids(config.request), prepared.subject["neighbours"]
-    digest = storage.digest_of(partition_key(config, lake, ids, neighbours))
+    digest = storage.digest_of(partition_key(config, lake, ids, neighbours, prepared.stand_ins))
     if lake.buried and digest != version.tags.get("partition_digest"):
         why = "some of the rows that its run streamed were purged since, for another request"
     elif lake.digest != version.tags.get("lake_digest"):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import config as configuration
 from pipeline import storage
+from pipeline.data.partition import find_partition
 from pipeline.evaluation.answers import answered
 from pipeline.evaluation.attacks.suite import by_name, record_of
 from pipeline.evaluation.gate import judge_gate
@@ -94,6 +95,7 @@ def result_of(
         "weights_digest": digest,
         "lake_digest": prepared.lake.digest,
         "partition_digest": partition_digest,
+        "stand_ins": _stand_ins(config.storage, partition_digest) if prepared.stand_ins else None,
         "code_version": code_version(),
         "seed": config.seed,
         "world_size": outcome["world_size"],
@@ -124,6 +126,13 @@ def result_of(
             "total_seconds": seconds,
         },
     }
+
+
+def _stand_ins(storage_root: str, partition_digest: str) -> dict[str, Any]:
+    """What was drawn in the place of purged rows, as the partition says it."""
+    partition = find_partition(storage.join(storage_root, "partitions", partition_digest[:32]))
+    assert partition is not None and partition.manifest.stand_ins is not None, "the run has read it"
+    return partition.manifest.stand_ins.model_dump(mode="json")
 
 
 def publish(

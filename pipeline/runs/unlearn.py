@@ -82,7 +82,7 @@ def _run(prepared: Prepared, own: lease.Lease, started: float) -> dict[str, Any]
 
     with begin(prepared) as tracker:
         # Partition: the rows of the run, cut into lanes.
-        partition = build_partition(config, prepared.lake, prepared.subject["neighbours"])
+        partition = build_partition(config, prepared.lake, prepared.subject["neighbours"], prepared.stand_ins)
         tracker.log_datasets([DataSet(name="partition", digest=partition.digest, uri=partition.uri)])
         origin = " (made before)" if partition.reused else ""
         print(f"  partition {partition.digest[:12]}{origin}; starting the workers", flush=True)

@@ -9,7 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from pipeline import config as configuration
 from pipeline.errors import InputError
@@ -20,6 +20,14 @@ ConfigT = TypeVar("ConfigT", bound=configuration.JobConfig)
 STORAGE_VARIABLE = "UNLEARN_STORAGE"
 GATE_FAILED = 4  # exit code: all was done, and the result does not hold what the gate asks
 Run = Callable[[ConfigT, bool], int | None]  # an exit code, None for 0
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in the one line that every other bad input gets."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message}; --help shows how it is called", file=sys.stderr)
+        raise SystemExit(2)
 
 
 def main(
@@ -60,9 +68,7 @@ def _parser(
     default_config: str | None,
 ) -> argparse.ArgumentParser:
     absent = f"; absent: {default_config}" if default_config else ""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if isinstance(run, Mapping):
         parser.add_argument("verb", choices=list(run))
     parser.add_argument(

@@ -47,7 +47,7 @@ def make_plan(prepared: "PreparedSweep") -> dict[str, Any]:
     by_size = {}
     for size in sizes or []:
         settings = configured(base.config, {"optim.batch_size": size})
-        partition = build_partition(settings, base.lake, base.subject["neighbours"])
+        partition = build_partition(settings, base.lake, base.subject["neighbours"], base.stand_ins)
         by_size[str(size)] = {
             "partition_uri": partition.uri,
             "partition_digest": partition.digest,

@@ -126,7 +126,7 @@ class Sampler(PythonModel):
 
     def blocked(self) -> dict[int, str]:
         """Class -> the deletion request that blocks it for this version, as the ledger says now."""
-        from models.block_list import UnreadableError, blocked_classes, read
+        from models.block_list import UnreadableError, blocked_classes, operators_key, read
 
         if self.honoured is None or self.ledger is None:
             return {}
@@ -134,7 +134,10 @@ class Sampler(PythonModel):
             ledger, own = self.ledger, self.honoured
             try:
                 requests = read(
-                    lambda name: read_text(f"{ledger}/{name}"), own["model_name"], expected=own["ledger"]
+                    lambda name: read_text(f"{ledger}/{name}"),
+                    own["model_name"],
+                    expected=own["ledger"],
+                    key=operators_key(),
                 )
             except UnreadableError as error:
                 unknown = (

@@ -157,7 +157,7 @@ def _subject(
     # of a request that names samples, beside whole classes or alone, the attack looks at these
     members, never_seen, sample_classes = forget, forget.take([]), []
     if request.sample_ids is not None:
-        whole = torch.isin(forget.y, torch.tensor(request.classes, dtype=torch.long))
+        whole = torch.isin(forget.y, torch.tensor(request.forgotten_classes, dtype=torch.long))
         members = forget.take((~whole).nonzero().flatten().tolist())
         sample_classes = sorted(set(members.y.tolist()))
         never_seen = open_lake(config.storage, sources.lake_uri).read(sample_classes, "heldout")

@@ -39,6 +39,27 @@ def test_what_is_no_configuration_is_said_in_one_line(tmp_path: Path, content: b
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            "lake: digits\nsource: {kind: digits}\nlake: other\n",
+            "the key lake is there twice, in lines 1 and 3",
+        ),
+        ("source: {kind: digits, kind: mnist}\n", "the key kind is there twice, in lines 1 and 1"),
+    ],
+)
+def test_a_key_may_be_there_once(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "c.yaml").write_text(content)
+    with pytest.raises(InputError, match=said):
+        load(PrepareConfig, str(tmp_path / "c.yaml"))
+    with pytest.raises(InputError, match="the key 1 is there twice"):
+        apply_overrides({}, ["request.exchange={1: 7, 1: 8}"])
+    (tmp_path / "c.yaml").write_text("x: &x {kind: digits}\nsource: {<<: *x, kind: mnist}\n")
+    with pytest.raises(InputError, match="unknown key 'x'"):  # what is merged may be said anew
+        load(PrepareConfig, str(tmp_path / "c.yaml"))
+
+
 @pytest.mark.parametrize("text", ["[" * 20_000, "2026-13-45"])
 def test_the_same_of_overrides(text: str) -> None:
     with pytest.raises(InputError, match="which is not valid YAML"):

@@ -136,6 +136,21 @@ def test_tombstones_of_before_hold_ids_in_clear_and_are_read(tmp_path: Path) -> 
     assert storage.read_json(uri).keys() == {"request", "partitions", "key", "hashes", "labels", "files"}
 
 
+def test_a_file_name_that_is_there_twice_hides_nothing(tmp_path: Path) -> None:
+    """An image goes by its stem while that is unique in its source, else by more of its path."""
+    bury(str(tmp_path), "case-1", ["b", "x/a"])
+    purged = buried(str(tmp_path))
+
+    def of(sample_id: str, ref: str) -> str | None:
+        return purged.of_item(Item(sample_id=sample_id, label=0, split="train", ref=ref))
+
+    assert of("b", "x/b.png") == of("x/b", "x/b.png") == of("y/b.JPEG", "y/b.JPEG") == "case-1"
+    assert of("a", "x/a.png") == "case-1" and of("y/a", "y/a.png") is None and of("c", "x/c.png") is None
+    assert of("table-7", "x/a#7") is None, "a row of a table has no file of its own"
+    with pytest.raises(InputError, match=r"1 images were purged .* the first is 'x/b' \(request 'case-1'\)"):
+        require_not_buried(str(tmp_path), [Item(sample_id="x/b", label=0, split="train", ref="x/b.png")])
+
+
 def test_a_key_that_is_lost_or_another_stops_whatever_reads_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

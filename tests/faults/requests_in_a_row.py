@@ -3,11 +3,13 @@ docs/requests.md.
 
 python tests/faults/requests_in_a_row.py --storage /tmp/requests --start base
 python tests/faults/requests_in_a_row.py --storage /tmp/requests --start champion [--seed 0] [--kills 1]
+python tests/faults/requests_in_a_row.py --storage /tmp/requests --start auto --rehearse samples
 
 The digits model, made where it is missing, gets 1 -> 7, 3 -> 5, 8 -> 3 (refused: 3 is forgotten), 0 -> 6,
 named samples of 2, and 4 -> 9, by jobs/ledger.py and jobs/process_requests.py. Each start has a ledger and a
-registry of its own under --storage. Prints a JSON line a request and the table; exit code 1 when a figure
-misses its bound.
+registry of its own under --storage. With --rehearse samples every request's data is purged once it is
+answered, and samples of the base stand in for the rows of its classes from then on. Prints a JSON line a
+request and the table; exit code 1 when a figure misses its bound.
 """
 
 import argparse
@@ -29,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 from pipeline.data.lake import read_lake  # noqa: E402
 from pipeline.data.parquet_shards import read_column  # noqa: E402
 
-CONFIG = "jobs/configs/process_digits.yaml"
+CONFIG, REGISTRY = "jobs/configs/process_digits.yaml", "jobs/configs/registry_digits.yaml"
 NAMED = 40  # samples of class 2
 SCOPES: dict[str, list[str]] = {
     "r1": ["request.classes=[1]", "request.exchange={1: 7}"],
@@ -146,7 +148,8 @@ def figures(root: Path, sets: list[str], name: str) -> dict[str, Any]:
         "state": request["state"],
         "answers": [entry["move"] for entry in request["history"]].count("answered"),
         "version": result["model"]["version"],
-        "start": "champion" if result["request"].get("forgotten_earlier") else "base",
+        "start": "champion" if result["base_version"] else "base",
+        "stand_ins": result.get("stand_ins"),
         "forgotten": sorted(map(int, shares)),
         "forget": max((share["high"] for share in shares.values()), default=None),
         "mean": after["retain_accuracy"]["mean"],
@@ -201,12 +204,16 @@ def main() -> int:
     parser.add_argument(
         "--set", action="append", default=[], dest="sets", help="further settings of the processor"
     )
+    parser.add_argument(
+        "--rehearse", choices=["none", "samples"], default="none", help="samples: purge what was answered"
+    )
     given = parser.parse_args()
     chance = random.Random(given.seed)
     storage = given.storage.absolute()
     storage.mkdir(parents=True, exist_ok=True)
     make_model(storage)
-    root = storage / f"from-{given.start}"
+    sampled = given.rehearse == "samples"
+    root = storage / (f"from-{given.start}" + "-rehearsed" * sampled)
     root.mkdir(exist_ok=True)
     for folder in ("lakes", "models"):
         if not (root / folder).exists():
@@ -225,12 +232,17 @@ def main() -> int:
             print(submitted.stderr.strip(), flush=True)
             continue
         require(submitted)
-        killed, said = answer(root, sets, chance, given.kills, given.longest_s)
+        # before there is a purge there is nothing to stand in for, and the processor says so
+        more = ["rehearse=samples"] if sampled and rows else []
+        killed, said = answer(root, [*sets, *more], chance, given.kills, given.longest_s)
         row = {**figures(root, sets, name), "killed": killed}
         print(json.dumps({**row, "misses": misses(row)}), flush=True)
         if misses(row):
             print(said, flush=True)
         rows.append(row)
+        if sampled:
+            purging = ["purge", "--request", name]
+            require(call(job("registry", *purging, config=REGISTRY, sets=[f"storage={root}"])))
         done.write_text("".join(json.dumps(row) + "\n" for row in rows))
     print(table(rows))
     return 1 if any(misses(row) for row in rows) else 0

@@ -165,7 +165,8 @@ def test_requests_have_dates_actors_scope_and_figures() -> None:
         details={"request": "r-1", "left": ["the base model"]},
     )
     ids = {1: {"a", "b"}, 2: {"c"}}
-    body = said(surroundings=around(ledger=known, ids=ids, purges={"r-1": (entry, 182)}), requests=requests)
+    purged = {"purges": {"r-1": (entry, 182)}, "not_purged": {"r-1": ["the base model"]}}
+    body = said(surroundings=around(ledger=known, ids=ids, **purged), requests=requests)
     first, second = body["requests"]
     assert (first["received"], first["due"], first["done"][:10]) == ("2026-04-01", "2026-05-01", "2026-04-03")
     assert (first["approver"], first["legal_basis"], first["earlier"]) == ("<b>dpo</b>", "GDPR 17", True)
@@ -175,6 +176,7 @@ def test_requests_have_dates_actors_scope_and_figures() -> None:
         "exchange": {"1": 7},
         "rows": {"count": 2, "digest": storage.digest_of(["a", "b"])},
         "samples": None,
+        "stand_ins": None,
     }
     assert first["data"] == {"purged": "2026-06-01", "by": "op", "samples": 182}
     assert second["scope"]["samples"] == {"count": 2, "digest": "e" * 64} and not second["earlier"]

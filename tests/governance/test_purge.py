@@ -378,7 +378,7 @@ def test_the_command_refuses_what_it_cannot_do(finish: Finish, tmp_path: Path, d
     for arguments, message in (
         ([], "request: got none, expected the id"),
         (["--request", "case-9"], "got 'case-9', expected one with a run under"),
-        (["--request", "case-2"], "its run begun is unfinished"),
+        (["--request", "case-2"], f"config.yaml --set storage={tmp_path}`, or"),
         (["--request", "case-1"], "request case-2: its run begun is unfinished and needs the data"),
     ):
         code, out, err = call(*arguments)

@@ -61,7 +61,7 @@ def test_a_job_gets_its_settings_and_whether_to_write(config: str) -> None:
     assert seen == [(3, False), (5, True)]
 
 
-def test_verbs_choose_the_function(config: str) -> None:
+def test_verbs_choose_the_function(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     seen: list[str] = []
     verbs: dict[str, Callable[[SeededConfig, bool], None]] = {
         name: lambda settings, dry_run, name=name: seen.append(name) for name in ("list", "show")
@@ -70,7 +70,9 @@ def test_verbs_choose_the_function(config: str) -> None:
     assert seen == ["show"]
     with pytest.raises(SystemExit) as caught:
         command_line.main(SeededConfig, verbs, "", ["sing", "--config", config])
-    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert caught.value.code == 2 and said.startswith("error: argument verb: invalid choice: 'sing'")
+    assert said.count("\n") == 1
 
 
 def test_shorthands_and_flags_are_settings(tmp_path: Path) -> None:

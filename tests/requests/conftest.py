@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pretended import PretendedModel
 
 from pipeline.config import parse
 from pipeline.config.ledger import LedgerConfig
-from pipeline.requests import ledger
+from pipeline.config.process import ProcessConfig
+from pipeline.requests import ledger, process, submit
 from pipeline.requests.ledger import Move, Request
+from pipeline.requests.process import Summary
 
 
 @pytest.fixture(scope="session")
@@ -68,3 +71,29 @@ def answer(root: str) -> Callable[..., Request]:
         return ledger.append(root, decide).requests[request_id]
 
     return write
+
+
+@pytest.fixture
+def settings(root: str) -> Callable[..., ProcessConfig]:
+    def make(**values: Any) -> ProcessConfig:
+        return parse(ProcessConfig, {"storage": root, "promote": "automatic", **values})
+
+    return make
+
+
+@pytest.fixture
+def run(root: str, settings: Callable[..., ProcessConfig]) -> Callable[..., Summary]:
+    """`run(model, start="champion")`: one pass of the processor."""
+
+    def call(model: PretendedModel, **values: Any) -> Summary:
+        return process.process(settings(**values), model, say=lambda line: None)
+
+    return call
+
+
+@pytest.fixture
+def asked(configured: Callable[..., LedgerConfig]) -> Callable[..., None]:
+    def make(name: str, label: int, exchange: int, **values: Any) -> None:
+        submit.submit(configured(name, classes=[label], exchange={label: exchange}, **values))
+
+    return make

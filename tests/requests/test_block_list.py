@@ -14,6 +14,8 @@ from tracking_samples import result_json, write_model
 from models import block_list as reader
 from pipeline import storage
 from pipeline.config import GenerateConfig, Registry, Tracking
+from pipeline.data.keyed_ids import KEY_VARIABLE
+from pipeline.errors import InputError
 from pipeline.requests import ledger, submit
 from pipeline.requests.ledger import Move
 from pipeline.runtime import command_line
@@ -86,6 +88,40 @@ def test_a_list_that_is_not_the_ledgers_is_no_list(
     assert blocked(root, []) == {1: "r1", 3: "r2"}, "a list that is gone comes back with the next command"
 
 
+def test_a_list_that_was_edited_and_sealed_again_is_seen(
+    root: str, configured: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit.submit(configured("r1", classes=[1], exchange={1: 7}))
+    uri = f"{root}/requests/blocked.json"
+    listed = storage.read_json(uri)
+    values = {name: value for name, value in listed.items() if name != "seal"}
+    storage.write_json(uri, reader.sealed({**values, "models": {}}))
+    assert blocked(root, []) == {}, "whoever has the list alone cannot tell"
+    with pytest.raises(InputError, match=r"blocked\.json: not the block list of the ledger's entries, so"):
+        ledger.read_whole(root)
+    storage.remove(uri)
+    submit.submit(configured("r1", classes=[1], exchange={1: 7}))
+    assert ledger.read_whole(root).head["entries"] == 2 and storage.read_json(uri) == listed
+
+    # With the operator's key whoever has the list alone can tell as well.
+    key = tmp_path / "key"
+    key.write_text("0123456789abcdef")
+    monkeypatch.setenv(KEY_VARIABLE, str(key))
+    with pytest.raises(InputError, match="entries sealed with the key in UNLEARN_ID_KEY_FILE"):
+        ledger.read_whole(root)
+    storage.remove(uri)
+    submit.submit(configured("r1", classes=[1], exchange={1: 7}))
+    read = reader.read(fetched(root), NAME, expected=True, key=reader.operators_key())
+    assert [one["id"] for one in read] == ["r1"] and ledger.read_whole(root)
+    assert blocked(root, []) == {1: "r1"}, "a program without the key reads it too"
+    storage.write_json(uri, reader.sealed({**values, "models": {}}))
+    with pytest.raises(reader.UnreadableError, match="not sealed with the operator's key"):
+        reader.read(fetched(root), NAME, expected=True, key=reader.operators_key())
+    monkeypatch.setenv(KEY_VARIABLE, str(tmp_path / "gone"))
+    with pytest.raises(reader.UnreadableError, match="cannot be read"):
+        reader.operators_key()
+
+
 @pytest.fixture
 def register(root: str) -> Callable[..., Any]:
     """Registers a version that honours `request_ids`; its number."""
@@ -152,7 +188,10 @@ def test_versions_refuse_blocked_classes_at_once(
     # The job says so too, unless it is told why not, which it records.
     code, said = generate(root, capsys, "labels=[1]", f"version={first}")
     assert code == 2 and said.count("\n") == 1 and "class 1 is blocked: deletion request r1" in said
-    assert not Path(root, "generated").exists() and generate(root, capsys, f"version={second}")[0] == 0
+    assert not Path(root, "generated").exists()
+    for again in (False, True):
+        code, said = generate(root, capsys, f"version={second}")
+        assert code == 0 and ("is there already and is replaced" in said) == again
     code, said = generate(root, capsys, "labels=[1]", f"version={first}", "audit=audit of May")
     entry = alias_log.read(root, NAME)[-1]
     assert code == 0 and (entry.action, entry.version, entry.alias) == ("audit", first, "")

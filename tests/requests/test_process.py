@@ -8,44 +8,15 @@ import pytest
 from pretended import PretendedModel
 
 from pipeline import lease, storage
-from pipeline.config import parse
 from pipeline.config.ledger import LedgerConfig
-from pipeline.config.process import ProcessConfig
 from pipeline.data import tombstones
 from pipeline.data.lake import lake_uri, read_lake
 from pipeline.data.parquet_shards import read_column
 from pipeline.errors import InputError
-from pipeline.requests import ledger, process, submit
+from pipeline.requests import ledger, submit
 from pipeline.requests.ledger import Move
-from pipeline.requests.process import Summary
 
 Configured = Callable[..., LedgerConfig]
-
-
-@pytest.fixture
-def settings(root: str) -> Callable[..., ProcessConfig]:
-    def make(**values: Any) -> ProcessConfig:
-        return parse(ProcessConfig, {"storage": root, "promote": "automatic", **values})
-
-    return make
-
-
-@pytest.fixture
-def run(root: str, settings: Callable[..., ProcessConfig]) -> Callable[..., Summary]:
-    """`run(model, start="champion")`: one pass of the processor."""
-
-    def call(model: PretendedModel, **values: Any) -> Summary:
-        return process.process(settings(**values), model, say=lambda line: None)
-
-    return call
-
-
-@pytest.fixture
-def asked(configured: Configured) -> Callable[..., None]:
-    def make(name: str, label: int, exchange: int, **values: Any) -> None:
-        submit.submit(configured(name, classes=[label], exchange={label: exchange}, **values))
-
-    return make
 
 
 def states(root: str) -> dict[str, tuple[str, int | None]]:
@@ -362,17 +333,3 @@ def test_overdue_and_refused_alarm(root: str, run: Callable, asked: Callable) ->
     refusal = Move(name="refused", request="r3", details={"reason": "nobody of that name"})
     ledger.append(root, lambda known: [refusal] if known.requests["r3"].is_open else [])
     assert run(model).refused == ("r3",) and run(model).alarms
-
-
-def test_the_plan_is_shown_and_nothing_written(root: str, settings: Callable, asked: Callable) -> None:
-    model = PretendedModel(root)
-    assert process.plan_of(settings(), model) is None
-    asked("r1", 1, 7)
-    before = sorted(str(path) for path in Path(root).rglob("*"))
-    plan = process.plan_of(settings(), model)
-    assert plan is not None and plan.lines == [
-        "open: r1; answered before: none",
-        f"run {plan.run_id} forgets classes 1",
-        "from base: the rows of everything answered before are there",
-    ]
-    assert sorted(str(path) for path in Path(root).rglob("*")) == before

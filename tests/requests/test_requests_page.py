@@ -10,6 +10,7 @@ import pytest
 from browser import CHROMIUM, Tab, chromium, layout, visit
 from test_merge import answered, ledger_of, received, terms
 
+from pipeline import storage
 from pipeline.requests import ledger, page
 from pipeline.requests.ledger import Ledger
 
@@ -73,6 +74,15 @@ def test_it_needs_nothing_else(tmp_path: Path) -> None:
     text = page.render(every_state(), DAY)
     assert not re.search(r"https?://|<link|src=|@import|url\(", text)
     assert set(re.findall(r'href="([^"]+)"', text)) == {f"../runs/run-{n}/report.html" for n in (3, 4)}
+
+
+def test_the_null_label_of_the_run_that_answered(tmp_path: Path) -> None:
+    share = {"value": 0.25, "n": 200, "low": 0.19, "high": 0.31}
+    result = {"after": {"leakage": {"null_label": share}}}
+    storage.write_json(f"{tmp_path}/runs/run-3/result.json", result)
+    measured = page.null_label_of(str(tmp_path), every_state())
+    assert measured.keys() == {"run-3"}, "of the others there is no result"
+    assert "25\u00a0% of 200 images" in section(page.render(every_state(), DAY, measured), "answered")
 
 
 def test_of_two_writers_the_newer_ledger_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

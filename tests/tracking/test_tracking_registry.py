@@ -431,7 +431,8 @@ def test_every_edit_is_seen(root: str, register_run: Register, tmp_path: Path) -
     promotion.promote(config(root, "edits", version=2, key=pem))
     assert promotion.champions(promotion.history(config(root, "edits")).entries) == [1, 2]
     signed = config(root, "edits", version=1, public_key=str(tmp_path / "0.pub"))
-    assert "signed by key" in verification.verify(signed)[0] and len(verification.verify(signed)) == 5
+    lines = verification.verify(signed)
+    assert "signed by key" in lines[0] and "certificate.html: as it was issued" in lines and len(lines) == 6
     with pytest.raises(InputError, match="not signed by the key that was given"):
         verification.verify(config(root, "edits", version=1, public_key=str(tmp_path / "1.pub")))
 
@@ -466,7 +467,15 @@ def test_every_edit_is_seen(root: str, register_run: Register, tmp_path: Path) -
         with pytest.raises(InputError, match=said):
             promotion.history(config(root, "edits"))
         (log / lost).write_bytes(kept)
-    assert weights.is_file() and len(verification.verify(signed)) == 5
+    page = folder / "v1" / "certificate.html"
+    page.write_text(page.read_text().replace("not sampled", "sampled") + " ")
+    with pytest.raises(InputError, match="not the page of this certificate: it was edited"):
+        verification.verify(signed)
+    certificate.unlink()
+    with pytest.raises(InputError, match="no certificate at"):
+        verification.verify(signed)
+    assert promotion.promote(config(root, "edits", version=2, key=pem))[1] is None, "champion already"
+    assert weights.is_file() and verification.verify(signed) == lines, "what was lost comes from the log"
 
 
 def test_changed_weights_are_seen(root: str, register_run: Register) -> None:
