@@ -131,3 +131,27 @@ def test_a_log_of_before_is_signed_once_and_a_forged_entry_is_never_carried_out(
     alias_log.note(mlflow, root, name, action="audit", version=1, details={"labels": [1]})
     register_run(name, "adopted-333")
     assert alias_log.current(mlflow, name, "champion") == 2
+
+
+def test_a_certificate_without_a_signature_after_signed_ones_is_warned_of() -> None:
+    def issued(number: int, version: int, *signatures: object) -> Entry:
+        certificate = {"payload": "", "payloadType": "", "signatures": list(signatures)}
+        return Entry(
+            number=number,
+            action="promote",
+            version=version,
+            alias="champion",
+            came_from=None,
+            time="",
+            by="",
+            previous="",
+            details={"certificate": certificate},
+        )
+
+    entries = [issued(1, 1, {"sig": "x"}), issued(2, 2)]
+    assert "version 2 is unsigned, that of version 1 (entry 1)" in str(
+        log_key.unsigned_after_signed(entries, 2)
+    )
+    assert log_key.unsigned_after_signed(entries, 1) is None
+    assert log_key.unsigned_after_signed([*entries, issued(3, 2, {"sig": "y"})], 2) is None
+    assert log_key.unsigned_after_signed(entries[1:], 2) is None

@@ -340,7 +340,7 @@ def test_verifying_says_that_the_data_was_purged_and_sees_a_changed_tombstone(
     finish("a", {"id": "case-1", "classes": [1], "exchange": {1: 7}})
     config = registry_config(tmp_path, database, "case-1")
     promotion.promote(config)
-    assert len(verification.verify(config)) == 5
+    assert len(verification.verify(config)) == 6
     purge.purge(config, purge.find(config))
     assert "182 sample ids may not be ingested again" in verification.verify(config)[-1]
     with pytest.raises(InputError, match="version 1: cannot be replayed: the data of request 'case-1' was"):

@@ -384,7 +384,7 @@ def test_a_killed_promotion_is_before_or_after(
     assert [
         entry.version for entry in promotion.history(config(root, name)).entries if entry.alias == "champion"
     ] == [1, 2]
-    assert len(verification.verify(config(root, name))) == 5
+    assert len(verification.verify(config(root, name))) == 6
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_register_promote_verify_load(bucket: str, tmp_path: Path) -> None:
         RegistryConfig,
         {"storage": bucket, "tracking": {"uri": tracking.uri, "model_name": tracking.model_name}},
     )
-    assert promotion.promote(config)[0] == 2 and len(verification.verify(config)) == 5
+    assert promotion.promote(config)[0] == 2 and len(verification.verify(config)) == 6
     version = registry.resolve(tracking, bucket, "champion")
     assert version.source.startswith("s3://registry/")
     images = registry.load_version(tracking, bucket, version).predict(

@@ -156,7 +156,7 @@ def test_the_runs_configuration_belongs_to_the_version(root: str, promoted: Path
     path.unlink()
     with pytest.raises(CertificateError, match=r"config\.yaml: not there to check .*--allow-missing accepts"):
         verification.verify(config(root))
-    assert len(verification.verify(config(root, allow_missing=True))) == 5
+    assert len(verification.verify(config(root, allow_missing=True))) == 6
     path.write_text(kept)
 
 
@@ -173,7 +173,7 @@ def test_mlflows_own_tags_are_compared(root: str, promoted: Path) -> None:
     with pytest.raises(CertificateError, match="in MLflow no version is"):
         verification.verify(config(root))
     mlflow.set_registered_model_alias(NAME, "champion", "1")
-    assert len(verification.verify(config(root))) == 5
+    assert len(verification.verify(config(root))) == 6
 
 
 def test_a_version_that_no_run_registered_is_refused(root: str, promoted: Path, tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_a_version_of_before_is_used_and_said_not_to_be_recorded(
     assert registry.load_version(tracking, root, registry.resolve(tracking, root, "1"))
     with pytest.raises(CertificateError, match=r"its other files .* were not recorded"):
         verification.verify(older)
-    assert len(verification.verify(older.model_copy(update={"allow_missing": True}))) == 5
+    assert len(verification.verify(older.model_copy(update={"allow_missing": True}))) == 6
 
 
 def test_the_log_of_another_model_is_refused(root: str, promoted: Path) -> None:
