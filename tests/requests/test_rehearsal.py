@@ -136,3 +136,15 @@ def test_a_dry_run_says_what_the_call_would(
     with pytest.raises(InputError) as real:
         run(model)
     assert str(dry.value) == str(real.value)
+
+
+def test_a_version_that_does_not_honour_what_was_purged_is_no_start(
+    root: str, model: PretendedModel, run: Callable
+) -> None:
+    storage.write_json(f"{root}/versions/9.json", {"run_id": "other", "request_ids": [], "start": "base"})
+    model.promote(9)
+    with pytest.raises(
+        InputError, match=r"request r1 are not there .* version 9, which serves, does not honour"
+    ):
+        run(model)
+    assert len(model.plans) == 1, "nothing was trained"

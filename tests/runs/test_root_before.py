@@ -257,6 +257,7 @@ def test_its_versions_are_listed_promoted_and_verified(
     assert [line.partition(":")[0] for line in lines] == [
         f"certificate of {MODEL} version 1",
         "alias log",
+        "certificate.html",
         "result.json",
         "config.yaml",
         "version",
