@@ -23,15 +23,11 @@ from pipeline.data.partition import (
     LaneFile,
     Manifest,
     Partition,
-    Selection,
-    exchange_labels,
     find_partition,
     partition_key,
-    read_sample_ids,
-    selections,
     stream_order,
-    without,
 )
+from pipeline.data.selection import Selection, exchange_labels, read_sample_ids, selections, without
 from pipeline.data.stand_ins import StandIns
 from pipeline.runtime.progress import Progress
 

@@ -74,7 +74,7 @@ def spec_of(
     settings: Measuring,
 ) -> EvalSpec:
     """The question that `request` asks of the lake's classes. Raises `InputError` where there is none."""
-    from pipeline.data.partition import find_ids, read_sample_ids
+    from pipeline.data.selection import find_ids, read_sample_ids
 
     labels = [item.label for item in lake.manifest.classes]
     for key, classes in (

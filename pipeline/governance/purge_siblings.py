@@ -53,7 +53,7 @@ def sweeps_of(storage_root: str, request_id: str) -> list[Sweep]:
 
 def _ids_digest(where: str | None) -> str | None:
     """As a partition's key has it."""
-    from pipeline.data.partition import read_ids
+    from pipeline.data.selection import read_ids
 
     if where is None or not storage.exists(storage.absolute(where)):
         return None

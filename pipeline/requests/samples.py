@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from pipeline import storage
 from pipeline.data.lake import Lake
-from pipeline.data.partition import find_ids, read_ids
+from pipeline.data.selection import find_ids, read_ids
 from pipeline.errors import InputError
 from pipeline.redaction import redact
 from pipeline.requests.ledger import NamedSamples, Request

@@ -18,7 +18,7 @@ from pipeline import storage
 from pipeline.config import UnlearnConfig, parse_stored
 from pipeline.config.request import Answer
 from pipeline.data.lake import Lake
-from pipeline.data.partition import read_sample_ids, selections
+from pipeline.data.selection import read_sample_ids, selections
 from pipeline.data.stand_ins import StandIns
 from pipeline.data.tombstones import open_lake
 from pipeline.errors import InputError

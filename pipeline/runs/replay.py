@@ -9,7 +9,8 @@ from models import weights
 from pipeline import storage
 from pipeline.config import RegistryConfig, UnlearnConfig, parse_stored
 from pipeline.data import tombstones
-from pipeline.data.partition import partition_key, read_sample_ids
+from pipeline.data.partition import partition_key
+from pipeline.data.selection import read_sample_ids
 from pipeline.errors import InputError
 from pipeline.tracking import alias_log, version_check
 from pipeline.tracking.registry import CHAMPION, RUN_ID_TAG, local_copy, resolve

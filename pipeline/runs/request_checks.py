@@ -7,7 +7,7 @@ from pipeline import storage
 from pipeline.config import Request, UnlearnConfig
 from pipeline.config.own_settings import complete
 from pipeline.config.request import Answer
-from pipeline.data.partition import read_sample_ids
+from pipeline.data.selection import read_sample_ids
 from pipeline.errors import InputError
 from pipeline.unlearning.methods.table import METHODS, settings_classes
 

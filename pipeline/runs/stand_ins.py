@@ -17,7 +17,7 @@ from models.judge import build_judge
 from models.pixels import unit_to_pixels
 from pipeline.config import UnlearnConfig
 from pipeline.data.lake import Lake
-from pipeline.data.partition import without
+from pipeline.data.selection import without
 from pipeline.data.stand_ins import Drawn, StandIns
 from pipeline.errors import InputError
 from pipeline.evaluation.partials import Shard

@@ -9,7 +9,7 @@ from pipeline import storage
 from pipeline.config import PretrainConfig
 from pipeline.data.lake import Lake
 from pipeline.data.parquet_shards import FLIP_MARK
-from pipeline.data.partition import find_ids, read_ids
+from pipeline.data.selection import find_ids, read_ids
 from pipeline.data.tombstones import open_lake
 from pipeline.errors import InputError
 from pipeline.runtime import metrics_log

@@ -16,9 +16,10 @@ from pipeline.config import UnlearnConfig
 from pipeline.data import parquet_shards, retain_stream_local, retain_stream_ray
 from pipeline.data.cycle import Cycle
 from pipeline.data.lake import Lake
-from pipeline.data.partition import Partition, partition_key, selections, stream_order
+from pipeline.data.partition import Partition, partition_key, stream_order
 from pipeline.data.partition_ray import build_partition
 from pipeline.data.retain_stream import ahead, assemble, files_to_read, lanes_of
+from pipeline.data.selection import selections
 from pipeline.errors import InputError
 
 STEPS, BATCH, LANES = 44, 64, 4

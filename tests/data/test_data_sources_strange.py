@@ -248,7 +248,7 @@ def test_a_stem_that_is_there_twice_makes_longer_ids_in_every_layout(tmp_path: P
     ],
 )
 def test_every_id_can_be_named_on_a_line(tmp_path: Path, name: str, sample_id: str) -> None:
-    from pipeline.data.partition import read_ids
+    from pipeline.data.selection import read_ids
 
     _, items = listed("imagefolder", plant(tmp_path / "raw", f"cat/{name}.png"))
     assert [item.sample_id for item in items] == [sample_id]
@@ -259,7 +259,7 @@ def test_every_id_can_be_named_on_a_line(tmp_path: Path, name: str, sample_id: s
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_ids_and_indices_with_a_byte_order_mark(tmp_path: Path, encoding: str) -> None:
-    from pipeline.data.partition import read_ids
+    from pipeline.data.selection import read_ids
 
     file = tmp_path / "list.txt"
     file.write_bytes("añ\r\nx~flip\r\n".encode(encoding))
