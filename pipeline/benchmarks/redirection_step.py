@@ -6,6 +6,7 @@ a forward and a backward to its input, 2/3 more.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ FORGOTTEN, EXCHANGE, OTHER = 207, 208, 209
 
 def variants(
     model: DiTModel, settings: StepBenchmark, seed: int
-) -> tuple[dict[str, Callable[[], Tensor | None]], dict[str, float]]:
+) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
     """`finetune_all`, `depth_weights` to be timed, and the bound of `depth_weights_over_finetune`."""
     named, section = select(model, "all"), Redirection()
     teacher, params = Teacher(model, named), list(named.values())
@@ -49,7 +50,7 @@ def variants(
         [EXCHANGE, OTHER],
         size=counts["adversarial"],
         buckets=section.buckets,
-        lr=section.embedding_lr,
+        rates=section.embedding_lr,
         restart_every=section.restart_every,
         timesteps=1000,
         seed=seed,

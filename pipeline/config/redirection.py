@@ -2,9 +2,9 @@
 against."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.config.base import Section
 
@@ -65,10 +65,16 @@ class Redirection(Section):
             " all are one for all timesteps"
         ),
     )
-    embedding_lr: float = Field(
-        0.05,
-        ge=0,
-        description="learning rate of the embeddings, one step of Adam a step; 0: they stay random",
+    embedding_lr: Annotated[
+        list[Annotated[float, Field(ge=0)]],
+        BeforeValidator(lambda value: [value] if isinstance(value, int | float) else value),
+    ] = Field(
+        [0.05, 0.2],
+        min_length=1,
+        description=(
+            "learning rates of the embeddings, in turn, one step of Adam a step: a slow one searches near, a"
+            " fast one far; 0: they stay random"
+        ),
     )
     restart_every: int = Field(150, ge=1, description="steps after which an embedding begins anew")
 

@@ -61,10 +61,10 @@ def open_redirect(inputs: "Inputs", teacher: Teacher) -> Redirect:
     section = config.redirection
     bare, nearest = [c for c in classes if c not in exchange], {}
     if bare:
-        near = inputs.subject.spec.neighbours
+        labels = inputs.subject.spec.neighbours
         rows = torch.isin(forget.y, torch.tensor(bare)).nonzero().flatten().tolist()
-        nearest = nearest_labels(model, forget.take(rows), near, seed=config.seed, device=inputs.device)
-        exchange = {**exchange, **dict.fromkeys(bare, near)}
+        nearest = nearest_labels(model, forget.take(rows), labels, seed=config.seed, device=inputs.device)
+        exchange = {**exchange, **dict.fromkeys(bare, labels)}
     named = sorted(set(forget.y.tolist()) - set(classes))
     siblings = {label: inputs.rows_of([label]) for label in named}
     near = near_classes(
@@ -75,15 +75,15 @@ def open_redirect(inputs: "Inputs", teacher: Teacher) -> Redirect:
         seed=config.seed,
         device=inputs.device,
     )
-    labels = sorted({label for labels in near.values() for label in labels})
-    beside = inputs.rows_of(labels) if labels and section.near_rows else None
+    beside_labels = sorted({label for others in near.values() for label in others})
+    beside = inputs.rows_of(beside_labels) if beside_labels and section.near_rows else None
     adversary = Adversary(
         model,
         sorted({*classes, *siblings}),
         retained,
         size=section.pool,
         buckets=section.buckets,
-        lr=section.embedding_lr,
+        rates=section.embedding_lr,
         restart_every=section.restart_every,
         timesteps=int(model.config["timesteps"]),
         seed=config.seed,
@@ -156,7 +156,7 @@ def attack(
         index=iteration, local=differentiate(rows, iteration), collectives=inputs.collectives
     )
     (gradient,) = gradients.of(ADVERSARY)
-    if config.redirection.embedding_lr:
+    if any(config.redirection.embedding_lr):
         adversary.move(gradient)
     return gradients.mean_losses()
 

@@ -2,7 +2,8 @@
 followed while the weights move.
 
 E entries in the pool, each for one forgotten class. An entry is one embedding for all timesteps, (1, D), or
-every second one an embedding for each of K buckets of timesteps, (K, D). N rows.
+every second one an embedding for each of K buckets of timesteps, (K, D). Each pair of these moves at the next
+of the learning rates. N rows.
 """
 
 from collections.abc import Callable, Sequence
@@ -55,7 +56,7 @@ class Adversary:
         *,
         size: int,
         buckets: int,
-        lr: float,
+        rates: Sequence[float],
         restart_every: int,
         timesteps: int,
         seed: int,
@@ -68,7 +69,7 @@ class Adversary:
                 " expected one each at least"
             )
         self._model, self._seed, self._timesteps = model, seed, timesteps
-        self._lr, self._life = lr, restart_every
+        self._life = restart_every
         self._forgotten = sorted(forgotten)
         self._retained = list(retained)
         table = label_weights(model).detach()
@@ -76,7 +77,8 @@ class Adversary:
         rounds = [index // len(forgotten) for index in range(size)]
         self._lengths = [buckets if number % 2 else 1 for number in rounds]
         self.entries = [nn.Parameter(table.new_zeros(k, table.shape[1])) for k in self._lengths]
-        self.optimizer = adamw(self.entries, lr=lr, weight_decay=0.0)
+        scales = [rates[number // 2 % len(rates)] for number in rounds]
+        self.optimizer = adamw(self.entries, lr=1.0, weight_decay=0.0, scales=scales)
 
     @property
     def names(self) -> list[str]:
@@ -117,7 +119,7 @@ class Adversary:
 
     def move(self, gradient: Tensor) -> None:
         """One step of Adam along the global `gradient` of the entries, one vector."""
-        apply_gradient(self.optimizer, self.entries, gradient, lr=self._lr, clip=None)
+        apply_gradient(self.optimizer, self.entries, gradient, lr=1.0, clip=None)
 
     @torch.no_grad()
     def restore(self, entries: Sequence[Tensor]) -> None:

@@ -32,7 +32,14 @@ from pipeline.unlearning.redirection import (
 MIXTURE = Mixture(
     weight=0.3, rows=8, label_weight=0.5, label_rows=4, others_weight=0.5, others_rows=4, near_rows=4
 )
-POOL: dict[str, Any] = {"size": 4, "buckets": 3, "lr": 0.05, "restart_every": 6, "timesteps": 1000, "seed": 3}
+POOL: dict[str, Any] = {
+    "size": 4,
+    "buckets": 3,
+    "rates": [0.05],
+    "restart_every": 6,
+    "timesteps": 1000,
+    "seed": 3,
+}
 EXCHANGE = {1: (2,)}
 
 
