@@ -8,7 +8,7 @@ READY   := $(VENV)/.ready
 # made of torch's own requirements: it comes from the index of its build, which has other files (docs/operations.md)
 OF_TORCH := torch triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefix nvidia-,cublas cuda-cupti cuda-nvrtc cuda-runtime cudnn-cu13 \
             cufft cufile curand cusolver cusparse cusparselt-cu13 nccl-cu13 nvjitlink nvshmem-cu13 nvtx)
-PIP     := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
+PIP     := $(PY) -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help quickstart test faults lint lock clean
 .DEFAULT_GOAL := help
