@@ -17,8 +17,8 @@ DEPTH_WEIGHTS: dict[str, Any] = {
     "trainable": "all",
     "optim": {
         "lr": 1e-3,
-        "batch_size": 96,
-        "max_steps": 200,
+        "batch_size": 72,
+        "max_steps": 100,
         "warmup_steps": 20,
         "schedule": "cosine",
         "ema": 0.0,
@@ -44,9 +44,9 @@ class Redirection(Section):
         16, ge=1, description="retained rows under the forgotten label in a step, and as many forgotten ones"
     )
     others_weight: float = Field(
-        0.5, ge=0, description="of forgotten rows under retained labels and the null label"
+        1.0, ge=0, description="of forgotten rows under retained labels and the null label"
     )
-    others_rows: int = Field(24, ge=1, description="forgotten rows under other labels in a step")
+    others_rows: int = Field(48, ge=1, description="forgotten rows under other labels in a step")
     near_classes: int = Field(
         2,
         ge=0,
