@@ -32,8 +32,7 @@ quickstart: $(READY)
 	@$(PY) jobs/generate.py --config jobs/configs/generate_digits.yaml --set 'storage=$(STORAGE)'
 
 test: $(READY)
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -m 'not ray and not e2e' -n 2 --dist loadfile
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -m '(ray or e2e) and not faults'
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -m 'not faults' -n 2 --dist loadfile --no-loadscope-reorder
 
 faults: $(READY)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -m faults
