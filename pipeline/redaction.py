@@ -29,8 +29,8 @@ IN_QUERY = re.compile(
 )
 # as YAML, JSON and headers have them; a bare `token: 3` is no secret
 IN_FIELD = re.compile(
-    r"(\b[\w-]*(?:password|passwd|secret|api[_-]?key|(?:access|auth)[_-]?(?:key|token))['\"]?:\s*)"
-    rf"(?!['\"]?(?:null|none)\b){VALUE}|(\bbearer\s+)[\w.~+/=-]{{8,}}",
+    r"(\b[\w-]*(?:password|passwd|secret|api[_-]?key|(?:access|auth)[_-]?(?:key|token))['\"]?:[ \t]*)"
+    rf"(?!['\"]?(?:null|none)\b|[{{\[]|~/|\$\{{){VALUE}|(\bbearer\s+)[\w.~+/=-]{{8,}}",
     re.IGNORECASE,
 )
 

@@ -132,7 +132,6 @@ def check(config: UnlearnConfig) -> Prepared:
         raise InputError(
             f"{moves} moves rows of the label table, which trainable {config.trainable} leaves out"
         )
-    require_log_known(config.tracking, config.storage)
     if config.tracking.pipeline and base.autoencoder is None:
         raise InputError(
             "tracking.pipeline: got a model of pixels, expected one of latents with its autoencoder, which a"
@@ -161,6 +160,7 @@ def check(config: UnlearnConfig) -> Prepared:
         stand_ins=stand_ins.of(config, lake, base, judge),
     )
     _require_same_settings(prepared)
+    require_log_known(config.tracking, config.storage)
     if not storage.exists(storage.join(prepared.run_uri, SETTINGS)):  # a run that was begun was served
         selections(config, lake, read_sample_ids(config.request), near)
     return prepared

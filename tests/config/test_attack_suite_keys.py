@@ -58,7 +58,7 @@ def test_a_quick_suite_is_one_search_of_ten_times_the_adversarys_rows() -> None:
         (
             {"attacks": {"embedding_steps": 50}},
             "attacks.embedding_steps: got 50 of 64 rows, 3200 for an embedding, where the training's"
-            " adversary has 600; expected 10 times as many at least, 94 steps",
+            " adversary has 400; expected 10 times as many at least, 63 steps",
         ),
         ({"evaluate": {"second_judge": "svm"}}, "evaluate.second_judge: got it while evaluate.attack_suite"),
         ({"evaluate": {"attack_suite": "slow"}}, "evaluate.attack_suite: got 'slow'"),

@@ -1,6 +1,7 @@
 """What the main job starts from is held against the lake and the device, in one line where
 it does not fit."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from pipeline.config import UnlearnConfig, parse
 from pipeline.data.lake import Class, Encoding, Lake, Manifest
 from pipeline.errors import InputError
 from pipeline.runs import run_weights
+from pipeline.runs.final_evaluation import require_unaware
 from pipeline.weights import decoder, model_folder
 
 NAMES = ["golden_retriever", "Labrador_retriever", "tench", "goldfish"]
@@ -106,3 +108,10 @@ def test_differences_are_not_taken_in_tf32() -> None:
         InputError, match=r"train\.tf32: its rounding drowns the differences of method\.hvp fd_central"
     ):
         parse(UnlearnConfig, {"train": {"tf32": True}, "method": {"hvp": "fd_central"}})
+
+
+def test_a_reference_that_saw_the_class_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"made_with": {"without": [3]}}')
+    require_unaware(str(tmp_path), [3], "evaluate.reference")
+    with pytest.raises(InputError, match="was trained on class 1, which a reference must not have seen"):
+        require_unaware(str(tmp_path), [3, 1], "evaluate.reference")

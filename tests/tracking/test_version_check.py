@@ -121,13 +121,13 @@ def test_a_changed_version_is_neither_loaded_nor_vouched_for(
 
 def test_what_mlflow_and_python_leave_is_no_change(root: str, folder: Path) -> None:
     (folder / version_files.BY_MLFLOW).write_text("model_name: watched\n")
-    assert verification.verify(config(root))[4].startswith("version: every file as it was registered")
+    assert verification.verify(config(root))[5].startswith("version: every file as it was registered")
     planted = folder / "code/models/__pycache__" / f"dit.{sys.implementation.cache_tag}.pyc"
     planted.parent.mkdir()
     planted.write_bytes(b"run in place of dit.py, and in no digest")
     with pytest.raises(CertificateError, match=r"compiled code .*dit\..*\.pyc: remove it; --allow-missing"):
         verification.verify(config(root))
-    assert "compiled code" in verification.verify(config(root, allow_missing=True))[4]
+    assert "compiled code" in verification.verify(config(root, allow_missing=True))[5]
     registry.load_version(TRACKING, root, registry.resolve(TRACKING, root, "1"))
     assert version_files.bytecode(folder) == [], "it is removed, not run"
 
