@@ -56,7 +56,9 @@ def open_redirect(inputs: "Inputs", teacher: Teacher) -> Redirect:
     """Where the forgotten rows are redirected to, and the pool before its first step, at the base weights."""
     config, model, forget = inputs.config, inputs.model, inputs.streams.forget.batch
     request = config.request
-    classes, exchange = request.classes, request.exchange_classes_now
+    # forgotten now, or earlier with samples that stand in for their rows
+    classes = sorted(set(forget.y.tolist()) & set(request.forgotten_classes))
+    exchange = {c: targets for c, targets in request.exchange_classes.items() if c in classes}
     retained = [c for c in range(model.num_classes) if c not in request.forgotten_classes]
     section = config.redirection
     bare, nearest = [c for c in classes if c not in exchange], {}
@@ -65,7 +67,7 @@ def open_redirect(inputs: "Inputs", teacher: Teacher) -> Redirect:
         rows = torch.isin(forget.y, torch.tensor(bare)).nonzero().flatten().tolist()
         nearest = nearest_labels(model, forget.take(rows), labels, seed=config.seed, device=inputs.device)
         exchange = {**exchange, **dict.fromkeys(bare, labels)}
-    named = sorted(set(forget.y.tolist()) - set(classes))
+    named = sorted(set(forget.y.tolist()) - set(request.forgotten_classes))
     siblings = {label: inputs.rows_of([label]) for label in named}
     near = near_classes(
         model,

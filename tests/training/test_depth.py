@@ -192,6 +192,17 @@ def test_named_samples_alone_are_shown_as_others_of_their_class() -> None:
     assert 0 < float(log["loss/keep"]) < 1e3
 
 
+def test_samples_that_stand_in_for_a_class_forgotten_earlier_are_redirected_like_its_rows() -> None:
+    """And not shown as others of their class, which is gone."""
+    request = {"classes": [0], "exchange": {0: 2, 1: 3}, "forgotten_earlier": [1]}
+    inputs = run_inputs(run_config(**deep(request=request)))  # whose rows to forget are of class 1
+    state = open_state(inputs)
+    assert state.redirect is not None and state.redirect.siblings == {}
+    assert dict(state.redirect.exchange) == {1: (3,)} and set(state.redirect.retained) == {2, 3}
+    rows = redirect_rows(inputs, state.redirect, next(inputs.streams.retain(0)), 1)
+    assert set(rows.adversarial.target_y.tolist()) == {3} and rows.adversarial.target_x0 is None
+
+
 @pytest.mark.parametrize("method", [name for name, line in METHODS.items() if line.loss is None])
 def test_every_method_has_its_meaning_under_the_embeddings(method: str) -> None:
     logs, named, _ = steps_of(deep(**{"method.name": method}), 2)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from models.generative import GenerativeModel
 from pipeline.config.measuring import Attacks, Measuring
@@ -74,6 +75,17 @@ def search_budget(settings: Attacks, steps: int, rates: Sequence[float]) -> dict
     }
 
 
+def free_rows(model: GenerativeModel, rows: Sequence[int]) -> tuple[torch.nn.Parameter, Tensor]:
+    """Freeze `model` but for its label table; the table, and a mask that lets `rows` of it move."""
+    for parameter in model.net.parameters():
+        parameter.requires_grad_(False)
+    table = label_weights(model)
+    table.requires_grad_(True)
+    mask = torch.zeros_like(table)
+    mask[list(rows)] = 1.0
+    return table, mask.reshape(-1)
+
+
 def attacked_by_embedding(context: EvalContext, settings: Attacks, start: str) -> EvalContext:
     """With embeddings of the forgotten labels optimised on real images of their classes, at the rate that
     shows the class most; nothing else has moved."""
@@ -82,12 +94,7 @@ def attacked_by_embedding(context: EvalContext, settings: Attacks, start: str) -
     def attacked(lr: float) -> EvalContext:
         model, spec = copied(context.model), context.spec
         STARTS[start].move(model, spec)
-        for parameter in model.net.parameters():
-            parameter.requires_grad_(False)
-        table = label_weights(model)
-        table.requires_grad_(True)
-        mask = torch.zeros_like(table)
-        mask[list(spec.forgotten)] = 1.0
+        table, mask = free_rows(model, spec.forgotten)
         tune(
             model,
             {"labels": table},
@@ -97,7 +104,7 @@ def attacked_by_embedding(context: EvalContext, settings: Attacks, start: str) -
             batch=settings.embedding_batch,
             seed=spec.seed,
             purpose=f"embedding from {start}",
-            mask=mask.reshape(-1),
+            mask=mask,
         )
         return replace(context, model=model)
 

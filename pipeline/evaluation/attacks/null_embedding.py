@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from models.generative import GenerativeModel
 from pipeline.config.base import Section
 from pipeline.config.measuring import Attacks, Measuring, Rates
-from pipeline.evaluation.attacks.label_embedding import STARTS, at_rates, search_budget
+from pipeline.evaluation.attacks.label_embedding import STARTS, at_rates, free_rows, search_budget
 from pipeline.evaluation.attacks.suite import Attempt
 from pipeline.evaluation.attacks.tuning import copied, strongest_rate, tune
 from pipeline.evaluation.context import EvalContext
 from pipeline.evaluation.rows import few_images
-from pipeline.unlearning.parameters import label_weights
 
 
 class NullEmbeddingSettings(Section):
@@ -83,12 +82,7 @@ def attacked_by_null(
 
     def _tune(model: GenerativeModel, rows: Sequence[int], lr: float) -> None:
         net = model.net
-        for parameter in net.parameters():
-            parameter.requires_grad_(False)
-        table = label_weights(model)
-        table.requires_grad_(True)
-        mask = torch.zeros_like(table)
-        mask[list(rows)] = 1.0
+        table, mask = free_rows(model, rows)
         model.net = Guided(model, spec.settings.cfg_scale)
         tune(
             model,
@@ -99,7 +93,7 @@ def attacked_by_null(
             batch=settings.embedding_batch,
             seed=spec.seed,
             purpose=f"null embedding from {start}",
-            mask=mask.reshape(-1),
+            mask=mask,
         )
         model.net = net
 
