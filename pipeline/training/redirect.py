@@ -72,7 +72,7 @@ def open_redirect(inputs: "Inputs", teacher: Teacher) -> Redirect:
     near = near_classes(
         model,
         forget,
-        {c: _candidates(model, c, retained) for c in classes},
+        {c: _candidates(model, c, retained) for c in classes if section.near_classes},
         section.near_classes,
         seed=config.seed,
         device=inputs.device,
