@@ -3,6 +3,7 @@ only slow them down."""
 
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -27,3 +28,14 @@ def one_blas_thread() -> Iterator[None]:
 
     torch.set_num_threads(1)
     yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_ends_with_the_module() -> Iterator[None]:
+    """What one module left running would give the next one workers of another environment: its credentials,
+    its number of CPUs."""
+    yield
+    if "ray" in sys.modules:
+        from pipeline.runtime import cluster_ray
+
+        cluster_ray.disconnect()

@@ -1,7 +1,7 @@
-"""One Ray session and one digits lake for all tests of the data plane."""
+"""A Ray session for a module, and one digits lake for all tests of the data plane."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,11 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-@pytest.fixture(scope="package")
-def ray_session() -> Iterator[None]:
+@pytest.fixture(scope="module")
+def ray_session() -> None:
     from pipeline.runtime import cluster_ray
 
     cluster_ray.connect(cpus=2)
-    yield
-    cluster_ray.disconnect()
 
 
 @pytest.fixture(scope="session")

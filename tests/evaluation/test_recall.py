@@ -16,6 +16,7 @@ from pipeline.config import Gate
 from pipeline.config.measuring import Attacks, Measuring
 from pipeline.data.batch import Batch
 from pipeline.evaluation.attacks.inversion import halves
+from pipeline.evaluation.attacks.label_embedding import free_rows
 from pipeline.evaluation.attacks.lora import adapt
 from pipeline.evaluation.attacks.relearning import sooner
 from pipeline.evaluation.attacks.suite import (
@@ -28,7 +29,7 @@ from pipeline.evaluation.attacks.suite import (
     worse,
 )
 from pipeline.evaluation.attacks.table import attempts_of
-from pipeline.evaluation.attacks.tuning import copied, strongest_rate, tune
+from pipeline.evaluation.attacks.tuning import copied, strongest, tune
 from pipeline.evaluation.confidence import difference, proportion
 from pipeline.evaluation.context import EvalContext
 from pipeline.evaluation.gate import judge_gate
@@ -203,7 +204,7 @@ def test_the_rate_is_chosen_on_other_images_than_it_is_judged_on(exchanged: Eval
             label_weights(model)[1] *= rate
         return replace(context, model=model)
 
-    chosen = strongest_rate(context, [1.0, 0.0], 20, attacked)
+    chosen = strongest(context, [1.0, 0.0], 20, attacked)
     share = {rate: shares(attacked(rate))["forget_fraction"]["value"] for rate in (1.0, 0.0)}
     best = max(share, key=lambda rate: share[rate])
     assert torch.equal(label_weights(chosen.model)[1], label_weights(context.model)[1] * best)
@@ -213,9 +214,12 @@ def test_adapters_begin_as_nothing_and_are_all_that_is_trained(exchanged: EvalCo
     model = copied(exchanged.model)
     x, t, y = torch.randn(3, 1, 4, 4), torch.tensor([1, 500, 999]), torch.tensor([0, 1, 4])
     before = model.net(x, t, y)
+    free_rows(model, [1])
+    frozen = {name for name, p in model.net.named_parameters() if not p.requires_grad}
     named = adapt(model.net, 2, seed=0)
     assert torch.equal(model.net(x, t, y), before)
-    assert {name for name, p in model.net.named_parameters() if p.requires_grad} == named.keys()
+    free = {name for name, p in model.net.named_parameters() if p.requires_grad}
+    assert free == {*named, "y_embedder.embedding_table.weight"} and len(frozen) > 20
     assert len(named) == 2 * 4 * 2  # qkv, proj, fc1 and fc2 of two blocks
 
 

@@ -183,8 +183,8 @@ ELASTIC = {
     "train.workers": [1, 2],
     "train.cpus_per_worker": 1,
     "train.resize_s": 2.0,
-    # checks that take a while: the run should not be over before a node is back
-    "evaluate.retain_samples": 100,
+    # checks of seconds: the run should not be over before a node is back, however fast the machine
+    "evaluate.retain_samples": 600,
 }
 
 
