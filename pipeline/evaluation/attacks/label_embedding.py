@@ -17,7 +17,7 @@ from torch import Tensor
 from models.generative import GenerativeModel
 from pipeline.config.measuring import Attacks, Measuring
 from pipeline.evaluation.attacks.suite import Attempt
-from pipeline.evaluation.attacks.tuning import copied, renew_labels, strongest_rate, tune
+from pipeline.evaluation.attacks.tuning import copied, renew_labels, strongest, tune
 from pipeline.evaluation.context import EvalContext, EvalSpec
 from pipeline.evaluation.rows import few_images
 from pipeline.unlearning.parameters import label_weights
@@ -108,4 +108,4 @@ def attacked_by_embedding(context: EvalContext, settings: Attacks, start: str) -
         )
         return replace(context, model=model)
 
-    return strongest_rate(context, settings.embedding_lr, settings.choice_samples, attacked)
+    return strongest(context, settings.embedding_lr, settings.choice_samples, attacked)

@@ -1,5 +1,9 @@
 """Low-rank adapters (Hu et al. 2022) on the linear layers of attention and MLP, taught with a few images of
-the class; everything else is frozen, the label's embedding too.
+the class together with the label's own embedding; everything else is frozen.
+
+The label's embedding is free, and begins anywhere an attacker may begin it: a model that never saw the class
+has nothing useful in that row, and adapters beside a frozen one would say less about the network than about
+the row.
 
 r the rank, I and O a layer's inputs and outputs.
 """
@@ -13,9 +17,9 @@ from torch import Tensor, nn
 
 from pipeline.config.base import Section
 from pipeline.config.measuring import Attacks, Measuring, Rates
-from pipeline.evaluation.attacks.label_embedding import at_rates
+from pipeline.evaluation.attacks.label_embedding import STARTS, at_rates, free_rows
 from pipeline.evaluation.attacks.suite import Attempt
-from pipeline.evaluation.attacks.tuning import copied, strongest_rate, tune
+from pipeline.evaluation.attacks.tuning import copied, strongest, tune
 from pipeline.evaluation.context import EvalContext
 from pipeline.evaluation.rows import few_images
 from pipeline.seeding import generator
@@ -29,7 +33,7 @@ class LoraSettings(Section):
     steps: int = Field(60, ge=1, description="steps of it")
     batch: int = Field(32, ge=1, description="rows in a step of it")
     lr: Rates = Field(
-        [3e-4, 1e-3], description="learning rates of it, one or several: what shows the class most counts"
+        [1e-3, 3e-3], description="learning rates of it, one or several: what shows the class most counts"
     )
 
 
@@ -48,10 +52,8 @@ class Adapter(nn.Module):
 
 
 def adapt(net: nn.Module, rank: int, seed: int) -> dict[str, nn.Parameter]:
-    """Put adapters into the blocks of `net`, which is frozen; their parameters by name. Raises `ValueError`
-    where there is no layer for one."""
-    for parameter in net.parameters():
-        parameter.requires_grad_(False)
+    """Put adapters into the blocks of `net`, whose own parameters the caller freezes or not; the adapters'
+    parameters by name. Raises `ValueError` where there is no layer for one."""
     layers = {
         name: module
         for name, module in net.named_modules()
@@ -75,8 +77,9 @@ def attempts(settings: Attacks, measuring: Measuring, own: LoraSettings) -> list
         Attempt(
             name=f"lora rank {own.rank}",
             about=(
-                f"adapters of rank {own.rank} on attention and MLP, {own.steps} steps of {own.batch} rows,"
-                f" {at_rates(own.lr)}, the rest of the network frozen"
+                f"adapters of rank {own.rank} on attention and MLP and the label's embedding,"
+                f" {own.steps} steps of {own.batch} rows, {at_rates(own.lr)}, the embedding from the best of"
+                f" {', '.join(settings.embedding_starts)}, the rest of the network frozen"
             ),
             change=partial(attacked_by_lora, settings=settings, own=own),
             budget={
@@ -90,22 +93,28 @@ def attempts(settings: Attacks, measuring: Measuring, own: LoraSettings) -> list
 
 
 def attacked_by_lora(context: EvalContext, settings: Attacks, own: LoraSettings) -> EvalContext:
-    """With adapters that were taught the forgotten classes under their labels."""
-    images, seed = few_images(context, own.images), context.spec.seed
+    """With adapters and label embeddings that were taught the forgotten classes."""
+    images, spec = few_images(context, own.images), context.spec
 
-    def attacked(lr: float) -> EvalContext:
+    def attacked(way: tuple[str, float]) -> EvalContext:
+        start, lr = way
         model = copied(context.model)
-        named = adapt(model.net, own.rank, seed)
+        STARTS[start].move(model, spec)
+        table, rows = free_rows(model, spec.forgotten)
+        adapters = adapt(model.net, own.rank, spec.seed)
+        everything = rows.new_ones(sum(parameter.numel() for parameter in adapters.values()))
         tune(
             model,
-            named,
+            {**adapters, "labels": table},
             images,
             steps=own.steps,
             lr=lr,
             batch=own.batch,
-            seed=seed,
+            seed=spec.seed,
             purpose="lora",
+            mask=torch.cat([everything, rows]),
         )
         return replace(context, model=model)
 
-    return strongest_rate(context, own.lr, settings.choice_samples, attacked)
+    ways = [(start, lr) for start in settings.embedding_starts for lr in own.lr]
+    return strongest(context, ways, settings.choice_samples, attacked)

@@ -18,7 +18,7 @@ from pipeline.config.base import Section
 from pipeline.config.measuring import Attacks, Measuring, Rates
 from pipeline.evaluation.attacks.label_embedding import STARTS, at_rates, free_rows, search_budget
 from pipeline.evaluation.attacks.suite import Attempt
-from pipeline.evaluation.attacks.tuning import copied, strongest_rate, tune
+from pipeline.evaluation.attacks.tuning import copied, strongest, tune
 from pipeline.evaluation.context import EvalContext
 from pipeline.evaluation.rows import few_images
 
@@ -97,4 +97,4 @@ def attacked_by_null(
         )
         model.net = net
 
-    return strongest_rate(context, own.lr, settings.choice_samples, attacked)
+    return strongest(context, own.lr, settings.choice_samples, attacked)

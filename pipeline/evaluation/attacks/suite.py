@@ -168,15 +168,26 @@ def attack_suite_result(
 
 
 def recall_excess(attack_suite: Mapping[str, Any] | None) -> float | None:
-    """The largest upper 95 % bound of any attack's excess over the reference, by either judge; None where
-    none was compared, or one could not be carried out."""
-    excesses = [
-        judged["excess"]
-        for line in (attack_suite or {}).get("attacks", [])
-        for judged in (line, line.get("second") or {})
-        if "excess" in judged
-    ]
-    return max(excess["high"] for excess in excesses) if excesses and all(excesses) else None
+    """The largest upper 95 % bound of the excess over the reference, by either judge; None where nothing was
+    compared, or one attack could not be carried out.
+
+    Of one kind of attack an attacker keeps the way that worked, on either model: the best of it here stands
+    against the best of it out of the reference, not each start against the same start.
+    """
+    recalling = [line for line in (attack_suite or {}).get("attacks", []) if "excess" in line]
+    judged = [part for line in recalling for part in (line, line.get("second") or {}) if "excess" in part]
+    if not judged or not all(part["excess"] for part in judged):
+        return None
+    excesses = []
+    for kind in dict.fromkeys(line["kind"] for line in recalling):
+        of_kind = [line for line in recalling if line["kind"] == kind]
+        seconds = [line["second"] for line in of_kind if line.get("second")]
+        excesses += [
+            difference(most(lines, "forget_fraction"), most(lines, "reference"))
+            for lines in (of_kind, seconds)
+            if lines
+        ]
+    return max(excess["high"] for excess in excesses)
 
 
 def recall_gap(attack_suite: Mapping[str, Any] | None) -> str | None:

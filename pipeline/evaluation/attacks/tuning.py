@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from pipeline.unlearning.optimizer import adamw, apply_gradient
 from pipeline.unlearning.parameters import flat, label_weights
 
 CLIP = 1.0
+Way = TypeVar("Way")
 
 
 def copied(model: GenerativeModel) -> GenerativeModel:
@@ -99,19 +100,20 @@ def share_of(context: EvalContext, model: GenerativeModel, samples: int, purpose
     return forget_fraction(few, sample_images(alone, Shard()), AFTER) or {}
 
 
-def strongest_rate(
+def strongest(
     context: EvalContext,
-    rates: Sequence[float],
+    candidates: Sequence[Way],
     samples: int,
-    attacked: Callable[[float], EvalContext],
+    attacked: Callable[[Way], EvalContext],
 ) -> EvalContext:
-    """The context after the attack at the rate that shows the class in most of `samples` images. These are of
-    noise of their own: what is chosen is judged on other images."""
-    if len(rates) == 1:
-        return attacked(rates[0])
+    """The context after the attack in the way, of `candidates` (rates, or starts and rates), that shows the
+    class in most of `samples` images. These are of noise of their own: what is chosen is judged on other
+    images."""
+    if len(candidates) == 1:
+        return attacked(candidates[0])
 
     def share(candidate: EvalContext) -> float:
         candidate.model.net.eval()
         return float(share_of(context, candidate.model, samples, "choice of a rate")["value"])
 
-    return max((attacked(rate) for rate in rates), key=share)
+    return max((attacked(candidate) for candidate in candidates), key=share)
