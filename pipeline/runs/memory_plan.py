@@ -13,15 +13,17 @@ from torch import Tensor
 
 from models.compat import AsOnGpu, LiveBytes, OnMeta
 from models.diffusion import Noise
-from models.generative import DiTModel, build
+from models.generative import DiTModel, GenerativeModel, build
 from pipeline.config import UnlearnConfig
 from pipeline.training.elastic import micro_batches, usable_world_size
+from pipeline.unlearning.adversary import Adversary
 from pipeline.unlearning.collectives import Collectives
-from pipeline.unlearning.gradients import Gradients, LocalGradients
+from pipeline.unlearning.gradients import Gradients, LocalGradients, Term
 from pipeline.unlearning.losses import Weights, build_terms
 from pipeline.unlearning.methods.table import METHODS, method_settings, own_losses
 from pipeline.unlearning.noising import Rows, StepRows
 from pipeline.unlearning.parameters import select
+from pipeline.unlearning.redirection import RedirectionRows, redirection_terms
 from pipeline.unlearning.teacher import Teacher
 
 MODES = ("exact", "recompute", "fd_central", "fd_forward")
@@ -86,6 +88,19 @@ class MemoryPlan:
         """Elements averaged over the workers in a step: the mean over the method's period."""
         return self.trainable * sum(step.vectors for step in self.steps) / len(self.steps)
 
+    @property
+    def rows_by_kind(self) -> dict[str, int]:
+        """A worker's rows of each kind in a step; the last are those under adversarial embeddings."""
+        kinds, section = {"retained": self.rows}, self.config.redirection
+        if self.config.method.depth == "weights":
+            workers = self.config.optim.batch_size // self.rows
+            kinds |= {"under the exchange": section.label_rows // workers}
+            kinds |= {"under the forgotten label": section.label_rows // workers}
+            kinds |= {"under other labels": section.others_rows // workers}
+            kinds |= {"of near classes": section.near_rows // workers} if section.near_classes else {}
+            kinds |= {"under adversarial embeddings": section.rows // workers}
+        return kinds
+
     def _need(self, hvp: str, micro_batch: int | None = None) -> Need:
         """With `hvp` for the second-order product, on `micro_batch` rows of each kind at once (None: as
         configured). Blocks are alike: one and two are run, a straight line is drawn through their peaks."""
@@ -133,12 +148,15 @@ class MemoryPlan:
         modes = MODES if self.second_order else MODES[:1]
         needs = [(mode, need := self.need(mode), need.total) for mode in modes]
         micro = f" with optim.micro_batch {choice.micro_batch}" if choice.micro_batch else ""
+        rows = f"{self.rows} rows of each kind"
+        if config.method.depth == "weights":
+            rows = "rows: " + ", ".join(f"{count} {kind}" for kind, count in self.rows_by_kind.items())
         return [
             f"memory plan: {self.description['size']}, {self.parameters:,} parameters, {self.trainable:,}"
             f" trainable ({self.trainable / 1e6:.1f} M, {config.trainable})",
             f"  {self.reduced / 1e6:.1f} M elements reduced a step ({config.method.name}), checkpoint of the"
             f" trained subset {FLOAT * self.trainable / 1e6:.0f} MB",
-            f"  {self.rows} rows of each kind on a worker, {config.train.precision}; GiB at the peak:",
+            f"  {rows} on a worker, {config.train.precision}; GiB at the peak:",
             f"  {'hvp':11}" + "".join(f"{name:>13}" for name in (*Need._fields, "total")),
             *(f"  {m:11}" + "".join(f"{n / GIB:>13.2f}" for n in (*need, total)) for m, need, total in needs),
             f"  hvp {choice.hvp}{micro}: {choice.why}",
@@ -157,23 +175,62 @@ class MemoryPlan:
             model = build({**self.description, "architecture": architecture}, device="meta")
             named = select(model, f"{self.kind}:{blocks}" if self.blocks else self.kind)
             teacher = Teacher(model, named) if self.has_teacher else None
-            x0, y = (torch.empty(self.rows, *model.shape), torch.empty(self.rows, dtype=torch.long))
-            rows = Rows(x0=x0, y=y, target_y=y, noise=Noise(t=y, eps=x0))
-            terms = build_terms(
-                model,
-                StepRows(retain=rows, forget=rows, exchange=rows if config.request.exchange else None),
-                Weights(exchange=method.exchange_weight, targets=method.targets, contrast=method.contrast),
-                teacher=teacher,
-                micro_batches=micro,
-                joint=hvp != "recompute",
-                own=own_losses(method.name, model, teacher, self.options),
-                autocast=lambda: AsOnGpu(config.train.precision),
-            )
+            if method.depth == "weights":
+                terms = self._redirection(model, teacher, micro)
+            else:
+                rows = _rows(model, self.rows)
+                terms = build_terms(
+                    model,
+                    StepRows(retain=rows, forget=rows, exchange=rows if config.request.exchange else None),
+                    Weights(
+                        exchange=method.exchange_weight, targets=method.targets, contrast=method.contrast
+                    ),
+                    teacher=teacher,
+                    micro_batches=micro,
+                    joint=hvp != "recompute",
+                    own=own_losses(method.name, model, teacher, self.options),
+                    autocast=lambda: AsOnGpu(config.train.precision),
+                )
             local = LocalGradients(params=list(named.values()), terms=terms, hvp=hvp)
             step = Counted(index=index, local=local, collectives=Collectives())
             live.now = live.peak = 0  # what was there before the step
             self.method.gradient(step, self.options)
         return step, live.peak
+
+    def _redirection(
+        self, model: GenerativeModel, teacher: Teacher | None, micro_batches: int
+    ) -> dict[str, Term]:
+        """The losses of depth weights on a worker's share of every kind of row."""
+        assert teacher is not None
+        section, (*held, adversarial) = self.config.redirection, self.rows_by_kind.values()
+        adversary = Adversary(
+            model,
+            [0],
+            [1],
+            size=section.pool,
+            buckets=section.buckets,
+            rates=section.embedding_lr,
+            restart_every=section.restart_every,
+            timesteps=int(model.config["timesteps"]),
+            seed=0,
+        )
+        return redirection_terms(
+            model,
+            RedirectionRows(
+                held=[(1.0, _rows(model, count)) for count in held],
+                adversarial=_rows(model, adversarial),
+            ),
+            section.weight,
+            teacher=teacher,
+            adversary=adversary,
+            micro_batches=micro_batches,
+            autocast=lambda: AsOnGpu(self.config.train.precision),
+        )
+
+
+def _rows(model: GenerativeModel, count: int) -> Rows:
+    x0, y = torch.empty(count, *model.shape), torch.empty(count, dtype=torch.long)
+    return Rows(x0=x0, y=y, target_y=y, noise=Noise(t=y, eps=x0))
 
 
 class Counted(Gradients):

@@ -10,12 +10,14 @@ from models.generative import build, dit_description
 from pipeline.benchmarks.measure import peak_bytes
 from pipeline.config import UnlearnConfig, parse
 from pipeline.runs.memory_plan import GIB, MODES, MemoryPlan
+from pipeline.unlearning.adversary import Adversary
 from pipeline.unlearning.collectives import Collectives
 from pipeline.unlearning.gradients import Gradients, LocalGradients
 from pipeline.unlearning.losses import Weights, build_terms
 from pipeline.unlearning.methods.table import METHODS, method_settings
 from pipeline.unlearning.noising import Rows, StepRows
 from pipeline.unlearning.parameters import select
+from pipeline.unlearning.redirection import RedirectionRows, redirection_terms
 from pipeline.unlearning.teacher import Teacher
 
 ROWS = 8
@@ -99,6 +101,53 @@ def test_other_methods_and_subsets(method: str, trainable: str, more: dict[str, 
     need = MemoryPlan(settings, described).need("exact")
     got = measured(settings, described, "exact")
     print(f"{method} {trainable}: ratio {(need.gradients + need.activations) / got:.3f}")
+    assert 0.8 < (need.gradients + need.activations) / got < 1.2
+
+
+@pytest.mark.parametrize("method", ["exchange", "surgery"])
+def test_depth_weights_with_its_further_rows(method: str) -> None:
+    values = {
+        "model": {"size": "DiT-small"},
+        "request": {"classes": [1], "exchange": {1: 9}},
+        "method": {"depth": "weights", "name": method},
+        "partition": {"lanes": 8},
+        "optim": {"batch_size": ROWS},
+        "redirection": dict.fromkeys(("rows", "label_rows", "near_rows", "pool"), ROWS) | {"others_rows": 16},
+        "train": {"workers": 1},
+    }
+    settings, described = parse(UnlearnConfig, values), description()
+    plan = MemoryPlan(settings, described)
+    need, said = plan.need("exact"), plan.lines(None)[2]
+    assert "8 retained, " in said and "16 under other labels, 8 of near classes, 8 under adv" in said
+    model = build(described)
+    named = select(model, settings.trainable)
+    teacher, section = Teacher(model, named), settings.redirection
+    adversary = Adversary(
+        model,
+        [1],
+        [2],
+        size=section.pool,
+        buckets=section.buckets,
+        rates=section.embedding_lr,
+        restart_every=9,
+        timesteps=1000,
+        seed=0,
+    )
+
+    def rows(count: int) -> Rows:
+        x0, y = torch.rand(count, *model.shape), torch.ones(count, dtype=torch.long)
+        return Rows(x0=x0, y=y, target_y=y, noise=Noise(t=y, eps=x0))
+
+    data = RedirectionRows(held=[(1.0, rows(count)) for count in (8, 8, 8, 16, 8)], adversarial=rows(8))
+
+    def run() -> None:
+        terms = redirection_terms(model, data, section.weight, teacher=teacher, adversary=adversary)
+        local = LocalGradients(params=list(named.values()), terms=terms, hvp="exact")
+        gradients = Gradients(index=1, local=local, collectives=Collectives())
+        METHODS[method].gradient(gradients, method_settings(method, {}))
+
+    got = peak_bytes(run)
+    print(f"{method}: ratio {(need.gradients + need.activations) / got:.3f}")
     assert 0.8 < (need.gradients + need.activations) / got < 1.2
 
 
