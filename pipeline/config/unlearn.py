@@ -202,7 +202,7 @@ class UnlearnConfig(SeededConfig):
         while_("redirection", "method.depth", "weights"),
         while_(
             "method.exchange_weight method.label_extrapolation method.contrast method.share_noise"
-            " method.latent_reflection method.uniformity_weight train.memory_gib",
+            " method.latent_reflection method.uniformity_weight",
             "method.depth",
             "label",
         ),

@@ -72,8 +72,8 @@ class Train(TrainWorkers):
         None,
         gt=0,
         description=(
-            "memory of one GPU: hvp exact gives way to recompute where it would not fit; absent: not"
-            " looked at"
+            "memory of one GPU: hvp exact gives way to recompute, and a step to smaller micro-batches, where"
+            " it would not fit; absent: not looked at"
         ),
     )
     grace_s: float = Field(

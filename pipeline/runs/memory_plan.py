@@ -122,25 +122,33 @@ class MemoryPlan:
         """The configured mode where it fits; `exact` gives way to `recompute`, with smaller micro-batches if
         it has to be."""
         hvp, micro_batch = self.config.method.hvp, self.config.optim.micro_batch
-        if not self.second_order:
-            why = f"{self.config.method.name} needs no second derivative: hvp plays no part"
-            return Choice(hvp, micro_batch, why)
+        first_order = f"{self.config.method.name} needs no second derivative: hvp plays no part"
         if memory_gib is None:
-            return Choice(hvp, micro_batch, "as configured; no train.memory_gib to fit it to")
-        tries: list[tuple[str, int | None]] = [(hvp, micro_batch)]
-        rows = self.rows // micro_batches(self.config, self.rows) if hvp == "exact" else 0
-        while rows:  # halved rather than one less: every try is a step taken
-            tries.append(("recompute", rows))
-            rows = max((n for n in range(1, rows // 2 + 1) if self.rows % n == 0), default=0)
+            why = "as configured; no train.memory_gib to fit it to" if self.second_order else first_order
+            return Choice(hvp, micro_batch, why)
         budget, attempts = USABLE * memory_gib * GIB, []
-        for mode, rows_at_once in tries:
+        for mode, rows_at_once in self._tries():
             need = self.need(mode, rows_at_once).total
             on = f" on {rows_at_once} of {self.rows} rows at once" if rows_at_once else ""
-            attempts.append(f"{mode}{on} needs {need / GIB:.1f} of {budget / GIB:.1f} usable GiB")
+            name = mode if self.second_order else "the step"
+            attempts.append(f"{name}{on} needs {need / GIB:.1f} of {budget / GIB:.1f} usable GiB")
             if need <= budget:
-                return Choice(mode, rows_at_once, ", too much; ".join(attempts) + ": it fits")
+                why = ", too much; ".join(attempts) + ": it fits"
+                return Choice(mode, rows_at_once, why if self.second_order else f"{first_order}; {why}")
         advice = ": too much; lower optim.micro_batch or train fewer parameters"
         return Choice(hvp, micro_batch, "; ".join(attempts) + advice, fits=False)
+
+    def _tries(self) -> list[tuple[str, int | None]]:
+        """As configured, then on fewer rows at once: halved rather than one less, every try is a step
+        taken."""
+        hvp, rows = self.config.method.hvp, self.rows // micro_batches(self.config, self.rows)
+        tries: list[tuple[str, int | None]] = [(hvp, self.config.optim.micro_batch)]
+        if self.second_order and hvp != "exact":
+            return tries
+        while rows:
+            tries.append(("recompute" if self.second_order else hvp, rows))
+            rows = max((n for n in range(1, rows // 2 + 1) if self.rows % n == 0), default=0)
+        return tries if self.second_order else [tries[0], *tries[2:]]
 
     def lines(self, memory_gib: float | None) -> list[str]:
         """The plan for people."""

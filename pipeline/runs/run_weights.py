@@ -155,8 +155,7 @@ def plan_of(config: UnlearnConfig, base: model_folder.Stored | None = None) -> "
 def choose(config: UnlearnConfig, base: model_folder.Stored) -> "Choice | None":
     """How the step will be made on GPUs of `train.memory_gib`; None where that is not given. Raises
     `InputError` when nothing fits."""
-    planned = config.train.memory_gib and config.method.depth == "label"
-    plan = plan_of(config, base) if planned else None
+    plan = plan_of(config, base) if config.train.memory_gib else None
     if plan is None:
         return None
     choice = plan.choose(config.train.memory_gib)

@@ -42,11 +42,6 @@ def of(
             f"request.stood_in: class {other[0]} is neither in request.classes nor in"
             " request.forgotten_earlier; expected forgotten classes"
         )
-    if config.method.depth == "weights" and (earlier := set(labels) & set(request.forgotten_earlier)):
-        raise InputError(
-            f"request.stood_in: class {min(earlier)} was forgotten earlier, and method.depth weights moves no"
-            " such label; expected method.depth=label, or a run from weights that still sample it"
-        )
     if there := without(lake, lake.shards(labels), []):
         label = there[0].shard.label
         raise InputError(

@@ -195,6 +195,9 @@ def test_exact_gives_way_to_recompute_and_smaller_pieces() -> None:
     assert other.choose(other.need("fd_central").total * 0.5 / GIB).fits is False
     first_order = MemoryPlan(config(method={"name": "exchange"}, **small), description(depth=1))
     assert "no second derivative" in first_order.choose(80).why
+    some = first_order.choose(first_order.need("exact", ROWS // 4).total * 1.001 / 0.9 / GIB)
+    assert (some.micro_batch, some.fits) == (ROWS // 4, True) and "the step needs" in some.why
+    assert not first_order.choose(first_order.need("exact").weights / GIB).fits
 
 
 def test_bfloat16_takes_less_than_float32() -> None:
