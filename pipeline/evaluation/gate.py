@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pipeline.config import Gate
+from pipeline.evaluation.attacks.relearning import sooner_than_reference
 from pipeline.evaluation.attacks.suite import recall_excess, recall_gap
 from pipeline.evaluation.metrics.class_shares import drift
 
@@ -104,6 +105,8 @@ def judge_gate(
     if gate.max_recall_excess is not None:
         check = _at_most("recall_excess", recall_excess(attack_suite), gate.max_recall_excess)
         checks.append(check | ({"reason": gap} if (gap := recall_gap(attack_suite)) else {}))
+        if (easier := sooner_than_reference(attack_suite)) is not None:
+            checks.append(_at_most("sooner_than_reference", easier, 0))
     if gate.max_fid_increase is not None:
         for features, value in after["fid"].items():
             earlier = before["fid"][features]

@@ -25,6 +25,7 @@ CHECKS = {
     "membership_auc/lower_end": "loss attack on the named samples, lower 95 % end",
     "membership_auc/reversed/lower_end": "the same attack turned round, lower 95 % end",
     "recall_excess": "how much more of it an attacker brings back than out of a model that never saw it",
+    "sooner_than_reference": "relearning and inversion that get at it more easily than in such a model",
     "judge_heldout_accuracy": "the judge itself, on held-out images",
     "judge_trained_against": "the judge that measures is the one the model was trained against",
 }

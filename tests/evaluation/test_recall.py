@@ -18,7 +18,7 @@ from pipeline.data.batch import Batch
 from pipeline.evaluation.attacks.inversion import halves
 from pipeline.evaluation.attacks.label_embedding import free_rows
 from pipeline.evaluation.attacks.lora import adapt
-from pipeline.evaluation.attacks.relearning import sooner
+from pipeline.evaluation.attacks.relearning import sooner, sooner_than_reference
 from pipeline.evaluation.attacks.suite import (
     Attempt,
     alone,
@@ -161,6 +161,9 @@ def test_attacks_bring_back_what_the_weights_hold_and_less_of_what_they_never_sa
         assert line["second"]["excess"] == line["excess"], name
         assert line["budget"]["images"] == 10 and line["budget"]["rows"] == 60 * 32
     assert lines["lora rank 4"]["forget_fraction"]["value"] > 0.5
+    assert sooner_than_reference(result) == 1  # inversion; of relearning 100 images leave a doubt
+    gate = judge_gate(Gate(max_recall_excess=1.0), GOOD, 0.98, attack_suite=result)
+    assert refusals({"gate": gate}) == ["sooner_than_reference 1.000, bound 0"]
     relearned = lines["relearn under a new label"]
     assert relearned["relearned"]["steps"] < relearned["relearned_in_reference"]["steps"]
     inverted = lines["inversion"]

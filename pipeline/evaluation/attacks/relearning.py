@@ -4,7 +4,7 @@ saw it, which learns it as well: what tells is whether it comes sooner here.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -91,6 +91,27 @@ def sooner(ours: Outcome, theirs: Outcome) -> str:
     if _order(ours["high"]) < _order(theirs["low"]):
         return "returns"
     return "holds" if _order(ours["steps"]) >= _order(theirs["steps"]) else "open"
+
+
+def sooner_than_reference(attack_suite: Outcome | None) -> int | None:
+    """How many kinds of attack that end in no share (relearning: in steps, inversion: in a loss) get at the
+    class more easily here than in the reference, beyond doubt; None where none was compared. Relearning goes
+    by the label under which it comes soonest, on either model."""
+    lines = (attack_suite or {}).get("attacks", [])
+    pairs = [
+        (line["relearned"], line["relearned_in_reference"])
+        for line in lines
+        if line.get("relearned") and line.get("relearned_in_reference")
+    ]
+    states = [line["state"] for line in lines if line.get("inversion_excess")]
+    if pairs:
+        ours, theirs = (_soonest(side) for side in zip(*pairs, strict=True))
+        states.append(sooner(ours, theirs))
+    return states.count("returns") if states else None
+
+
+def _soonest(outcomes: Sequence[Outcome]) -> dict[str, int | None]:
+    return {key: min((outcome[key] for outcome in outcomes), key=_order) for key in ("steps", "low", "high")}
 
 
 def _order(steps: int | None) -> float:
