@@ -1,7 +1,7 @@
 """What a certificate says of each request and of each attack, from the run's result and what is around it:
 the ledger, the partition, the log, the other versions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -255,37 +255,39 @@ def attacks_of(result: Mapping[str, Any], settings: Mapping[str, Any]) -> list[d
         ]
         if not tried:
             outcomes.append({**about, "outcome": NOT_TESTED})
-    return [*outcomes, _loss_attack(result), _relearning(result)]
+    return [*outcomes, *(_of_metric(result, name, *facts) for name, facts in METRICS.items())]
 
 
-def _loss_attack(result: Mapping[str, Any]) -> dict[str, Any]:
-    about = {
-        "attack": "membership",
-        "title": "Loss attack",
-        "threat": "somebody who has images and the weights, and asks which images were trained on",
-    }
-    measured = _measured(result, "membership")
+def _of_metric(
+    result: Mapping[str, Any],
+    name: str,
+    title: str,
+    threat: str,
+    facts: Callable[[Mapping[str, Any]], dict[str, Any]],
+) -> dict[str, Any]:
+    about, measured = {"attack": name, "title": title, "threat": threat}, _measured(result, name)
     if not measured:
         return {**about, "outcome": NOT_TESTED}
-    return {
-        **about,
-        "name": "loss attack",
-        "budget": {"images": measured.get("n"), "never_seen_images": measured.get("heldout_n")},
-        "outcome": "measured",
-        "auc": {key: measured.get(key) for key in ("auc", "low", "high")},
-    }
+    return {**about, "outcome": "measured", **facts(measured)}
 
 
-def _relearning(result: Mapping[str, Any]) -> dict[str, Any]:
-    about = {
-        "attack": "relearn_steps",
-        "title": "Teaching it again",
-        "threat": "somebody who has the weights and a few images of the class, and trains on them",
-    }
-    measured = _measured(result, "relearn_steps")
-    if not measured:
-        return {**about, "outcome": NOT_TESTED}
-    return {**about, "name": "relearning", "outcome": "measured", "figures": measured}
+# attacks that are metrics: title, threat, and what is said of a measured one
+METRICS: dict[str, tuple[str, str, Callable[[Mapping[str, Any]], dict[str, Any]]]] = {
+    "membership": (
+        "Loss attack",
+        "somebody who has images and the weights, and asks which images were trained on",
+        lambda measured: {
+            "name": "loss attack",
+            "budget": {"images": measured.get("n"), "never_seen_images": measured.get("heldout_n")},
+            "auc": {key: measured.get(key) for key in ("auc", "low", "high")},
+        },
+    ),
+    "relearn_steps": (
+        "Teaching it again",
+        "somebody who has the weights and a few images of the class, and trains on them",
+        lambda measured: {"name": "relearning", "figures": measured},
+    ),
+}
 
 
 def _measured(result: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
