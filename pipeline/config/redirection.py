@@ -17,7 +17,7 @@ DEPTH_WEIGHTS: dict[str, Any] = {
     "trainable": "all",
     "optim": {
         "lr": 1e-3,
-        "batch_size": 72,
+        "batch_size": 48,
         "max_steps": 100,
         "warmup_steps": 20,
         "schedule": "cosine",
@@ -32,7 +32,7 @@ class Redirection(Section):
     `optim.batch_size`; all counts of rows are of the global batch, multiples of `partition.lanes`."""
 
     weight: float = Field(
-        0.3,
+        0.4,
         ge=0,
         description="of the forgotten rows under adversarial embeddings, which are to show the exchange",
     )
@@ -55,7 +55,7 @@ class Redirection(Section):
             " denoises its rows best); every second row under a retained label is under one of theirs"
         ),
     )
-    near_rows: int = Field(24, ge=0, description="further retained rows of these classes in a step")
+    near_rows: int = Field(48, ge=0, description="further retained rows of these classes in a step")
     pool: int = Field(16, ge=1, description="adversarial embeddings that are kept from step to step")
     buckets: int = Field(
         5,

@@ -111,7 +111,7 @@ def test_what_is_not_said_follows_the_depth() -> None:
     config = parse(UnlearnConfig, VALUES)
     assert (config.method.name, config.trainable, config.optim.schedule) == ("exchange", "all", "cosine")
     said = parse(UnlearnConfig, {**VALUES, "optim": {"lr": 0.5}, "trainable": "adaln:1"})
-    assert (said.optim.lr, said.optim.batch_size, said.trainable) == (0.5, 72, "adaln:1")
+    assert (said.optim.lr, said.optim.batch_size, said.trainable) == (0.5, 48, "adaln:1")
     assert parse(UnlearnConfig, plain(config)) == config
     assert "redirection" in dump(config) and "redirection" not in dump(parse(UnlearnConfig, {}))
     assert parse(UnlearnConfig, {}).method.name == "uno_s"
