@@ -107,7 +107,10 @@ def not_measured(result: Mapping[str, Any]) -> list[str]:
     def taken(side: str, name: str) -> bool:
         return any(part.get(side, {}).get(name) is not None for part in (always, further))
 
-    missing = [f"metrics.{name}" for name in METRICS if not taken("after", name)]
+    # what no request was about is nothing that could have been measured
+    earlier = (result.get("request") or {}).get("forgotten_earlier")
+    idle = set() if earlier else {"earlier_fraction"}
+    missing = [f"metrics.{name}" for name in METRICS if name not in idle and not taken("after", name)]
     for block, sides in (("", always), ("metrics.", further)):
         for side, metrics in sides.items():
             for name, metric in metrics.items():

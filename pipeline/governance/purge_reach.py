@@ -208,5 +208,6 @@ def _versions(
     )
     if not others:
         return []
-    numbers = ", ".join(map(str, others))
-    return [f"versions {numbers} of {name}, which were made for other requests and may still give them"]
+    numbers, were = ", ".join(map(str, others)), "was" if len(others) == 1 else "were"
+    noun = "version" if len(others) == 1 else "versions"
+    return [f"{noun} {numbers} of {name}, which {were} made for other requests and may still give them"]

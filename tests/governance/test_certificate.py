@@ -233,6 +233,7 @@ def test_not_measured_lists_nothing_that_was_measured() -> None:
     result = result_json("run", "d" * 64)
     names = said()["not_measured"]
     assert not {"metrics.forget_fraction", "metrics.retain_accuracy", "metrics.fid"} & set(names)
+    assert "metrics.earlier_fraction" not in names, "no class was forgotten earlier"
     assert {"metrics.kid", "metrics.membership", "attack_suite", "reference"} <= set(names)
     before, after = deepcopy(result["before"]), deepcopy(result["after"])
     after["membership"], before["fid"]["judge"], after["retain_accuracy"]["per_class"]["7"] = None, None, None

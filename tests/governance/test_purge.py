@@ -123,7 +123,7 @@ def test_what_was_kept_of_the_forgotten_data_goes(finish: Finish, tmp_path: Path
     assert [line.split(" (")[0].split(",")[0] for line in planned.left] == [
         f"the lake {tmp_path}/lakes/digits",
         "the base model",
-        f"versions 3 of {tmp_path.name}",
+        f"version 3 of {tmp_path.name}",
         "copies that nothing here knows of: backups and mirrors of this storage",
         "grids of other requests' runs",
     ]
