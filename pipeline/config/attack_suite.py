@@ -21,7 +21,7 @@ QUICK: dict[str, Any] = {
     "only": ["none", "embedding"],
     "samples": 100,
     "retain_samples": 5,
-    "embedding_steps": 100,
+    "embedding_steps": 128,
     "embedding_lr": [0.2],
     "embedding_starts": ["mean"],
 }

@@ -56,7 +56,7 @@ class Redirection(Section):
         ),
     )
     near_rows: int = Field(48, ge=0, description="further retained rows of these classes in a step")
-    pool: int = Field(16, ge=1, description="adversarial embeddings that are kept from step to step")
+    pool: int = Field(8, ge=1, description="adversarial embeddings that are kept from step to step")
     buckets: int = Field(
         5,
         ge=1,

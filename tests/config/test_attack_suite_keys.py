@@ -39,7 +39,8 @@ def test_a_quick_suite_is_one_search_of_ten_times_the_adversarys_rows() -> None:
     reference = {"reference": "dit-tiny-digits-without-1", "attack_suite": "quick"}
     config = deep(evaluate=reference)
     assert list(attempts_of(config.attacks, config.measuring)) == ["none", "embedding from mean"]
-    adversary = config.redirection.restart_every * config.redirection.rows / config.redirection.pool
+    steps = min(config.redirection.restart_every, config.optim.max_steps)
+    adversary = steps * config.redirection.rows / config.redirection.pool
     assert config.attacks.embedding_steps * config.attacks.embedding_batch >= 10 * adversary
     assert deep(evaluate=reference, attacks={"samples": 300}).attacks.samples == 300
     evaluation = parse_given(EvaluateConfig, {"attack_suite": "quick", "attacks": {"embedding_lr": 0.1}})
@@ -58,7 +59,7 @@ def test_a_quick_suite_is_one_search_of_ten_times_the_adversarys_rows() -> None:
         (
             {"attacks": {"embedding_steps": 50}},
             "attacks.embedding_steps: got 50 of 64 rows, 3200 for an embedding, where the training's"
-            " adversary has 400; expected 10 times as many at least, 63 steps",
+            " adversary has 800; expected 10 times as many at least, 125 steps",
         ),
         ({"evaluate": {"second_judge": "svm"}}, "evaluate.second_judge: got it while evaluate.attack_suite"),
         ({"evaluate": {"attack_suite": "slow"}}, "evaluate.attack_suite: got 'slow'"),

@@ -3,8 +3,8 @@ it samples the class again.
 
 If it succeeds beyond what it does to a model that never saw the class, the network still holds it and only
 the way to it was removed. At its defaults the search for one class takes 300 steps of 64 rows: 19,200 rows
-at each rate from each start. The adversary of depth weights takes 150 steps of 64 / 16 = 4 rows an embedding:
-600 rows, 32 times less (pipeline/config/attack_suite.py refuses less than ten times).
+at each rate from each start. The adversary of depth weights takes 100 steps of 64 / 8 = 8 rows an embedding:
+800 rows, 24 times less (pipeline/config/attack_suite.py refuses less than ten times).
 """
 
 from collections.abc import Callable, Sequence
