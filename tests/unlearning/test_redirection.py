@@ -189,11 +189,13 @@ def test_the_terms_are_what_they_say() -> None:
     assert rows.adversarial.y.tolist() == [0, 1, 2, 3] * 2 and set(rows.adversarial.target_y.tolist()) == {2}
 
     def squared(x0: Tensor, y: Tensor, noise: Noise, wanted: Tensor) -> Tensor:
-        return (model.predict(model.net, x0, y, noise).eps - wanted).square().mean()
+        return (model.predict(model.net, x0, y, noise).value - wanted).square().mean()
 
     keep = torch.zeros((), dtype=torch.float64)
     for weight, part in ((1.0, retain), (0.25, shown), (0.25, own), (0.5, others)):
-        keep = keep + weight * squared(part.x0, part.y, part.noise, teacher.predict(part, part.target_y).eps)
+        keep = keep + weight * squared(
+            part.x0, part.y, part.noise, teacher.predict(part, part.target_y).value
+        )
     ad = rows.adversarial
     e = torch.stack(
         [
@@ -201,7 +203,7 @@ def test_the_terms_are_what_they_say() -> None:
             for slot, t in zip(ad.y.tolist(), ad.noise.t.tolist())
         ]
     )
-    redirected = squared(ad.x0, e.detach(), ad.noise, teacher.predict(ad, ad.target_y).eps)
+    redirected = squared(ad.x0, e.detach(), ad.noise, teacher.predict(ad, ad.target_y).value)
     true = squared(ad.x0, e, ad.noise, ad.noise.eps)
     terms = redirection_terms(model, rows, 0.3, teacher=teacher, adversary=adversary)
     local = LocalGradients(params=params, terms=terms)
