@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.diffusion import Net, Noise, Prediction
+from models.diffusion.time import Time
 from models.families.dit import DiTModel as DiTModel
 from models.families.dit import dit_description as dit_description
 from models.families.lightningdit import LightningDiTModel
@@ -33,6 +34,7 @@ class GenerativeModel(Protocol):
     num_classes: int
     null_label: int
     shape: tuple[int, int, int]  # (C, H, W) of one row
+    time: Time  # what `sample_noise` samples t from
     latent: tuple[int, ...] | None  # of one sample, where `decode` makes samples in one differentiable pass
 
     @property

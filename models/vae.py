@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.diffusion import Noise, Prediction
+from models.diffusion.time import Discrete, Time
 from models.judge import initialise
 
 Statistics = Literal["running", "batch", "tracked"]
@@ -152,6 +153,7 @@ class VAEModel:
 
     sizes: ClassVar[Collection[str]] = SIZES
     conditional = False
+    time: Time = Discrete(1)
 
     @staticmethod
     def describe(

@@ -36,6 +36,7 @@ class Transformer:
             self.architecture.input_size,
         )
         self.diffusion = self.process(config)
+        self.time = self.diffusion.time
         self.clip = bool(config["clip_samples"])
         if "sampler" in config:  # so that a wrong one is refused before anything is sampled
             settings = SamplerSettings.of(config["sampler"])

@@ -116,7 +116,7 @@ def spec_of(
         retained=retained,
         neighbours=tuple(near),
         null_label=model.null_label,
-        timesteps=int(model.config.get("timesteps", 1)),
+        timesteps=model.time.steps,
         num_classes=len(labels),
         seed=seed,
         settings=settings,

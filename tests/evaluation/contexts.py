@@ -6,7 +6,7 @@ from typing import Any
 
 from tiny import CLASSES, tiny_batch, tiny_dit, tiny_judge
 
-from models.generative import DiTModel
+from models.families.transformer import Transformer
 from pipeline.config.measuring import Measuring
 from pipeline.data.batch import Batch
 from pipeline.evaluation.context import EvalContext, EvalSpec
@@ -30,7 +30,7 @@ FEW = Measuring(
 )
 
 
-def tiny_model(seed: int = 0) -> DiTModel:
+def tiny_model(seed: int = 0) -> Transformer:
     import torch
 
     return tiny_dit(dtype=torch.float32, seed=seed)

@@ -10,7 +10,7 @@ from tiny import CLASSES, relative, tiny_batch, tiny_dit
 from torch import Tensor
 
 from models.diffusion import Noise
-from models.generative import DiTModel
+from models.families.transformer import Transformer
 from pipeline.data.batch import Batch
 from pipeline.unlearning.adversary import STARTS, Adversary
 from pipeline.unlearning.collectives import Collectives
@@ -37,13 +37,12 @@ POOL: dict[str, Any] = {
     "buckets": 3,
     "rates": [0.05],
     "restart_every": 6,
-    "timesteps": 1000,
     "seed": 3,
 }
 EXCHANGE = {1: (2,)}
 
 
-def adversary_of(model: DiTModel, forgotten: tuple[int, ...] = (1,), **changes: Any) -> Adversary:
+def adversary_of(model: Transformer, forgotten: tuple[int, ...] = (1,), **changes: Any) -> Adversary:
     adversary = Adversary(
         model, forgotten, [c for c in range(CLASSES) if c not in forgotten], **{**POOL, **changes}
     )
@@ -52,7 +51,7 @@ def adversary_of(model: DiTModel, forgotten: tuple[int, ...] = (1,), **changes: 
 
 
 def rows_of(
-    model: DiTModel,
+    model: Transformer,
     adversary: Adversary,
     rank: int = 0,
     world: int = 1,
@@ -320,7 +319,7 @@ def test_named_samples_ask_the_base_about_other_rows_of_their_class_on_the_same_
 
 
 def redirection_rows_of_samples(
-    model: DiTModel, adversary: Adversary, siblings: dict[int, Batch]
+    model: Transformer, adversary: Adversary, siblings: dict[int, Batch]
 ) -> RedirectionRows:
     """Of a request that names samples alone: no class is exchanged."""
     return redirection_rows(
