@@ -132,24 +132,26 @@ def require_same_names(lake: Lake, judge: model_folder.Stored) -> None:
 def plan_of(config: UnlearnConfig, base: model_folder.Stored | None = None) -> "MemoryPlan | None":
     """The memory plan of `config`, for `base` or, without one, for the published model of its size; None
     where it has no plan."""
-    from models.dit import SIZES
-    from models.generative import dit_description
+    from models.families.transformer import Transformer
+    from models.generative import FAMILIES, describe
     from pipeline.runs.memory_plan import MemoryPlan
 
     config = with_own_settings(config)
+    transformers: dict[str, type[Transformer]] = {
+        name: family  # type: ignore[misc]
+        for name, family in FAMILIES.items()
+        if isinstance(family, type) and issubclass(family, Transformer)
+    }
     if base is not None:
-        return MemoryPlan(config, base.config) if base.config["family"] == "dit" else None
-    size = SIZES.get(config.model.size)
-    if size is None:
+        return MemoryPlan(config, base.config) if base.config["family"] in transformers else None
+    size = config.model.size
+    family = next((one for one in transformers.values() if size in one.sizes), None)
+    if family is None:
         return None
-    shape = (size.channels, size.input_size, size.input_size)
-    names = [""] * size.num_classes
-    return MemoryPlan(
-        config,
-        dit_description(
-            config.model.size, shape=shape, num_classes=len(names), class_names=names, latent=shape[0] == 4
-        ),
-    )
+    published = family.architecture_of(size)
+    shape = (published.channels, published.input_size, published.input_size)
+    names = [""] * published.num_classes
+    return MemoryPlan(config, describe(size, shape=shape, class_names=names, latent=shape[0] >= 4))
 
 
 def choose(config: UnlearnConfig, base: model_folder.Stored) -> "Choice | None":
