@@ -100,7 +100,7 @@ def _even_scheduler(scheduler: Any) -> Any:
     """A DDIMScheduler that visits the timesteps of this project's DDIM, and steps from each to the next."""
     diffusers = _diffusers()
 
-    class EvenDDIMScheduler(diffusers.DDIMScheduler):  # type: ignore[misc, name-defined]
+    class EvenDDIMScheduler(diffusers.DDIMScheduler):  # type: ignore[name-defined]
         def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
             super().set_timesteps(num_inference_steps, device)
             visited = timesteps(self.config.num_train_timesteps, num_inference_steps, "even")

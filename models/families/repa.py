@@ -61,6 +61,7 @@ class REPAModel(SiTModel):
         "cfg_scale": 1.8,
         "guidance_interval": [0.0, 0.7],
     }
+    black = 127.5
 
     @classmethod
     def architecture_of(cls, size: str, **changes: Any) -> REPAConfig:

@@ -138,7 +138,7 @@ def plan_of(config: UnlearnConfig, base: model_folder.Stored | None = None) -> "
 
     config = with_own_settings(config)
     transformers: dict[str, type[Transformer]] = {
-        name: family  # type: ignore[misc]
+        name: family
         for name, family in FAMILIES.items()
         if isinstance(family, type) and issubclass(family, Transformer)
     }
