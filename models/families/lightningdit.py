@@ -157,6 +157,7 @@ class LightningDiT(DiT):
 
 class LightningDiTModel(SiTModel):
     family = "lightningdit"
+    per_channel = True
     sizes: ClassVar[Collection[str]] = SIZES
     trained: ClassVar[Mapping[str, Any]] = {
         "path": "linear",

@@ -22,6 +22,7 @@ class Transformer:
     latent: tuple[int, ...] | None = None
     # how the family's papers sample, as config.json's `sampler` would say it
     published: ClassVar[Mapping[str, Any]]
+    per_channel = False  # whether its latents are normalised channel by channel
     black: ClassVar[float] = 128.0  # how published code makes bytes of x: 127.5 x + black, truncated
 
     def __init__(self, config: dict[str, Any]):
