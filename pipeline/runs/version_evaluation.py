@@ -22,16 +22,17 @@ from pipeline.weights import model_folder
 from pipeline.weights.feature_extractors import facts as space_facts
 from pipeline.weights.feature_extractors import read_spaces
 
+NOTHING_ASKED = (
+    "metrics: got none, expected at least one, attack_suite=true, reference=<model> or evaluate.protocol=adm"
+)
+
 
 def check(config: EvaluateConfig) -> Evaluation:
     """Raise `InputError` for anything that would stop the evaluation later; nothing is written."""
     metrics = require_metrics(config.metrics, "metrics")
-    sampled = config.evaluate.protocol != "none"
-    if not metrics and not config.attack_suite and not config.reference and not sampled:
-        raise InputError(
-            "metrics: got none, expected at least one, attack_suite=true, reference=<model> or"
-            " evaluate.protocol=adm"
-        )
+    asked = (metrics, config.attack_suite, config.reference, config.evaluate.protocol != "none")
+    if not any(asked):
+        raise InputError(NOTHING_ASKED)
     attempts_of(config.attacks, config.measuring)
     target = resolve_weights.find(config)
     run = target.run
