@@ -125,3 +125,23 @@ def test_the_published_samplers_fit_their_families() -> None:
             ValueError, match=r"guidance_interval: got .* expected two noise levels between 0"
         ):
             build(described | {"sampler": {"guidance_interval": [0.2, 1.5], "steps": 2, "cfg_scale": 1.0}})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sampler": {"name": "ddim", "steps": 2, "cfg_scale": 1.0}}, "sampler.name: got 'ddim' for a flow"),
+        ({"sampler": {"steps": 2, "cfg_scale": 1.0, "eta": 1}}, "sampler: unknown setting 'eta'"),
+        ({"path": "square"}, "path: got 'square', expected linear or cosine"),
+        ({"times": "cosine"}, "times: got 'cosine', expected uniform or logit_normal"),
+        ({"data_at": 2}, "data_at: got 2, expected 0 or 1"),
+    ],
+)
+def test_a_folder_whose_settings_are_none_of_its_familys(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    stored = read(tmp_path / "w.pt", random_state("sit"), "SiT-nano")
+    model_folder.write(str(tmp_path / "folder"), stored.config | changes, stored.state, {})
+    with pytest.raises(InputError, match=f"model.weights: .*config.json: {message}") as caught:
+        model_folder.read(str(tmp_path / "folder"), "model.weights")
+    assert "\n" not in str(caught.value)
