@@ -118,7 +118,8 @@ def _even_scheduler(scheduler: Any) -> Any:
             moved = then.sqrt() * x0 + (1 - then).sqrt() * model_output
             return diffusers.schedulers.scheduling_ddim.DDIMSchedulerOutput(moved)
 
-    return EvenDDIMScheduler.from_config(scheduler.config)
+    settings = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+    return EvenDDIMScheduler(**settings)
 
 
 def _diffusers() -> Any:
