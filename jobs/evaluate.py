@@ -35,10 +35,14 @@ def run(config: EvaluateConfig, dry_run: bool) -> None:
     for warning in evaluation.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     output = version_evaluation.output_uri(config, evaluation.facts)
+    samples = version_evaluation.samples(config, evaluation, output)
     if dry_run:
         print(f"dry run: it can be measured; the result would be written to {output}")
         return
     cluster_ray.connect()
+    if samples is not None:
+        evaluate_ray.write_samples(evaluation, samples)
+        print(f"{samples.images} images for the ADM evaluator: {samples.uri}", flush=True)
     result = evaluate_ray.evaluate(evaluation)
     storage.write_json(output, result)
     print(table(result))

@@ -8,8 +8,9 @@ Shape legend: N images, C channels, H x W pixels or latents, T tokens, D width.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -165,8 +166,14 @@ class DiT(nn.Module):
         self.pos_embed = nn.Parameter(
             torch.zeros(1, config.tokens, config.width), requires_grad=config.pos_std is not None
         )
-        self.blocks = nn.ModuleList(DiTBlock(config.width, config.heads) for _ in range(config.depth))
-        self.final_layer = FinalLayer(config.width, config.patch, self.out_channels)
+        self.blocks = nn.ModuleList(self.new_block() for _ in range(config.depth))
+        self.final_layer = self.new_final_layer()
+
+    def new_block(self) -> nn.Module:
+        return DiTBlock(self.config.width, self.config.heads)
+
+    def new_final_layer(self) -> nn.Module:
+        return FinalLayer(self.config.width, self.config.patch, self.out_channels)
 
     @property
     def out_channels(self) -> int:
@@ -175,11 +182,14 @@ class DiT(nn.Module):
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Predict noise (and, with learn_sigma, the variance interpolation) for x (N, C, H, W), t (N,) and y,
         labels (N,) or embeddings in their place (N, D)."""
-        x = self.x_embedder(x) + self.pos_embed  # (N, T, D)
-        c = self.t_embedder(t) + self.y_embedder(y)  # (N, D)
+        x, c = self.embed(x, t, y)
         for block in self.blocks:
             x = block(x, c)  # (N, T, D)
         return self.unpatchify(self.final_layer(x, c))  # (N, C or 2C, H, W)
+
+    def embed(self, x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (N, T, D) and what they are conditioned on (N, D)."""
+        return self.x_embedder(x) + self.pos_embed, self.t_embedder(t) + self.y_embedder(y)
 
     def unpatchify(self, x: Tensor) -> Tensor:
         p, c = self.config.patch, self.out_channels
@@ -215,8 +225,9 @@ class DiT(nn.Module):
                 nn.init.zeros_(parameter)
 
 
+Config = TypeVar("Config", bound=DiTConfig)
 # width, depth, heads
-_PUBLISHED = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
+PUBLISHED = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
 
 SIZES: dict[str, DiTConfig] = {
     "DiT-tiny": DiTConfig(
@@ -277,16 +288,21 @@ SIZES: dict[str, DiTConfig] = {
         num_classes=1000,
         learn_sigma=True,
     )
-    for name, (width, depth, heads) in _PUBLISHED.items()
+    for name, (width, depth, heads) in PUBLISHED.items()
     for patch in (2, 4, 8)
 }
 
 
 def dit_config(size: str, **overrides: Any) -> DiTConfig:
     """The named size with `overrides` (input_size, channels, num_classes, learn_sigma, ...)."""
-    if size not in SIZES:
-        raise ValueError(f"model.size: got {size!r}, expected one of {', '.join(SIZES)}")
-    config = replace(SIZES[size], **overrides)
+    return sized(SIZES, size, overrides)
+
+
+def sized(sizes: Mapping[str, Config], size: str, overrides: Mapping[str, Any]) -> Config:
+    """A size of a table, changed. Raises `ValueError` for one that it lacks or whose patches do not fit."""
+    if size not in sizes:
+        raise ValueError(f"model.size: got {size!r}, expected one of {', '.join(sizes)}")
+    config = replace(sizes[size], **overrides)
     if config.input_size % config.patch:
         raise ValueError(
             f"{size}: images of {config.input_size} pixels cannot be cut into patches of {config.patch};"

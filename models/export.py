@@ -1,8 +1,10 @@
 """A DiT as a folder that `diffusers.DiTPipeline.from_pretrained` runs, beside this project's own description
 of it.
 
-The model is one of latents: the pipeline wants an autoencoder. The pipeline's timestep frequencies are
-10000^(-k / 127), the published model's 10000^(-k / 128): `load_pipeline` sets what the model needs.
+The model is one of latents: the pipeline wants an autoencoder. Two things diffusers' files cannot hold, and
+`load_pipeline` sets: timestep frequencies (10000^(-k / 127) in its code, 10000^(-k / 128) in the published
+model), and DDIM over rounded equal strides from the last timestep to 0. Its DDIM goes in strides of
+T // steps from the last one ("trailing"), which is what the folder asks for.
 """
 
 import json
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 
 from models.diffusers_names import to_diffusers, transformer_config
+from models.diffusion.respacing import timesteps
 from models.dit import DiTConfig, dit_config, sincos_position
 from models.latents import build_autoencoder
 from models.weights import WeightsError
@@ -89,7 +92,34 @@ def load_pipeline(folder: str) -> Any:
         shift = dit_config(description["size"], **description.get("architecture", {})).frequency_shift
     for block in pipeline.transformer.transformer_blocks:
         block.norm1.emb.time_proj.downscale_freq_shift = shift
+    pipeline.register_modules(scheduler=_even_scheduler(pipeline.scheduler))
     return pipeline
+
+
+def _even_scheduler(scheduler: Any) -> Any:
+    """A DDIMScheduler that visits the timesteps of this project's DDIM, and steps from each to the next."""
+    diffusers = _diffusers()
+
+    class EvenDDIMScheduler(diffusers.DDIMScheduler):  # type: ignore[name-defined]
+        def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
+            super().set_timesteps(num_inference_steps, device)
+            visited = timesteps(self.config.num_train_timesteps, num_inference_steps, "even")
+            self.following = dict(zip(visited[1:], visited, strict=False))
+            self.timesteps = torch.tensor(visited[::-1], device=device)
+
+        def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **_: Any) -> Any:
+            abar = self.alphas_cumprod[int(timestep)]
+            after = self.following.get(int(timestep))
+            x0 = (sample - (1 - abar).sqrt() * model_output) / abar.sqrt()
+            if self.config.clip_sample:
+                x0 = x0.clamp(-1, 1)
+                model_output = (sample - abar.sqrt() * x0) / (1 - abar).sqrt()
+            then = self.alphas_cumprod[after] if after is not None else torch.tensor(1.0)
+            moved = then.sqrt() * x0 + (1 - then).sqrt() * model_output
+            return diffusers.schedulers.scheduling_ddim.DDIMSchedulerOutput(moved)
+
+    settings = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+    return EvenDDIMScheduler(**settings)
 
 
 def _diffusers() -> Any:

@@ -6,13 +6,18 @@ FAMILIES. Shape legend: N rows, C channels, H x W, D embedding width.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from models.diffusion import Diffusion, Net, Noise, Prediction
-from models.dit import SIZES, DiT, DiTConfig, dit_config
+from models.diffusion import Net, Noise, Prediction
+from models.diffusion.time import Time
+from models.families.dit import DiTModel as DiTModel
+from models.families.dit import dit_description as dit_description
+from models.families.lightningdit import LightningDiTModel
+from models.families.repa import REPAModel
+from models.families.sit import SiTModel
 from models.vae import VAEModel
 
 
@@ -29,6 +34,7 @@ class GenerativeModel(Protocol):
     num_classes: int
     null_label: int
     shape: tuple[int, int, int]  # (C, H, W) of one row
+    time: Time  # what `sample_noise` samples t from
     latent: tuple[int, ...] | None  # of one sample, where `decode` makes samples in one differentiable pass
 
     @property
@@ -75,90 +81,13 @@ class Family(Protocol):
         fit."""
 
 
-class DiTModel:
-    """Class-conditional DiT with Gaussian diffusion."""
-
-    sizes: ClassVar[Collection[str]] = SIZES
-    conditional = True
-    whole_batch = False
-    latent: tuple[int, ...] | None = None
-
-    @staticmethod
-    def describe(
-        size: str, *, shape: Sequence[int], class_names: Sequence[str], **options: Any
-    ) -> dict[str, Any]:
-        return dit_description(
-            size, shape=shape, num_classes=len(class_names), class_names=class_names, **options
-        )
-
-    def __init__(self, config: dict[str, Any]):
-        self.config = config
-        self.architecture: DiTConfig = dit_config(config["size"], **config.get("architecture", {}))
-        with torch.device(config.get("device", "cpu")):  # "meta": shapes without numbers, for plans
-            self.net: nn.Module = DiT(self.architecture)
-        self.num_classes = self.architecture.num_classes
-        self.null_label = self.architecture.null_label
-        self.shape: tuple[int, int, int] = (
-            self.architecture.channels,
-            self.architecture.input_size,
-            self.architecture.input_size,
-        )
-        self.diffusion = Diffusion(
-            config["schedule"], config["timesteps"], learn_sigma=self.architecture.learn_sigma
-        )
-        self.clip = bool(config["clip_samples"])
-
-    def sample_noise(self, generator: torch.Generator, *, latent: bool) -> Noise:
-        return self.diffusion.sample_noise(self.shape, generator, latent=latent)
-
-    def losses(self, net: Net, x0: Tensor, y: Tensor, noise: Noise, **options: Any) -> Tensor:
-        return self.diffusion.losses(net, x0, y, noise, **options)
-
-    def predict(self, net: Net, x0: Tensor, y: Tensor, noise: Noise) -> Prediction:
-        return self.diffusion.predict(net, self.diffusion.q_sample(x0, noise.t, noise.eps), noise.t, y)
-
-    def sample(
-        self, *, labels: Tensor, seeds: Sequence[int], cfg_scale: float, steps: int, net: Net | None = None
-    ) -> Tensor:
-        parameter = next(self.net.parameters())
-        start = torch.stack(
-            [torch.randn(self.shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        )
-        return self.diffusion.sample(
-            net or self.net,
-            start.to(parameter.device),
-            labels.to(parameter.device),
-            null_label=self.null_label,
-            cfg_scale=cfg_scale,
-            steps=steps,
-            clip=self.clip,
-        )
-
-    def decode(self, z: Tensor) -> Tensor:
-        raise ValueError("a DiT's samples take many passes, they cannot be differentiated")
-
-    def label_table(self) -> Tensor:
-        return self.net.get_parameter("y_embedder.embedding_table.weight")[: self.num_classes]
-
-    def trainable_groups(self) -> dict[str, Callable[[int], list[str]]]:
-        depth = self.architecture.depth
-
-        def last(k: int) -> list[str]:
-            if not 1 <= k <= depth:
-                raise ValueError(
-                    f"trainable: got the last {k} blocks, expected 1 to {depth} for {self.config['size']}"
-                )
-            return [f"blocks.{index}.adaLN_modulation." for index in range(depth - k, depth)]
-
-        return {
-            "labels_and_adaln": lambda k: ["y_embedder.", *last(k)],
-            "adaln": last,
-            "labels": lambda k: ["y_embedder."],
-            "all": lambda k: ["x_embedder.", "t_embedder.", "y_embedder.", "blocks.", "final_layer."],
-        }
-
-
-FAMILIES: dict[str, Family] = {"dit": DiTModel, "vae": VAEModel}
+FAMILIES: dict[str, Family] = {
+    "dit": DiTModel,
+    "sit": SiTModel,
+    "repa": REPAModel,
+    "lightningdit": LightningDiTModel,
+    "vae": VAEModel,
+}
 
 
 def family_of(size: str) -> Family:
@@ -182,38 +111,6 @@ def describe(
     """The config.json of a model of `size`, of whichever family, for rows of `shape` (C, H, W); `ValueError`
     where they do not fit."""
     return family_of(size).describe(size, shape=shape, class_names=class_names, **options)
-
-
-def dit_description(
-    size: str,
-    *,
-    shape: Sequence[int],
-    num_classes: int,
-    class_names: Sequence[str],
-    latent: bool = False,
-    schedule: str | None = None,
-    learn_sigma: bool | None = None,
-    sampler: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """The config.json of a DiT of `size` for rows of `shape` (C, H, W): all that `build` needs beside the
-    weights."""
-    channels, height, width = shape
-    if height != width:
-        raise ValueError(f"images: got {height} x {width}, expected square ones")
-    architecture = {"input_size": height, "channels": channels, "num_classes": num_classes}
-    if learn_sigma is not None:
-        architecture["learn_sigma"] = learn_sigma
-    dit_config(size, **architecture)
-    return {
-        "family": "dit",
-        "size": size,
-        "architecture": architecture,
-        "schedule": schedule or ("linear" if latent else "cosine"),
-        "timesteps": 1000,
-        "clip_samples": not latent,
-        "class_names": list(class_names),
-        "sampler": sampler or {"cfg_scale": 2.0, "steps": 20},
-    }
 
 
 def build(config: Mapping[str, Any], **options: Any) -> GenerativeModel:

@@ -51,10 +51,20 @@ def build_autoencoder(description: Mapping[str, Any], state: Mapping[str, Tensor
 def decoder(
     description: Mapping[str, Any], state: Mapping[str, Tensor], device: torch.device | str
 ) -> Callable[[Tensor], Tensor]:
-    """A function from the model's latents (N, C, h, w) to images (N, 3, H, W), about [-1, 1], on `device`, a
+    """A function from the model's latents (N, C, h, w), normalised by `scale` and, where there are any,
+    `statistics` of each channel, to images (N, 3, H, W), about [-1, 1], on `device`, a
     few at a time."""
     autoencoder, scale = build_autoencoder(description, state).to(device), float(description["scale"])
-    return lambda z: torch.cat([decode(autoencoder, part.to(device), scale) for part in z.split(BATCH)])
+    statistics = description.get("statistics")
+
+    def latents(z: Tensor) -> Tensor:
+        """As the autoencoder made them."""
+        if statistics is None:
+            return z / scale
+        mean, std = (torch.tensor(statistics[key]).view(-1, 1, 1).to(z) for key in ("mean", "std"))
+        return z / scale * std + mean
+
+    return lambda z: torch.cat([decode(autoencoder, latents(part.to(device))) for part in z.split(BATCH)])
 
 
 def _autoencoder_class() -> Any:
@@ -88,6 +98,6 @@ def encode_pixels(autoencoder: Any, images: np.ndarray, batch: int) -> tuple[np.
 
 
 @torch.no_grad()
-def decode(autoencoder: Any, z: Tensor, scale: float) -> Tensor:
-    """Scaled latents (N, C, h, w) -> images (N, 3, H, W), about [-1, 1]."""
-    return autoencoder.decode(z / scale).sample
+def decode(autoencoder: Any, z: Tensor) -> Tensor:
+    """Latents (N, C, h, w) as the autoencoder makes them -> images (N, 3, H, W), about [-1, 1]."""
+    return autoencoder.decode(z).sample

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.diffusion import Noise, Prediction
+from models.diffusion.time import Discrete, Time
 from models.judge import initialise
 
 Statistics = Literal["running", "batch", "tracked"]
@@ -152,6 +153,7 @@ class VAEModel:
 
     sizes: ClassVar[Collection[str]] = SIZES
     conditional = False
+    time: Time = Discrete(1)
 
     @staticmethod
     def describe(
@@ -204,7 +206,7 @@ class VAEModel:
         the pixels to be met."""
         # under autocast a network answers in bfloat16
         out, mean, log_variance = (part.to(x0.dtype) for part in net(x0, noise.eps.to(x0.dtype)))
-        target_image = x0 if target is None else target.eps.to(x0.dtype)
+        target_image = x0 if target is None else target.value.to(x0.dtype)
         if self.architecture.reconstruction == "bce":
             errors = F.binary_cross_entropy_with_logits(out, (target_image + 1) / 2, reduction="none")
         else:

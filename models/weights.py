@@ -98,9 +98,16 @@ def read_file(path: Path, where: str) -> dict[str, Tensor]:
             f"{where}: refused, this pickle is damaged or holds more than plain tensors{reason}; expected a"
             " state dict of tensors"
         ) from error
-    if isinstance(content, dict):
-        content = next((content[key] for key in IN_CHECKPOINT if isinstance(content.get(key), dict)), content)
-    return plain_tensors(content, where)
+    if not isinstance(content, dict):
+        return plain_tensors(content, where)
+    place = next((key for key in IN_CHECKPOINT if isinstance(content.get(key), dict)), None)
+    state = plain_tensors(content if place is None else content[place], where)
+    if place == "model" and any(name.startswith("projectors.") for name in state):
+        raise WeightsError(
+            f"{where}: a REPA checkpoint without `ema`; expected the averaged weights, as its figures"
+            " are of them"
+        )
+    return state
 
 
 def require_no_pointer(path: Path, where: str) -> None:

@@ -9,7 +9,11 @@ import torch
 from torch import Tensor
 
 from models.diffusion import Noise
-from models.generative import DiTModel, build
+from models.families.lightningdit import LightningDiTModel
+from models.families.repa import REPAModel
+from models.families.sit import SiTModel
+from models.families.transformer import Transformer
+from models.generative import build
 from models.judge import Judge, build_judge, initialise, mlp_description, small_cnn_description
 from models.vae import VAEModel
 from pipeline.data.batch import Batch
@@ -19,31 +23,46 @@ from pipeline.unlearning.noising import Rows, StepRows
 CLASSES, SIDE = 4, 4
 
 
+# of every other transformer: a size, and what its config.json says of its process
+FLOWS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sit": ("SiT-tiny", dict(SiTModel.trained)),
+    "repa": ("REPA-nano", dict(REPAModel.trained)),
+    "lightningdit": ("LightningDiT-nano", dict(LightningDiTModel.trained)),
+}
+
+
 def tiny_dit(
-    *, dtype: torch.dtype = torch.float64, learn_sigma: bool = False, seed: int = 0, std: float = 0.2
-) -> DiTModel:
-    """A DiT of about 10 k parameters, all sampled from N(0, std): nothing is zero, so every gradient has
-    something to say."""
+    *,
+    dtype: torch.dtype = torch.float64,
+    learn_sigma: bool = False,
+    seed: int = 0,
+    std: float = 0.2,
+    family: str = "dit",
+) -> Transformer:
+    """A DiT, or one of the families beside it, of about 10 k parameters, all sampled from N(0, std): nothing
+    is zero, so every gradient has something to say."""
+    size, process = FLOWS.get(family, ("DiT-tiny", {"schedule": "cosine", "timesteps": 1000}))
+    more = {"encoder_widths": (3,), "projector_width": 4} if family == "repa" else {}
     model = build(
         {
-            "family": "dit",
-            "size": "DiT-tiny",
+            "family": family,
+            "size": size,
             "architecture": {
                 "patch": 2,
                 "width": 16,
                 "depth": 2,
                 "heads": 2,
                 "input_size": SIDE,
-                "channels": 1,
+                "channels": channels_of(family),
                 "num_classes": CLASSES,
                 "learn_sigma": learn_sigma,
+                **more,
             },
-            "schedule": "cosine",
-            "timesteps": 1000,
+            **process,
             "clip_samples": True,
         }
     )
-    assert isinstance(model, DiTModel)
+    assert isinstance(model, Transformer)
     with torch.no_grad():
         for index, parameter in enumerate(model.net.parameters()):
             parameter.normal_(std=std, generator=generator(seed, "tiny", index))
@@ -51,30 +70,46 @@ def tiny_dit(
     return model
 
 
+def channels_of(family: str) -> int:
+    """A cosine between channels needs two of them."""
+    return 2 if family == "lightningdit" else 1
+
+
 def tiny_rows(
-    n: int, labels: Sequence[int], *, seed: int = 0, name: str = "rows", dtype: torch.dtype = torch.float64
+    n: int,
+    labels: Sequence[int],
+    *,
+    seed: int = 0,
+    name: str = "rows",
+    dtype: torch.dtype = torch.float64,
+    family: str = "dit",
 ) -> Rows:
     """`n` rows with the labels in turn, x0 uniform in [-1, 1], t over the whole range; the same numbers in
     any dtype."""
     g = generator(seed, name)
     y = torch.tensor([labels[i % len(labels)] for i in range(n)])
-    x0 = torch.rand((n, 1, SIDE, SIDE), generator=g, dtype=torch.float64) * 2 - 1
-    eps = torch.randn((n, 1, SIDE, SIDE), generator=g, dtype=torch.float64)
-    return Rows(
-        x0=x0.to(dtype),
-        y=y,
-        target_y=y,
-        noise=Noise(t=torch.randint(1000, (n,), generator=g), eps=eps.to(dtype)),
-    )
+    shape = (n, channels_of(family), SIDE, SIDE)
+    x0 = torch.rand(shape, generator=g, dtype=torch.float64) * 2 - 1
+    eps = torch.randn(shape, generator=g, dtype=torch.float64)
+    t = torch.randint(1000, (n,), generator=g)
+    if family != "dit":
+        t = (t + 0.5) / 1000
+    return Rows(x0=x0.to(dtype), y=y, target_y=y, noise=Noise(t=t, eps=eps.to(dtype)))
 
 
-def tiny_step_rows(n: int = 8, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> StepRows:
+def tiny_step_rows(
+    n: int = 8, *, seed: int = 0, dtype: torch.dtype = torch.float64, family: str = "dit"
+) -> StepRows:
     """A global batch: retain rows of classes 0, 2, 3, forget rows of class 1, exchange rows that ask for 1
     and show 2."""
-    exchange = tiny_rows(n, [1], seed=seed, name="exchange", dtype=dtype)
+
+    def rows(labels: Sequence[int], name: str) -> Rows:
+        return tiny_rows(n, labels, seed=seed, name=name, dtype=dtype, family=family)
+
+    exchange = rows([1], "exchange")
     return StepRows(
-        retain=tiny_rows(n, [0, 2, 3], seed=seed, name="retain", dtype=dtype),
-        forget=tiny_rows(n, [1], seed=seed, name="forget", dtype=dtype),
+        retain=rows([0, 2, 3], "retain"),
+        forget=rows([1], "forget"),
         exchange=replace(exchange, target_y=torch.full((n,), 2)),
     )
 

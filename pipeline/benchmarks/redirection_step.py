@@ -52,7 +52,6 @@ def variants(
         buckets=section.buckets,
         rates=section.embedding_lr,
         restart_every=section.restart_every,
-        timesteps=1000,
         seed=seed,
     )
     adversary.renew(1)

@@ -1,6 +1,6 @@
 """Measuring any model: a registered version, a run, a checkpoint, a folder of weights."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -22,8 +22,26 @@ class Workers(Section):
     threads: int = Field(1, ge=1, description="BLAS threads of a worker")
 
 
+class Protocol(Section):
+    """Samples for others' evaluators, beside the metrics."""
+
+    protocol: Literal["none", "adm"] = Field(
+        "none",
+        description=(
+            "adm: an .npz for the ADM evaluator, sampled as the papers of the model's family sample"
+        ),
+    )
+    images: int = Field(50_000, ge=1, description="images in it, the classes in turn")
+    batch: int = Field(64, ge=1, description="images sampled at once")
+    cfg_scale: float | None = Field(None, ge=0, description="guidance; absent: the published one")
+    steps: int | None = Field(None, ge=1, description="sampler steps; absent: the published number")
+
+
 class EvaluateConfig(SeededConfig):
     conditions: ClassVar[tuple[Only, ...]] = (
+        while_(
+            "evaluate.images evaluate.batch evaluate.cfg_scale evaluate.steps", "evaluate.protocol", "adm"
+        ),
         while_("attacks second_judge", "attack_suite", True, "quick"),
         Only(keys=("encoder.sha256",), switches=("encoder.weights",)),
     )
@@ -69,6 +87,7 @@ class EvaluateConfig(SeededConfig):
     request: Request = Field(Request(), description="what it was asked to forget, where no run says it")
     measuring: Measuring = Measuring()
     attacks: Attacks = Attacks()
+    evaluate: Protocol = Protocol()
     train: Workers = Workers()
     output: str | None = Field(
         None, description="JSON to write; absent: evaluations/ in the run's folder, or under storage"

@@ -25,6 +25,13 @@ class Encoder(Section):
     weights: str | None = Field(
         None, description="folder or URI of a diffusers AutoencoderKL: config.json and safetensors"
     )
+    statistics: str | None = Field(
+        None,
+        description=(
+            "mean and std of each latent channel, a .pt or .safetensors file: for a model trained on latents"
+            " so normalised (LightningDiT); in place of the autoencoder's own factor"
+        ),
+    )
     batch: int = Field(32, ge=1, description="images encoded at once")
     workers: int = Field(1, ge=1, description="processes that hold the autoencoder")
     gpus_per_worker: float = Field(0, ge=0, description="GPUs that each of them reserves")
@@ -61,7 +68,7 @@ class Prepare(Section):
 class PrepareConfig(JobConfig):
     conditions: ClassVar[tuple[Only, ...]] = (
         while_(
-            "encoder.weights encoder.batch encoder.workers encoder.gpus_per_worker",
+            "encoder.weights encoder.statistics encoder.batch encoder.workers encoder.gpus_per_worker",
             "encoder.kind",
             "autoencoder_kl",
         ),

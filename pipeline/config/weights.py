@@ -8,7 +8,7 @@ from pipeline.config.base import SHA256, Section
 
 
 class ModelSize(Section):
-    size: str = Field("DiT-tiny", description="a size of models/dit.py or models/vae.py")
+    size: str = Field("DiT-tiny", description="of a family: DiT-…, SiT-…, REPA-…, LightningDiT-… or vae-…")
 
 
 class ModelWeights(ModelSize):

@@ -11,7 +11,7 @@ import torch
 from models.pixels import pixels_to_unit
 from pipeline.data import parquet_shards
 from pipeline.data.batch import Batch
-from pipeline.data.parquet_shards import File, Kind, tensor_columns, tensor_values
+from pipeline.data.parquet_shards import File, Kind, Statistics, tensor_columns, tensor_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +34,44 @@ def columns_of(table: pa.Table, kind: Kind, shape: Sequence[int]) -> Columns:
     )
 
 
-def batch_of(parts: Sequence[Columns], at: slice, kind: Kind, scale: float = 1.0) -> Batch:
-    """The rows `at` of each part, one part after the other; stored latents are multiplied by `scale`, the
-    encoder's factor."""
+@dataclass(frozen=True)
+class Units:
+    """From an encoder's latents (N, C, H, W) to what the model sees: (z - mean) / std channel by channel,
+    where there are statistics, times `scale`."""
+
+    scale: float = 1.0
+    statistics: Statistics | None = None
+
+    def mean(self, values: np.ndarray) -> torch.Tensor:
+        x = torch.from_numpy(values).float()
+        if self.statistics is not None:
+            x = x.sub_(by_channel(self.statistics.mean)).div_(by_channel(self.statistics.std))
+        return x.mul_(self.scale)
+
+    def deviation(self, values: np.ndarray) -> torch.Tensor:
+        x = torch.from_numpy(values).float()
+        if self.statistics is not None:
+            x = x.div_(by_channel(self.statistics.std))
+        return x.mul_(self.scale)
+
+    def stored(self, x: torch.Tensor) -> torch.Tensor:
+        """The latents (N, C, H, W) that the model sees as x."""
+        z = x / self.scale
+        if self.statistics is not None:
+            z = z * by_channel(self.statistics.std).to(z) + by_channel(self.statistics.mean).to(z)
+        return z
+
+
+def by_channel(values: Sequence[float]) -> torch.Tensor:
+    """(C, 1, 1)."""
+    return torch.tensor(values).view(-1, 1, 1)
+
+
+PLAIN = Units()
+
+
+def batch_of(parts: Sequence[Columns], at: slice, kind: Kind, units: Units = PLAIN) -> Batch:
+    """The rows `at` of each part, one part after the other, stored latents in the model's `units`."""
     tensors = [
         np.concatenate(values) for values in zip(*([tensor[at] for tensor in part.tensors] for part in parts))
     ]
@@ -44,7 +79,7 @@ def batch_of(parts: Sequence[Columns], at: slice, kind: Kind, scale: float = 1.0
     if kind == "image":
         mean = pixels_to_unit(tensors[0])
     else:
-        mean, std = (torch.from_numpy(values).float().mul_(scale) for values in tensors)
+        mean, std = units.mean(tensors[0]), units.deviation(tensors[1])
     return Batch(
         sample_id=tuple(chain.from_iterable(part.sample_id[at] for part in parts)),
         occurrence=tuple(chain.from_iterable(part.occurrence[at] for part in parts)),
@@ -59,7 +94,7 @@ def read_batch(
     files: Iterable[File],
     kind: Kind,
     shape: Sequence[int],
-    scale: float,
+    units: Units,
     *,
     without: Mapping[str, Sequence[int]] | None = None,
 ) -> Batch:
@@ -70,4 +105,4 @@ def read_batch(
         parquet_shards.drop_rows(parquet_shards.read(root, file), gone.get(file.path, ())) for file in files
     ]
     table = pa.concat_tables([parquet_shards.schema(kind, shape).empty_table(), *tables])
-    return batch_of([columns_of(table, kind, shape)], slice(None), kind, scale)
+    return batch_of([columns_of(table, kind, shape)], slice(None), kind, units)

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from pipeline import storage
 from pipeline.config.reading import CONFIGS
-from pipeline.data.parquet_shards import Kind, Shard, Stored
+from pipeline.data.parquet_shards import Kind, Shard, Statistics, Stored
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,11 +26,20 @@ class Class(Stored):
 
 
 class Encoding(Stored):
-    """The encoder of a latent lake: stored latents times `scale` are what the model sees."""
+    """The encoder of a latent lake: the model sees stored latents times `scale`, after `statistics` where its
+    family has them."""
 
     kind: str = "identity"
     digest: str | None = None
     scale: float = 1.0
+    statistics: Statistics | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A lake without statistics is written, and digested, as it was before there were any."""
+        return {
+            key: value for key, value in serialise(self).items() if key != "statistics" or value is not None
+        }
 
 
 class Manifest(Stored):
@@ -96,12 +105,17 @@ class Lake:
     ) -> "Batch":
         """Every row of `labels` that was not purged, in memory, by class and within a class by sample id."""
         # torch, which tasks that only write shards do without
-        from pipeline.data.decode import read_batch
+        from pipeline.data.decode import Units, read_batch
 
         manifest = self.manifest
         shards = self.shards(labels, split)
         return read_batch(
-            self.uri, shards, manifest.kind, manifest.shape, manifest.encoder.scale, without=self.buried
+            self.uri,
+            shards,
+            manifest.kind,
+            manifest.shape,
+            Units(manifest.encoder.scale, manifest.encoder.statistics),
+            without=self.buried,
         )
 
 

@@ -28,6 +28,13 @@ class Stored(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Statistics(Stored):
+    """Of each channel of an encoder's latents: its model sees (latent - mean) / std."""
+
+    mean: list[float]
+    std: list[float]
+
+
 class File(Stored):
     """One Parquet file. `path` is relative to the folder of the manifest that names it."""
 

@@ -11,7 +11,7 @@ from pipeline import storage
 from pipeline.config import UnlearnConfig
 from pipeline.data import parquet_shards
 from pipeline.data.lake import MANIFEST, Lake
-from pipeline.data.parquet_shards import File, Kind, Shard, Stored
+from pipeline.data.parquet_shards import File, Kind, Shard, Statistics, Stored
 from pipeline.data.stand_ins import StandInFacts, StandIns
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class Manifest(Stored):
     kind: Kind
     shape: list[int]
     scale: float
+    statistics: Statistics | None = None
     lanes: int
     batch_size: int
     steps: int
@@ -83,9 +84,10 @@ class Partition:
 
     def _read(self, files: Sequence[Shard]) -> "Batch":
         # torch, which tasks that only write files do without
-        from pipeline.data.decode import read_batch
+        from pipeline.data.decode import Units, read_batch
 
-        return read_batch(self.uri, files, self.manifest.kind, self.manifest.shape, self.manifest.scale)
+        units = Units(self.manifest.scale, self.manifest.statistics)
+        return read_batch(self.uri, files, self.manifest.kind, self.manifest.shape, units)
 
 
 def partition_key(

@@ -111,6 +111,7 @@ def build_partition(
         kind=layout.kind,
         shape=list(layout.shape),
         scale=lake.manifest.encoder.scale,
+        statistics=lake.manifest.encoder.statistics,
         lanes=lanes,
         batch_size=batch_size,
         steps=layout.steps,

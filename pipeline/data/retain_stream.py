@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.data.batch import Batch, lanes_of
-from pipeline.data.decode import batch_of, columns_of
+from pipeline.data.decode import Units, batch_of, columns_of
 from pipeline.data.partition import LaneFile, Partition
 
 
@@ -34,7 +34,7 @@ def assemble(
     Raises `RuntimeError` when a row is missing, repeated or out of place.
     """
     manifest, b = partition.manifest, partition.lane_batch
-    supply = _Supply(tables)
+    supply, units = _Supply(tables), Units(manifest.scale, manifest.statistics)
     for segment in sorted({file.segment for file in files}):
         lanes = [file for file in files if file.segment == segment]
         tables_of_lanes = [supply.take(file.rows, file.path) for file in lanes]
@@ -50,7 +50,7 @@ def assemble(
                 )
         parts = [columns_of(table, manifest.kind, manifest.shape) for table in tables_of_lanes]
         for step in range(max(start_step - first, 0), steps):
-            yield batch_of(parts, slice(step * b, (step + 1) * b), manifest.kind, manifest.scale)
+            yield batch_of(parts, slice(step * b, (step + 1) * b), manifest.kind, units)
     supply.require_empty(partition.uri)
 
 

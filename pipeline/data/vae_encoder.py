@@ -11,7 +11,7 @@ import pyarrow as pa
 from pipeline import config, fetching, storage
 from pipeline.data import parquet_shards
 from pipeline.data.lake import Encoding
-from pipeline.data.parquet_shards import Kind
+from pipeline.data.parquet_shards import Kind, Statistics
 from pipeline.errors import InputError
 from pipeline.runtime.precision import use_tf32
 
@@ -56,8 +56,35 @@ def plan_encoding(settings: config.PrepareConfig) -> Plan:
             f"encoder: {uri} does not fit ({error}); mend prepare.size or encoder.weights"
         ) from error
     digest = storage.digest_of([storage.sha256(storage.read_bytes(file)) for file in files])
-    encoding = Encoding(kind=settings.encoder.kind, digest=digest, scale=description["scaling_factor"])
+    statistics = read_statistics(settings.encoder.statistics, shape[0])
+    # the published factor of latents with statistics is 1
+    scale = description["scaling_factor"] if statistics is None else 1.0
+    encoding = Encoding(kind=settings.encoder.kind, digest=digest, scale=scale, statistics=statistics)
     return Plan(kind="latent", shape=shape, encoding=encoding, weights=location, batch=settings.encoder.batch)
+
+
+def read_statistics(uri: str | None, channels: int) -> Statistics | None:
+    """Mean and std of each of `channels` latent channels at `uri`, tensors of C values each; None without
+    one. Raises `InputError` for a file of something else."""
+    if uri is None:
+        return None
+    from models.weights import WeightsError, read_file
+
+    key = "encoder.statistics"
+    with fetching.fetched(fetching.locate(uri), key) as path:
+        try:
+            tensors = read_file(path, uri)
+        except WeightsError as error:
+            raise InputError(f"{key}: {error}") from error
+    values = {name: tensors[name].flatten().tolist() for name in ("mean", "std") if name in tensors}
+    if sorted(values) != ["mean", "std"] or {len(one) for one in values.values()} != {channels}:
+        raise InputError(
+            f"{key}: {uri} holds {', '.join(f'{k} {tuple(v.shape)}' for k, v in sorted(tensors.items()))};"
+            f" expected mean and std of {channels} channels"
+        )
+    if not all(value > 0 for value in values["std"]):
+        raise InputError(f"{key}: {uri} has a std that is not above 0; expected deviations")
+    return Statistics(**values)
 
 
 def _folder(uri: str) -> str:

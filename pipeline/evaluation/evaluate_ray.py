@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from models import weights
+from models.families.transformer import Transformer
 from models.generative import GenerativeModel, build
 from models.judge import build_judge
 from pipeline.config import Request
@@ -14,6 +15,7 @@ from pipeline.config.evaluate import Workers
 from pipeline.config.measuring import Attacks, Measuring
 from pipeline.data.lake import Lake
 from pipeline.errors import InputError
+from pipeline.evaluation.adm import Samples, assemble, make_parts
 from pipeline.evaluation.attacks.suite import attack_suite_result
 from pipeline.evaluation.attacks.table import attempts_of
 from pipeline.evaluation.context import AFTER, BEFORE, REFERENCE, EvalContext, EvalSpec
@@ -116,7 +118,7 @@ def spec_of(
         retained=retained,
         neighbours=tuple(near),
         null_label=model.null_label,
-        timesteps=int(model.config.get("timesteps", 1)),
+        timesteps=model.time.steps,
         num_classes=len(labels),
         seed=seed,
         settings=settings,
@@ -172,6 +174,31 @@ def evaluate(evaluation: Evaluation) -> dict[str, Any]:
         "workers": workers.workers,
         "seconds": time.perf_counter() - started,
     }
+
+
+def write_samples(evaluation: Evaluation, samples: Samples) -> None:
+    """The archive that `samples` describes, its parts made by tasks side by side; parts that are there stay.
+    Needs a connected Ray."""
+    import ray
+
+    workers = evaluation.workers
+    shared: Any = ray.put(evaluation)
+    task = ray.remote(_parts).options(
+        num_cpus=workers.cpus_per_worker,
+        num_gpus=workers.gpus_per_worker,
+        max_retries=RETRIES,
+        retry_exceptions=False,
+    )
+    ray.get([task.remote(shared, samples, rank) for rank in range(workers.workers)])
+    assemble(samples)
+
+
+def _parts(evaluation: Evaluation, samples: Samples, rank: int) -> None:
+    """On a worker: its share of the archive's parts."""
+    context = _opened(evaluation)
+    assert isinstance(context.model, Transformer)
+    own = range(rank, len(samples.parts), evaluation.workers.workers)
+    make_parts(samples, context.model, context.to_pixels, own)
 
 
 def _tensors(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, "Tensor"]]:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from models.compat import AsOnGpu, LiveBytes, OnMeta
 from models.diffusion import Noise
-from models.generative import DiTModel, GenerativeModel, build
+from models.families.transformer import Transformer
+from models.generative import GenerativeModel, build
 from pipeline.config import UnlearnConfig
 from pipeline.training.elastic import micro_batches, usable_world_size
 from pipeline.unlearning.adversary import Adversary
@@ -56,8 +57,8 @@ class Choice(NamedTuple):
 
 
 class MemoryPlan:
-    """The needs of `config` on a DiT of `description` (a config.json); every figure is made when it is asked
-    for."""
+    """The needs of `config` on a transformer of `description` (a config.json); every figure is made when it
+    is asked for."""
 
     def __init__(self, config: UnlearnConfig, description: Mapping[str, Any]) -> None:
         self.config, self.description = config, description
@@ -65,7 +66,7 @@ class MemoryPlan:
         self.options = method_settings(config.method.name, config.method.own)
         self.has_teacher = config.method.targets == "teacher" or self.method.teacher
         model = build(dict(description), device="meta")
-        assert isinstance(model, DiTModel)
+        assert isinstance(model, Transformer)
         self.depth = model.architecture.depth
         self.parameters = sum(p.numel() for p in model.net.parameters())
         self.trainable = sum(p.numel() for p in select(model, config.trainable).values())
@@ -219,7 +220,6 @@ class MemoryPlan:
             buckets=section.buckets,
             rates=section.embedding_lr,
             restart_every=section.restart_every,
-            timesteps=int(model.config["timesteps"]),
             seed=0,
         )
         return redirection_terms(

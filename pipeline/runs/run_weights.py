@@ -49,11 +49,12 @@ def with_decoder(model: model_folder.Stored, lake: Lake, encoder: Decoder) -> mo
     with; nothing for pixels."""
     if lake.manifest.kind != "latent":
         return model
+    require_statistics(model.config, lake)
     if encoder.weights:
         description, state = import_published.read_autoencoder(
             fetching.locate(encoder.weights), "encoder.weights", encoder.sha256
         )
-        model = model_folder.with_autoencoder(model, description, state)
+        model = model_folder.with_autoencoder(model, in_units_of(lake, description), state)
     if model.autoencoder is None:
         raise InputError(
             f"encoder.weights: lake {lake.manifest.name!r} holds latents and {model.uri} came without a"
@@ -62,6 +63,32 @@ def with_decoder(model: model_folder.Stored, lake: Lake, encoder: Decoder) -> mo
         )
     require_decoder(model.config, lake)
     return model
+
+
+def require_statistics(config: dict[str, Any], lake: Lake) -> None:
+    """Raise `InputError` unless the lake's latents are normalised as the model's were."""
+    from models.generative import FAMILIES
+
+    name, own = lake.manifest.name, lake.manifest.encoder.statistics
+    if own is None and getattr(FAMILIES[config["family"]], "per_channel", False):
+        raise InputError(
+            f"lake: {name!r} has no latent statistics, which a {config['size']} was trained with; prepare it"
+            " with --set encoder.statistics=<mean and std of each channel>"
+        )
+    recorded = config.get("autoencoder")
+    if recorded is not None and recorded.get("statistics") != (own and own.model_dump()):
+        raise InputError(
+            f"lake: the latents of {name!r} are normalised by other statistics than the model's; expected a"
+            " lake that was prepared with the same encoder.statistics"
+        )
+
+
+def in_units_of(lake: Lake, description: dict[str, Any]) -> dict[str, Any]:
+    """The autoencoder's description, for a model of the lake's latents where these have statistics."""
+    encoder = lake.manifest.encoder
+    if encoder.statistics is None:
+        return description
+    return description | {"scale": encoder.scale, "statistics": encoder.statistics.model_dump()}
 
 
 def require_decoder(config: dict[str, Any], lake: Lake) -> None:
@@ -132,24 +159,26 @@ def require_same_names(lake: Lake, judge: model_folder.Stored) -> None:
 def plan_of(config: UnlearnConfig, base: model_folder.Stored | None = None) -> "MemoryPlan | None":
     """The memory plan of `config`, for `base` or, without one, for the published model of its size; None
     where it has no plan."""
-    from models.dit import SIZES
-    from models.generative import dit_description
+    from models.families.transformer import Transformer
+    from models.generative import FAMILIES, describe
     from pipeline.runs.memory_plan import MemoryPlan
 
     config = with_own_settings(config)
+    transformers: dict[str, type[Transformer]] = {
+        name: family
+        for name, family in FAMILIES.items()
+        if isinstance(family, type) and issubclass(family, Transformer)
+    }
     if base is not None:
-        return MemoryPlan(config, base.config) if base.config["family"] == "dit" else None
-    size = SIZES.get(config.model.size)
-    if size is None:
+        return MemoryPlan(config, base.config) if base.config["family"] in transformers else None
+    size = config.model.size
+    family = next((one for one in transformers.values() if size in one.sizes), None)
+    if family is None:
         return None
-    shape = (size.channels, size.input_size, size.input_size)
-    names = [""] * size.num_classes
-    return MemoryPlan(
-        config,
-        dit_description(
-            config.model.size, shape=shape, num_classes=len(names), class_names=names, latent=shape[0] == 4
-        ),
-    )
+    published = family.architecture_of(size)
+    shape = (published.channels, published.input_size, published.input_size)
+    names = [""] * published.num_classes
+    return MemoryPlan(config, describe(size, shape=shape, class_names=names, latent=shape[0] >= 4))
 
 
 def choose(config: UnlearnConfig, base: model_folder.Stored) -> "Choice | None":

@@ -16,6 +16,7 @@ from models.generative import build
 from models.judge import build_judge
 from models.pixels import unit_to_pixels
 from pipeline.config import UnlearnConfig
+from pipeline.data.decode import Units
 from pipeline.data.lake import Lake
 from pipeline.data.selection import without
 from pipeline.data.stand_ins import Drawn, StandIns
@@ -138,5 +139,6 @@ def _as_stored(x: Tensor, lake: Lake) -> list[np.ndarray]:
     """Samples (N, C, H, W) as rows of the lake: 8-bit pixels, or a posterior without width."""
     if lake.manifest.kind == "image":
         return [unit_to_pixels(x)]
-    mean = (x / lake.manifest.encoder.scale).half().numpy()
+    encoder = lake.manifest.encoder
+    mean = Units(encoder.scale, encoder.statistics).stored(x).half().numpy()
     return [mean, np.zeros_like(mean)]

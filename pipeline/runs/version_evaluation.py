@@ -4,11 +4,14 @@ the answer goes."""
 from collections.abc import Mapping
 from typing import Any
 
+from models.families.transformer import Transformer
+from models.generative import build
 from pipeline import storage
 from pipeline.config import Gate
 from pipeline.config.evaluate import EvaluateConfig
 from pipeline.data.tombstones import open_lake
 from pipeline.errors import InputError
+from pipeline.evaluation.adm import Samples, samples_of
 from pipeline.evaluation.attacks.table import attempts_of
 from pipeline.evaluation.context import AFTER, BEFORE, REFERENCE
 from pipeline.evaluation.evaluate_ray import Evaluation, spec_of
@@ -19,12 +22,17 @@ from pipeline.weights import model_folder
 from pipeline.weights.feature_extractors import facts as space_facts
 from pipeline.weights.feature_extractors import read_spaces
 
+NOTHING_ASKED = (
+    "metrics: got none, expected at least one, attack_suite=true, reference=<model> or evaluate.protocol=adm"
+)
+
 
 def check(config: EvaluateConfig) -> Evaluation:
     """Raise `InputError` for anything that would stop the evaluation later; nothing is written."""
     metrics = require_metrics(config.metrics, "metrics")
-    if not metrics and not config.attack_suite and not config.reference:
-        raise InputError("metrics: got none, expected at least one, attack_suite=true or reference=<model>")
+    asked = (metrics, config.attack_suite, config.reference, config.evaluate.protocol != "none")
+    if not any(asked):
+        raise InputError(NOTHING_ASKED)
     attempts_of(config.attacks, config.measuring)
     target = resolve_weights.find(config)
     run = target.run
@@ -98,6 +106,21 @@ def check(config: EvaluateConfig) -> Evaluation:
         spaces=spaces,
         second_judge=classifier,
     )
+
+
+def samples(config: EvaluateConfig, evaluation: Evaluation, output: str) -> Samples | None:
+    """What `evaluate.protocol` asks for, beside `output`; None where it asks for nothing. Raises `InputError`
+    for a family that nobody published samples of."""
+    if config.evaluate.protocol == "none":
+        return None
+    model = build(dict(evaluation.models[AFTER].config), device="meta")
+    if not isinstance(model, Transformer):
+        family = model.config["family"]
+        raise InputError(
+            f"evaluate.protocol: got adm for a model of family {family}, expected a transformer's weights"
+        )
+    digest = evaluation.facts["weights_digest"]
+    return samples_of(model, config.evaluate, output.rpartition("/")[0], seed=config.seed, digest=digest)
 
 
 def output_uri(config: EvaluateConfig, facts: Mapping[str, Any]) -> str:

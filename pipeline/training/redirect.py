@@ -87,7 +87,6 @@ def open_redirect(inputs: "Inputs", teacher: Teacher) -> Redirect:
         buckets=section.buckets,
         rates=section.embedding_lr,
         restart_every=section.restart_every,
-        timesteps=int(model.config["timesteps"]),
         seed=config.seed,
     )
     mixture = Mixture(**{field.name: getattr(section, field.name) for field in fields(Mixture)})

@@ -171,7 +171,7 @@ def _subject(
             retained=tuple(subject["retained"]),
             neighbours=tuple(subject["neighbours"]),
             null_label=model.null_label,
-            timesteps=int(model.config.get("timesteps", 1)),
+            timesteps=model.time.steps,
             num_classes=judge.num_classes,
             conditional=model.conditional,
             sample_classes=tuple(sample_classes),

@@ -58,7 +58,6 @@ class Adversary:
         buckets: int,
         rates: Sequence[float],
         restart_every: int,
-        timesteps: int,
         seed: int,
     ) -> None:
         """At the base weights: the rows of the forgotten labels are kept as they are now. Raises `ValueError`
@@ -68,7 +67,7 @@ class Adversary:
                 f"redirection.pool: got {size} embeddings for {len(forgotten)} forgotten classes,"
                 " expected one each at least"
             )
-        self._model, self._seed, self._timesteps = model, seed, timesteps
+        self._model, self._seed = model, seed
         self._life = restart_every
         self._forgotten = sorted(forgotten)
         self._retained = list(retained)
@@ -96,10 +95,10 @@ class Adversary:
         return torch.tensor(slots, dtype=torch.long)
 
     def embeddings(self, slots: Tensor, t: Tensor) -> Tensor:
-        """(N, D), with a graph to the entries: of the entries `slots` (N,) at the timesteps t (N,)."""
+        """(N, D), with a graph to the entries: of the entries `slots` (N,) at the times t (N,)."""
         length = torch.tensor(self._lengths, device=slots.device)
         first = length.cumsum(0) - length
-        bucket = t * length[slots] // self._timesteps
+        bucket = self._model.time.bucket(t, length[slots])
         return torch.cat(list(self.entries))[first[slots] + bucket]
 
     @torch.no_grad()

@@ -1,9 +1,9 @@
 """Weights made elsewhere, in the formats they are published in, read as this project's own: a description and
 tensors.
 
-A DiT as the published state dict (.pt, .safetensors) or a diffusers DiTPipeline folder; a judge as a
-transformers folder; both from a local path, any fsspec URI, or a Hugging Face repository (`owner/name` or
-`hf://owner/name`).
+A DiT, SiT, REPA or LightningDiT as the published state dict (.pt, .safetensors), a DiT also as a diffusers
+DiTPipeline folder; a judge as a transformers folder; all from a local path, any fsspec URI, or a Hugging Face
+repository (`owner/name` or `hf://owner/name`).
 """
 
 from collections.abc import Mapping
@@ -23,6 +23,7 @@ JUDGE_FILES = ("model.safetensors", "pytorch_model.bin")
 PREPROCESSOR = "preprocessor_config.json"
 SCHEDULES = {"linear": "linear", "squaredcos_cap_v2": "cosine"}
 SAMPLER = {"cfg_scale": 4.0, "steps": 50}  # the published guidance
+GUIDANCE = ("cfg_scale", "guided_channels", "guidance_interval", "shift")  # of a flow's published sampler
 
 
 def is_published(uri: str) -> bool:
@@ -113,8 +114,9 @@ def read_judge(uri: str, key: str, sha256: str | None) -> tuple[dict[str, Any], 
 def _state_dict(
     path: Path, uri: str, key: str, size: str | None, sha256: str | None
 ) -> tuple[dict[str, Any], dict[str, "Tensor"]]:
+    from models.families.published import renamed
     from models.vae import describe_state
-    from models.weights import WeightsError, read_file
+    from models.weights import read_file
 
     require_sha256(path, sha256, key)
     state = read_file(path, uri)
@@ -124,38 +126,51 @@ def _state_dict(
     vae = describe_state(state)
     if vae is not None:
         return vae, state
+    return _transformer(renamed(state), uri, key, size)
+
+
+def _transformer(
+    state: dict[str, "Tensor"], uri: str, key: str, size: str | None
+) -> tuple[dict[str, Any], dict[str, "Tensor"]]:
+    """A state dict under one of the published transformers' names, as the family that `size` is of; without
+    one, as the likeliest."""
+    from models.families.published import architecture_of, families_of, size_of
+    from models.generative import FAMILIES, family_of
+
+    architecture = architecture_of(state, uri)
+    possible = families_of(state)
+    sizes = {name: size_of(state, FAMILIES[name].sizes) for name in possible}  # type: ignore[arg-type]
     try:
-        patches, table = state["x_embedder.proj.weight"], state["y_embedder.embedding_table.weight"]
-        positions, last = state["pos_embed"], state["final_layer.linear.bias"]
-    except KeyError as error:
-        raise WeightsError(
-            f"{uri}: lacks {error}; expected the names of the published DiT or VAE checkpoints"
-        ) from error
-    channels, patch = patches.shape[1:3]
-    side = round(positions.shape[1] ** 0.5) * patch
-    return (
-        _description(
-            size or size_of(state) or "DiT-XL/2",
-            (channels, side, side),
-            len(table) - 1,
-            learn_sigma=len(last) == 2 * channels * patch * patch,
-            key=key,
-        ),
-        state,
-    )
-
-
-def size_of(state: Mapping[str, "Tensor"]) -> str | None:
-    """The model.size whose patch, width and depth the state dict of a DiT has; None when there is none in the
-    table."""
-    from models.dit import SIZES
-
-    width, _, patch, _ = state["x_embedder.proj.weight"].shape
-    depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
-    return next(
-        (name for name, one in SIZES.items() if (one.patch, one.width, one.depth) == (patch, width, depth)),
-        None,
-    )
+        wanted = family_of(size) if size else FAMILIES[possible[0]]
+    except ValueError as error:
+        raise InputError(f"{key}: {error}") from error
+    family = next(name for name, one in FAMILIES.items() if one is wanted)
+    if family not in possible:
+        known = ", ".join(name for name in sizes.values() if name) or "one of its sizes"
+        raise InputError(
+            f"{key}: {uri} looks like a model of family {' or '.join(possible)}, but model.size is {size};"
+            f" expected {known}"
+        )
+    chosen = size or sizes[family] or "DiT-XL/2"
+    shape = (architecture["channels"], architecture["input_size"], architecture["input_size"])
+    classes = architecture["num_classes"]
+    if family == "dit":
+        learned = architecture["learn_sigma"]
+        return _description(chosen, shape, classes, learn_sigma=learned, key=key), state
+    published: Mapping[str, Any] = FAMILIES[family].published  # type: ignore[attr-defined]
+    sampler = {setting: published[setting] for setting in GUIDANCE if setting in published}
+    try:
+        description = FAMILIES[family].describe(
+            chosen,
+            shape=shape,
+            class_names=_class_names(classes),
+            latent=shape[0] >= 4,
+            architecture=architecture,
+            sampler={"name": "euler", "steps": SAMPLER["steps"], **sampler},
+        )
+    except ValueError as error:
+        raise InputError(f"{key}: {error}") from error
+    return description, state
 
 
 def _pipeline(
@@ -228,14 +243,8 @@ def _description(
     names: list[str] | None = None,
 ) -> dict[str, Any]:
     from models.generative import dit_description
-    from models.imagenet import class_lines
 
-    if not names:
-        names = (
-            [line.partition(" ")[2] for line in class_lines()]
-            if classes == 1000
-            else [str(label) for label in range(classes)]
-        )
+    names = names or _class_names(classes)
     try:
         return dit_description(
             size,
@@ -249,6 +258,14 @@ def _description(
         )
     except ValueError as error:
         raise InputError(f"{key}: {error}") from error
+
+
+def _class_names(classes: int) -> list[str]:
+    from models.imagenet import class_lines
+
+    if classes == 1000:
+        return [line.partition(" ")[2] for line in class_lines()]
+    return [str(label) for label in range(classes)]
 
 
 def _weights_file(folder: Path, names: tuple[str, ...], uri: str, key: str) -> Path:

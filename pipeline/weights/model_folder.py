@@ -148,6 +148,7 @@ def read(uri: str, key: str, *, size: str | None = None, sha256: str | None = No
             " the folder is damaged, make it again"
         )
     config = storage.read_json(storage.join(uri, CONFIG))
+    _require_settings(config, uri, key)
     if "delta" in config:
         return _assembled(uri, key, config, state, manifest)
     stored = Stored(
@@ -155,6 +156,19 @@ def read(uri: str, key: str, *, size: str | None = None, sha256: str | None = No
     )
     _HELD[place] = stored
     return stored
+
+
+def _require_settings(config: Mapping[str, Any], uri: str, key: str) -> None:
+    """Raise `InputError` for a config.json whose process or sampler is not one of its family's."""
+    from models.families.transformer import Transformer
+    from models.generative import FAMILIES, build
+
+    family = FAMILIES.get(str(config.get("family")))
+    if "sampler" in config and isinstance(family, type) and issubclass(family, Transformer):
+        try:
+            build(config, device="meta")
+        except ValueError as error:
+            raise InputError(f"{key}: {uri}/{CONFIG}: {error}") from error
 
 
 def kept(stored: Stored, storage_root: str) -> Stored:

@@ -13,8 +13,11 @@ from test_data_preprocess import encoded, picture
 from pipeline import storage
 from pipeline.config import PrepareConfig, parse
 from pipeline.data import ingest_ray, parquet_shards, retain_stream_local
+from pipeline.data.decode import Units
 from pipeline.data.lake import Class, Encoding, Lake, Manifest
+from pipeline.data.parquet_shards import Statistics
 from pipeline.data.partition_ray import build_partition
+from pipeline.data.vae_encoder import read_statistics
 from pipeline.errors import InputError
 
 SCALE = 0.18215
@@ -92,7 +95,13 @@ def test_missing_and_unfitting_weights(tmp_path: Path, photos_uri: str) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-def test_latents_are_streamed_in_scaled_units(tmp_path: Path, unlearn_config) -> None:
+MEAN, STD = [1.0, -2.0, 0.5, 0.0], [2.0, 0.5, 1.0, 4.0]
+
+
+@pytest.mark.parametrize("statistics", [None, Statistics(mean=MEAN, std=STD)])
+def test_latents_are_streamed_in_the_models_units(
+    tmp_path: Path, unlearn_config, statistics: Statistics | None
+) -> None:
     random, made, values = np.random.default_rng(0), [], {}
     for label in range(4):
         mean = random.normal(0, 5, (30, 4, 8, 8)).astype(np.float16)
@@ -121,7 +130,7 @@ def test_latents_are_streamed_in_scaled_units(tmp_path: Path, unlearn_config) ->
         shards=made,
         source={},
         preprocessing={},
-        encoder=Encoding(kind="autoencoder_kl", digest="0" * 64, scale=SCALE),
+        encoder=Encoding(kind="autoencoder_kl", digest="0" * 64, scale=SCALE, statistics=statistics),
     )
     lake = Lake(uri=str(tmp_path / "lake"), manifest=manifest)
     config = unlearn_config(
@@ -137,5 +146,31 @@ def test_latents_are_streamed_in_scaled_units(tmp_path: Path, unlearn_config) ->
         assert batch.std is not None and batch.mean.dtype == batch.std.dtype == torch.float32
         for row, name in enumerate(batch.sample_id):
             mean, std = values[name]
-            assert np.array_equal(batch.mean[row].numpy(), mean.astype(np.float32) * np.float32(SCALE))
-            assert np.array_equal(batch.std[row].numpy(), std.astype(np.float32) * np.float32(SCALE))
+            mean, std = mean.astype(np.float32), std.astype(np.float32)
+            if statistics is not None:
+                width = np.array(STD, np.float32).reshape(4, 1, 1)
+                mean, std = (mean - np.array(MEAN, np.float32).reshape(4, 1, 1)) / width, std / width
+            assert np.array_equal(batch.mean[row].numpy(), mean * np.float32(SCALE))
+            assert np.array_equal(batch.std[row].numpy(), std * np.float32(SCALE))
+    units = Units(SCALE, statistics)
+    latents = random.normal(0, 5, (3, 4, 8, 8)).astype(np.float32)
+    assert torch.allclose(units.stored(units.mean(latents.copy())), torch.from_numpy(latents), atol=1e-5)
+    # what has none is written as it was before there were any
+    assert ("statistics" in manifest.model_dump(mode="json")["encoder"]) == (statistics is not None)
+
+
+def test_statistics_of_another_file_are_refused(tmp_path: Path) -> None:
+    tensors = {"mean": torch.zeros(1, 4, 1, 1), "std": torch.ones(1, 4, 1, 1)}
+    for name, values, message in (
+        ("good", tensors, None),
+        ("few", {"mean": tensors["mean"]}, r"holds mean \(1, 4, 1, 1\); expected mean and std of 4 channels"),
+        ("wide", {name: torch.ones(1, 32, 1, 1) for name in tensors}, "expected mean and std of 4 channels"),
+        ("flat", {**tensors, "std": torch.zeros(1, 4, 1, 1)}, "has a std that is not above 0"),
+    ):
+        torch.save(values, tmp_path / f"{name}.pt")
+        uri = str(tmp_path / f"{name}.pt")
+        if message is None:
+            assert read_statistics(uri, 4) == Statistics(mean=[0.0] * 4, std=[1.0] * 4)
+            continue
+        with pytest.raises(InputError, match=message):
+            read_statistics(uri, 4)

@@ -6,7 +6,7 @@ from typing import Any
 
 from tiny import CLASSES, tiny_batch, tiny_dit, tiny_judge
 
-from models.generative import DiTModel
+from models.families.transformer import Transformer
 from pipeline.config.measuring import Measuring
 from pipeline.data.batch import Batch
 from pipeline.evaluation.context import EvalContext, EvalSpec
@@ -30,10 +30,10 @@ FEW = Measuring(
 )
 
 
-def tiny_model(seed: int = 0) -> DiTModel:
+def tiny_model(seed: int = 0, family: str = "dit") -> Transformer:
     import torch
 
-    return tiny_dit(dtype=torch.float32, seed=seed)
+    return tiny_dit(dtype=torch.float32, seed=seed, family=family)
 
 
 def rows(labels: Sequence[int], split: str) -> Batch:
@@ -41,7 +41,7 @@ def rows(labels: Sequence[int], split: str) -> Batch:
     return replace(batch, sample_id=tuple(f"{split}-{name}" for name in batch.sample_id))
 
 
-def tiny_context(*, base: bool = True, **spec: Any) -> EvalContext:
+def tiny_context(*, base: bool = True, family: str = "dit", **spec: Any) -> EvalContext:
     """Class 1 forgotten, 2 sampled in its place; two models that differ."""
     values: dict[str, Any] = {
         "forgotten": (1,),
@@ -55,8 +55,8 @@ def tiny_context(*, base: bool = True, **spec: Any) -> EvalContext:
         "settings": FEW,
     }
     return EvalContext(
-        model=tiny_model(0),
-        base=tiny_model(1) if base else None,
+        model=tiny_model(0, family),
+        base=tiny_model(1, family) if base else None,
         judge=tiny_judge(),
         spec=EvalSpec(**(values | spec)),
         rows=rows,

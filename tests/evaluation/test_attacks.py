@@ -175,7 +175,7 @@ def test_the_stochastic_sampler_gives_back_a_known_gaussian() -> None:
     model.clip = False
 
     def exact(x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        abar = model.diffusion.alpha_bar[t].view(-1, 1, 1, 1).float()
+        abar = model.diffusion.path.alpha_bar[t].view(-1, 1, 1, 1).float()
         return (1 - abar).sqrt() * x / (abar * s * s + 1 - abar)
 
     class Exact(torch.nn.Module):

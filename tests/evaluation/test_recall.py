@@ -11,7 +11,7 @@ from contexts import tiny_context
 from test_gate import GOOD
 from tiny import CLASSES, tiny_dit
 
-from models.generative import DiTModel
+from models.families.transformer import Transformer
 from pipeline.config import Gate
 from pipeline.config.measuring import Attacks, Measuring
 from pipeline.data.batch import Batch
@@ -96,7 +96,7 @@ class Nearest:
         return self.logits(x).argmax(1)
 
 
-def trained(labels: Sequence[int]) -> DiTModel:
+def trained(labels: Sequence[int]) -> Transformer:
     model = tiny_dit(dtype=torch.float32, std=0.1)
     tune(
         model,
@@ -112,7 +112,7 @@ def trained(labels: Sequence[int]) -> DiTModel:
     return model
 
 
-def context_of(model: DiTModel) -> EvalContext:
+def context_of(model: Transformer) -> EvalContext:
     context = tiny_context(base=False, settings=MEASURING)
     return replace(context, model=model, judge=Nearest(), second=Nearest(), rows=images)
 

@@ -10,7 +10,8 @@ import torch
 from tiny import SIDE, tiny_dit
 from torch import Tensor
 
-from models.diffusion import Anchor, Diffusion, Noise, Prediction
+from models.diffusion import Anchor, Noise, Prediction, SamplerSettings, gaussian
+from models.diffusion.prediction import variational_bound
 
 T = [0, 0, 1, 250, 999]
 
@@ -43,23 +44,23 @@ def noise_for(x: Tensor, t: list[int], seed: int) -> Noise:
     ("schedule", "betas"), [("linear", np.linspace(1e-4, 0.02, 1000)), ("cosine", cosine_betas(1000))]
 )
 def test_schedules_are_the_textbook_ones(schedule: str, betas: np.ndarray) -> None:
-    d = Diffusion(schedule)
-    np.testing.assert_allclose(d.betas.numpy(), betas, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(d.alpha_bar.numpy(), np.cumprod(1 - betas), rtol=1e-6)
+    d = gaussian(schedule)
+    np.testing.assert_allclose(d.path.betas.numpy(), betas, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(d.path.alpha_bar.numpy(), np.cumprod(1 - betas), rtol=1e-6)
     with pytest.raises(ValueError, match="linear or cosine"):
-        Diffusion("quadratic")
+        gaussian("quadratic")
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_noised_image_and_its_inverse(seed: int) -> None:
-    d, x = Diffusion("cosine"), images(5, seed)
+    d, x = gaussian("cosine"), images(5, seed)
     noise = noise_for(x, T, seed)
-    x_t = d.q_sample(x, noise.t, noise.eps)
+    x_t = d.noised(x, noise)
     abar = np.cumprod(1 - cosine_betas(1000))
     for i, t in enumerate(T):
         wanted = math.sqrt(abar[t]) * x[i].numpy() + math.sqrt(1 - abar[t]) * noise.eps[i].numpy()
         np.testing.assert_allclose(x_t[i].numpy(), wanted, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(d.x0_from_eps(x_t, noise.t, noise.eps)[:4], x[:4], atol=1e-9, rtol=0)
+    torch.testing.assert_close(d.path.x0_from_eps(x_t, noise.t, noise.eps)[:4], x[:4], atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("learn_sigma", [False, True])
@@ -92,12 +93,12 @@ def test_of_an_answer_in_bfloat16_the_loss_is_taken_in_float32(learn_sigma: bool
 
 def test_likelihood_of_pixels_is_that_of_the_exact_normal_distribution() -> None:
     """The tanh form of the normal CDF is an approximation: good to about a percent of a bit here."""
-    d, x = Diffusion("linear", learn_sigma=True), images(1, 5)
+    d, x = gaussian("linear", learn_sigma=True), images(1, 5)
     noise = noise_for(x, [0], 5)
-    x_t = d.q_sample(x, noise.t, noise.eps)
+    x_t = d.noised(x, noise)
     eps, v = noise.eps + 0.1, torch.full_like(x, 0.3)
-    got = d.variational_bound(x, x_t, noise.t, eps, v).item()
-    mean = d.x0_from_eps(x_t, noise.t, eps).numpy()  # at t = 0 the posterior mean is the estimate of x0
+    got = variational_bound(d.path, x, x_t, noise.t, eps, v).item()
+    mean = d.path.x0_from_eps(x_t, noise.t, eps).numpy()  # at t = 0 the posterior mean is the estimate of x0
     betas = np.linspace(1e-4, 0.02, 1000)
     deviation = math.exp(0.5 * (0.65 * math.log(betas[0]) + 0.35 * math.log(tilde(betas)[1])))
     above, below = (scipy.stats.norm.cdf((x.numpy() - mean + side / 255) / deviation) for side in (1, -1))
@@ -106,7 +107,7 @@ def test_likelihood_of_pixels_is_that_of_the_exact_normal_distribution() -> None
 
 
 def test_variational_term_trains_the_variance_alone() -> None:
-    d, x = Diffusion("cosine", learn_sigma=True), images(3, 0)
+    d, x = gaussian("cosine", learn_sigma=True), images(3, 0)
     noise = noise_for(x, [0, 10, 700], 1)
     out = torch.randn(
         3, 2, SIDE, SIDE, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
@@ -119,7 +120,7 @@ def test_variational_term_trains_the_variance_alone() -> None:
 def test_anchor_holds_what_the_variational_term_sees_of_eps() -> None:
     """Finite differences move the parameters; the constant in the variational term has to
     stay where it was."""
-    d, x = Diffusion("cosine", learn_sigma=True), images(2, 0)
+    d, x = gaussian("cosine", learn_sigma=True), images(2, 0)
     noise = noise_for(x, [3, 500], 1)
     base = torch.randn(2, 2, SIDE, SIDE, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     moved = base.clone()
@@ -142,11 +143,11 @@ def test_targets_replace_the_noise(learn_sigma: bool) -> None:
     with torch.no_grad():
         target = teacher.predict(teacher.net, x, y, noise)
         got = student.predict(student.net, x, y, noise)
-        wanted = (got.eps - target.eps).square().mean((1, 2, 3))
-        if got.v is not None and target.v is not None:
-            wanted = wanted + (got.v - target.v).square().mean((1, 2, 3))
+        wanted = (got.value - target.value).square().mean((1, 2, 3))
+        if got.variance is not None and target.variance is not None:
+            wanted = wanted + (got.variance - target.variance).square().mean((1, 2, 3))
         torch.testing.assert_close(student.losses(student.net, x, y, noise, target=target), wanted)
-        assert student.losses(student.net, x, y, noise, target=Prediction(got.eps, got.v)).max() == 0
+        assert student.losses(student.net, x, y, noise, target=Prediction(got.value, got.variance)).max() == 0
 
 
 @pytest.mark.parametrize(("scale", "clip"), [(1.0, True), (2.0, True), (2.0, False), (0.0, True)])
@@ -155,7 +156,12 @@ def test_ddim_with_guidance_equals_a_naive_loop(scale: float, clip: bool) -> Non
     start = torch.randn(3, 1, SIDE, SIDE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     y = torch.tensor([0, 3, 1])
     got = model.diffusion.sample(
-        model.net, start, y, null_label=model.null_label, cfg_scale=scale, steps=7, clip=clip
+        model.net,
+        start,
+        y,
+        SamplerSettings(cfg_scale=scale, steps=7),
+        null_label=model.null_label,
+        clip=clip,
     )
     for i in range(3):
         wanted = naive_ddim(model.net, start[i], int(y[i]), model.null_label, scale, 7, clip)
@@ -174,7 +180,7 @@ def test_an_image_is_the_same_in_any_batch() -> None:
 
 
 def test_one_row_of_noise_is_a_function_of_its_generator() -> None:
-    d = Diffusion("cosine", timesteps=50)
+    d = gaussian("cosine", timesteps=50)
     first, second = (
         d.sample_noise((1, SIDE, SIDE), torch.Generator().manual_seed(9), latent=True) for _ in range(2)
     )
@@ -258,7 +264,7 @@ def naive_ddim(
 @pytest.mark.parametrize("learn_sigma", [False, True])
 def test_a_loss_never_waits_for_the_device(learn_sigma: bool) -> None:
     """On the meta device there are no values to wait for: whatever reads one on the host fails there."""
-    d = Diffusion("cosine", learn_sigma=learn_sigma)
+    d = gaussian("cosine", learn_sigma=learn_sigma)
     x = torch.empty((4, 1, SIDE, SIDE), device="meta")
     y = t = torch.zeros(4, dtype=torch.long, device="meta")
     v = torch.empty_like(x) if learn_sigma else None

@@ -120,7 +120,7 @@ def test_beta_weighs_the_divergence_and_a_target_stands_in_for_the_pixels() -> N
     kl = 0.5 * (log_variance.exp() + mean.square() - 1 - log_variance).sum(1)
     assert torch.allclose(three.losses(three.net, x0, y, noise), one + 2 * kl, rtol=1e-12)
     own = model.predict(model.net, x0, y, noise)
-    assert own.eps.shape == x0.shape and own.eps.abs().max() <= 1
+    assert own.value.shape == x0.shape and own.value.abs().max() <= 1
     assert torch.equal(model.losses(model.net, x0, y, noise, target=Prediction(x0, None)), one)
     assert not torch.allclose(model.losses(model.net, x0, y, noise, target=own), one)
 

@@ -130,7 +130,6 @@ def test_depth_weights_with_its_further_rows(method: str) -> None:
         buckets=section.buckets,
         rates=section.embedding_lr,
         restart_every=9,
-        timesteps=1000,
         seed=0,
     )
 

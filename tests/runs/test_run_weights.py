@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.config import UnlearnConfig, parse
 from pipeline.data.lake import Class, Encoding, Lake, Manifest
+from pipeline.data.parquet_shards import Statistics
 from pipeline.errors import InputError
 from pipeline.runs import run_weights
 from pipeline.runs.final_evaluation import require_unaware
@@ -16,7 +17,9 @@ from pipeline.weights import decoder, model_folder
 NAMES = ["golden_retriever", "Labrador_retriever", "tench", "goldfish"]
 
 
-def latent_lake(shape: tuple[int, ...] = (4, 4, 4), scale: float = 0.18215) -> Lake:
+def latent_lake(
+    shape: tuple[int, ...] = (4, 4, 4), scale: float = 0.18215, statistics: Statistics | None = None
+) -> Lake:
     return Lake(
         uri="memory://lake",
         manifest=Manifest(
@@ -31,7 +34,7 @@ def latent_lake(shape: tuple[int, ...] = (4, 4, 4), scale: float = 0.18215) -> L
             shards=[],
             source={},
             preprocessing={"size": 32},
-            encoder=Encoding(kind="autoencoder_kl", scale=scale),
+            encoder=Encoding(kind="autoencoder_kl", scale=scale, statistics=statistics),
         ),
     )
 
@@ -57,6 +60,27 @@ def test_a_decoder_has_to_fit_the_lake() -> None:
         run_weights.require_decoder(described(scale=0.13025), latent_lake())
     assert decoder.image_shape(stored(described(), autoencoder={}), (4, 4, 4)) == (32, 32, 3)
     assert decoder.image_shape(stored({}), (1, 8, 8)) == (8, 8, 1)
+
+
+def test_a_lake_is_normalised_as_the_model_was() -> None:
+    own = Statistics(mean=[0.0] * 4, std=[1.0] * 4)
+    other = Statistics(mean=[0.5] * 4, std=[1.0] * 4)
+    model = {"family": "lightningdit", "size": "LightningDiT-XL/1"}
+    recorded = model | {"autoencoder": run_weights.in_units_of(latent_lake(statistics=own), {"scale": 0.5})}
+    assert recorded["autoencoder"] == {"scale": 0.18215, "statistics": own.model_dump()}
+    for config in (model, recorded):
+        run_weights.require_statistics(config, latent_lake(statistics=own))
+        with pytest.raises(
+            InputError, match="'latents' has no latent statistics, which a LightningDiT-XL/1 was"
+        ):
+            run_weights.require_statistics(config, latent_lake())
+    with pytest.raises(InputError, match="normalised by other statistics than the model's"):
+        run_weights.require_statistics(recorded, latent_lake(statistics=other))
+    for family in ("dit", "sit"):
+        scaled = {"family": family, "size": "x", "autoencoder": {"scale": 0.18215}}
+        run_weights.require_statistics(scaled, latent_lake())
+        with pytest.raises(InputError, match="normalised by other statistics than the model's"):
+            run_weights.require_statistics(scaled, latent_lake(statistics=own))
 
 
 @pytest.mark.parametrize(

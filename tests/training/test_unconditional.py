@@ -238,6 +238,6 @@ def test_a_teachers_passes_leave_the_students_batch_statistics_alone() -> None:
     x0 = torch.rand((4, *model.shape), dtype=torch.float64) * 2 - 1
     y, eps = torch.zeros(4, dtype=torch.long), torch.randn((4, *(model.latent or ())), dtype=torch.float64)
     rows = Rows(x0=x0, y=y, target_y=y, noise=Noise(t=y, eps=eps))
-    first, second = teacher.targets(rows).eps, teacher.targets(rows).eps
+    first, second = teacher.targets(rows).value, teacher.targets(rows).value
     assert torch.equal(first, second)
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.net.named_buffers())

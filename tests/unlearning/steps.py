@@ -8,7 +8,7 @@ import torch
 from tiny import share, tiny_dit, tiny_step_rows
 from torch import Tensor, nn
 
-from models.generative import DiTModel
+from models.families.transformer import Transformer
 from pipeline.unlearning.collectives import Collectives
 from pipeline.unlearning.gradients import Gradients, LocalGradients
 from pipeline.unlearning.losses import Weights, build_terms
@@ -22,10 +22,15 @@ PENALTY = 0.7  # large: a wrong sign or factor cannot hide
 
 
 def student(
-    seed: int = 0, *, dtype: torch.dtype = torch.float64, learn_sigma: bool = False, subset: str = SUBSET
-) -> tuple[DiTModel, dict[str, nn.Parameter], Teacher]:
+    seed: int = 0,
+    *,
+    dtype: torch.dtype = torch.float64,
+    learn_sigma: bool = False,
+    subset: str = SUBSET,
+    family: str = "dit",
+) -> tuple[Transformer, dict[str, nn.Parameter], Teacher]:
     """A model, its trainable parameters and a teacher from which it has moved away already."""
-    model = tiny_dit(seed=seed, dtype=dtype, learn_sigma=learn_sigma)
+    model = tiny_dit(seed=seed, dtype=dtype, learn_sigma=learn_sigma, family=family)
     named = select(model, subset)
     teacher = Teacher(model, named)
     with torch.no_grad():
@@ -52,12 +57,13 @@ def take_step(
     settings: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float64,
     learn_sigma: bool = False,
+    family: str = "dit",
     fd_radius: float = 2e-2,
     joint: bool = True,
 ) -> Tensor:
     """The gradient (P,) that `method` gives the optimiser, on this rank's share of `rows`."""
     collectives = collectives or Collectives()
-    model, named, teacher = student(seed, dtype=dtype, learn_sigma=learn_sigma)
+    model, named, teacher = student(seed, dtype=dtype, learn_sigma=learn_sigma, family=family)
     mine = share(rows, collectives.rank, collectives.world_size)
     line = METHODS[method]
     if settings is None:
@@ -76,7 +82,7 @@ def take_step(
     return line.gradient(Gradients(index=index, local=local, collectives=collectives), own)
 
 
-def naive_losses(model: DiTModel, rows: StepRows, exchange_weight: float = 1.0) -> dict[str, Tensor]:
+def naive_losses(model: Transformer, rows: StepRows, exchange_weight: float = 1.0) -> dict[str, Tensor]:
     """L_f and L_r + w L_x of the whole batch, one forward a term."""
 
     def loss(part: Any) -> Tensor:
@@ -121,7 +127,11 @@ def on_every_rank(work: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:
     """`take_step` on this rank's share for every entry of `work` (its arguments by name)."""
     collectives = Collectives()
     return {
-        name: take_step(**arguments, rows=tiny_step_rows(), collectives=collectives)
+        name: take_step(
+            **arguments,
+            rows=tiny_step_rows(family=arguments.get("family", "dit")),
+            collectives=collectives,
+        )
         for name, arguments in work.items()
     }
 

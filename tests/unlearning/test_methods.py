@@ -131,7 +131,7 @@ def test_esd_steers_away_from_the_label_towards_no_label() -> None:
     model, named, teacher = student()
     params, f = list(named.values()), rows.forget
     null = torch.full_like(f.y, model.null_label)
-    target = (1 + eta) * teacher.predict(f, null).eps - eta * teacher.predict(f, f.y).eps
+    target = (1 + eta) * teacher.predict(f, null).value - eta * teacher.predict(f, f.y).value
     erase = model.losses(model.net, f.x0, f.y, f.noise, target=Prediction(target, None)).mean()
     retain = model.losses(model.net, rows.retain.x0, rows.retain.y, rows.retain.noise).mean()
     wanted = flat(torch.autograd.grad(erase + retain, params), params)
@@ -143,9 +143,12 @@ def test_teacher_is_the_base_model_and_stays_it() -> None:
     base = tiny_dit()
     model, _, teacher = student()
     part = tiny_step_rows().retain
-    said, wanted = teacher.predict(part, part.y).eps, base.predict(base.net, part.x0, part.y, part.noise).eps
+    said, wanted = (
+        teacher.predict(part, part.y).value,
+        base.predict(base.net, part.x0, part.y, part.noise).value,
+    )
     assert torch.equal(said, wanted.detach()) and not said.requires_grad
-    assert relative(model.predict(model.net, part.x0, part.y, part.noise).eps.detach(), said) > 1e-3
+    assert relative(model.predict(model.net, part.x0, part.y, part.noise).value.detach(), said) > 1e-3
 
 
 def test_teacher_targets_ask_the_teacher_for_the_exchange_class() -> None:
@@ -158,7 +161,7 @@ def test_teacher_targets_ask_the_teacher_for_the_exchange_class() -> None:
         target = teacher.targets(part)
         total = (
             total
-            + (model.predict(model.net, part.x0, part.y, part.noise).eps - target.eps)
+            + (model.predict(model.net, part.x0, part.y, part.noise).value - target.value)
             .square()
             .mean((1, 2, 3))
             .mean()
@@ -173,15 +176,15 @@ def test_an_extrapolated_target_leaves_retain_rows_alone() -> None:
     model = tiny_dit()
     teacher = Teacher(model, select(model, "labels"))
     assert rows.exchange is not None
-    there, kept = teacher.targets(rows.exchange).eps, teacher.targets(rows.retain).eps
+    there, kept = teacher.targets(rows.exchange).value, teacher.targets(rows.retain).value
     teacher.aim({1: (2,)}, {1: 0.5})
     table = model.label_table()
     assert table is not None
     with torch.no_grad():
         table[1] = table[2] + 0.5 * (table[2] - table[1])
-        beyond = model.predict(model.net, rows.exchange.x0, rows.exchange.y, rows.exchange.noise).eps
-    assert torch.equal(teacher.targets(rows.exchange).eps, beyond) and not torch.allclose(beyond, there)
-    assert torch.equal(teacher.targets(rows.retain).eps, kept)
+        beyond = model.predict(model.net, rows.exchange.x0, rows.exchange.y, rows.exchange.noise).value
+    assert torch.equal(teacher.targets(rows.exchange).value, beyond) and not torch.allclose(beyond, there)
+    assert torch.equal(teacher.targets(rows.retain).value, kept)
 
 
 def test_a_push_needs_a_trained_label_table() -> None:

@@ -10,7 +10,7 @@ from tiny import CLASSES, relative, tiny_batch, tiny_dit
 from torch import Tensor
 
 from models.diffusion import Noise
-from models.generative import DiTModel
+from models.families.transformer import Transformer
 from pipeline.data.batch import Batch
 from pipeline.unlearning.adversary import STARTS, Adversary
 from pipeline.unlearning.collectives import Collectives
@@ -37,13 +37,12 @@ POOL: dict[str, Any] = {
     "buckets": 3,
     "rates": [0.05],
     "restart_every": 6,
-    "timesteps": 1000,
     "seed": 3,
 }
 EXCHANGE = {1: (2,)}
 
 
-def adversary_of(model: DiTModel, forgotten: tuple[int, ...] = (1,), **changes: Any) -> Adversary:
+def adversary_of(model: Transformer, forgotten: tuple[int, ...] = (1,), **changes: Any) -> Adversary:
     adversary = Adversary(
         model, forgotten, [c for c in range(CLASSES) if c not in forgotten], **{**POOL, **changes}
     )
@@ -52,7 +51,7 @@ def adversary_of(model: DiTModel, forgotten: tuple[int, ...] = (1,), **changes: 
 
 
 def rows_of(
-    model: DiTModel,
+    model: Transformer,
     adversary: Adversary,
     rank: int = 0,
     world: int = 1,
@@ -177,9 +176,10 @@ def test_under_other_labels_half_the_rows_are_null_and_show_a_retained_label() -
     assert student_y.tolist() == [4, 4, 4, 0, 2, 3] and teacher_y.tolist() == [0, 2, 3, 0, 2, 3]
 
 
-def test_the_terms_are_what_they_say() -> None:
+@pytest.mark.parametrize("family", ["dit", "sit", "repa"])
+def test_the_terms_are_what_they_say(family: str) -> None:
     """Against each row's loss by itself: weights, labels, targets and noise."""
-    model, named, teacher = student(subset="all")
+    model, named, teacher = student(subset="all", family=family)
     params, adversary = list(named.values()), adversary_of(model)
     rows = rows_of(model, adversary)
     (_, retain), (_, shown), (_, own), (_, others) = rows.held
@@ -189,20 +189,27 @@ def test_the_terms_are_what_they_say() -> None:
     assert rows.adversarial.y.tolist() == [0, 1, 2, 3] * 2 and set(rows.adversarial.target_y.tolist()) == {2}
 
     def squared(x0: Tensor, y: Tensor, noise: Noise, wanted: Tensor) -> Tensor:
-        return (model.predict(model.net, x0, y, noise).eps - wanted).square().mean()
+        return (model.predict(model.net, x0, y, noise).value - wanted).square().mean()
 
     keep = torch.zeros((), dtype=torch.float64)
     for weight, part in ((1.0, retain), (0.25, shown), (0.25, own), (0.5, others)):
-        keep = keep + weight * squared(part.x0, part.y, part.noise, teacher.predict(part, part.target_y).eps)
+        keep = keep + weight * squared(
+            part.x0, part.y, part.noise, teacher.predict(part, part.target_y).value
+        )
     ad = rows.adversarial
+    # of the way from data to noise, and what is to be predicted
+    data_at_one = family == "sit"
+    t = ad.noise.t.double() / (1000 if family == "dit" else 1)
+    shares = (1 - t if data_at_one else t).tolist()
+    velocity = ad.x0 - ad.noise.eps if data_at_one else ad.noise.eps - ad.x0
     e = torch.stack(
         [
-            adversary.entries[slot][t * len(adversary.entries[slot]) // 1000]
-            for slot, t in zip(ad.y.tolist(), ad.noise.t.tolist())
+            adversary.entries[slot][int(share * len(adversary.entries[slot]))]
+            for slot, share in zip(ad.y.tolist(), shares, strict=True)
         ]
     )
-    redirected = squared(ad.x0, e.detach(), ad.noise, teacher.predict(ad, ad.target_y).eps)
-    true = squared(ad.x0, e, ad.noise, ad.noise.eps)
+    redirected = squared(ad.x0, e.detach(), ad.noise, teacher.predict(ad, ad.target_y).value)
+    true = squared(ad.x0, e, ad.noise, ad.noise.eps if family == "dit" else velocity)
     terms = redirection_terms(model, rows, 0.3, teacher=teacher, adversary=adversary)
     local = LocalGradients(params=params, terms=terms)
     for name, loss in (("keep", keep + 0.3 * redirected), ("forget", true)):
@@ -215,9 +222,12 @@ def test_the_terms_are_what_they_say() -> None:
     assert relative(attack, flat(wanted, adversary.entries)) < 1e-12
 
 
-@pytest.mark.parametrize("method", ["exchange", "surgery", "uno"])
-def test_ranks_and_micro_batches_give_the_gradient_of_the_whole(method: str) -> None:
-    model, named, teacher = student(subset="all")
+@pytest.mark.parametrize(
+    ("method", "family"),
+    [("exchange", "dit"), ("surgery", "dit"), ("uno", "dit"), ("uno", "sit"), ("surgery", "repa")],
+)
+def test_ranks_and_micro_batches_give_the_gradient_of_the_whole(method: str, family: str) -> None:
+    model, named, teacher = student(subset="all", family=family)
     params, adversary = list(named.values()), adversary_of(model)
 
     def gradients(rank: int, world: int, micro_batches: int) -> LocalGradients:
@@ -318,7 +328,7 @@ def test_named_samples_ask_the_base_about_other_rows_of_their_class_on_the_same_
 
 
 def redirection_rows_of_samples(
-    model: DiTModel, adversary: Adversary, siblings: dict[int, Batch]
+    model: Transformer, adversary: Adversary, siblings: dict[int, Batch]
 ) -> RedirectionRows:
     """Of a request that names samples alone: no class is exchanged."""
     return redirection_rows(

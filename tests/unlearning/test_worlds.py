@@ -7,7 +7,7 @@ import pytest
 import torch
 from distributed import run_world
 from steps import naive_gradients, naive_uno, on_every_rank, run_all, take_step
-from tiny import relative, tiny_step_rows
+from tiny import FLOWS, relative, tiny_step_rows
 
 from pipeline.unlearning.collectives import Collectives, NonFiniteError
 from pipeline.unlearning.losses import Weights
@@ -28,6 +28,18 @@ def work() -> dict[str, dict[str, Any]]:
     found |= {f"{method} data 2": {"method": method, "index": 2} for method in ("ascent_descent", "uno_s")}
     for hvp, micro_batches in (("exact", 1), ("exact", 2), ("recompute", 1), ("recompute", 2)):
         found[f"uno {hvp} {micro_batches}"] = {"method": "uno", "hvp": hvp, "micro_batches": micro_batches}
+    found |= {
+        f"{method} {targets} {family}": {
+            "method": method,
+            "weights": Weights(targets=targets),
+            "family": family,
+            "micro_batches": 2,
+        }
+        for family in FLOWS
+        for method, targets in (
+            (name, "teacher" if name in ("exchange", "uno") else "data") for name in METHODS
+        )
+    }
     return found
 
 
@@ -77,8 +89,8 @@ def ranks(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
 
 
 def test_every_method_gives_the_update_of_one_process(ranks: list[dict[str, Any]]) -> None:
-    rows = tiny_step_rows()
     for name, arguments in work().items():
+        rows = tiny_step_rows(family=arguments.get("family", "dit"))
         wanted = take_step(**{**arguments, "micro_batches": 1, "hvp": "exact"}, rows=rows)
         for rank, found in enumerate(ranks):
             assert relative(found["updates"][name], wanted) < 1e-12, (name, rank)

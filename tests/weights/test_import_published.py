@@ -126,7 +126,7 @@ def test_wrong_state_dicts_list_the_first_keys(tmp_path: Path, state: dict[str, 
         weights.load_into(net, stored.state, "w")
     with pytest.raises(
         InputError,
-        match=r"lacks 'x_embedder.proj.weight'; expected the names of the published DiT or VAE checkpoints",
+        match=r"lacks 'x_embedder.proj.weight'; expected the names of the published DiT, SiT, REPA, Li",
     ):
         read(saved(tmp_path / "other.pt", {"conv.weight": torch.ones(2)}))
     with pytest.raises(InputError, match=r"model.size: got 'DiT-XXL/2', expected one of"):

@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from models.generative import DiTModel
+from models.families.transformer import Transformer
 from pipeline.config.measuring import Attacks, Measuring
 from pipeline.evaluation.attacks.ancestral import with_ancestral_sampler
 from pipeline.evaluation.attacks.suite import Attempt
@@ -45,6 +45,6 @@ def sampled(context: EvalContext, **changes: Any) -> EvalContext:
 
 
 def stochastic(context: EvalContext) -> EvalContext:
-    if not isinstance(context.model, DiTModel):
+    if not isinstance(context.model, Transformer):
         raise ValueError("the model takes one pass to an image: there is no other sampler")
     return replace(context, model=with_ancestral_sampler(context.model))

@@ -47,7 +47,7 @@ class ByTimestep(nn.Module):
     def __init__(self, model: GenerativeModel, forgotten: Sequence[int], buckets: int) -> None:
         super().__init__()
         self.net, self.buckets = model.net, buckets
-        self.timesteps = int(model.config["timesteps"])
+        self.time = model.time
         table = label_weights(model).detach()
         self.slot = [forgotten.index(c) if c in forgotten else -1 for c in range(len(table))]
         self.table = table
@@ -55,7 +55,7 @@ class ByTimestep(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         slot = torch.tensor(self.slot, device=y.device)[y]  # (N,)
-        free = self.embeddings[slot.clamp(min=0), t * self.buckets // self.timesteps]  # (N, D)
+        free = self.embeddings[slot.clamp(min=0), self.time.bucket(t, self.buckets)]  # (N, D)
         return self.net(x, t, torch.where((slot >= 0).unsqueeze(1), free, self.table[y]))
 
 

@@ -61,9 +61,7 @@ def timestep_losses(context: EvalContext, ranks: Ranks) -> Partials:
                     noised = noised_rows(
                         model, part, seed=spec.seed, step=index, term="timestep", device=device
                     )
-                    noise = Noise(
-                        t=first + noised.noise.t * (last - first) // spec.timesteps, eps=noised.noise.eps
-                    )
+                    noise = Noise(t=model.time.within(noised.noise.t, first, last), eps=noised.noise.eps)
                     losses = model.losses(model.net, noised.x0, noised.y, noise)
                     add_into(partials, f"loss/{side}/{group}/{index}", moments_of_values(losses))
     return partials

@@ -27,5 +27,5 @@ def esd_loss(model: GenerativeModel, part: Rows, *, teacher: Teacher, settings: 
     |eps(x_t, t, c) - ((1 + eta) eps_T(x_t, t, null) - eta eps_T(x_t, t, c))|^2, T the frozen base."""
     null = teacher.predict(part, torch.full_like(part.y, model.null_label))
     own = teacher.predict(part, part.y)
-    target = Prediction((1 + settings.eta) * null.eps - settings.eta * own.eps, own.v)
+    target = Prediction((1 + settings.eta) * null.value - settings.eta * own.value, own.variance)
     return model.losses(model.net, part.x0, part.y, part.noise, target=target).mean()

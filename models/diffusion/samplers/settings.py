@@ -1,0 +1,61 @@
+"""What a sampler is asked with: config.json's `sampler`, checked."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from models.diffusion.guidance import Guidance
+from models.diffusion.terms import Prediction
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerSettings:
+    """`steps` are evaluations of the (guided) network; of Heun's method two each."""
+
+    steps: int
+    cfg_scale: float
+    name: str | None = None  # of table.py; None: DDIM, or Euler's method on a flow
+    guided_channels: int | None = None
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    respacing: str = "even"  # see respacing.py
+    variance: str | None = (
+        None  # ancestral: learned | lower | upper; None: learned where the model learned one
+    )
+    shift: float = 0.0  # flows: t <- shift t / (1 + (shift - 1) t), t from noise to data; 0: not moved
+    diffusion: str = "sigma"  # of the SDE: sigma | decreasing
+    last_step: str | None = None  # SDE: mean (also None) | euler; Heun: one slope (None) | heun
+    last_size: float = 0.04  # of the SDE: noise level from which the last step leaves
+
+    @classmethod
+    def of(cls, described: Mapping[str, Any], **changes: Any) -> "SamplerSettings":
+        """Those of config.json, with `changes`. Raises `ValueError` for an unknown setting."""
+        given = {**described, **changes}
+        unknown = sorted(set(given) - {field.name for field in fields(cls)})
+        if unknown:
+            raise ValueError(
+                f"sampler: unknown setting {unknown[0]!r}, expected some of"
+                f" {', '.join(field.name for field in fields(cls))}"
+            )
+        if "guidance_interval" in given:
+            low, high = given["guidance_interval"]
+            given["guidance_interval"] = (float(low), float(high))
+        settings = cls(**given)
+        if settings.steps < 1:
+            raise ValueError(f"sampler.steps: got {settings.steps}, expected 1 or more")
+        _ = settings.guidance  # checks its own settings
+        return settings
+
+    @property
+    def guidance(self) -> Guidance:
+        return Guidance(scale=self.cfg_scale, channels=self.guided_channels, interval=self.guidance_interval)
+
+
+class Guided(Protocol):
+    """The network under guidance, as a sampler asks it: all rows at the model's time `t`."""
+
+    def __call__(self, x: Tensor, t: float, *, level: float) -> Prediction: ...
+
+
+Fresh = Callable[[], Tensor]  # the next standard normal (N, C, H, W)

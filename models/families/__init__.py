@@ -1,0 +1,1 @@
+"""Class-conditional transformers as published, a file each: network, sizes, process, state dict, sampler."""
