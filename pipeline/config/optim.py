@@ -33,6 +33,13 @@ class Optim(Section):
     )
     clip: float | None = Field(1.0, gt=0, description="bound on the gradient's norm")
     weight_decay: float = Field(0.0, ge=0, description="of AdamW")
+    separate_moments: bool = Field(
+        False,
+        description=(
+            "two optimisers over the same weights: one for what forgets, one for what retains, each with"
+            " moments of its own (DualOptim); only for methods that are such a sum"
+        ),
+    )
     ema: float = Field(
         0.7, ge=0, lt=1, description="decay of the averaged weights that are evaluated and registered; 0: off"
     )

@@ -30,6 +30,7 @@ RULE_BEFORE = {
     "hold_steps": "patience_steps",
     "kept_step": "best_step",
 }
+FORGET = "forget optimiser "  # what the names of its moments begin with in a checkpoint
 GO_ON, STOP, INTERRUPTED = 0, 1, 2  # what the ranks agree on: the largest of their words counts
 
 
@@ -219,6 +220,8 @@ def _rule(config: UnlearnConfig, before: Mapping[str, Any]) -> SettleRule:
 
 def _checkpoint(iteration: int, state: State, checks: Checks, progress: dict[str, Any]) -> Checkpoint:
     moments, entries = optimiser_moments(state.optimizer, list(state.named)), {}
+    if state.forget_optimizer:
+        moments |= optimiser_moments(state.forget_optimizer, [FORGET + name for name in state.named])
     if state.redirect:
         adversary = state.redirect.adversary
         moments |= optimiser_moments(adversary.optimizer, adversary.names)
@@ -238,6 +241,8 @@ def _checkpoint(iteration: int, state: State, checks: Checks, progress: dict[str
 @torch.no_grad()
 def _restore(state: State, checks: Checks, start: Checkpoint, device: torch.device) -> None:
     restore(start, state.named, state.average.values, state.optimizer, list(state.named))
+    if state.forget_optimizer:
+        restore_moments(state.forget_optimizer, [FORGET + name for name in state.named], start.moments)
     if state.redirect:
         adversary = state.redirect.adversary
         adversary.restore([start.adversary[name] for name in adversary.names])
