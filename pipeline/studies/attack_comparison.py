@@ -70,7 +70,8 @@ def attacked_cells(config: AttackMethodsConfig) -> list[AttackedCell]:
 
 def compare(config: AttackMethodsConfig, results_uri: str) -> Iterator[dict[str, Any]]:
     """Run what `results_uri` (JSON lines) does not hold yet; yields every result, old ones first."""
-    return results(attacked_cells(config), run_attacked, results_uri, config.processes)
+    runs = attacked_cells(config)[config.shard :: config.shards]
+    return results(runs, run_attacked, results_uri, config.processes)
 
 
 def run_attacked(attacked_cell: AttackedCell) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import UnlearnConfig
+from pipeline.config.optim import Optim
 from pipeline.evaluation.stopping_rule import SettleRule
 from pipeline.runtime.stopwatch import Stopwatch, phase, timed
 from pipeline.training.checkpoint import Checkpoint, optimiser_moments, restore, restore_moments
@@ -85,9 +86,11 @@ def unlearn(inputs: Inputs, start: Checkpoint | None = None, *, hooks: Hooks | N
     last, every = config.optim.max_steps, config.evaluate.every
 
     # The state is made at the base weights; only then a run begins, or goes on where it stopped.
+    cpu_started = time.process_time()
     state = open_state(inputs)
+    prepare_cpu_s = time.process_time() - cpu_started
     if start is None:
-        iteration, progress = 0, _begin(inputs, hooks)
+        iteration, progress = 0, _begin(inputs, hooks) | {"prepare_cpu_seconds": prepare_cpu_s}
         state.average.begin(state.named)
     else:
         iteration, progress = start.iteration, dict(start.progress)
@@ -127,7 +130,7 @@ def unlearn(inputs: Inputs, start: Checkpoint | None = None, *, hooks: Hooks | N
             checks.collect()
 
             # Stop? All ranks together, with a checkpoint.
-            spent = config.optim.max_seconds is not None and clock.spent_s >= config.optim.max_seconds
+            spent = clock.over(config.optim)
             word = agreed(checks.rule.stopped is not None or (due and spent))
             if hooks.save and (due or word == INTERRUPTED):
                 with phase("checkpoint"):
@@ -162,6 +165,13 @@ class _Clock:
     @property
     def spent_s(self) -> float:
         return sum(self._progress["step_seconds"])
+
+    def over(self, optim: Optim) -> bool:
+        """Whether the seconds that the run may take are spent."""
+        cpu_s = self._progress["cpu_seconds"] + self._progress.get("prepare_cpu_seconds", 0.0)
+        return (optim.max_seconds is not None and self.spent_s >= optim.max_seconds) or (
+            optim.max_cpu_seconds is not None and cpu_s >= optim.max_cpu_seconds
+        )
 
     def waiting(self) -> None:
         self._waiting_since = time.perf_counter()
@@ -292,6 +302,7 @@ def _outcome(
             "seconds_to_forget": sum(spent[: rule.settled_step]) if rule.settled_step else None,
             "step_seconds": sum(spent),
             "step_cpu_seconds": progress["cpu_seconds"],
+            "prepare_cpu_seconds": progress.get("prepare_cpu_seconds", 0.0),
             "final_check_seconds": progress["final_check"],
         },
     )
