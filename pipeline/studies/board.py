@@ -12,9 +12,17 @@ from pipeline import storage
 from pipeline.config import CompareConfig
 from pipeline.reports.html import environment
 from pipeline.reports.png import grid_address
+from pipeline.studies import behaviour
 from pipeline.studies.attack_comparison import BASE as BEFORE
 from pipeline.studies.attack_comparison import REFERENCE
-from pipeline.studies.comparison import BASE, drawn_of, results_of, samples_uri
+from pipeline.studies.comparison import (
+    BASE,
+    cells,
+    drawn_of,
+    model_uri_of,
+    results_of,
+    samples_uri,
+)
 
 TEMPLATES = Path(__file__).with_name("templates")
 Result = Mapping[str, Any]
@@ -28,6 +36,8 @@ COLUMNS: tuple[tuple[str, Callable[[Result], float | None], int], ...] = (
     ("neighbours", lambda r: r.get("retain_neighbours"), 2),
     ("Frechet, judge", lambda r: r["fid"], 1),
     ("recall excess", lambda r: r.get("excess"), 2),
+    ("behaviour, forgotten", lambda r: (r.get("behaviour") or {}).get("forgotten"), 2),
+    ("behaviour, retained", lambda r: (r.get("behaviour") or {}).get("retained"), 2),
     ("settled at step", lambda r: r["settled_step"], 0),
     ("steps", lambda r: r["steps"], 0),
     ("CPU seconds", lambda r: r["step_cpu_seconds"] + r.get("prepare_cpu_seconds", 0.0), 1),
@@ -39,6 +49,8 @@ def write(
 ) -> tuple[str, list[str]]:
     """Make the board of the runs there are; where it lies, and what is missing for it."""
     results, missing = with_excess(config, results)
+    results, yardsticks, unmeasured = with_behaviour(config, results)
+    missing += unmeasured
     uri = f"{samples_uri(config)}.html"
     pictures = {
         result["key"]: _picture(drawn_of(config, result, result["key"]), result["pair"][0])
@@ -46,7 +58,10 @@ def write(
         if "failed" not in result
     }
     bases = {
-        tuple(result["pair"]): _picture(drawn_of(config, result, BASE), result["pair"][0])
+        tuple(result["pair"]): (
+            _picture(drawn_of(config, result, BASE), result["pair"][0]),
+            yardsticks.get(tuple(result["pair"]), ""),
+        )
         for result in results
         if "failed" not in result
     }
@@ -59,11 +74,11 @@ def render(
     results: Sequence[Result],
     class_names: Sequence[str],
     pictures: Mapping[str, str],
-    bases: Mapping[tuple[int, ...], str],
+    bases: Mapping[tuple[int, ...], tuple[str, str]],
     missing: Sequence[str] = (),
 ) -> str:
-    """The page; `pictures` are addresses by key of a run, `bases` by request. Every text from outside is
-    escaped."""
+    """The page; `pictures` are addresses by key of a run, `bases` one by request with a text. Every text from
+    outside is escaped."""
 
     def request(pair: Sequence[int]) -> str:
         return f"{class_names[pair[0]]} to {class_names[pair[1]]}"
@@ -99,7 +114,7 @@ def render(
             runs=[_only(run, measured) for run in runs],
             requests=list(dict.fromkeys(run["request"] for run in runs)),
             seeds=list(dict.fromkeys(run["seed"] for run in runs)),
-            bases=[(request(pair), address) for pair, address in bases.items()],
+            bases=[(request(pair), address, text) for pair, (address, text) in bases.items()],
             missing=missing,
         )
     )
@@ -123,7 +138,8 @@ def _rows(config: CompareConfig, results: Sequence[Result]) -> list[dict[str, An
                     "runs": len(own),
                     "settled": f"{settled} of {len(own)}",
                     "share": settled / len(own),
-                    "cells": _cells(whole),
+                    # of a setting, the distribution over its runs
+                    "cells": _cells([{**one, "behaviour": one.get("behaviour_of_all")} for one in whole]),
                 }
             )
     return lines
@@ -147,6 +163,50 @@ def _picture(drawn: Mapping[int, np.ndarray], forgotten: int) -> str:
     """The images of the forgotten label, then the first of every other label."""
     others = [images[:1] for label, images in sorted(drawn.items()) if label != forgotten]
     return grid_address(np.concatenate([drawn[forgotten], *others]))
+
+
+def with_behaviour(
+    config: CompareConfig, results: Sequence[Result]
+) -> tuple[list[Result], dict[tuple[int, ...], str], list[str]]:
+    """`results` with how far each run, and all of its setting and request together, behave from the retrained
+    references; by request the same of the base, in words; and what is missing, as commands."""
+    from pipeline.data.tombstones import open_lake
+
+    cache, lines = storage.join(samples_uri(config), "losses"), list(results)
+    yardsticks: dict[tuple[int, ...], str] = {}
+    missing: list[str] = []
+    if not any(line.get("losses") for line in lines):
+        return lines, yardsticks, missing
+    lake = open_lake(config.storage, config.lake)
+    bases = {cell.pair: model_uri_of(cell) for cell in cells(config)}
+    for pair, base in bases.items():
+        own = [line for line in lines if tuple(line["pair"]) == pair and line.get("losses")]
+        uris = behaviour.reference_uris(base, pair[0])
+        if own and len(uris) < 2:
+            missing.append(
+                f"{len(uris)} retrained references without class {pair[0]}, expected 2 or more:"
+                f" jobs/pretrain.py --set 'without=[{pair[0]}]', with --set number=1 and so on"
+            )
+        if not own or len(uris) < 2:
+            continue
+        losses = [behaviour.losses_at(uri, lake, pair[0], cache) for uri in uris]
+        of_base = behaviour.distances([{"losses": behaviour.losses_at(base, lake, pair[0], cache)}], losses)
+        yardsticks[pair] = behaviour.said(of_base, losses)
+        of_row = {
+            row: behaviour.distances([line for line in own if line["row"] == row], losses)
+            for row in config.rows
+        }
+        lines = [
+            {
+                **line,
+                "behaviour": behaviour.distances([line], losses),
+                "behaviour_of_all": of_row[line["row"]],
+            }
+            if line in own
+            else line
+            for line in lines
+        ]
+    return lines, yardsticks, missing
 
 
 def with_excess(config: CompareConfig, results: Sequence[Result]) -> tuple[list[Result], list[str]]:

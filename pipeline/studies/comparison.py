@@ -19,6 +19,7 @@ from pipeline import storage
 from pipeline.config import CompareConfig, UnlearnConfig
 from pipeline.runs.request_checks import with_own_settings
 from pipeline.studies.resumable import flattened, markdown, require_same_settings, results, stored
+from pipeline.weights import model_folder
 
 if TYPE_CHECKING:
     from pipeline.data.partition import Partition
@@ -66,6 +67,12 @@ def cells(config: CompareConfig) -> list[Cell]:
                 run = with_own_settings(configuration.parse_given(UnlearnConfig, values, overrides))
                 grid.append(Cell(row=row, pair=(forgotten, exchange), config=run))
     return grid
+
+
+def model_uri_of(cell: Cell) -> str:
+    """Where the weights lie that the run begins with."""
+    model = cell.config.model
+    return model.weights or model_folder.model_uri(cell.config.storage, model.size, cell.config.lake)
 
 
 def compare(config: CompareConfig, results_uri: str) -> Iterator[dict[str, Any]]:
@@ -127,6 +134,7 @@ def assembled(config: UnlearnConfig) -> "tuple[Prepared, Partition, Inputs]":
 def run_cell(cell: Cell, samples_uri: str) -> dict[str, Any]:
     """One run in this process, on one thread; a run that breaks down numerically is a result too."""
     from pipeline.runs.result import base_metrics_of
+    from pipeline.studies.behaviour import probe_losses
     from pipeline.training.loop import Hooks, unlearn
     from pipeline.training.sample_grids import draw_grids
     from pipeline.unlearning.collectives import NonFiniteError
@@ -160,6 +168,9 @@ def run_cell(cell: Cell, samples_uri: str) -> dict[str, Any]:
         storage.write_json(before_uri, {"result": outcome.before, "record": first[0]})
     inputs.model.net.load_state_dict(dict(outcome.trained), strict=False)
     draw(cell.key)
+    losses = None
+    if inputs.model.conditional:
+        losses = probe_losses(inputs.model, prepared.lake, cell.pair[0])
     after = outcome.after
     return {
         **facts,
@@ -178,6 +189,7 @@ def run_cell(cell: Cell, samples_uri: str) -> dict[str, Any]:
         "retain_neighbours": after["retain_accuracy"].get("neighbours"),
         "step_cpu_seconds": outcome.timing["step_cpu_seconds"],
         "prepare_cpu_seconds": outcome.timing["prepare_cpu_seconds"],
+        "losses": losses,
     }
 
 

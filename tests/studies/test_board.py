@@ -9,15 +9,21 @@ import pytest
 import torch
 from browser import CHROMIUM, Tab, chromium, layout, visit
 
+from models.generative import build
 from models.weights import to_bytes
 from pipeline import storage
-from pipeline.config import CompareConfig, parse
+from pipeline.config import CompareConfig, PretrainConfig, parse, parse_given
 from pipeline.config.attack import AttackMethodsConfig
+from pipeline.data.tombstones import open_lake
 from pipeline.errors import InputError
-from pipeline.studies import board
+from pipeline.seeding import generator
+from pipeline.studies import behaviour, board
 from pipeline.studies.attack_comparison import BASE, REFERENCE
-from pipeline.studies.comparison import cells, every_result, results_uri, settings_of
+from pipeline.studies.comparison import cells, every_result, model_uri_of, results_uri, settings_of
 from pipeline.studies.resumable import require_same_settings
+from pipeline.training.pretrain_run import model_uri_of as model_uri_of_pretrained
+from pipeline.weights import model_folder
+from tests import untrained
 
 GRID: dict[str, Any] = {
     "name": "small",
@@ -144,6 +150,45 @@ def test_the_page_has_medians_runs_and_pictures_and_escapes_what_is_not_its_own(
     assert "recall excess" not in page.split("</thead>")[0], "nothing was attacked"
     assert board._cells([result(cell) for cell in cells(whole)][:1])[-1] == ("2.5", "2.5")
     assert np.isfinite([float(value) for _, value in board._cells([result(cells(whole)[0])]) if value]).all()
+
+
+def test_behaviour_is_measured_against_all_references_that_are_there(tmp_path: Path) -> None:
+    """Untrained models of several seeds: the base, two references and the runs' losses."""
+    root = str(tmp_path)
+    untrained.fill(root)
+    whole = config(root, rows={"plain": {"method.name": "exchange"}})
+    lake = open_lake(root, whole.lake)
+    (base,) = {model_uri_of(cell) for cell in cells(whole)}
+    stored = model_folder.read(base, "base")
+    model = build(stored.config)
+    lines = []
+    for seed, cell in enumerate(cells(whole)):
+        model.net.load_state_dict(dict(stored.state))
+        with torch.no_grad():
+            for index, weight in enumerate(model.net.parameters()):
+                weight += 0.02 * torch.randn(weight.shape, generator=generator(seed, index))
+        name = f"{base}-without-1" + ("-number-1" if seed else "")
+        assert len(board.with_behaviour(whole, [result(cell, losses={"forgotten": [1.0]})])[2]) == 1
+        model_folder.write(name, stored.config, dict(model.net.state_dict()), {"made": "for a test"})
+        lines.append(result(cell, losses=behaviour.probe_losses(model, lake, 1)))
+    measured, yardsticks, missing = board.with_behaviour(whole, lines)
+    assert missing == [] and "2 references" in yardsticks[1, 7]
+    for line, seed in zip(measured, (0, 1), strict=True):
+        assert line["behaviour"]["forgotten"] > 0, seed  # each of the two is apart from their mean
+        assert line["behaviour_of_all"]["retained"] == pytest.approx(0.0, abs=1e-9)  # together they are them
+    again, _, _ = board.with_behaviour(whole, lines)
+    assert again == measured
+
+
+def test_a_further_reference_has_a_folder_and_a_seed_of_its_own() -> None:
+    reference = {"storage": "/nowhere", "without": [1]}
+    uris = [
+        model_uri_of_pretrained(parse_given(PretrainConfig, {**reference, "number": k})) for k in range(3)
+    ]
+    assert uris[0] == "/nowhere/models/dit-tiny-digits-without-1"
+    assert uris[1:] == [f"{uris[0]}-number-{k}" for k in (1, 2)]
+    with pytest.raises(InputError, match=r"number: got it while without is absent"):
+        parse_given(PretrainConfig, {"number": 1})
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
