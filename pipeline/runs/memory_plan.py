@@ -191,9 +191,7 @@ class MemoryPlan:
             if method.depth == "weights":
                 terms = self._redirection(model, teacher, micro)
             else:
-                tools = Tools(
-                    model=model, teacher=teacher, settings=self.options, named=named, memory=memory
-                )
+                tools = Tools(model=model, teacher=teacher, settings=self.options, named=named, memory=memory)
                 rows = _rows(model, self.rows)
                 pairs = replace(rows, target_x0=rows.x0)  # for a method that pairs the rows to forget
                 terms = build_terms(
