@@ -10,7 +10,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline import storage
 from pipeline.config.attack import AttackMethodsConfig
 from pipeline.runtime import command_line
 
@@ -18,9 +17,9 @@ from pipeline.runtime import command_line
 def run(config: AttackMethodsConfig, dry_run: bool) -> None:
     from pipeline.runtime.progress import gathered
     from pipeline.studies.attack_comparison import attacked_cells, compare, table
+    from pipeline.studies.comparison import results_uri
 
-    cells = attacked_cells(config)
-    uri = storage.join(config.storage, "comparisons", f"{config.name}.jsonl")
+    cells, uri = attacked_cells(config)[config.shard :: config.shards], results_uri(config)
     if dry_run:
         print(f"would make {len(cells)} runs, each with {len(config.attack_suite)} attacks and relearning")
         return

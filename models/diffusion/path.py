@@ -51,6 +51,10 @@ class VariancePreserving:
     def x0_from_eps(self, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         return (x_t - self.at("noise", t, x_t) * eps) / self.at("signal", t, x_t)
 
+    def noise_in(self, x_t: Tensor, t: Tensor, x0: Tensor) -> Tensor:
+        """The eps by which x_0 becomes x_t."""
+        return (x_t - self.at("signal", t, x_t) * x0) / self.at("noise", t, x_t)
+
     def posterior_mean(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Of x_{t-1}, given x_t and x_0 (DDPM eq. 7)."""
         return self.at("posterior_mean_x0", t, x_t) * x0 + self.at("posterior_mean_xt", t, x_t) * x_t
@@ -107,6 +111,17 @@ class Flow:
     def noised(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         a, b, _, _ = self.coefficients(self._levels(t, x0))
         return a * x0 + b * eps
+
+    def noise_in(self, x_t: Tensor, t: Tensor, x0: Tensor) -> Tensor:
+        """The eps by which x_0 becomes x_t; t is not where the data lies."""
+        a, b, _, _ = self.coefficients(self._levels(t, x_t))
+        return (x_t - a * x0) / b
+
+    def parts(self, x_t: Tensor, t: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
+        """The x_0 and eps that x_t and dx_t / dt are made of."""
+        a, b, da, db = self.coefficients(self._levels(t, x_t))
+        slope, scale = self.sign * velocity, a * db - da * b
+        return (db * x_t - b * slope) / scale, (a * slope - da * x_t) / scale
 
     def velocity(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """dx_t / dt in the model's own time, what its network learns."""

@@ -28,6 +28,15 @@ class Epsilon:
         eps, v = out.chunk(2, dim=1)
         return Prediction(eps, v)
 
+    def target(self, path: Path, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """What `value` is trained towards."""
+        return eps
+
+    def parts(self, path: Path, x_t: Tensor, t: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The x_0 and eps that a predicted `value` takes x_t to be made of."""
+        assert isinstance(path, VariancePreserving)
+        return path.x0_from_eps(x_t, t, value), value
+
     def losses(
         self, path: Path, got: Prediction, x0: Tensor, x_t: Tensor, noise: Noise, anchor: Anchor | None
     ) -> Tensor:
@@ -60,11 +69,18 @@ class Velocity:
     def of(self, out: Tensor) -> Prediction:
         return Prediction(out, None)
 
+    def target(self, path: Path, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        assert isinstance(path, Flow)
+        return path.velocity(x0, t, eps)
+
+    def parts(self, path: Path, x_t: Tensor, t: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        assert isinstance(path, Flow)
+        return path.parts(x_t, t, value)
+
     def losses(
         self, path: Path, got: Prediction, x0: Tensor, x_t: Tensor, noise: Noise, anchor: Anchor | None
     ) -> Tensor:
-        assert isinstance(path, Flow)
-        return self.distances(got, Prediction(path.velocity(x0, noise.t, noise.eps), None))
+        return self.distances(got, Prediction(self.target(path, x0, noise.t, noise.eps), None))
 
     def distances(self, got: Prediction, target: Prediction) -> Tensor:
         """(N,) from the velocity or from a frozen model's prediction."""

@@ -30,6 +30,14 @@ class Discrete:
         """How noisy, in [0, 1]."""
         return t / max(self.steps - 1, 1)
 
+    def stretch(self, first: int, last: int) -> Tensor:
+        """The times (last - first,) of the timesteps [first, last)."""
+        return torch.arange(first, last)
+
+    def at_least(self, t: Tensor, level: float) -> Tensor:
+        """The times (N,), where they are less noisy than `level` its own."""
+        return t.clamp(min=round(level * (self.steps - 1)))
+
 
 @dataclass(frozen=True)
 class Continuous:
@@ -69,6 +77,14 @@ class Continuous:
     def level(self, t: Tensor) -> Tensor:
         """How noisy, in [0, 1]; its own inverse."""
         return 1 - t if self.data_at else t
+
+    def stretch(self, first: int, last: int) -> Tensor:
+        """The middles (last - first,) of the stretches [first, last), data first."""
+        return self.level((torch.arange(first, last) + 0.5) / self.steps)
+
+    def at_least(self, t: Tensor, level: float) -> Tensor:
+        """The times (N,), where they are less noisy than `level` its own."""
+        return self.level(self.level(t).clamp(min=level))
 
 
 Time = Discrete | Continuous

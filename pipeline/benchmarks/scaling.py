@@ -24,6 +24,7 @@ import torch.distributed as dist
 from pipeline.benchmarks import start_up
 from pipeline.benchmarks.step import model_of, rows_of
 from pipeline.config import BenchmarkConfig, Train, parse
+from pipeline.errors import InputError
 from pipeline.runtime.stopwatch import Stopwatch
 from pipeline.unlearning.collectives import Collectives
 from pipeline.unlearning.gradients import Gradients, LocalGradients
@@ -38,6 +39,9 @@ Seconds = dict[str, float]
 def run(config: BenchmarkConfig) -> dict[str, Any]:
     """The figures as one JSON value; every time is a median over bursts, per step."""
     settings = config.scaling
+    able = [name for name, method in METHODS.items() if not method.own]
+    if settings.method not in able:
+        raise InputError(f"scaling.method: got {settings.method!r}, expected one of {', '.join(able)}")
     if settings.start_up:
         start_up.require_inputs(config)
     with tempfile.TemporaryDirectory() as folder:

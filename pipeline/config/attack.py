@@ -1,6 +1,6 @@
 """A comparison whose runs are attacked."""
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.config.compare import CompareConfig
 from pipeline.config.measuring import Attacks, Measuring
@@ -20,3 +20,12 @@ class AttackMethodsConfig(CompareConfig):
     )
     measuring: Measuring = Measuring()
     attacks: Attacks = Attacks()
+
+    @model_validator(mode="after")
+    def _makes_them(self) -> "AttackMethodsConfig":
+        if self.attack_results is not None:
+            raise ValueError(
+                f"attack_results: got {self.attack_results}, but this job makes them; expected it of"
+                " jobs/compare_methods.py"
+            )
+        return self

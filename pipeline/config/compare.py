@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.config.base import JobConfig, LakeName, Name
 
@@ -16,6 +16,26 @@ class CompareConfig(JobConfig):
     )
     processes: int = Field(2, ge=1, description="runs side by side, each on one thread")
     unlearn: dict[str, Any] = Field({}, description="settings of the main job that all rows share")
+    cpu_seconds: float | None = Field(
+        None,
+        gt=0,
+        description=(
+            "CPU seconds that every run may take for its steps and what its method prepares, settled or not;"
+            " absent: each ends by its own rule"
+        ),
+    )
+    shards: int = Field(1, ge=1, description="machines that share the runs, each by a command of its own")
+    shard: int = Field(0, ge=0, description="which of the shards this one is, from 0")
+    attack_results: Name | None = Field(
+        None,
+        description="name of a comparison of jobs/attack_methods.py with the same rows, for the board",
+    )
     rows: dict[str, dict[str, Any]] = Field(
         min_length=1, description="name of a row -> the settings it changes, by dotted key"
     )
+
+    @model_validator(mode="after")
+    def _shard(self) -> "CompareConfig":
+        if self.shard >= self.shards:
+            raise ValueError(f"shard: got {self.shard} of {self.shards}, expected 0 to {self.shards - 1}")
+        return self

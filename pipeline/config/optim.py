@@ -1,5 +1,6 @@
 """The optimiser of an unlearning run, and how long it goes on."""
 
+import operator
 from typing import Literal
 
 from pydantic import Field
@@ -23,6 +24,15 @@ class Optim(Section):
     max_seconds: float | None = Field(
         None, gt=0, description="seconds of steps after which a run ends, at its next check; absent: no bound"
     )
+    max_cpu_seconds: float | None = Field(
+        None,
+        gt=0,
+        exclude_if=operator.not_,
+        description=(
+            "the same in CPU seconds of the worker's process, with those that the method takes to prepare; a"
+            " measure that other processes on the machine do not change"
+        ),
+    )
     warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises")
     moment_warmup_steps: int = Field(
         0, ge=0, description="gradient evaluations at lr 0 that fill the optimiser's moments first"
@@ -33,6 +43,14 @@ class Optim(Section):
     )
     clip: float | None = Field(1.0, gt=0, description="bound on the gradient's norm")
     weight_decay: float = Field(0.0, ge=0, description="of AdamW")
+    separate_moments: bool = Field(
+        False,
+        exclude_if=operator.not_,
+        description=(
+            "two optimisers over the same weights: one for what forgets, one for what retains, each with"
+            " moments of its own (DualOptim); only for methods that are such a sum"
+        ),
+    )
     ema: float = Field(
         0.7, ge=0, lt=1, description="decay of the averaged weights that are evaluated and registered; 0: off"
     )

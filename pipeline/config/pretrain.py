@@ -1,5 +1,6 @@
 """Training a small model and its judge."""
 
+import operator
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -60,6 +61,7 @@ class PretrainConfig(SeededConfig):
     conditions: ClassVar[tuple[Only, ...]] = (
         while_("judge.width", "judge.net", "small_cnn", "resnet"),
         while_("uniformity_judge.width", "uniformity_judge.net", "small_cnn", "resnet"),
+        Only(keys=("number",), switches=("without", "without_samples"), needed=" given"),
         ELASTIC,
     )
 
@@ -74,6 +76,15 @@ class PretrainConfig(SeededConfig):
     )
     without_samples: str | None = Field(
         None, description="the same for single rows: URI of a text file with one sample id a line"
+    )
+    number: int = Field(
+        0,
+        ge=0,
+        exclude_if=operator.not_,
+        description=(
+            "which of several references this is: each has a folder of its own and the seed `seed` plus this"
+            " number; the board compares with all that are there"
+        ),
     )
     label_dropout: Fraction = Field(
         0.1, description="share of rows trained under the null label (classifier-free guidance)"

@@ -5,6 +5,7 @@ Calibrated against the CPU allocator's own records by tests/runs/test_memory_pla
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache, cached_property
 from typing import Any, NamedTuple
 
@@ -21,9 +22,10 @@ from pipeline.unlearning.adversary import Adversary
 from pipeline.unlearning.collectives import Collectives
 from pipeline.unlearning.gradients import Gradients, LocalGradients, Term
 from pipeline.unlearning.losses import Weights, build_terms
-from pipeline.unlearning.methods.table import METHODS, method_settings, own_losses
+from pipeline.unlearning.methods.preparation import Tools
+from pipeline.unlearning.methods.table import METHODS, method_settings, own_losses, own_penalties
 from pipeline.unlearning.noising import Rows, StepRows
-from pipeline.unlearning.parameters import select
+from pipeline.unlearning.parameters import flat, select
 from pipeline.unlearning.redirection import RedirectionRows, redirection_terms
 from pipeline.unlearning.teacher import Teacher
 
@@ -114,9 +116,10 @@ class MemoryPlan:
         peak = one + (frozen - one) * (self.depth - blocks) + (trained - one) * (blocks - 1)
         subset = FLOAT * self.trainable
         gradients = subset * max(step.vectors for step in self.steps)
-        copies = 2 if self.has_teacher else 1
+        copies = (2 if self.has_teacher else 1) + len(self.method.vectors)
+        moments = 4 if self.config.optim.separate_moments else 2
         return Need(
-            FLOAT * self.parameters + copies * subset, gradients, 2 * subset, max(0, peak - gradients)
+            FLOAT * self.parameters + copies * subset, gradients, moments * subset, max(0, peak - gradients)
         )
 
     def choose(self, memory_gib: float | None) -> Choice:
@@ -184,24 +187,29 @@ class MemoryPlan:
             model = build({**self.description, "architecture": architecture}, device="meta")
             named = select(model, f"{self.kind}:{blocks}" if self.blocks else self.kind)
             teacher = Teacher(model, named) if self.has_teacher else None
+            like = flat(list(named.values()), list(named.values()))
+            memory = {name: torch.empty_like(like) for name in self.method.vectors}
             if method.depth == "weights":
                 terms = self._redirection(model, teacher, micro)
             else:
+                tools = Tools(model=model, teacher=teacher, settings=self.options, named=named, memory=memory)
                 rows = _rows(model, self.rows)
+                pairs = replace(rows, target_x0=rows.x0)  # for a method that pairs the rows to forget
                 terms = build_terms(
                     model,
-                    StepRows(retain=rows, forget=rows, exchange=rows if config.request.exchange else None),
+                    StepRows(retain=rows, forget=pairs, exchange=rows if config.request.exchange else None),
                     Weights(
                         exchange=method.exchange_weight, targets=method.targets, contrast=method.contrast
                     ),
                     teacher=teacher,
                     micro_batches=micro,
                     joint=hvp != "recompute",
-                    own=own_losses(method.name, model, teacher, self.options),
+                    own=own_losses(method.name, tools),
+                    penalties=own_penalties(method.name, tools),
                     autocast=lambda: AsOnGpu(config.train.precision),
                 )
             local = LocalGradients(params=list(named.values()), terms=terms, hvp=hvp)
-            step = Counted(index=index, local=local, collectives=Collectives())
+            step = Counted(index=index, local=local, collectives=Collectives(), memory=memory)
             live.now = live.peak = 0  # what was there before the step
             self.method.gradient(step, self.options)
         return step, live.peak

@@ -87,6 +87,7 @@ def resolve(
     require_answers(request)
     if not conditional:
         _require_unlabelled(config)
+    _require_method(config)
     missing = [c for c in request.classes if c not in request.exchange]
     if missing and conditional and not request.without_exchange:
         raise InputError(
@@ -135,6 +136,30 @@ def resolve(
     return config.model_copy(update={"request": request.model_copy(update={"id": request_id(config)})})
 
 
+def _require_method(config: UnlearnConfig) -> None:
+    """Raise `InputError` for a request, or a setting of the optimiser, that the method has no answer to."""
+    request, name = config.request, config.method.name
+    method = METHODS[name]
+    if method.whole_classes and request.sample_ids:
+        raise InputError(
+            f"request.sample_ids: got named samples with method.name {name}, which forgets what a label"
+            " shows; expected request.classes alone, or a method such as siss"
+        )
+    bare = [c for c in request.classes if c not in request.exchange]
+    if method.exchange and bare and config.method.depth == "label":
+        raise InputError(
+            f"request.exchange: class {bare[0]} has none, but {name} shows each forgotten row beside one that"
+            " its label shall show; expected --set"
+            f" 'request.exchange={exchange_hint(request.exchange, bare)}'"
+        )
+    if config.optim.separate_moments and not method.summands:
+        able = ", ".join(sorted(key for key, line in METHODS.items() if line.summands))
+        raise InputError(
+            f"optim.separate_moments: got true with method.name {name}, whose gradient is no sum of what"
+            f" forgets and what retains; expected one of {able}"
+        )
+
+
 def exchange_hint(exchange: Mapping[int, Any], missing: Sequence[int]) -> str:
     """The whole map as --set takes it, which replaces the one there is: what is given, and a place to fill in
     for each class without one."""
@@ -168,6 +193,11 @@ def require_fit(config: UnlearnConfig, model: "GenerativeModel") -> None:
         )
     if config.method.latent_reflection:
         _require_fold(config, model)
+    if model.whole_batch and METHODS[config.method.name].vectors:
+        raise InputError(
+            f"model.batch_norm: got batch with method.name {config.method.name}, which takes the gradients of"
+            " single rows; expected model.batch_norm=running"
+        )
     if model.whole_batch and (config.train.most > 1 or config.optim.micro_batch):
         cut = (
             f"train.workers {config.train.most}"
@@ -190,7 +220,7 @@ def _require_redirection(config: UnlearnConfig) -> None:
             f"redirection.pool: got {config.redirection.pool} embeddings for {len(labels)} forgotten"
             " classes, expected one each at least"
         )
-    if method.loss is not None:
+    if method.own:
         raise InputError(
             f"method.name: got {config.method.name}, whose own loss speaks of labels; expected exchange,"
             " surgery, uno or uno_s with method.depth weights"

@@ -59,8 +59,7 @@ def attacked_cells(config: AttackMethodsConfig) -> list[AttackedCell]:
     if config.references:
         first = next(iter(config.rows))
         for cell in (cell for cell in runs if cell.row == first):
-            model = cell.config.model
-            base = model.weights or model_folder.model_uri(config.storage, model.size, config.lake)
+            base = comparison.model_uri_of(cell)
             reference = f"{base}-without-{cell.pair[0]}"
             for row, uri in ((BASE, base), (REFERENCE, reference)):
                 if model_folder.manifest_of(uri) is not None:
@@ -70,7 +69,8 @@ def attacked_cells(config: AttackMethodsConfig) -> list[AttackedCell]:
 
 def compare(config: AttackMethodsConfig, results_uri: str) -> Iterator[dict[str, Any]]:
     """Run what `results_uri` (JSON lines) does not hold yet; yields every result, old ones first."""
-    return results(attacked_cells(config), run_attacked, results_uri, config.processes)
+    runs = attacked_cells(config)[config.shard :: config.shards]
+    return results(runs, run_attacked, results_uri, config.processes)
 
 
 def run_attacked(attacked_cell: AttackedCell) -> dict[str, Any]:

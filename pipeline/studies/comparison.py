@@ -6,6 +6,7 @@ as they come, so an interrupted comparison goes on.
 """
 
 import json
+import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +18,13 @@ from pipeline import config as configuration
 from pipeline import storage
 from pipeline.config import CompareConfig, UnlearnConfig
 from pipeline.runs.request_checks import with_own_settings
-from pipeline.studies.resumable import markdown, results
+from pipeline.studies.resumable import flattened, markdown, require_same_settings, results, stored
+from pipeline.weights import model_folder
 
 if TYPE_CHECKING:
     from pipeline.data.partition import Partition
     from pipeline.runs.preflight import Prepared
+    from pipeline.studies.pictures import Drawn
     from pipeline.training.step import Inputs
 
 BASE = "base"
@@ -57,22 +60,64 @@ def cells(config: CompareConfig) -> list[Cell]:
                     "classes": [forgotten],
                     "exchange": {forgotten: exchange},
                 }
-                overrides = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+                budget = {}
+                if config.cpu_seconds:
+                    budget = {"optim.max_cpu_seconds": config.cpu_seconds, "evaluate.to_the_end": True}
+                overrides = [f"{key}={json.dumps(value)}" for key, value in {**budget, **settings}.items()]
                 run = with_own_settings(configuration.parse_given(UnlearnConfig, values, overrides))
                 grid.append(Cell(row=row, pair=(forgotten, exchange), config=run))
     return grid
 
 
+def model_uri_of(cell: Cell) -> str:
+    """Where the weights lie that the run begins with."""
+    model = cell.config.model
+    return model.weights or model_folder.model_uri(cell.config.storage, model.size, cell.config.lake)
+
+
 def compare(config: CompareConfig, results_uri: str) -> Iterator[dict[str, Any]]:
     """Run what `results_uri` (JSON lines) does not hold yet; yields every result, old ones first. Samples go
     into a folder beside it."""
+    require_same_settings(settings_of(config), f"{samples_uri(config)}.yaml")
     return results(
-        cells(config), partial(run_cell, samples_uri=_samples_uri(results_uri)), results_uri, config.processes
+        cells(config)[config.shard :: config.shards],
+        partial(run_cell, samples_uri=samples_uri(config)),
+        results_uri,
+        config.processes,
     )
 
 
-def _samples_uri(results_uri: str) -> str:
-    return results_uri.removesuffix(".jsonl")
+def samples_uri(config: CompareConfig) -> str:
+    """The folder of the pictures; beside it lie the results and the settings."""
+    return storage.join(config.storage, "comparisons", config.name)
+
+
+def results_uri(config: CompareConfig) -> str:
+    """Where this shard's results lie."""
+    part = f"-{config.shard}-of-{config.shards}" if config.shards > 1 else ""
+    return f"{samples_uri(config)}{part}.jsonl"
+
+
+def every_result(config: CompareConfig) -> list[dict[str, Any]]:
+    """Those of the comparison's runs that any shard has left, in the order of the grid."""
+    lines = results_of(config.storage, config.name)
+    return [lines[cell.key] for cell in cells(config) if cell.key in lines]
+
+
+def results_of(storage_root: str, name: str) -> dict[str, dict[str, Any]]:
+    """What the shards of comparison `name` have left, by key."""
+    folder = storage.join(storage_root, "comparisons")
+    lines: dict[str, dict[str, Any]] = {}
+    for file in storage.listing(folder):
+        if re.fullmatch(rf"{re.escape(name)}(-\d+-of-\d+)?\.jsonl", file):
+            lines |= stored(storage.join(folder, file))
+    return lines
+
+
+def settings_of(config: CompareConfig) -> dict[str, Any]:
+    """What the runs depend on, by dotted key. Rows, requests and seeds may be added to a comparison."""
+    shared = {"lake": config.lake, "cpu_seconds": config.cpu_seconds, "unlearn": config.unlearn}
+    return {**flattened(shared), **{f"rows.{row}": settings for row, settings in config.rows.items()}}
 
 
 def assembled(config: UnlearnConfig) -> "tuple[Prepared, Partition, Inputs]":
@@ -89,6 +134,7 @@ def assembled(config: UnlearnConfig) -> "tuple[Prepared, Partition, Inputs]":
 def run_cell(cell: Cell, samples_uri: str) -> dict[str, Any]:
     """One run in this process, on one thread; a run that breaks down numerically is a result too."""
     from pipeline.runs.result import base_metrics_of
+    from pipeline.studies.behaviour import probe_losses
     from pipeline.training.loop import Hooks, unlearn
     from pipeline.training.sample_grids import draw_grids
     from pipeline.unlearning.collectives import NonFiniteError
@@ -122,6 +168,9 @@ def run_cell(cell: Cell, samples_uri: str) -> dict[str, Any]:
         storage.write_json(before_uri, {"result": outcome.before, "record": first[0]})
     inputs.model.net.load_state_dict(dict(outcome.trained), strict=False)
     draw(cell.key)
+    losses = None
+    if inputs.model.conditional:
+        losses = probe_losses(inputs.model, prepared.lake, cell.pair[0])
     after = outcome.after
     return {
         **facts,
@@ -137,7 +186,10 @@ def run_cell(cell: Cell, samples_uri: str) -> dict[str, Any]:
         "retain_mean_before": outcome.before["retain_accuracy"]["mean"],
         "retain_min_before": outcome.before["retain_accuracy"]["min"],
         "fid": after["fid"]["judge"],
+        "retain_neighbours": after["retain_accuracy"].get("neighbours"),
         "step_cpu_seconds": outcome.timing["step_cpu_seconds"],
+        "prepare_cpu_seconds": outcome.timing["prepare_cpu_seconds"],
+        "losses": losses,
     }
 
 
@@ -145,18 +197,19 @@ def _samples_of(samples_uri: str, request: str, name: str) -> str:
     return storage.join(samples_uri, request, f"{name}.safetensors")
 
 
-def draw_sheets(config: CompareConfig, results: Sequence[Mapping[str, Any]], results_uri: str) -> list[str]:
+def drawn_of(config: CompareConfig, result: Mapping[str, Any], name: str) -> "Drawn":
+    """The images that a run, or the base before it (`BASE`), left, by label."""
+    from models.weights import from_bytes
+
+    uri = _samples_of(samples_uri(config), result["samples"], name)
+    return {int(label): images.numpy() for label, images in from_bytes(storage.read_bytes(uri), uri).items()}
+
+
+def draw_sheets(config: CompareConfig, results: Sequence[Mapping[str, Any]]) -> list[str]:
     """A picture for each request, of its first seed: what the base and every row sample on the same noise.
     Returns where they lie."""
-    from models.weights import from_bytes
     from pipeline.data.tombstones import open_lake
-    from pipeline.studies.pictures import Drawn, sheet
-
-    def read(request: str, name: str) -> Drawn:
-        uri = _samples_of(_samples_uri(results_uri), request, name)
-        return {
-            int(label): images.numpy() for label, images in from_bytes(storage.read_bytes(uri), uri).items()
-        }
+    from pipeline.studies.pictures import sheet
 
     names = [item.name for item in open_lake(config.storage, config.lake).manifest.classes]
     uris = []
@@ -169,9 +222,9 @@ def draw_sheets(config: CompareConfig, results: Sequence[Mapping[str, Any]], res
         rows = [(row, of_row[row]) for row in config.rows if "samples" in of_row.get(row, {})]
         if not rows:
             continue
-        base = read(rows[0][1]["samples"], BASE)
-        uri = storage.join(_samples_uri(results_uri), f"{pair[0]}-to-{pair[1]}.png")
-        lines = [(BASE, base), *((row, read(result["samples"], result["key"])) for row, result in rows)]
+        base = drawn_of(config, rows[0][1], BASE)
+        uri = storage.join(samples_uri(config), f"{pair[0]}-to-{pair[1]}.png")
+        lines = [(BASE, base), *((row, drawn_of(config, result, result["key"])) for row, result in rows)]
         storage.write_bytes(uri, sheet(lines, pair[0], names))
         uris.append(uri)
     return uris

@@ -91,7 +91,11 @@ class Trial:
             local=LocalGradients(params=self.params, terms=terms),
             collectives=self.collectives,
         )
-        values = {"penalty": row.penalty / size, "surgery_every": row.surgery_every}
+        values = {
+            "penalty": row.penalty / size,
+            "surgery_every": row.surgery_every,
+            **{"first": "ascent", "project": True},  # as the authors' vae_ad.py
+        }
         own = {name: values[name] for name in METHODS[row.method].settings.model_fields}
         gradient = METHODS[row.method].gradient(gradients, method_settings(row.method, own))
         self.collectives.require_finite({**gradients.quantities, "gradient": gradient.norm()}, index)

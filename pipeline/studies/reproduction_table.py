@@ -70,6 +70,11 @@ def check(config: ReproduceConfig) -> Inputs:
     for name, row in config.rows.items():
         if row.method not in METHODS:
             raise InputError(f"rows.{name}.method: got {row.method!r}, expected one of {', '.join(METHODS)}")
+        if METHODS[row.method].own:
+            raise InputError(
+                f"rows.{name}.method: got {row.method}, which is none of the methods of the published tables;"
+                f" expected one of {', '.join(key for key, line in METHODS.items() if not line.own)}"
+            )
     lake = open_lake(config.storage, config.lake)
     labels = [item.label for item in lake.manifest.classes]
     if config.forget not in labels:

@@ -2,13 +2,16 @@
 and their table."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from multiprocessing import active_children, get_context
 from typing import Any, Protocol, TypeVar
 
+import yaml
+
 from pipeline import storage
+from pipeline.errors import InputError
 from pipeline.evaluation import stored_result
 
 
@@ -27,10 +30,7 @@ def results(
 ) -> Iterator[dict[str, Any]]:
     """Run what `uri` (JSON lines) does not hold yet; yields every result, old ones first. `run` puts the
     run's `key` into its result."""
-    by_key = {}
-    if storage.exists(uri):
-        lines = map(json.loads, storage.read_bytes(uri).decode().splitlines())
-        by_key = {line["key"]: stored_result.in_todays_words(line) for line in lines}
+    by_key = stored(uri)
     yield from (by_key[one.key] for one in runs if one.key in by_key)
     missing = [one for one in runs if one.key not in by_key]
     if not missing:
@@ -41,6 +41,52 @@ def results(
             by_key[result["key"]] = result
             storage.write_text(uri, "".join(json.dumps(r) + "\n" for r in by_key.values()))
             yield result
+
+
+def stored(uri: str) -> dict[str, dict[str, Any]]:
+    """The results that lie at `uri`, by key; none where nothing does."""
+    if not storage.exists(uri):
+        return {}
+    lines = map(json.loads, storage.read_bytes(uri).decode().splitlines())
+    return {line["key"]: stored_result.in_todays_words(line) for line in lines}
+
+
+def flattened(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Nested mappings by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flattened(value, f"{path}{key}.")
+        else:
+            flat[f"{path}{key}"] = value
+    return flat
+
+
+def require_same_settings(settings: Mapping[str, Any], uri: str) -> None:
+    """Note `settings`, by dotted key, at `uri` for whoever goes on. Raises `InputError` where others were
+    noted there before; rows may be added and left out."""
+    begun: dict[str, Any] = yaml.safe_load(storage.read_bytes(uri)) if storage.exists(uri) else {}
+    keys = [key for key in {**begun, **settings} if key in begun and (key in settings or not _row(key))]
+    keys += [key for key in settings if begun and key not in begun and not _row(key)]
+    differences = [
+        f"{key} {_shown(begun.get(key))} (now {_shown(settings.get(key))})"
+        for key in dict.fromkeys(keys)
+        if begun.get(key) != settings.get(key)
+    ]
+    if differences:
+        raise InputError(
+            f"{uri}: the comparison was begun with other settings: {', '.join(differences)}; expected the"
+            " same, or another name"
+        )
+    storage.write_text(uri, yaml.safe_dump({**begun, **settings}, sort_keys=False))
+
+
+def _row(key: str) -> bool:
+    return key.startswith("rows.")
+
+
+def _shown(value: Any) -> str:
+    return "absent" if value is None else json.dumps(value)
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

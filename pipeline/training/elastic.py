@@ -107,6 +107,9 @@ class VirtualRanks:
         vector = paired_sum(each())
         return vector.div_(len(self.ranks)), torch.stack(losses).mean()
 
+    def value(self, name: str) -> Tensor:
+        return paired_sum(rank.value(name) for rank in self.ranks).div_(len(self.ranks))
+
     def product(self, directions: Mapping[str, Tensor]) -> Tensor:
         def each() -> Iterator[Tensor]:
             for rank in self.ranks:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import UnlearnConfig
+from pipeline.config.optim import Optim
 from pipeline.evaluation.stopping_rule import SettleRule
 from pipeline.runtime.stopwatch import Stopwatch, phase, timed
 from pipeline.training.checkpoint import Checkpoint, optimiser_moments, restore, restore_moments
@@ -30,6 +31,7 @@ RULE_BEFORE = {
     "hold_steps": "patience_steps",
     "kept_step": "best_step",
 }
+FORGET = "forget optimiser "  # what the names of its moments begin with in a checkpoint
 GO_ON, STOP, INTERRUPTED = 0, 1, 2  # what the ranks agree on: the largest of their words counts
 
 
@@ -84,9 +86,11 @@ def unlearn(inputs: Inputs, start: Checkpoint | None = None, *, hooks: Hooks | N
     last, every = config.optim.max_steps, config.evaluate.every
 
     # The state is made at the base weights; only then a run begins, or goes on where it stopped.
+    cpu_started = time.process_time()
     state = open_state(inputs)
+    prepare_cpu_s = time.process_time() - cpu_started
     if start is None:
-        iteration, progress = 0, _begin(inputs, hooks)
+        iteration, progress = 0, _begin(inputs, hooks) | {"prepare_cpu_seconds": prepare_cpu_s}
         state.average.begin(state.named)
     else:
         iteration, progress = start.iteration, dict(start.progress)
@@ -126,7 +130,7 @@ def unlearn(inputs: Inputs, start: Checkpoint | None = None, *, hooks: Hooks | N
             checks.collect()
 
             # Stop? All ranks together, with a checkpoint.
-            spent = config.optim.max_seconds is not None and clock.spent_s >= config.optim.max_seconds
+            spent = clock.over(config.optim)
             word = agreed(checks.rule.stopped is not None or (due and spent))
             if hooks.save and (due or word == INTERRUPTED):
                 with phase("checkpoint"):
@@ -161,6 +165,13 @@ class _Clock:
     @property
     def spent_s(self) -> float:
         return sum(self._progress["step_seconds"])
+
+    def over(self, optim: Optim) -> bool:
+        """Whether the seconds that the run may take are spent."""
+        cpu_s = self._progress["cpu_seconds"] + self._progress.get("prepare_cpu_seconds", 0.0)
+        return (optim.max_seconds is not None and self.spent_s >= optim.max_seconds) or (
+            optim.max_cpu_seconds is not None and cpu_s >= optim.max_cpu_seconds
+        )
 
     def waiting(self) -> None:
         self._waiting_since = time.perf_counter()
@@ -219,6 +230,8 @@ def _rule(config: UnlearnConfig, before: Mapping[str, Any]) -> SettleRule:
 
 def _checkpoint(iteration: int, state: State, checks: Checks, progress: dict[str, Any]) -> Checkpoint:
     moments, entries = optimiser_moments(state.optimizer, list(state.named)), {}
+    if state.forget_optimizer:
+        moments |= optimiser_moments(state.forget_optimizer, [FORGET + name for name in state.named])
     if state.redirect:
         adversary = state.redirect.adversary
         moments |= optimiser_moments(adversary.optimizer, adversary.names)
@@ -238,6 +251,8 @@ def _checkpoint(iteration: int, state: State, checks: Checks, progress: dict[str
 @torch.no_grad()
 def _restore(state: State, checks: Checks, start: Checkpoint, device: torch.device) -> None:
     restore(start, state.named, state.average.values, state.optimizer, list(state.named))
+    if state.forget_optimizer:
+        restore_moments(state.forget_optimizer, [FORGET + name for name in state.named], start.moments)
     if state.redirect:
         adversary = state.redirect.adversary
         adversary.restore([start.adversary[name] for name in adversary.names])
@@ -287,6 +302,7 @@ def _outcome(
             "seconds_to_forget": sum(spent[: rule.settled_step]) if rule.settled_step else None,
             "step_seconds": sum(spent),
             "step_cpu_seconds": progress["cpu_seconds"],
+            "prepare_cpu_seconds": progress.get("prepare_cpu_seconds", 0.0),
             "final_check_seconds": progress["final_check"],
         },
     )

@@ -84,11 +84,9 @@ def model_uri_of(config: PretrainConfig) -> str:
     digest of their ids."""
     uri = model_folder.model_uri(config.storage, config.model.size, config.lake)
     samples = ["samples", _samples_digest(config)[:8]] if config.without_samples else []
-    return (
-        "-".join([uri, "without", *map(str, sorted(config.without)), *samples])
-        if config.is_reference
-        else uri
-    )
+    parts = ["without", *map(str, sorted(config.without)), *samples]
+    number = ["number", str(config.number)] if config.number else []
+    return "-".join([uri, *parts, *number]) if config.is_reference else uri
 
 
 def _judge_uri(config: PretrainConfig, name: str) -> str:
@@ -164,6 +162,7 @@ def pretrain(config: PretrainConfig) -> Pretrained:
     """Train both, or what is not there yet with the same settings, lake and seed. A judge does not depend on
     the model's settings."""
     started = time.perf_counter()
+    config = config.model_copy(update={"seed": config.seed + config.number})
     lake = open_lake(config.storage, config.lake)
     check(config, lake)
     made_with = {  # decided without building anything, so that finding both there already takes no time

@@ -4,7 +4,7 @@ B rows of each kind on this worker, W ranks, P trained parameters; every gradien
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -23,9 +23,10 @@ from pipeline.training.redirect import Redirect, attack, open_redirect, redirect
 from pipeline.unlearning.collectives import Collectives
 from pipeline.unlearning.gradients import FD_RADIUS, Gradients, LocalGradients
 from pipeline.unlearning.losses import Weights, build_terms
+from pipeline.unlearning.methods.preparation import Memory, Preparation, Tools
 from pipeline.unlearning.methods.settings import MethodSettings
-from pipeline.unlearning.methods.table import METHODS, Method, method_settings, own_losses
-from pipeline.unlearning.noising import Rows, StepRows, step_rows
+from pipeline.unlearning.methods.table import METHODS, Method, method_settings, own_losses, own_penalties
+from pipeline.unlearning.noising import StepRows, step_rows
 from pipeline.unlearning.optimizer import Average, adamw, apply_gradient, warmup, warmup_cosine
 from pipeline.unlearning.parameters import label_parameter, select
 from pipeline.unlearning.redirection import RedirectionRows
@@ -78,6 +79,10 @@ class State:
     method: Method
     settings: MethodSettings
     differentiate: Differentiate
+    preparation: Preparation
+    memory: Memory  # what the method made at the base weights
+    replay: Cycle | None = None  # rows of the method's own in the retained ones' place
+    forget_optimizer: torch.optim.AdamW | None = None  # of what forgets, where it has moments of its own
     redirect: Redirect | None = None  # depth weights
 
 
@@ -90,17 +95,18 @@ def open_state(inputs: Inputs) -> State:
     params, teacher = list(named.values()), None
     if config.method.targets == "teacher" or method.teacher:
         teacher = inputs.teacher(model, named)
-    own = own_losses(config.method.name, model, teacher, settings)
     labels, optim = label_parameter(model, named), config.optim
     label_scale = (optim.label_lr or optim.lr) / optim.lr
-    optimizer = adamw(
-        params,
-        lr=optim.lr,
-        weight_decay=optim.weight_decay,
-        scales=[label_scale if name == labels else 1.0 for name in named],
-    )
+    scales = [label_scale if name == labels else 1.0 for name in named]
+    optimizer = adamw(params, lr=optim.lr, weight_decay=optim.weight_decay, scales=scales)
+    forget_optimizer = None
+    if optim.separate_moments:
+        forget_optimizer = adamw(params, lr=optim.lr, weight_decay=0.0, scales=scales)
     redirect = open_redirect(inputs, teacher) if teacher and config.method.depth == "weights" else None
     model.net.train()
+    preparation = _preparation(inputs, named, settings)
+    memory = method.prepare(preparation) if method.prepare else Memory()
+    tools = Tools(model=model, teacher=teacher, settings=settings, named=named, memory=memory.vectors)
     return State(
         named=named,
         teacher=teacher,
@@ -109,11 +115,31 @@ def open_state(inputs: Inputs) -> State:
         method=method,
         settings=settings,
         differentiate=over_virtual_ranks(
-            partial(local_gradients, inputs, params, teacher, own, redirect),
+            partial(local_gradients, inputs, params, tools, redirect),
             config,
             inputs.collectives.world_size,
         ),
+        preparation=preparation,
+        memory=memory,
+        replay=Cycle(memory.replay, config.seed, "replay") if memory.replay else None,
+        forget_optimizer=forget_optimizer,
         redirect=redirect,
+    )
+
+
+def _preparation(inputs: Inputs, named: Mapping[str, nn.Parameter], settings: MethodSettings) -> Preparation:
+    request, model = inputs.config.request, inputs.model
+    return Preparation(
+        model=model,
+        named=named,
+        forget=inputs.streams.forget.batch,
+        rows_of=inputs.rows_of,
+        retained=[c for c in range(model.num_classes) if c not in request.forgotten_classes],
+        exchange=request.exchange_classes,
+        settings=settings,
+        seed=inputs.config.seed,
+        device=inputs.device,
+        collectives=inputs.collectives,
     )
 
 
@@ -133,7 +159,13 @@ def train_step(inputs: Inputs, state: State, batch: Batch, iteration: int) -> di
         log |= attack(inputs, state.redirect, rows, iteration)
 
     # Losses and their gradients: reduced over the ranks first, combined by the method second.
-    gradients = Gradients(index=step, local=state.differentiate(rows, iteration), collectives=collectives)
+    gradients = Gradients(
+        index=step,
+        local=state.differentiate(rows, iteration),
+        collectives=collectives,
+        progress=max(step, 0) / config.optim.max_steps,
+        memory=state.memory.vectors,
+    )
     gradient = state.method.gradient(gradients, state.settings)
 
     # Finite on every rank, or no rank moves.
@@ -142,8 +174,11 @@ def train_step(inputs: Inputs, state: State, batch: Batch, iteration: int) -> di
     # Clip and move.
     lr = _learning_rate(step, config)
     with phase("optimiser"):
-        params = list(state.named.values())
-        norm = apply_gradient(state.optimizer, params, gradient, lr=lr, clip=config.optim.clip)
+        move = partial(apply_gradient, params=list(state.named.values()), clip=config.optim.clip)
+        if state.forget_optimizer is None:
+            norm = move(state.optimizer, gradient=gradient, lr=lr)
+        else:
+            norm = _move_separately(state, gradients.parts, move, lr)
         state.average.update(state.named)
 
     # Log.
@@ -157,6 +192,22 @@ def train_step(inputs: Inputs, state: State, batch: Batch, iteration: int) -> di
     }
 
 
+def _move_separately(
+    state: State, parts: Mapping[str, Tensor | None], move: Callable[..., float], lr: float
+) -> float:
+    """What forgets moves the weights by its own moments, then what retains by its own (DualOptim, Zhong et
+    al. 2025, arXiv 2504.15827); returns the norm of both gradients together."""
+    norms = [
+        move(optimizer, gradient=part, lr=lr)
+        for optimizer, part in (
+            (state.forget_optimizer, parts["forget"]),
+            (state.optimizer, parts["retain"]),
+        )
+        if part is not None
+    ]
+    return float(sum(norm**2 for norm in norms) ** 0.5)
+
+
 def _step_rows(inputs: Inputs, state: State, batch: Batch, iteration: int) -> StepRows | RedirectionRows:
     """This worker's rows of every kind, with their noise."""
     config, collectives, streams = inputs.config, inputs.collectives, inputs.streams
@@ -164,10 +215,13 @@ def _step_rows(inputs: Inputs, state: State, batch: Batch, iteration: int) -> St
     place = (lanes, collectives.rank, collectives.world_size)
     if state.redirect:
         return redirect_rows(inputs, state.redirect, batch, iteration)
-    return step_rows(
+    if state.replay:
+        batch = state.replay.take(iteration - 1, optim.batch_size, *place)
+    forget = streams.forget.take(iteration - 1, optim.batch_size, *place)
+    rows = step_rows(
         inputs.model,
         batch,
-        streams.forget.take(iteration - 1, optim.batch_size, *place),
+        forget,
         streams.exchange.take(iteration - 1, optim.batch_size, *place) if streams.exchange else None,
         seed=config.seed,
         step=iteration,
@@ -178,6 +232,10 @@ def _step_rows(inputs: Inputs, state: State, batch: Batch, iteration: int) -> St
         exchange_classes=config.request.exchange_classes_now,
         share_noise=config.method.share_noise,
     )
+    if change := state.method.forget_rows:
+        changed = change(rows.forget, forget, state.preparation, state.memory, iteration)
+        rows = replace(rows, forget=changed)
+    return rows
 
 
 def _learning_rate(step: int, config: UnlearnConfig) -> float:
@@ -191,8 +249,7 @@ def _learning_rate(step: int, config: UnlearnConfig) -> float:
 def local_gradients(
     inputs: Inputs,
     params: Sequence[nn.Parameter],
-    teacher: Teacher | None,
-    own: Mapping[str, Callable[[Rows], Tensor]],
+    tools: Tools,
     redirect: Redirect | None,
     rows: StepRows | RedirectionRows,
     iteration: int,
@@ -221,11 +278,12 @@ def local_gradients(
         model,
         rows,
         Weights(exchange=section.exchange_weight, targets=section.targets, contrast=section.contrast),
-        teacher=teacher,
+        teacher=tools.teacher,
         micro_batches=micro,
         joint=hvp != "recompute",
         hat=hat,
-        own=own,
+        own=own_losses(section.name, tools),
+        penalties=own_penalties(section.name, tools),
         autocast=lambda: autocast(config.train.precision, inputs.device),
     )
     return LocalGradients(params=params, terms=terms, hvp=hvp, fd_radius=FD_RADIUS[config.train.precision])

@@ -31,6 +31,8 @@ class Local(Protocol):
 
     def product(self, directions: Mapping[str, Tensor]) -> Tensor: ...
 
+    def value(self, name: str) -> Tensor: ...
+
 
 @dataclass(kw_only=True)
 class Gradients:
@@ -44,6 +46,10 @@ class Gradients:
     index: int
     local: Local
     collectives: Collectives
+    progress: float = 0.0  # share of the run's steps that are taken, `index` among them
+    memory: Mapping[str, Tensor] = field(default_factory=dict)  # what the method made at the base weights
+    # the two summands of the vector, where the method says them (None: no step of that kind)
+    parts: dict[str, Tensor | None] = field(default_factory=dict)
     log: dict[str, float | str] = field(default_factory=dict)
     # this rank's losses and gradient norms, to be checked for finiteness
     quantities: dict[str, Tensor] = field(default_factory=dict)
@@ -60,6 +66,17 @@ class Gradients:
             self.quantities[f"gradient of {name}"] = vector.norm()
             pending.append(self.collectives.mean_async(vector))
         return [reduction.wait() for reduction in pending]
+
+    def value(self, name: str) -> float:
+        """The mean loss of a term that needs no gradient."""
+        return self.collectives.mean(self.local.value(name)).item()
+
+    def sum_of(self, *, forget: Tensor | None = None, retain: Tensor | None = None) -> Tensor:
+        """The vector that the optimiser gets as the sum of what forgets and what retains, which may be given
+        to two optimisers (`optim.separate_moments`)."""
+        self.parts = {"forget": forget, "retain": retain}
+        given = [part for part in (forget, retain) if part is not None]
+        return given[0] if len(given) == 1 else given[0] + given[1]
 
     def second_order_product(self, directions: Mapping[str, Tensor]) -> Tensor:
         """Sum over terms of H_term d_term (P,), averaged. The terms' gradients must have been asked for
@@ -106,6 +123,11 @@ class LocalGradients:
         if self.hvp == "fd_forward":
             self._base[name] = vector.clone()
         return vector, loss
+
+    @torch.no_grad()
+    def value(self, name: str) -> Tensor:
+        """This worker's part of a term's mean loss ()."""
+        return torch.stack([closure() for closure in self.terms[name]]).sum()
 
     def product(self, directions: Mapping[str, Tensor]) -> Tensor:
         """This worker's part of sum H_term d_term (P,)."""

@@ -38,10 +38,11 @@ def build_terms(
     joint: bool = True,
     hat: Callable[[], Tensor] | None = None,
     own: Mapping[str, Callable[[Rows], Tensor]] | None = None,
+    penalties: Mapping[str, Callable[[], Tensor]] | None = None,
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> dict[str, Term]:
     """`retain` (L_r), `keep` (L_r + w L_x), `forget` (L_f) and a method's `own` losses of forget rows, cut
-    into micro-batches.
+    into micro-batches; its `penalties` are of the weights alone and taken whole.
 
     `joint` runs retain and exchange rows of a micro-batch in one forward; without it they take turns, in half
     the memory.
@@ -98,4 +99,5 @@ def build_terms(
         "keep": keep + added,
         "forget": each(forget) + added,
     }
-    return terms | {name: each(of_method(loss)) for name, loss in (own or {}).items()}
+    terms |= {name: each(of_method(loss)) for name, loss in (own or {}).items()}
+    return terms | {name: [penalty] for name, penalty in (penalties or {}).items()}

@@ -172,7 +172,7 @@ def test_another_method_by_set_takes_what_it_has_of_the_files_settings() -> None
 
     assert own("method.name=uno") == {"penalty": 0.01}
     assert own("method.name=exchange") == {}
-    assert own("method.name=esd", "method.eta=2") == {"eta": 2.0}
+    assert own("method.name=sfr_on", "method.alpha=2")["alpha"] == 2.0
     with pytest.raises(InputError, match=r"method\.penalty: exchange does not have it"):
         own("method.name=exchange", "method.penalty=1")
 

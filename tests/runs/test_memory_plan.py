@@ -162,7 +162,10 @@ def test_counts_of_the_published_model() -> None:
 
 @pytest.mark.parametrize(
     ("method", "vectors"),
-    [("exchange", 1), ("surgery", 2), ("uno", 3), ("esd", 2), ("ascent", 1), ("ascent_descent", 1)],
+    [
+        *(("exchange", 1), ("surgery", 2), ("uno", 3), ("ascent", 1), ("ascent_descent", 1), ("esd", 1)),
+        *(("salun", 2), ("sfr_on", 1), ("erasediff", 2), ("siss", 3), ("selective_amnesia", 3)),
+    ],
 )
 def test_reduced_elements_follow_the_method(method: str, vectors: float) -> None:
     plan = MemoryPlan(config(method={"name": method}), description(depth=2))

@@ -81,7 +81,7 @@ def test_the_table_counts_runs_that_never_settled_and_names_the_worst() -> None:
 
 
 def test_a_run_leaves_what_it_samples_and_the_picture_shows_it(tmp_path: Path) -> None:
-    root, uri = str(tmp_path), str(tmp_path / "comparisons" / "few.jsonl")
+    root = str(tmp_path)
     untrained.fill(root)
     few = {
         "every": 1,
@@ -100,7 +100,7 @@ def test_a_run_leaves_what_it_samples_and_the_picture_shows_it(tmp_path: Path) -
         run_cell(cell, str(tmp_path / "comparisons" / "few")) for cell in cells(config)
     ]
     assert table(results, list(config.rows)).count("\n") == 3
-    (written,) = draw_sheets(config, results, uri)
+    (written,) = draw_sheets(config, results)
     picture = np.asarray(Image.open(io.BytesIO(Path(written).read_bytes())))
     # 48 pixels and a gap of 6; 8 forgotten, a gap, one each of 9 labels
     side, lines = 54, picture[-(3 * 54 - 6) :, -(18 * 54 - 6) :]
@@ -117,4 +117,4 @@ def test_a_run_leaves_what_it_samples_and_the_picture_shows_it(tmp_path: Path) -
                 lines[line * side : line * side + 48 : 6, column * side : column * side + 48 : 6, 0]
                 == image[:, :, 0].numpy()
             ).all()
-    assert draw_sheets(config, [results[0] | {"failed": "step 1"}], uri) == []
+    assert draw_sheets(config, [results[0] | {"failed": "step 1"}]) == []

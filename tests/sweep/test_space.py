@@ -153,5 +153,5 @@ def test_a_trial_takes_the_settings_that_its_method_has() -> None:
     base = base_config(config)
     check_space(config.space, base)
     assert fixed_points(config.space, base) == []  # uno_s is none of the choices, and has no eta
-    assert configured(base, {"method.name": "esd", "method.eta": 2.0}).method.own == {"eta": 2.0}
+    assert configured(base, {"method.name": "esd", "method.eta": 2.0}).method.own["eta"] == 2.0
     assert configured(base, {"method.name": "surgery", "method.eta": 2.0}).method.own == {}

@@ -18,7 +18,6 @@ from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.loop import Hooks, Outcome, unlearn
 from pipeline.training.step import Inputs, Streams, open_state, train_step
 from pipeline.unlearning.collectives import Collectives
-from pipeline.unlearning.methods.table import METHODS
 from pipeline.unlearning.noising import exchange_rows
 from pipeline.unlearning.teacher import Teacher
 
@@ -43,6 +42,21 @@ GOLDEN_RUNS: dict[str, dict[str, Any]] = {
     },
     "esd": {"method.name": "esd"},
     "salun": {"method.name": "salun"},
+    "sfr_on": {"method.name": "sfr_on", "method.fisher_rows": 5},
+    "erasediff": {"method.name": "erasediff"},
+    "siss": {"method.name": "siss"},
+    "siss, named samples": {
+        "method.name": "siss",
+        "method.targets": "data",
+        "request": {"sample_ids": "ids.txt"},
+        "optim.separate_moments": True,
+    },
+    "selective_amnesia": {
+        "method.name": "selective_amnesia",
+        "method.replay_rows": 6,
+        "method.fisher_rows": 2,
+        "method.fisher_chunks": 5,
+    },
 }
 
 
@@ -90,9 +104,13 @@ def run_config(**changes: Any) -> UnlearnConfig:
             values[section] = {**values.get(section, {}), name: value}
         else:
             values[section] = value
-    own = {"penalty": 0.01, "surgery_every": 2, "eta": 3.0, "saliency": 0.5}
-    kind = METHODS[values["method"].get("name", "uno_s")].settings
-    values["method"] = {**{key: own[key] for key in kind.model_fields if key in own}, **values["method"]}
+    own: dict[str, dict[str, Any]] = {
+        "uno": {"penalty": 0.01},
+        "uno_s": {"penalty": 0.01, "surgery_every": 2},
+        "esd": {"eta": 3.0, "sampler_steps": 4},
+        "salun": {"saliency": 0.5},
+    }
+    values["method"] = {**own.get(values["method"].get("name", "uno_s"), {}), **values["method"]}
     return parse(UnlearnConfig, values)
 
 

@@ -2,23 +2,36 @@
 backward."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
-from tiny import share, tiny_dit, tiny_step_rows
+from tiny import share, tiny_batch, tiny_dit, tiny_step_rows
 from torch import Tensor, nn
 
 from models.families.transformer import Transformer
+from pipeline.data.batch import Batch
 from pipeline.unlearning.collectives import Collectives
 from pipeline.unlearning.gradients import Gradients, LocalGradients
 from pipeline.unlearning.losses import Weights, build_terms
-from pipeline.unlearning.methods.table import METHODS, method_settings, own_losses
+from pipeline.unlearning.methods.preparation import Memory, Preparation, Tools
+from pipeline.unlearning.methods.settings import MethodSettings
+from pipeline.unlearning.methods.table import METHODS, method_settings, own_losses, own_penalties
 from pipeline.unlearning.noising import StepRows
 from pipeline.unlearning.parameters import flat, select
 from pipeline.unlearning.teacher import Teacher
 
 SUBSET = "labels_and_adaln:1"
 PENALTY = 0.7  # large: a wrong sign or factor cannot hide
+# small enough for a test, and nothing at its default that a formula could hide behind
+SMALL: dict[str, dict[str, Any]] = {
+    "uno": {"penalty": PENALTY},
+    "uno_s": {"penalty": PENALTY},
+    "esd": {"sampler_steps": 5, "eta": 2.0},
+    "sfr_on": {"fisher_rows": 5, "alpha": 2.0},
+    "erasediff": {"eta": 2.0},
+    "selective_amnesia": {"penalty": 0.3, "replay_rows": 6, "fisher_rows": 2, "fisher_chunks": 3},
+}
 
 
 def student(
@@ -44,6 +57,35 @@ def student(
     return model, named, teacher
 
 
+def preparation(settings: MethodSettings, seed: int = 0, **options: Any) -> Preparation:
+    """Of class 1, to become 2, at the weights from which `student` has moved."""
+    base = tiny_dit(seed=seed, **options)
+    dtype = next(base.net.parameters()).dtype
+    return Preparation(
+        model=base,
+        named=select(base, SUBSET),
+        forget=tiny_batch([1], each=5, seed=2, dtype=dtype),
+        rows_of=lambda labels: tiny_batch(labels, each=4, seed=8, dtype=dtype),
+        retained=[0, 2, 3],
+        exchange={1: (2,)},
+        settings=settings,
+        seed=3,
+        device=torch.device("cpu"),
+        collectives=Collectives(),
+    )
+
+
+def own_rows(method: str, rows: StepRows, given: Preparation, memory: Memory) -> StepRows:
+    """`rows` with those to forget as the method wants them."""
+    if METHODS[method].forget_rows is None:
+        return rows
+    names = tuple(f"forget-{k}" for k in range(len(rows.forget)))
+    batch = Batch(sample_id=names, occurrence=(0,) * len(names), y=rows.forget.y, mean=rows.forget.x0)
+    change = METHODS[method].forget_rows
+    assert change is not None
+    return replace(rows, forget=change(rows.forget, batch, given, memory, 1))
+
+
 def take_step(
     method: str,
     rows: StepRows,
@@ -64,11 +106,12 @@ def take_step(
     """The gradient (P,) that `method` gives the optimiser, on this rank's share of `rows`."""
     collectives = collectives or Collectives()
     model, named, teacher = student(seed, dtype=dtype, learn_sigma=learn_sigma, family=family)
-    mine = share(rows, collectives.rank, collectives.world_size)
     line = METHODS[method]
-    if settings is None:
-        settings = {"penalty": PENALTY} if "penalty" in line.settings.model_fields else {}
-    own = method_settings(method, settings)
+    own = method_settings(method, SMALL.get(method, {}) if settings is None else settings)
+    given = preparation(own, seed, dtype=dtype, learn_sigma=learn_sigma, family=family)
+    memory = line.prepare(given) if line.prepare else Memory()
+    mine = share(own_rows(method, rows, given, memory), collectives.rank, collectives.world_size)
+    tools = Tools(model=model, teacher=teacher, settings=own, named=named, memory=memory.vectors)
     terms = build_terms(
         model,
         mine,
@@ -76,10 +119,14 @@ def take_step(
         teacher=teacher,
         micro_batches=micro_batches,
         joint=joint,
-        own=own_losses(method, model, teacher, own),
+        own=own_losses(method, tools),
+        penalties=own_penalties(method, tools),
     )
     local = LocalGradients(params=list(named.values()), terms=terms, hvp=hvp, fd_radius=fd_radius)
-    return line.gradient(Gradients(index=index, local=local, collectives=collectives), own)
+    gradients = Gradients(
+        index=index, local=local, collectives=collectives, progress=0.25, memory=memory.vectors
+    )
+    return line.gradient(gradients, own)
 
 
 def naive_losses(model: Transformer, rows: StepRows, exchange_weight: float = 1.0) -> dict[str, Tensor]:

@@ -25,7 +25,9 @@ def work() -> dict[str, dict[str, Any]]:
         for method in METHODS
         for targets in ("data", "teacher")
     }
-    found |= {f"{method} data 2": {"method": method, "index": 2} for method in ("ascent_descent", "uno_s")}
+    found |= {
+        f"{method} data 2": {"method": method, "index": 2} for method in ("ascent_descent", "uno_s", "sfr_on")
+    }
     for hvp, micro_batches in (("exact", 1), ("exact", 2), ("recompute", 1), ("recompute", 2)):
         found[f"uno {hvp} {micro_batches}"] = {"method": "uno", "hvp": hvp, "micro_batches": micro_batches}
     found |= {

@@ -16,7 +16,8 @@ def surgery(gradients: Gradients, settings: MethodSettings) -> Tensor:
 
 
 def surgery_ascent(gradients: Gradients, settings: MethodSettings) -> Tensor:
-    """-(g_f - proj_{g_r} g_f): ascent on the forget loss that leaves the kept loss alone to first order."""
-    g_f, g_r = gradients.of("forget", "keep")
+    """-(g_f - proj_{g_r} g_f) with g_r = grad L_r: ascent on the forget loss that leaves the retain loss
+    alone to first order (the authors' surgery_a.py)."""
+    g_f, g_r = gradients.of("forget", "retain")
     gradients.log["cos"] = dots(g_f, g_r).cos
     return -project_out(g_f, g_r)
