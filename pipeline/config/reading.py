@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from pipeline import storage
 from pipeline.config.base import JobConfig, OpenSection
 from pipeline.config.conditions import has, idle, pop, refuse_idle
 from pipeline.config.renamed import refuse_old_keys, with_new_keys
@@ -43,17 +44,19 @@ class Loader(yaml.SafeLoader):
 
 
 def read_yaml(path: str) -> dict[str, Any]:
-    """The mapping in a YAML file (safe_load). A relative path is looked up from the working directory, then
-    from the checkout."""
+    """The mapping in a YAML file (safe_load), by path or URI. A relative path is looked up from the working
+    directory, then from the checkout."""
     candidates = [Path(path), Path(__file__).resolve().parents[2] / path]
-    file = next((candidate for candidate in candidates if candidate.is_file()), None)
+    file = next((str(candidate) for candidate in candidates if candidate.is_file()), None)
+    if file is None and "://" in path and storage.exists(storage.absolute(path)):
+        file = storage.absolute(path)
     if file is None:
         raise InputError(
             f"--config: got {path!r}, which is no file; expected a YAML file such as"
             " jobs/configs/quickstart.yaml"
         )
     try:
-        value = yaml.load(file.read_bytes(), Loader)  # UTF-8 or UTF-16, with or without its mark
+        value = yaml.load(storage.read_bytes(file), Loader)  # UTF-8 or UTF-16, with or without its mark
         require_nodes(value)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"--config: {path} is not valid YAML ({' '.join(str(error).split())})") from error
@@ -195,7 +198,8 @@ def explain(kind: type[BaseModel], error: ValidationError, path: str = "") -> st
         return f"{key}: got none, expected {field.description or 'a value'}: --set {key}=<value>{more}"
     if not location:
         return message + more
-    return f"{key}: got {first['input']!r}, {message[0].lower() + message[1:]}{more}"
+    got = "" if message.startswith("got ") else f"got {first['input']!r}, "
+    return f"{key}: {got}{message[0].lower() + message[1:]}{more}"
 
 
 def _is_open(annotation: Any) -> bool:

@@ -16,6 +16,7 @@ from models.judge import Judge, build_judge
 from pipeline import config as configuration
 from pipeline import storage
 from pipeline.config import UnlearnConfig, parse_stored
+from pipeline.config.commands import command
 from pipeline.config.request import Answer
 from pipeline.data.lake import Lake
 from pipeline.data.selection import read_sample_ids, selections
@@ -133,9 +134,11 @@ def check(config: UnlearnConfig) -> Prepared:
             f"{moves} moves rows of the label table, which trainable {config.trainable} leaves out"
         )
     if config.tracking.pipeline and base.autoencoder is None:
+        model_name = f"tracking.model_name={config.tracking.model_name}"
+        export = "jobs/configs/export_imagenet.yaml", config.storage, model_name, "format=safetensors"
         raise InputError(
             "tracking.pipeline: got a model of pixels, expected one of latents with its autoencoder, which a"
-            " DiTPipeline needs; export the version as a state dict: jobs/export.py --set format=safetensors"
+            f" DiTPipeline needs; export the version as a state dict: `{command('export', *export)}`"
         )
     final_evaluation.check(config, lake, judge)
     classes, gone = config.request.classes, config.request.forgotten_classes

@@ -178,13 +178,13 @@ def fitted(config: UnlearnConfig, choice: "Choice | None") -> UnlearnConfig:
 
 
 def missing(config: UnlearnConfig) -> list[str]:
-    """What a run of `config` reads and is not there yet, each with the key that names it."""
-    from pipeline.data.lake import find_lake, lake_uri
+    """What a run of `config` reads and is not there, each with the key that names it and what to do."""
+    from pipeline.data.lake import find_lake, lake_uri, no_lake
 
     lines = []
     lake = lake_uri(config.storage, config.lake)
     if find_lake(lake) is None:
-        lines.append(f"lake: {lake}")
+        lines.append(no_lake(lake))
     own_model = model_folder.model_uri(config.storage, config.model.size, config.lake)
     for key, text, default in (
         ("model.weights", config.model.weights, own_model),
@@ -195,7 +195,11 @@ def missing(config: UnlearnConfig) -> list[str]:
             continue  # looked for in the registry, when the rest is there
         uri = fetching.locate(text) if text else default
         if uri is not None and not uri.startswith(fetching.HUB) and not storage.exists(uri):
-            lines.append(f"{key}: {uri}")
+            lines.append(
+                model_folder.no_weights(uri, key)
+                if default
+                else f"{key}: nothing at {uri}; expected the AutoencoderKL that the lake was made with"
+            )
     return lines
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
 from pipeline.config import Registry, Tracking
+from pipeline.config.commands import command
 from pipeline.errors import InputError
 from pipeline.redaction import redact
 from pipeline.tracking import compat
@@ -67,9 +68,9 @@ def client(tracking: Registry, storage_root: str, *, create: bool = True) -> "Ml
     if database is not None and not database.is_file():
         if not create:
             raise InputError(
-                f"nothing is registered yet: {database} does not exist; run `python jobs/unlearn_imagenet.py"
-                f" --config jobs/configs/<job>.yaml --set storage={storage_root}` first, or check storage and"
-                " tracking.uri"
+                f"nothing is registered yet: {database} does not exist; run"
+                f" `{command('unlearn_imagenet', 'jobs/configs/<job>.yaml', storage_root)}` first, or check"
+                " storage and tracking.uri"
             )
         compat.quiet()
         local = storage.is_local(storage_root)
