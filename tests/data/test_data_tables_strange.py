@@ -13,7 +13,7 @@ import pytest
 from layouts import Photo, as_tars
 from test_data_sources_strange import ONE, counted, listed, png
 
-from pipeline.data.sources import regroup, webdataset
+from pipeline.data.sources import parquet, regroup, webdataset
 from pipeline.data.sources.base import Unreadable
 from pipeline.errors import InputError
 
@@ -128,6 +128,52 @@ def test_the_other_name_of_the_image_column_is_regrouped_too(tmp_path: Path) -> 
     plans, moved = regroup.plan_regrouping(items, str(tmp_path / "copies"))
     assert [regroup.regroup(plan) for plan in plans] == [3]
     assert list(source.read(moved)) == list(source.read(items)) == [png(n) for n in range(3)]
+
+
+def repeated(path: Path, *, rows: int, image: bytes, name: str = "a.png") -> str:
+    """A Parquet file that holds an image, its path and a label once, and refers to them in every row."""
+
+    def column(value: Any) -> pa.Array:
+        return pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([value]))
+
+    images = pa.StructArray.from_arrays([column(image), column(name)], ["bytes", "path"])
+    content = pa.table({"image": images, "label": column(0)})
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(content, path, compression="zstd", dictionary_pagesize_limit=1 << 30, store_schema=False)
+    return str(path)
+
+
+def test_a_small_table_that_stands_for_gigabytes_is_refused_before_they_are_in_memory(
+    tmp_path: Path, monkeypatch
+) -> None:
+    image = bytes(1 << 20)
+    source, items = listed("parquet", repeated(tmp_path / "a/train.parquet", rows=64, image=image))
+    assert Path(source.uri).stat().st_size < 10_000, "and it says so: 64 MB of images"
+    assert [len(data) for data in source.read(items[:2])] == [1 << 20] * 2
+    monkeypatch.setattr(parquet, "BATCH_BYTES", 4 << 20)
+    monkeypatch.setattr(parquet, "LARGEST_READ", 16 << 20)
+    before, most = pa.total_allocated_bytes(), 0
+    for batch in parquet.decoded(pq.ParquetFile(source.uri), [0], ["image.bytes"]):
+        most = max(most, pa.total_allocated_bytes() - before)
+        assert len(batch) <= 4
+    assert most < 32 << 20, "of the 64 MB that the group stands for"
+    with pytest.raises(InputError, match=r"64 images of .* take more than 16777216 bytes together"):
+        list(source.read(items))
+    monkeypatch.setattr(parquet, "LARGEST_FILE", 1 << 19)
+    assert str(next(source.read(items[:1]))).startswith("too large: 1048576 bytes")
+    plans, _ = regroup.plan_regrouping(items, str(tmp_path / "copies"))
+    monkeypatch.setattr(regroup, "LARGEST_READ", 16 << 20)
+    with pytest.raises(InputError, match=r"take more than .* in memory, which are no images"):
+        regroup.regroup(plans[0])
+
+
+def test_paths_and_rows_without_end_are_refused(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(parquet, "LARGEST_TEXT", 1 << 20)
+    monkeypatch.setattr(parquet, "ROWS_WITHOUT_BYTES", 100)
+    with pytest.raises(InputError, match=r"the paths and labels of .* take more than 1048576 bytes"):
+        listed("parquet", repeated(tmp_path / "a/train.parquet", rows=90, image=png(), name="x" * 99_999))
+    with pytest.raises(InputError, match=r"has 9000 rows in .* bytes, which are no images"):
+        listed("parquet", repeated(tmp_path / "b/train.parquet", rows=9000, image=png()))
 
 
 def tar_of(path: Path, members: dict[str, bytes]) -> bytes:
