@@ -99,7 +99,8 @@ def read_file(path: Path, where: str) -> dict[str, Tensor]:
             " state dict of tensors"
         ) from error
     if isinstance(content, dict):
-        content = next((content[key] for key in IN_CHECKPOINT if isinstance(content.get(key), dict)), content)
+        inner = (content.get(key) for key in IN_CHECKPOINT)
+        content = next((state for state in inner if isinstance(state, dict) and state), content)
     return plain_tensors(content, where)
 
 
@@ -131,19 +132,29 @@ def plain_tensors(content: Any, where: str) -> dict[str, Tensor]:
             " tensors"
         )
     other = [
-        f"{name!r} ({type(value).__name__})"
+        f"{name!r} ({_kind(value)})"
         for name, value in content.items()
-        if not (isinstance(name, str) and isinstance(value, Tensor))
+        if not (isinstance(name, str) and isinstance(value, Tensor) and is_plain(value))
     ]
     if other:
         raise WeightsError(
             f"{where}: refused, not every entry is a tensor: {_some(other)}; expected a state dict of plain"
             " tensors"
         )
+    broken = [name for name, value in content.items() if value.is_floating_point() and value.isnan().any()]
+    if broken:
+        raise WeightsError(
+            f"{where}: refused, {_some(broken)} is not a number (NaN); expected trained weights"
+        )
     return {
         name: value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
         for name, value in unwrapped(content).items()
     }
+
+
+def is_plain(value: Tensor) -> bool:
+    """Whether a number is in memory for each place: not sparse, quantised, complex, or a shape alone."""
+    return value.layout == torch.strided and not (value.is_meta or value.is_quantized or value.is_complex())
 
 
 def unwrapped(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -176,6 +187,11 @@ def load_into(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
             f"{where}: has wrong shapes: {_some(wrong)}; expected the weights of this model size"
         )
     net.load_state_dict(state)
+
+
+def _kind(value: Any) -> str:
+    plain = not isinstance(value, Tensor) or is_plain(value)
+    return type(value).__name__ if plain else f"{value.layout}, {value.dtype}, {value.device}"
 
 
 def _some(keys: list[str]) -> str:

@@ -18,15 +18,21 @@ from pipeline.errors import InputError
 from pipeline.redaction import redacted
 
 ConfigT = TypeVar("ConfigT", bound=JobConfig)
-CLASS_PAIR = re.compile(r"([{,]\s*\d+):(?=[\d\[])")  # {1:7}, which YAML reads as the sexagesimal number 67
+CLASS_PAIR = re.compile(r"([{,]\s*\d+):(?=[\d\[])")  # {1:7}, which YAML reads as one text
 CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
 LARGEST_YAML = 1_000_000  # values; a list of ids in a configuration may be long
-# no number: YAML would read an octal one, or lose what makes it a digest
-DIGITS = re.compile(r"0\d+|\d{30,}")
+DIGITS = re.compile(r"\d{30,}")  # no number but a digest
+NUMBERS = {  # as people write them: YAML's own would read 010 as 8, 1:30 as 90 and 1_0 as 10
+    "tag:yaml.org,2002:int": re.compile(r"[-+]?(0|[1-9][0-9]*)$"),
+    "tag:yaml.org,2002:float": re.compile(
+        r"([-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+][0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+    ),
+}
 
 
 class Loader(yaml.SafeLoader):
-    """Safe, and no key may be there twice: YAML would take the last one without a word."""
+    """Safe, numbers as in `NUMBERS`, and no key may be there twice: YAML would take the last one without a
+    word."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         mapping = super().compose_mapping_node(anchor)
@@ -41,6 +47,14 @@ class Loader(yaml.SafeLoader):
                     )
                 lines[key] = line
         return mapping
+
+
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in NUMBERS]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern in NUMBERS.items():
+    Loader.add_implicit_resolver(_tag, _pattern, list("-+.0123456789"))
 
 
 def read_yaml(path: str) -> dict[str, Any]:
