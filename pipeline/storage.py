@@ -161,8 +161,8 @@ def read_json(uri: str, kind: type[Any] = dict) -> Any:
     another kind of value."""
     data = read_bytes(uri)
     try:
-        value = json.loads(data)
-    except ValueError as error:
+        value = json.loads(data, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
         state = "is empty" if not data.strip(b"\0 \r\n\t") else f"is no JSON ({error})"
         raise InputError(f"{uri}: {state}: it was cut off or damaged; {RESTORE}") from error
     if not isinstance(value, kind):
@@ -170,12 +170,16 @@ def read_json(uri: str, kind: type[Any] = dict) -> Any:
     return value
 
 
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number")
+
+
 def read_yaml(uri: str) -> dict[str, Any]:
     """The mapping in the YAML file at `uri`. Raises `InputError` for a file that is empty, cut, damaged or
     holds anything else."""
     try:
         value = yaml.safe_load(read_bytes(uri))
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{uri}: is no YAML ({' '.join(str(error).split())}); {RESTORE}") from error
     if not isinstance(value, dict):
         raise InputError(f"{uri}: holds a {type(value).__name__}, expected keys and values; {RESTORE}")

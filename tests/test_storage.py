@@ -432,7 +432,21 @@ def test_only_what_is_under_a_key_is_removed(root: str) -> None:
     assert storage.walk(root) == ["a/1", "ab/1"]
 
 
-@pytest.mark.parametrize("data", [b"", b"\0" * 64, b'{"a": ', b"\xff\xfe", b"[]", b"null", b'"text"'])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\0" * 64,
+        b'{"a": ',
+        b"\xff\xfe",
+        b"[]",
+        b"null",
+        b'"text"',
+        b"[" * 99_999,
+        b'{"a": NaN}',
+        b'{"a": -Infinity}',
+    ],
+)
 def test_a_damaged_file_is_named(tmp_path: Path, data: bytes) -> None:
     file = tmp_path / "state.json"
     file.write_bytes(data)
@@ -440,7 +454,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, data: bytes) -> None:
         storage.read_json(str(file))
 
 
-@pytest.mark.parametrize("data", [b"", b"\0" * 64, b"a: [1", b"\xff\xfe\x00", b"- 1", b"text"])
+@pytest.mark.parametrize("data", [b"", b"\0" * 64, b"a: [1", b"\xff\xfe\x00", b"- 1", b"text", b"[" * 9999])
 def test_damaged_settings_are_named(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "config.yaml").write_bytes(data)
     with pytest.raises(InputError, match=r"config\.yaml: .*restore it, or remove it"):

@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +102,8 @@ def check(config: UnlearnConfig) -> Prepared:
         run_weights.read_judge(config),
         feature_extractors.read_spaces(config.features),
     )
-    model, network = build(base.config, batch_norm=config.model.batch_norm), build_judge(judge.config)
+    model = run_weights.built(partial(build, batch_norm=config.model.batch_norm), base)
+    network = run_weights.built(build_judge, judge)
     try:
         weights.load_into(model.net, base.state, f"model.weights: {base.uri}")
         weights.load_into(network.net, judge.state, f"judge.weights: {judge.uri}")
@@ -213,7 +215,7 @@ def _fitting_uniformity_judge(
     judge_ = run_weights.read_uniformity_judge(config)
     if judge_ is None:
         return None
-    network = build_judge(judge_.config)
+    network = run_weights.built(build_judge, judge_)
     try:
         weights.load_into(network.net, judge_.state, f"uniformity_judge.weights: {judge_.uri}")
     except weights.WeightsError as error:

@@ -1,7 +1,8 @@
 """What a main job starts from: the base model with its decoder, the judge, and how its
 step fits the device."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline import fetching, storage
 from pipeline.config import Judge, UnlearnConfig
@@ -11,6 +12,8 @@ from pipeline.errors import InputError
 from pipeline.runs import registered
 from pipeline.runs.request_checks import with_own_settings
 from pipeline.weights import decoder, import_published, model_folder
+
+BuiltT = TypeVar("BuiltT")
 
 if TYPE_CHECKING:
     from pipeline.runs.memory_plan import Choice, MemoryPlan
@@ -85,6 +88,18 @@ def require_decoder(config: dict[str, Any], lake: Lake) -> None:
             f"encoder.weights: its scale is {description['scale']}, the lake was made with"
             f" {manifest.encoder.scale}"
         )
+
+
+def built(build: Callable[[dict[str, Any]], BuiltT], stored: model_folder.Stored) -> BuiltT:
+    """What the config.json of `stored` describes. Raises `InputError` where it describes nothing that can be
+    built."""
+    try:
+        return build(stored.config)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{storage.join(stored.uri, model_folder.CONFIG)}: describes no model ({type(error).__name__}:"
+            f" {error}); {storage.RESTORE}"
+        ) from error
 
 
 def read_judge(config: UnlearnConfig) -> model_folder.Stored:

@@ -126,6 +126,8 @@ def read(uri: str, key: str, *, size: str | None = None, sha256: str | None = No
     if sha256 is not None:
         with fetching.fetched(storage.join(uri, WEIGHTS), key) as path:
             fetching.require_sha256(path, sha256, key)
+    if not isinstance(manifest.get("weights_digest"), str):
+        raise InputError(f"{storage.join(uri, MANIFEST)}: names no weights_digest; {storage.RESTORE}")
     place = (uri, storage.digest_of(manifest))
     if (held := _HELD.get(place)) is not None:
         return held
@@ -146,6 +148,8 @@ def read(uri: str, key: str, *, size: str | None = None, sha256: str | None = No
             " the folder is damaged, make it again"
         )
     config = storage.read_json(storage.join(uri, CONFIG))
+    if not isinstance(config.get("family"), str):
+        raise InputError(f"{storage.join(uri, CONFIG)}: names no family of models; {storage.RESTORE}")
     if "delta" in config:
         return _assembled(uri, key, config, state, manifest)
     stored = Stored(

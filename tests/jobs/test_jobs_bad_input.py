@@ -208,6 +208,25 @@ def test_weights_that_were_damaged_are_refused(
     assert "the folder is damaged" in refused("unlearn_imagenet", "quickstart", f"model.weights={folder}")
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", "{}", "config.json: names no family of models; restore it"),
+        ("config.json", '{"family": "small_cnn"}', "config.json: describes no model (KeyError: "),
+        ("config.json", '{"family": "toaster"}', "got family 'toaster', expected one of"),
+        ("config.json", '{"family": "small_cnn", "architecture": [1]}', "config.json: describes no model"),
+        ("manifest.json", '{"weights_digest": 3}', "manifest.json: names no weights_digest; restore it"),
+    ],
+)
+def test_a_description_of_no_model_is_named(
+    refused: Callable[..., str], untrained: str, tmp_path: Path, file: str, content: str, message: str
+) -> None:
+    folder = tmp_path / "judge"
+    shutil.copytree(Path(untrained) / "models" / "judge-digits", folder)
+    (folder / file).write_text(content)
+    assert message in refused("unlearn_imagenet", "quickstart", f"judge.weights={folder}")
+
+
 def test_named_samples_that_the_lake_does_not_have_are_refused(
     refused: Callable[..., str], tmp_path: Path
 ) -> None:
