@@ -445,6 +445,7 @@ def test_only_what_is_under_a_key_is_removed(root: str) -> None:
         b"[" * 99_999,
         b'{"a": NaN}',
         b'{"a": -Infinity}',
+        b'{"a": 1, "a": 2}',
     ],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, data: bytes) -> None:

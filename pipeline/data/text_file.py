@@ -1,28 +1,11 @@
 """Text files that people write: lists of sample ids, class indices, tables."""
 
 import codecs
-import json
-from collections import Counter
-from typing import Any
 
 from pipeline import storage
 from pipeline.errors import InputError
 
 LARGEST_TEXT = 256 << 20  # bytes; the whole text is in memory
-
-
-def read_json(text: str) -> Any:
-    """The value of a JSON text. Raises `ValueError`, also for an object that has a key twice: the last one
-    would be taken without a word."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        values = dict(pairs)
-        if len(values) < len(pairs):
-            (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
-            raise ValueError(f"the key {twice!r} is there twice")
-        return values
-
-    return json.loads(text, object_pairs_hook=unique)
 
 
 def read_text(uri: str) -> str:

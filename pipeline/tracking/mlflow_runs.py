@@ -41,6 +41,11 @@ def tracking_uri(tracking: Registry, storage_root: str) -> str:
             " since no database file lives in a bucket; pass --set tracking.uri=http://host:5000 or --set"
             " tracking.uri=sqlite:////absolute/path/mlflow.db"
         )
+    if re.search(r"\?|%[0-9A-Fa-f]{2}", storage_root):  # no part of a path in a URI of a database
+        raise InputError(
+            f"storage: got {storage_root!r}, expected a folder without ? and %-codes in its path: MLflow's"
+            " database would lie elsewhere; rename it, or pass --set tracking.uri=<an MLflow server>"
+        )
     return f"sqlite:///{storage.join(storage_root, 'mlflow.db')}"
 
 

@@ -579,3 +579,10 @@ def test_the_job_speaks_in_one_line(
     script.write_text(script.read_text() + "\nimport os\n")
     code, out, error = call("verify")
     assert code == 1 and not out and error.startswith("error: job version 1: pyfunc_model.py was changed")
+
+
+@pytest.mark.parametrize("name", ["a%20b", "a?b"])
+def test_a_root_whose_database_would_lie_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match=r"storage: got .*expected a folder without \? and %-codes"):
+        client(Tracking(), str(tmp_path / name))
+    assert not any(tmp_path.iterdir())

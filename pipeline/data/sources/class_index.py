@@ -7,7 +7,7 @@ from typing import Any
 
 from models.imagenet import class_lines
 from pipeline import storage
-from pipeline.data.text_file import read_json, read_text
+from pipeline.data.text_file import read_text
 from pipeline.errors import InputError
 
 WNID = re.compile(r"(n\d{8})\s+(\S.*)")
@@ -60,7 +60,7 @@ def read_index(index: Sequence[Any] | str) -> list[ClassLine]:
         )
     text = read_text(uri)
     try:
-        value = read_json(text) if uri.endswith(".json") else text.rstrip().splitlines()
+        value = storage.json_value(text) if uri.endswith(".json") else text.rstrip().splitlines()
         if isinstance(value, dict):
             value = [value[str(label)] for label in range(len(value))]
         if not isinstance(value, list):

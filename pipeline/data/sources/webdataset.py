@@ -23,7 +23,6 @@ from pipeline.data.sources.base import (
 from pipeline.data.sources.class_index import class_names, read_index
 from pipeline.data.sources.labels import label_number, numbered
 from pipeline.data.sources.listing import JUNK_REASON, PassedOver, find_files, is_junk, split_of, too_large
-from pipeline.data.text_file import read_json
 from pipeline.errors import InputError
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
@@ -204,7 +203,7 @@ def _label(file: str, member: tarfile.TarInfo, suffix: str, content: IO[bytes] |
     try:
         if suffix == "cls":
             return label_number(text)
-        value = read_json(text)
+        value = storage.json_value(text, finite=False)
     except (ValueError, RecursionError):
         expected = "a class number" if suffix == "cls" else "JSON, each key once"
         raise InputError(
