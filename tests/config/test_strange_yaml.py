@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.config import PrepareConfig, UnlearnConfig, load
 from pipeline.config.reading import apply_overrides
+from pipeline.data.ingest_ray import listed
 from pipeline.errors import InputError
 from pipeline.runs.request_checks import with_own_settings
 
@@ -106,3 +107,9 @@ def test_numbers_are_what_people_write(override: str, key: str, value: Any) -> N
 def test_what_is_no_number_or_name_is_refused(override: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         with_own_settings(load(UnlearnConfig, "jobs/configs/quickstart.yaml", [override]))
+
+
+@pytest.mark.parametrize("override", ["prepare.size=100000", "source.held_out=1", "source.held_out=.nan"])
+def test_what_no_lake_could_be_made_with_is_refused(override: str) -> None:
+    with pytest.raises(InputError, match=f"^{override.partition('=')[0]}: got "):
+        listed(load(PrepareConfig, "jobs/configs/prepare_digits.yaml", [override]))

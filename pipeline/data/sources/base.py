@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from pipeline import storage
-from pipeline.config.base import Fraction, Section
+from pipeline.config.base import Section
 from pipeline.errors import InputError
 
 FETCH_THREADS = 8
@@ -67,8 +67,10 @@ class RawImages(Protocol):
 
 
 class HeldOut(Section):
-    held_out: Fraction = Field(
+    held_out: float = Field(
         0.2,
+        ge=0,
+        lt=1,
         description=(
             "share of each class kept out of training, by sample id; unused where the files have a split"
         ),
