@@ -151,8 +151,8 @@ def with_splits(items: Sequence[Item], share: float, uri: str, *, announced: boo
     return list(items)
 
 
-def unique_ids(*candidates: Sequence[str]) -> list[str]:
-    """The first of `candidates`, each the ids of all images from short to long, in which every id is there
+def unique_ids(*candidates: Iterable[str]) -> list[str]:
+    """The first of `candidates`, each the ids of all images, shorter ones first, in which every id is there
     once, so written that a line of a text file can name it. The last one where none is."""
     ids: list[str] = []
     for candidate in candidates:

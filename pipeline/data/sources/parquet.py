@@ -263,7 +263,7 @@ def _sample_ids(rows: Sequence[tuple[Split, str | None]]) -> list[str]:
         return numbered_rows
     paths = [(split, PurePosixPath(path or "")) for split, path in rows]
     return unique_ids(
-        [path.stem for _, path in paths],
-        [f"{split}/{path.parent / path.stem}" for split, path in paths],
+        (path.stem for _, path in paths),
+        (f"{split}/{path.parent / path.stem}" for split, path in paths),
         numbered_rows,
     )

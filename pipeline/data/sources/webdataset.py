@@ -81,9 +81,9 @@ class WebDataset(ImageFiles):
         numbers, index = numbered([label for *_, label in rows], index, self.uri)
         self.classes, self.passed_over = class_names(index, numbers), passed_over.lines
         ids = unique_ids(
-            [PurePosixPath(key).name for _, key, *_ in rows],
-            [key for _, key, *_ in rows],
-            [f"{PurePosixPath(file).stem}/{key}" for file, key, *_ in rows],
+            (PurePosixPath(key).name for _, key, *_ in rows),
+            (key for _, key, *_ in rows),
+            (f"{PurePosixPath(file).stem}/{key}" for file, key, *_ in rows),
         )
         items = [
             Item(
