@@ -281,7 +281,7 @@ def require_known(config: ProcessConfig, known: Ledger, champion: Version | None
             config_for("process", config.lake),
             config.storage,
             f"request.id={unknown[0]}",
-            "request.classes=[<its classes>]",
+            "request.classes=<its classes>",
         )
         raise InputError(
             f"version {champion.number}, which serves, honours request {unknown[0]}, which the ledger does"
