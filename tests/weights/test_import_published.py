@@ -67,6 +67,7 @@ def test_checkpoints_as_training_scripts_write_them(tmp_path: Path, state: dict[
         [
             {"model": other, "ema": state, "opt": {"state": {}}, "args": arguments},
             {"model": wrapped("module."), "opt": {}, "args": arguments},
+            {"model": state, "ema": {}},  # one that was not kept
             {"state_dict": wrapped("_orig_mod."), "epoch": 3},
             {"ema": wrapped("module.", "_orig_mod."), "model": other},
             wrapped("_orig_mod.", "module."),
