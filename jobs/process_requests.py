@@ -15,6 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from pipeline.config.commands import registry_command
 from pipeline.config.process import ProcessConfig
 from pipeline.config.registry import RegistryConfig
 from pipeline.runtime import command_line
@@ -44,7 +45,8 @@ def run(config: ProcessConfig, dry_run: bool) -> int:
         print(f"left: request {name}: {reason}")
     for name, version in summary.awaiting.items():
         if name not in summary.left:
-            print(f"request {name} waits for version {version} to be promoted: jobs/registry.py promote")
+            answer = registry_command("promote", config.tracking, config.storage, f"version={version}")
+            print(f"request {name} waits for version {version} to be promoted: {answer}")
     for word, names in (("overdue", summary.overdue), ("refused", summary.refused)):
         if names:
             print(f"{word}: {', '.join(names)}")

@@ -32,11 +32,10 @@ def run(config: UnlearnConfig, dry_run: bool) -> int:
     from pipeline.runs.result import REPORT
 
     config = with_own_settings(config)
-    if dry_run and (absent := run_weights.missing(config)):
-        for line in plan_lines(config):
+    if absent := run_weights.missing(config):
+        for line in plan_lines(config) if dry_run else ():
             print(line)
-        print("dry run: the plan needs no data; not there yet: " + "; ".join(absent))
-        return 0
+        raise InputError("; ".join(absent))
     prepared = preflight.check(config)
     request = prepared.config.request
     scope = [str(request.classes)] * bool(request.classes) + ["the named samples"] * bool(request.sample_ids)

@@ -100,7 +100,8 @@ def read_file(path: Path, where: str) -> dict[str, Tensor]:
         ) from error
     if not isinstance(content, dict):
         return plain_tensors(content, where)
-    place = next((key for key in IN_CHECKPOINT if isinstance(content.get(key), dict)), None)
+    filled = (key for key in IN_CHECKPOINT if isinstance(content.get(key), dict) and content[key])
+    place = next(filled, None)
     state = plain_tensors(content if place is None else content[place], where)
     if place == "model" and any(name.startswith("projectors.") for name in state):
         raise WeightsError(
@@ -138,19 +139,29 @@ def plain_tensors(content: Any, where: str) -> dict[str, Tensor]:
             " tensors"
         )
     other = [
-        f"{name!r} ({type(value).__name__})"
+        f"{name!r} ({_kind(value)})"
         for name, value in content.items()
-        if not (isinstance(name, str) and isinstance(value, Tensor))
+        if not (isinstance(name, str) and isinstance(value, Tensor) and is_plain(value))
     ]
     if other:
         raise WeightsError(
             f"{where}: refused, not every entry is a tensor: {_some(other)}; expected a state dict of plain"
             " tensors"
         )
+    broken = [name for name, value in content.items() if value.is_floating_point() and value.isnan().any()]
+    if broken:
+        raise WeightsError(
+            f"{where}: refused, {_some(broken)} is not a number (NaN); expected trained weights"
+        )
     return {
         name: value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
         for name, value in unwrapped(content).items()
     }
+
+
+def is_plain(value: Tensor) -> bool:
+    """Whether a number is in memory for each place: not sparse, quantised, complex, or a shape alone."""
+    return value.layout == torch.strided and not (value.is_meta or value.is_quantized or value.is_complex())
 
 
 def unwrapped(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -183,6 +194,11 @@ def load_into(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
             f"{where}: has wrong shapes: {_some(wrong)}; expected the weights of this model size"
         )
     net.load_state_dict(state)
+
+
+def _kind(value: Any) -> str:
+    plain = not isinstance(value, Tensor) or is_plain(value)
+    return type(value).__name__ if plain else f"{value.layout}, {value.dtype}, {value.device}"
 
 
 def _some(keys: list[str]) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 from pipeline import storage
 from pipeline.errors import InputError
 
+LAST_TIME = 253402300799.0  # the year 9999, in seconds since 1970
 SKEW_S = 10.0  # by how much the clocks of two machines may differ
 RENEWALS = 3  # in the time that a lease lasts
 Clock = Callable[[], float]
@@ -200,7 +201,10 @@ def _last(uri: str) -> Holder | None:
             return None
         file = storage.join(uri, names[-1])
         try:
-            return Holder(**storage.read_json(file))
+            holder = Holder(**storage.read_json(file))
+            if not holder.pid > 0 or not 0 <= holder.expires + SKEW_S < LAST_TIME:
+                raise ValueError(f"got pid {holder.pid}, until {holder.expires}")
+            return holder
         except FileNotFoundError:
             continue  # removed by a later holder since it was listed
         except (ValueError, TypeError) as error:

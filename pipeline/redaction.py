@@ -9,7 +9,7 @@ from typing import Any
 HIDDEN = "***"
 SHORTEST = 8  # a shorter value of a secret variable is no secret, and would blot out ordinary text
 NAMES = re.compile(
-    r"(?:^|_)(?:\w*(?:SECRETS?|PASSWORD|TOKEN)|PASSWD|PASS|PWD|PAT|CREDENTIALS?|(?:API)?KEY)(?:_|$)",
+    r"(?:^|_)(?:\w*(?:SECRETS?|PASSWORD|TOKEN)|PASSPHRASE|PASSWD|PASS|PWD|PAT|CREDENTIALS?|(?:API)?KEY)(?:_|$)",
     re.IGNORECASE,
 )
 # variables that say where a secret is
@@ -17,22 +17,28 @@ NOT_SECRET = re.compile(r"^PWD$|_(PATH|FILE|DIR|URI|URL|MODE|ID)$", re.IGNORECAS
 # user:password@ of a URI; the password may hold @, slashes and blanks, but host:port/path@x is no user
 IN_URI = re.compile(
     r"([a-zA-Z][\w+.-]*://[^\s/:@'\"]*):(?!\d{1,5}(?:[\s/?#]|$))"
-    r"(?:[^\s'\"]+|[^@'\"\n]+(?:@[^\s@'\"]+)*)@(?=[\w.\[-])"
+    r"(?:[^\s\"]+|[^@'\"\n]+(?:@[^\s@'\"]+)*)@(?=[\w.\[-])"
 )
 # a long user name without a password is a token
 TOKEN_USER = re.compile(r"([a-zA-Z][\w+.-]*://)[\w~.%+-]{16,}((?::\*\*\*)?@)")
 VALUE = r"(?:'[^'\n]*'|\"[^\"\n]*\"|[^&\s#'\";]+)"
 IN_QUERY = re.compile(
-    r"(\b(?:[\w-]*(?:password|passwd|pwd|token|secret|api[_-]?key|(?:access|account)[_-]?key)"
+    r"(\b(?:[\w-]*(?:password|passphrase|passwd|pwd|token|secret|api[_-]?key|(?:access|account)[_-]?key)"
     rf"|(?:[\w-]*[_-])?sig(?:nature)?|x-amz-[\w-]+)=){VALUE}",
     re.IGNORECASE,
 )
 # as YAML, JSON and headers have them; a bare `token: 3` is no secret
 IN_FIELD = re.compile(
-    r"(\b[\w-]*(?:password|passwd|secret|api[_-]?key|(?:access|auth)[_-]?(?:key|token))['\"]?:[ \t]*)"
+    r"(\b[\w-]*(?:password|passphrase|passwd|secret|api[_-]?key|(?:access|auth|private)[_-]?(?:key|token)"
+    r"|[a-z]+[_-]token(?=['\"]?[ \t]*[:=][ \t]*['\"]?[^\s\d]))['\"]?[ \t]*[:=][ \t]*)"
     rf"(?!['\"]?(?:null|none)\b|[{{\[]|~/|\$\{{){VALUE}|(\bbearer\s+)[\w.~+/=-]{{8,}}",
     re.IGNORECASE,
 )
+HEADER = re.compile(
+    r"(\bauthorization['\"]?[ \t]*[:=][ \t]*['\"]?(?:basic|bearer|token|digest)[ \t]+)[^\s'\",;]+",
+    re.IGNORECASE,
+)
+PEM = re.compile(r"(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)", re.DOTALL)
 
 
 def is_secret_name(name: str) -> bool:
@@ -50,7 +56,8 @@ def redact(text: str) -> str:
     """`text` with every password or token of a URI, value of a secret's name and secret of the environment
     replaced by ***."""
     text = TOKEN_USER.sub(rf"\1{HIDDEN}\2", IN_URI.sub(rf"\1:{HIDDEN}@", text))
-    text = IN_QUERY.sub(rf"\1{HIDDEN}", text)
+    for pattern in (PEM, HEADER, IN_QUERY):
+        text = pattern.sub(rf"\1{HIDDEN}", text)
     text = IN_FIELD.sub(rf"\1\2{HIDDEN}", text)
     for secret in environment_secrets():
         text = text.replace(secret, HIDDEN)

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -161,8 +162,8 @@ def read_json(uri: str, kind: type[Any] = dict) -> Any:
     another kind of value."""
     data = read_bytes(uri)
     try:
-        value = json.loads(data)
-    except ValueError as error:
+        value = json_value(data)
+    except (ValueError, RecursionError) as error:
         state = "is empty" if not data.strip(b"\0 \r\n\t") else f"is no JSON ({error})"
         raise InputError(f"{uri}: {state}: it was cut off or damaged; {RESTORE}") from error
     if not isinstance(value, kind):
@@ -170,12 +171,31 @@ def read_json(uri: str, kind: type[Any] = dict) -> Any:
     return value
 
 
+def json_value(text: str | bytes, *, finite: bool = True) -> Any:
+    """The value of a JSON text. Raises `ValueError`, also for an object with a key twice, of which readers
+    take one or the other, and where it is to be `finite` for NaN and infinities, which JSON does not have."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+            raise ValueError(f"the key {twice!r} is there twice")
+        return values
+
+    def constant(name: str) -> float:
+        if finite:
+            raise ValueError(f"{name} is no number")
+        return float(name)
+
+    return json.loads(text, object_pairs_hook=unique, parse_constant=constant)
+
+
 def read_yaml(uri: str) -> dict[str, Any]:
     """The mapping in the YAML file at `uri`. Raises `InputError` for a file that is empty, cut, damaged or
     holds anything else."""
     try:
         value = yaml.safe_load(read_bytes(uri))
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{uri}: is no YAML ({' '.join(str(error).split())}); {RESTORE}") from error
     if not isinstance(value, dict):
         raise InputError(f"{uri}: holds a {type(value).__name__}, expected keys and values; {RESTORE}")

@@ -11,7 +11,9 @@ import fsspec
 from pipeline.errors import InputError
 
 SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):(?P<rest>/.*)", re.DOTALL)
-BUCKETS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "r2")  # schemes of stores that have buckets
+UNFIT = re.compile(r"[\x00-\x1f\x7f]")  # in no path that a line can name
+NO_FOLDER = re.compile(r"(s3[an]?|gs|gcs|abfss?|az|r2|file|https?|hdfs|memory):|[a-z]:[\\/]", re.IGNORECASE)
+BUCKETS = ("s3", "gs", "gcs", "abfs", "abfss", "az", "r2")  # schemes of stores that have buckets
 
 
 def absolute(uri: str) -> str:
@@ -21,11 +23,15 @@ def absolute(uri: str) -> str:
     Raises `InputError` for what looks like a URI and names nothing, or that no installed library can open.
     """
     match = SCHEME.match(uri)
-    if match is None and "://" in uri:
+    if (match is None and ("://" in uri or NO_FOLDER.match(uri))) or UNFIT.search(uri) or not uri.strip():
         raise InputError(f"got {uri!r}, expected a folder or <scheme>://<bucket>/<path>")
     if match is None:
-        return str(Path(uri).expanduser().resolve())
+        try:
+            return str(Path(uri).expanduser().resolve())
+        except (RuntimeError, OSError) as error:  # a user who is not known, a loop of links, a name too long
+            raise InputError(f"got {uri!r}, which leads nowhere ({error}); expected a folder") from error
     scheme, rest = match["scheme"].lower(), match["rest"]
+    scheme = {"s3a": "s3", "s3n": "s3", "local": "file"}.get(scheme, scheme)  # as Hadoop and fsspec call them
     if scheme == "file":
         host, slash, path = (
             rest.removeprefix("//").partition("/") if rest.startswith("//") else ("", "/", rest)

@@ -37,6 +37,13 @@ PLANTED = "planted-wJalrXUtnFEMI"
         ("Authorization: Bearer eyJhbGciOi.abc.def", "Bearer ***", "eyJ"),
         ("--set client_secret=abc123", "--set client_secret=***", "abc123"),
         ("AWS_SESSION_TOKEN=abc123 python x", "AWS_SESSION_TOKEN=*** python x", "abc123"),
+        ("https://user:pa'ss@h/x", "https://user:***@h/x", "pa'ss"),
+        ("Authorization: Basic dXNlcjpwYXNzd29yZA==", "Authorization: Basic ***", "dXNl"),
+        ("passphrase=abc123", "passphrase=***", "abc123"),
+        ("aws_secret_access_key = abc123", "aws_secret_access_key = ***", "abc123"),
+        ("hf_token: abc123", "hf_token: ***", "abc123"),
+        ("private_key: abc123", "private_key: ***", "abc123"),
+        ("-----BEGIN RSA PRIVATE KEY-----\nMIIE\nab\n-----END RSA PRIVATE KEY-----", "KEY-----***", "MIIE"),
     ],
 )
 def test_passwords_in_uris(text: str, kept: str, gone: str) -> None:
@@ -56,6 +63,7 @@ def test_passwords_in_uris(text: str, kept: str, gone: str) -> None:
         "key=3",
         "ratio 3:4 @ noon",
         "auth_token: ~/.ray/auth_token",
+        "label_token: 3, basic configuration, authorization: none",
         'auth_token: {file: "${SECRETS}/auth_token"}',
         "name: REDIS_PASSWORD\n  password:\n    valueFrom: {secretKeyRef: redis}",
         "sqlite:////data/mlflow.db",

@@ -373,6 +373,8 @@ def test_what_a_store_will_not_delete_is_said(monkeypatch: pytest.MonkeyPatch) -
         ("FILE:///tmp/x", "/tmp/x"),
         ("/tmp/a%20b?c", "/tmp/a%20b?c"),
         ("S3://bucket/x/", "s3://bucket/x"),
+        ("s3a://bucket/x", "s3://bucket/x"),
+        ("local:///tmp/x", "/tmp/x"),
         ("s3://bucket/a%20b*c", "s3://bucket/a%20b*c"),
         ("memory://x", "memory://x"),
         ("https://host/x?signature=1", "https://host/x?signature=1"),
@@ -396,6 +398,12 @@ def test_what_a_uri_means(uri: str, right: str) -> None:
         ("s3://bucket/x?versionId=1", r"without \?, # and ::"),
         ("simplecache::s3://bucket/x", "expected a folder or <scheme>://"),
         ("://x", "expected a folder or <scheme>://"),
+        ("s3:bucket/x", "expected a folder or <scheme>://"),
+        ("C:\\runs", "expected a folder or <scheme>://"),
+        (" ", "expected a folder or <scheme>://"),
+        ("/tmp/a\0b", "expected a folder or <scheme>://"),
+        ("s3://bucket/x\n", "expected a folder or <scheme>://"),
+        ("~nobody-of-that-name/x", "which leads nowhere"),
         ("memory::memory://x", "expected a folder or <scheme>://"),
     ],
 )
@@ -424,7 +432,22 @@ def test_only_what_is_under_a_key_is_removed(root: str) -> None:
     assert storage.walk(root) == ["a/1", "ab/1"]
 
 
-@pytest.mark.parametrize("data", [b"", b"\0" * 64, b'{"a": ', b"\xff\xfe", b"[]", b"null", b'"text"'])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\0" * 64,
+        b'{"a": ',
+        b"\xff\xfe",
+        b"[]",
+        b"null",
+        b'"text"',
+        b"[" * 99_999,
+        b'{"a": NaN}',
+        b'{"a": -Infinity}',
+        b'{"a": 1, "a": 2}',
+    ],
+)
 def test_a_damaged_file_is_named(tmp_path: Path, data: bytes) -> None:
     file = tmp_path / "state.json"
     file.write_bytes(data)
@@ -432,7 +455,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, data: bytes) -> None:
         storage.read_json(str(file))
 
 
-@pytest.mark.parametrize("data", [b"", b"\0" * 64, b"a: [1", b"\xff\xfe\x00", b"- 1", b"text"])
+@pytest.mark.parametrize("data", [b"", b"\0" * 64, b"a: [1", b"\xff\xfe\x00", b"- 1", b"text", b"[" * 9999])
 def test_damaged_settings_are_named(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "config.yaml").write_bytes(data)
     with pytest.raises(InputError, match=r"config\.yaml: .*restore it, or remove it"):

@@ -2,7 +2,8 @@
 
 import datetime
 import re
-from typing import Annotated, Any, ClassVar, Self
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -11,6 +12,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
+    ValidationInfo,
     field_validator,
 )
 
@@ -49,8 +51,34 @@ Name = Annotated[str, BeforeValidator(_as_text), Field(pattern=NAME)]
 LakeName = Annotated[str, AfterValidator(_lake)]
 
 
+def _leaves(annotation: Any) -> Iterator[Any]:
+    """The types that an annotation is made of, and the values of a Literal by their type."""
+    for part in get_args(annotation) or [annotation]:
+        yield from _leaves(part) if get_args(part) else [part if isinstance(part, type) else type(part)]
+
+
+def _values(value: Any) -> Iterator[Any]:
+    """The scalars of a list or mapping, keys included."""
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, list | tuple):
+        for child in value:
+            yield from _values(child)
+    else:
+        yield value
+
+
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML's `yes` and `on` would count as 1: as a class, a seed, a rate."""
+        leaves = set(_leaves(cls.model_fields[str(info.field_name)].annotation))
+        if leaves & {int, float} and bool not in leaves and any(isinstance(x, bool) for x in _values(value)):
+            raise ValueError("which YAML reads as a truth value; expected a number")
+        return value
 
 
 class OpenSection(Section):

@@ -47,7 +47,7 @@ class Encoder(Section):
 
 
 class Prepare(Section):
-    size: int = Field(256, ge=1, description="height and width of the lake's images")
+    size: int = Field(256, ge=1, le=10_000, description="height and width of the lake's images")
     channels: Literal[1, 3] = Field(3, description="1: grey, 3: colour")
     shard_rows: int = Field(
         4096, ge=1, description="rows of one Parquet shard, fewer where they would exceed 128 MB"

@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from pipeline import storage
 from pipeline.config.base import JobConfig, OpenSection
 from pipeline.config.conditions import has, idle, pop, refuse_idle
 from pipeline.config.renamed import refuse_old_keys, with_new_keys
@@ -17,15 +18,21 @@ from pipeline.errors import InputError
 from pipeline.redaction import redacted
 
 ConfigT = TypeVar("ConfigT", bound=JobConfig)
-CLASS_PAIR = re.compile(r"([{,]\s*\d+):(?=[\d\[])")  # {1:7}, which YAML reads as the sexagesimal number 67
+CLASS_PAIR = re.compile(r"([{,]\s*\d+):(?=[\d\[])")  # {1:7}, which YAML reads as one text
 CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
 LARGEST_YAML = 1_000_000  # values; a list of ids in a configuration may be long
-# no number: YAML would read an octal one, or lose what makes it a digest
-DIGITS = re.compile(r"0\d+|\d{30,}")
+DIGITS = re.compile(r"\d{30,}")  # no number but a digest
+NUMBERS = {  # as people write them: YAML's own would read 010 as 8, 1:30 as 90 and 1_0 as 10
+    "tag:yaml.org,2002:int": re.compile(r"[-+]?(0|[1-9][0-9]*)$"),
+    "tag:yaml.org,2002:float": re.compile(
+        r"([-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+][0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+    ),
+}
 
 
 class Loader(yaml.SafeLoader):
-    """Safe, and no key may be there twice: YAML would take the last one without a word."""
+    """Safe, numbers as in `NUMBERS`, and no key may be there twice: YAML would take the last one without a
+    word."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         mapping = super().compose_mapping_node(anchor)
@@ -42,18 +49,28 @@ class Loader(yaml.SafeLoader):
         return mapping
 
 
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in NUMBERS]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern in NUMBERS.items():
+    Loader.add_implicit_resolver(_tag, _pattern, list("-+.0123456789"))
+
+
 def read_yaml(path: str) -> dict[str, Any]:
-    """The mapping in a YAML file (safe_load). A relative path is looked up from the working directory, then
-    from the checkout."""
+    """The mapping in a YAML file (safe_load), by path or URI. A relative path is looked up from the working
+    directory, then from the checkout."""
     candidates = [Path(path), Path(__file__).resolve().parents[2] / path]
-    file = next((candidate for candidate in candidates if candidate.is_file()), None)
+    file = next((str(candidate) for candidate in candidates if candidate.is_file()), None)
+    if file is None and "://" in path and storage.exists(storage.absolute(path)):
+        file = storage.absolute(path)
     if file is None:
         raise InputError(
             f"--config: got {path!r}, which is no file; expected a YAML file such as"
             " jobs/configs/quickstart.yaml"
         )
     try:
-        value = yaml.load(file.read_bytes(), Loader)  # UTF-8 or UTF-16, with or without its mark
+        value = yaml.load(storage.read_bytes(file), Loader)  # UTF-8 or UTF-16, with or without its mark
         require_nodes(value)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"--config: {path} is not valid YAML ({' '.join(str(error).split())})") from error
@@ -195,7 +212,8 @@ def explain(kind: type[BaseModel], error: ValidationError, path: str = "") -> st
         return f"{key}: got none, expected {field.description or 'a value'}: --set {key}=<value>{more}"
     if not location:
         return message + more
-    return f"{key}: got {first['input']!r}, {message[0].lower() + message[1:]}{more}"
+    got = "" if message.startswith("got ") else f"got {first['input']!r}, "
+    return f"{key}: {got}{message[0].lower() + message[1:]}{more}"
 
 
 def _is_open(annotation: Any) -> bool:

@@ -15,7 +15,11 @@ class Registry(Section):
 
 
 class Tracking(Registry):
-    experiment: str = Field("unlearning", description="MLflow experiment of the runs")
+    experiment: str = Field(
+        "unlearning",
+        pattern=r"^[^\x00-\x1f]*[^\s\x00-\x1f][^\x00-\x1f]*$",
+        description="MLflow experiment of the runs",
+    )
     pipeline: bool = Field(
         False, description="leave the model under the run as a DiTPipeline folder of diffusers as well"
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from pipeline import storage
-from pipeline.config.reading import CONFIGS
+from pipeline.config.commands import command, config_for
 from pipeline.data.parquet_shards import Kind, Shard, Statistics, Stored
 from pipeline.errors import InputError
 
@@ -137,7 +137,7 @@ def find_lake(uri: str) -> Lake | None:
     if version != SCHEMA_VERSION:
         raise InputError(
             f"the lake {uri} has schema version {version}, expected {SCHEMA_VERSION}: remove it and make it"
-            " again with `python jobs/prepare_data.py --config jobs/configs/<the one it was made with>.yaml`"
+            f" again with `{_command(uri)}`"
         )
     try:
         return Lake(uri=uri, manifest=Manifest.model_validate(manifest))
@@ -152,18 +152,19 @@ def read_lake(uri: str) -> Lake:
     learns from rows or looks at them goes by `tombstones.open_lake`, which knows what was purged."""
     lake = find_lake(uri)
     if lake is None:
-        raise InputError(f"no lake at {uri}: make it with `{_command(uri)}`")
+        raise InputError(no_lake(uri))
     return lake
+
+
+def no_lake(uri: str) -> str:
+    """What is said of a lake that is missing at `uri`."""
+    return f"no lake at {uri}: make it with `{_command(uri)}`"
 
 
 def _command(uri: str) -> str:
     """What makes the lake at `uri`."""
     root, _, name = uri.rpartition("/lakes/")
-    known = (CONFIGS / f"prepare_{name}.yaml").is_file()
-    file = f"jobs/configs/prepare_{name if known else '<lake>'}.yaml"
-    return f"python jobs/prepare_data.py --config {file}" + (
-        f" --set storage={root}" if root else f" --set lake={uri}"
-    )
+    return command("prepare_data", config_for("prepare", name), root, *([] if root else [f"lake={uri}"]))
 
 
 def _ranges(labels: Sequence[int]) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import quote
 
 from pydantic import Field
 
@@ -122,12 +123,10 @@ def bury(
 
 def every(storage_root: str) -> list[Tombstone]:
     """All tombstones under `storage_root`, by request."""
-    names = [
-        name.removesuffix(".json")
-        for name in storage.listing(storage.join(storage_root, FOLDER))
-        if name.endswith(".json")
-    ]
-    return [tombstone for name in names if (tombstone := find(storage_root, name)) is not None]
+    folder = storage.join(storage_root, FOLDER)
+    # below the folder as well: an id with a slash in it was one of folders once
+    names = [name for name in storage.walk(folder) if name.endswith(".json")]
+    return [storage.read_model(storage.join(folder, name), Tombstone) for name in names]
 
 
 def buried(storage_root: str) -> Buried:
@@ -182,8 +181,14 @@ def require_not_buried(storage_root: str, items: Iterable[Item]) -> None:
 def find(storage_root: str, request: str) -> Tombstone | None:
     """The tombstone of `request`, None when it was never purged."""
     uri = _uri(storage_root, request)
-    return storage.read_model(uri, Tombstone) if storage.exists(uri) else None
+    if storage.exists(uri):
+        return storage.read_model(uri, Tombstone)
+    if "/" not in request:
+        return None
+    return next((one for one in every(storage_root) if one.request == request), None)
 
 
 def _uri(storage_root: str, request: str) -> str:
-    return storage.join(storage_root, FOLDER, f"{request}.json")
+    """An id is one name, whatever it holds: those of earlier versions may hold slashes."""
+    name = quote(request, safe="") if "/" in request or request.startswith(".") else request
+    return storage.join(storage_root, FOLDER, f"{name}.json")

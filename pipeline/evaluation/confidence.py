@@ -56,7 +56,8 @@ def mean_and_half(sums: Tensor) -> tuple[float, float | None]:
     mean = total / count
     if count <= 1:
         return mean, None
-    return mean, half_width(max(0.0, (squares - count * mean * mean) / (count - 1)), int(count))
+    variance = max((squares - count * mean * mean) / (count - 1), 0.0)  # in this order NaN stays NaN
+    return mean, half_width(variance, int(count))
 
 
 def half_width(variance: float, n: int) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.config import RegistryConfig
+from pipeline.config.commands import registry_command
 from pipeline.errors import InputError
 from pipeline.governance import signing, verify_standalone
 from pipeline.tracking.alias_log import CHAMPION, Entry, LogError
@@ -26,6 +27,7 @@ class LogKey:
 
     raw: bytes  # the Ed25519 public key
     signer: "Ed25519PrivateKey | None" = None
+    sign_command: str = "jobs/registry.py sign"  # what a message calls the remedy
 
     @property
     def keyid(self) -> str:
@@ -56,17 +58,18 @@ class LogKey:
             raise LogError(
                 f"alias log of {model_name}: entry {loose[0].number} moves {CHAMPION} to version"
                 f" {loose[0].version} and is not signed by the key that was given; if it is right (a log of"
-                " before there was a key, another key), jobs/registry.py sign vouches for the log as it is"
+                f" before there was a key, another key), `{self.sign_command}` vouches for the log as it is"
             )
 
 
 def of(config: RegistryConfig) -> LogKey | None:
     """The key that `config` gives, private or public; None where it gives none."""
+    sign = registry_command("sign", config.tracking, config.storage, f"key={config.key or '<pem>'}")
     if config.key is not None:
         signer = signing.private_key(config.key)
-        return LogKey(raw=signer.public_key().public_bytes_raw(), signer=signer)
+        return LogKey(raw=signer.public_key().public_bytes_raw(), signer=signer, sign_command=sign)
     if config.public_key is not None:
-        return LogKey(raw=verify_standalone.raw_key(signing.public_pem(config.public_key)))
+        return LogKey(raw=verify_standalone.raw_key(signing.public_pem(config.public_key)), sign_command=sign)
     return None
 
 

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 from models import version_files
 from pipeline import storage
 from pipeline.config import RegistryConfig
+from pipeline.config.commands import continue_command, registry_command
 from pipeline.errors import InputError
 from pipeline.evaluation.gate import NOT_REACHED
 from pipeline.governance import certificate, certificate_facts, certificate_page, honours, log_key, signing
 from pipeline.requests import ledger
 from pipeline.tracking import alias_log, version_check
 from pipeline.tracking.alias_log import Entry
-from pipeline.tracking.mlflow_runs import client, tracking_uri
+from pipeline.tracking.mlflow_runs import client
 from pipeline.tracking.registry import (
     CANDIDATE,
     CHAMPION,
@@ -44,9 +45,7 @@ def promote(config: RegistryConfig, *, dry_run: bool = False) -> tuple[int, Entr
     change came first.
     """
     mlflow, name, entries = _open(config, dry_run=dry_run)
-    version = find_version(
-        mlflow, name, config.version or CANDIDATE, where=tracking_uri(config.tracking, config.storage)
-    )
+    version = find_version(mlflow, config.tracking, config.storage, config.version or CANDIDATE)
     number = int(version.version)
     result = result_of(config.storage, version)
     folder = local_copy(config.tracking, config.storage, version)
@@ -103,12 +102,11 @@ def rollback(config: RegistryConfig, *, dry_run: bool = False) -> tuple[int, int
     line = champions(entries)
     if len(line) < 2:
         state = f"version {line[-1]} is the first champion" if line else "there is no champion yet"
+        promote_ = registry_command("promote", config.tracking, config.storage)
         raise InputError(
-            f"{name}: nothing to roll back to, {state}; jobs/registry.py promote makes another version"
-            " champion"
+            f"{name}: nothing to roll back to, {state}; `{promote_}` makes another version champion"
         )
-    where = tracking_uri(config.tracking, config.storage)
-    version = find_version(mlflow, name, str(line[-2]), where=where)
+    version = find_version(mlflow, config.tracking, config.storage, str(line[-2]))
     local_copy(config.tracking, config.storage, version)  # raises for one that was changed
     lost = _lost(config, mlflow, version, line)
     _require_reason(config, name, line[-2], [f"it does not honour {one}" for one in lost])
@@ -135,8 +133,7 @@ def _lost(
     name = config.tracking.model_name
     predecessor = None
     if line and line[-1] != int(version.version):
-        where = tracking_uri(config.tracking, config.storage)
-        present = find_version(mlflow, name, str(line[-1]), where=where)
+        present = find_version(mlflow, config.tracking, config.storage, str(line[-1]))
         predecessor = honours.of_version(config.storage, present)
     answered = honours.answered_of(ledger.read(config.storage), name)
     return honours.missing(honours.of_version(config.storage, version), predecessor, answered)
@@ -191,7 +188,7 @@ def sign(config: RegistryConfig, *, dry_run: bool = False) -> tuple[list[Entry],
             "key: got none, expected the Ed25519 private key that signs the log: --set key=<pem>"
         )
     mlflow, name = client(config.tracking, config.storage, create=False), config.tracking.model_name
-    require_registered(mlflow, name, where=tracking_uri(config.tracking, config.storage))
+    require_registered(mlflow, config.tracking, config.storage)
     entries = alias_log.read(config.storage, name)
     if not entries:
         raise InputError(f"{name}: its log has no entries; there is nothing to sign")
@@ -262,15 +259,14 @@ def result_of(storage_root: str, version: "ModelVersion") -> dict[str, Any]:
     uri = storage.join(storage_root, "runs", str(run_id), "result.json")
     if run_id is None or not storage.exists(uri):
         raise InputError(
-            f"{version.name} version {version.version}: no result at {uri}, expected what"
-            f" jobs/unlearn_imagenet.py leaves there; run it again with --set run_id={run_id} to complete it,"
-            " or check storage"
+            f"{version.name} version {version.version}: no result at {uri}, expected what the run left there;"
+            f" complete it with `{continue_command(storage_root, str(run_id))}`, or check storage"
         )
     try:
         return dict(storage.read_json(uri))
     except ValueError as error:
         raise InputError(
-            f"{uri}: not JSON ({error}); run the job again with --set run_id={run_id}"
+            f"{uri}: not JSON ({error}); run `{continue_command(storage_root, str(run_id))}` again"
         ) from error
 
 
@@ -278,7 +274,7 @@ def _open(config: RegistryConfig, *, dry_run: bool) -> tuple["MlflowClient", str
     """The registry with what an interrupted call left undone carried out (not on a dry run). Raises
     `LogError` where a key is given that does not vouch for the log."""
     mlflow, name = client(config.tracking, config.storage, create=False), config.tracking.model_name
-    require_registered(mlflow, name, where=tracking_uri(config.tracking, config.storage))
+    require_registered(mlflow, config.tracking, config.storage)
     if dry_run:
         require_vouched_for(config)
         return mlflow, name, alias_log.read(config.storage, name)

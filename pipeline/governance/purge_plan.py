@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
 from pipeline.config import RegistryConfig
+from pipeline.config.commands import continue_command
 from pipeline.data import tombstones
 from pipeline.data.partition import Partition, find_partition
 from pipeline.errors import InputError
@@ -188,9 +189,7 @@ def _require_finished(
         ):
             raise InputError(
                 f"request {settings['request']['id']}: its run {run_id} is unfinished and needs the data;"
-                f" complete it with `python jobs/unlearn_imagenet.py --config {uri}/{SETTINGS} --set"
-                f" storage={storage_root}`, or remove"
-                f" {uri} first"
+                f" complete it with `{continue_command(storage_root, run_id)}`, or remove {uri} first"
             )
 
 
@@ -205,9 +204,7 @@ def _require_unused(
             continue
         raise InputError(
             f"request {settings['request']['id']}: its run {run_id} is unfinished and retains rows that are"
-            f" to go; complete it with `python jobs/unlearn_imagenet.py --config {uri}/{SETTINGS} --set"
-            f" storage={storage_root}`, or remove"
-            f" {uri} first"
+            f" to go; complete it with `{continue_command(storage_root, run_id)}`, or remove {uri} first"
         )
 
 

@@ -8,13 +8,14 @@ from typing import Any
 from models import version_files
 from pipeline import storage
 from pipeline.config import RegistryConfig
+from pipeline.config.commands import registry_command
 from pipeline.data import tombstones
 from pipeline.errors import InputError
 from pipeline.governance import certificate_page, log_key, signing
 from pipeline.governance.promotion import weights_digest
 from pipeline.tracking import alias_log, version_check
 from pipeline.tracking.alias_log import Entry
-from pipeline.tracking.mlflow_runs import client, tracking_uri
+from pipeline.tracking.mlflow_runs import client
 from pipeline.tracking.registry import CHAMPION, RUN_ID_TAG, find_version, unchecked_copy
 
 
@@ -30,11 +31,12 @@ def verify(config: RegistryConfig) -> list[str]:
     entries = alias_log.read(config.storage, name)
     if (authority := log_key.of(config)) is not None:
         authority.require(name, entries)
-    number = _version_in_log(entries, config.version or CHAMPION, name)
+    number = _version_in_log(config, entries)
     uri = alias_log.certificate_uri(config.storage, name, number)
     if not storage.exists(uri):
         raise InputError(
-            f"{name} version {number}: no certificate at {uri}; jobs/registry.py promote issues one"
+            f"{name} version {number}: no certificate at {uri};"
+            f" `{_promote(config, f'version={number}')}` issues one"
         )
     text = storage.read_bytes(uri)
     said, signer = signing.opened(text, public_key=config.public_key)
@@ -56,7 +58,7 @@ def verify(config: RegistryConfig) -> list[str]:
         " version with this certificate"
     )
     if certificate_page.has_page(promoted[-1].details["certificate"]):
-        lines.append(_verify_page(config.storage, name, promoted[-1]))
+        lines.append(_verify_page(config, name, promoted[-1]))
     if warning := log_key.unsigned_after_signed(entries, number):
         lines.append(f"warning: {warning}")
     missing: list[str] = []
@@ -74,29 +76,35 @@ def verify(config: RegistryConfig) -> list[str]:
     return lines
 
 
-def _version_in_log(entries: list[Entry], which: str, name: str) -> int:
+def _promote(config: RegistryConfig, *overrides: str) -> str:
+    return registry_command("promote", config.tracking, config.storage, *overrides)
+
+
+def _version_in_log(config: RegistryConfig, entries: list[Entry]) -> int:
+    which = config.version or CHAMPION
     if which.isdigit():
         return int(which)
     at = [entry.version for entry in entries if entry.alias == which]
     if not at:
         raise InputError(
-            f"version: got {which!r}, which no entry of the log of {name} names; jobs/registry.py promote"
-            " makes a champion"
+            f"version: got {which!r}, which no entry of the log of {config.tracking.model_name} names;"
+            f" `{_promote(config)}` makes a champion"
         )
     return at[-1]
 
 
-def _verify_page(storage_root: str, name: str, entry: Entry) -> str:
+def _verify_page(config: RegistryConfig, name: str, entry: Entry) -> str:
     """The page says nothing but what the certificate says: it can be made again and compared."""
-    state = certificate_page.page_state(storage_root, name, entry)
+    state = certificate_page.page_state(config.storage, name, entry)
+    promote = f"`{_promote(config, f'version={entry.version}')}` writes it again"
     if state == "edited":
         raise signing.CertificateError(
-            f"{certificate_page.page_uri(storage_root, name, entry.version)}: not the page of this"
-            " certificate: it was edited; jobs/registry.py promote writes it again"
+            f"{certificate_page.page_uri(config.storage, name, entry.version)}: not the page of this"
+            f" certificate: it was edited; {promote}"
         )
     outcomes = {
         "issued": "as it was issued",
-        "missing": "not there; jobs/registry.py promote writes it again",
+        "missing": f"not there; {promote}",
         "unknown": "made by an earlier version of this program, so it cannot be compared",
     }
     return f"{certificate_page.PAGE}: {outcomes[state]}"
@@ -156,11 +164,11 @@ def _verify_version(
     config: RegistryConfig, entries: list[Entry], number: int, said: Mapping[str, Any]
 ) -> tuple[str, bool]:
     """Its files, and what MLflow says of it: its tags, where the log is at, where champion is."""
-    name, where = config.tracking.model_name, tracking_uri(config.tracking, config.storage)
+    name = config.tracking.model_name
     title = f"{name} version {number}"
     try:
         mlflow = client(config.tracking, config.storage, create=False)
-        version = find_version(mlflow, name, str(number), where=where)
+        version = find_version(mlflow, config.tracking, config.storage, str(number))
         alias_log.carried_out(mlflow, config.storage, name, entries)
         champion = alias_log.current(mlflow, name, CHAMPION)
         folder = unchecked_copy(config.tracking, config.storage, version)

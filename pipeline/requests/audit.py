@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.config import Gate
+from pipeline.config.commands import registry_command
 from pipeline.config.process import ProcessConfig
 from pipeline.config.request import Answer
 from pipeline.data.lake import lake_uri, read_lake
@@ -40,8 +41,8 @@ def audit(config: ProcessConfig, champion: Version | None, measure: Measure, gat
     `InputError` where no version serves, or nothing was answered."""
     if champion is None:
         raise InputError(
-            f"{config.tracking.model_name}: no version serves, so there is none to measure; jobs/registry.py"
-            " promote makes a champion"
+            f"{config.tracking.model_name}: no version serves, so there is none to measure;"
+            f" `{registry_command('promote', config.tracking, config.storage)}` makes a champion"
         )
     lake = read_lake(lake_uri(config.storage, config.lake))
     with held(storage.join(ledger.folder(config.storage), LEASE), lasts_s=config.lease_s) as lease:

@@ -27,7 +27,7 @@ class RegisteredModel:
 
     def champion(self) -> Version | None:
         """By the log of the aliases, which MLflow follows."""
-        from pipeline.tracking.mlflow_runs import client, tracking_uri
+        from pipeline.tracking.mlflow_runs import client
 
         tracking, root = self.config.tracking, self.config.storage
         numbers = [
@@ -35,12 +35,7 @@ class RegisteredModel:
         ]
         if not numbers:
             return None
-        version = find_version(
-            client(tracking, root, create=False),
-            tracking.model_name,
-            str(numbers[-1]),
-            where=tracking_uri(tracking, root),
-        )
+        version = find_version(client(tracking, root, create=False), tracking, root, str(numbers[-1]))
         return Version(number=numbers[-1], request_ids=request_ids(version.tags))
 
     def check(self, plan: Plan) -> None:

@@ -43,7 +43,7 @@ def preview(config: ProcessConfig, model: Model) -> Preview:
     lake = read_lake(lake_uri(config.storage, config.lake))
     requests, champion = of_model(config), model.champion()
     known = ledger.read_whole(config.storage)
-    require_known(known, champion)
+    require_known(config, known, champion)
     rows = planning.rows_of(requests, lake, config.storage)
     left = planning.hopeless(config, requests, rows)
     able = [request for request in requests if request.id not in left]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pipeline import storage
+from pipeline.config.commands import command, config_for
 from pipeline.config.process import ProcessConfig
 from pipeline.data.lake import Lake, lake_uri, read_lake
 from pipeline.errors import InputError
@@ -89,7 +90,7 @@ class Processor:
 
     def work(self) -> Summary:
         """Settle what was answered, then run after run until nothing is open that could be answered."""
-        require_known(ledger.read_whole(self.config.storage), self.model.champion())
+        require_known(self.config, ledger.read_whole(self.config.storage), self.model.champion())
         self.write(failed_audits)
         self.settle()
         left: dict[str, str] = {}
@@ -272,13 +273,19 @@ def of_model(config: ProcessConfig) -> list[Request]:
     return requests
 
 
-def require_known(known: Ledger, champion: Version | None) -> None:
+def require_known(config: ProcessConfig, known: Ledger, champion: Version | None) -> None:
     """Raise `InputError` for a serving version that honours what the ledger has never heard of."""
     if champion and (unknown := [name for name in champion.request_ids if name not in known.requests]):
+        submit = command(
+            "ledger submit",
+            config_for("process", config.lake),
+            config.storage,
+            f"request.id={unknown[0]}",
+            "request.classes=<its classes>",
+        )
         raise InputError(
             f"version {champion.number}, which serves, honours request {unknown[0]}, which the ledger does"
-            " not know, so the next version would not honour it; submit it first: jobs/ledger.py submit --set"
-            f" request.id={unknown[0]} with its classes"
+            f" not know, so the next version would not honour it; submit it first: `{submit}`"
         )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
 from pipeline.config import UnlearnConfig
+from pipeline.config.commands import command, config_for
 from pipeline.config.evaluate import Workers
 from pipeline.errors import InputError
 from pipeline.evaluation import second_judge as second
@@ -43,17 +44,19 @@ def require_metrics(names: Sequence[str], key: str) -> tuple[str, ...]:
     return named(names)
 
 
-def require_unaware(uri: str, classes: Sequence[int], key: str) -> None:
+def require_unaware(uri: str, classes: Sequence[int], key: str, storage_root: str, lake: str) -> None:
     """Raise `InputError` for a reference that was trained on one of `classes`, as far as its folder says what
     it was trained on."""
     made_with = (model_folder.manifest_of(uri) or {}).get("made_with")
     if made_with is None:
         return
     if saw := sorted(set(classes) - set(made_with.get("without", []))):
+        pretrain = command(
+            "pretrain", config_for("pretrain", lake), storage_root, f"without={sorted(classes)}"
+        )
         raise InputError(
             f"{key}: {uri} was trained on class {saw[0]}, which a reference must not have seen; make one with"
-            " `python jobs/pretrain.py --config jobs/configs/pretrain_<lake>.yaml --set"
-            f" without={sorted(classes)}`"
+            f" `{pretrain}`"
         )
 
 
@@ -101,18 +104,14 @@ def check(config: UnlearnConfig, lake: "Lake", judge: model_folder.Stored) -> No
     if config.evaluate.reference:
         uri = resolve_weights.named_model(config.storage, config.evaluate.reference)
         request = config.request
-        without = " --set ".join(
-            [
-                *([f"without={request.forgotten_classes}"] if request.forgotten_classes else []),
-                *([f"without_samples={request.sample_ids}"] if request.sample_ids else []),
-            ]
-        )
+        without = [
+            *([f"without={request.forgotten_classes}"] if request.forgotten_classes else []),
+            *([f"without_samples={request.sample_ids}"] if request.sample_ids else []),
+        ]
+        pretrain = command("pretrain", config_for("pretrain", config.lake), config.storage, *without)
         if model_folder.manifest_of(uri) is None:
-            raise InputError(
-                f"evaluate.reference: no model at {uri}; make it with `python jobs/pretrain.py --config"
-                f" jobs/configs/pretrain_<lake>.yaml --set {without}`"
-            )
-        require_unaware(uri, request.classes, "evaluate.reference")
+            raise InputError(f"evaluate.reference: no model at {uri}; make it with `{pretrain}`")
+        require_unaware(uri, request.classes, "evaluate.reference", config.storage, config.lake)
 
 
 def prove(

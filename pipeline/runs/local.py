@@ -27,6 +27,7 @@ from models.judge import Judge
 from pipeline import config as configuration
 from pipeline import lease, storage
 from pipeline.config import UnlearnConfig
+from pipeline.config.commands import command, config_for
 from pipeline.data.partition import Partition
 from pipeline.data.partition_ray import build_partition
 from pipeline.errors import InputError
@@ -174,9 +175,10 @@ def main(argv: list[str] | None = None) -> int:
 def _on_these_workers(config: UnlearnConfig, world_size: int) -> UnlearnConfig:
     """`config` for as many workers as there are processes. Raises `InputError` where they do not fit it."""
     if final_evaluation.wanted(config):
+        evaluate = command("evaluate", config_for("evaluate", config.lake), config.storage)
         raise InputError(
             "evaluate: got metrics, reference or attack_suite, which need Ray's workers; leave them out and"
-            " run jobs/evaluate.py afterwards"
+            f" run `{evaluate}` afterwards"
         )
     if config.train.fewest <= world_size <= config.train.most and config.train.fewest < config.train.most:
         return config  # elastic: the same to the bit at any number

@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from models.judge import Judge, build_judge
 from pipeline import config as configuration
 from pipeline import storage
 from pipeline.config import UnlearnConfig, parse_stored
+from pipeline.config.commands import command
 from pipeline.config.request import Answer
 from pipeline.data.lake import Lake
 from pipeline.data.selection import read_sample_ids, selections
@@ -100,7 +102,8 @@ def check(config: UnlearnConfig) -> Prepared:
         run_weights.read_judge(config),
         feature_extractors.read_spaces(config.features),
     )
-    model, network = build(base.config, batch_norm=config.model.batch_norm), build_judge(judge.config)
+    model = run_weights.built(partial(build, batch_norm=config.model.batch_norm), base)
+    network = run_weights.built(build_judge, judge)
     try:
         weights.load_into(model.net, base.state, f"model.weights: {base.uri}")
         weights.load_into(network.net, judge.state, f"judge.weights: {judge.uri}")
@@ -133,9 +136,11 @@ def check(config: UnlearnConfig) -> Prepared:
             f"{moves} moves rows of the label table, which trainable {config.trainable} leaves out"
         )
     if config.tracking.pipeline and base.autoencoder is None:
+        model_name = f"tracking.model_name={config.tracking.model_name}"
+        export = "jobs/configs/export_imagenet.yaml", config.storage, model_name, "format=safetensors"
         raise InputError(
             "tracking.pipeline: got a model of pixels, expected one of latents with its autoencoder, which a"
-            " DiTPipeline needs; export the version as a state dict: jobs/export.py --set format=safetensors"
+            f" DiTPipeline needs; export the version as a state dict: `{command('export', *export)}`"
         )
     final_evaluation.check(config, lake, judge)
     classes, gone = config.request.classes, config.request.forgotten_classes
@@ -210,7 +215,7 @@ def _fitting_uniformity_judge(
     judge_ = run_weights.read_uniformity_judge(config)
     if judge_ is None:
         return None
-    network = build_judge(judge_.config)
+    network = run_weights.built(build_judge, judge_)
     try:
         weights.load_into(network.net, judge_.state, f"uniformity_judge.weights: {judge_.uri}")
     except weights.WeightsError as error:

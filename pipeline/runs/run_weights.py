@@ -1,7 +1,8 @@
 """What a main job starts from: the base model with its decoder, the judge, and how its
 step fits the device."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline import fetching, storage
 from pipeline.config import Judge, UnlearnConfig
@@ -11,6 +12,8 @@ from pipeline.errors import InputError
 from pipeline.runs import registered
 from pipeline.runs.request_checks import with_own_settings
 from pipeline.weights import decoder, import_published, model_folder
+
+BuiltT = TypeVar("BuiltT")
 
 if TYPE_CHECKING:
     from pipeline.runs.memory_plan import Choice, MemoryPlan
@@ -114,6 +117,18 @@ def require_decoder(config: dict[str, Any], lake: Lake) -> None:
         )
 
 
+def built(build: Callable[[dict[str, Any]], BuiltT], stored: model_folder.Stored) -> BuiltT:
+    """What the config.json of `stored` describes. Raises `InputError` where it describes nothing that can be
+    built."""
+    try:
+        return build(stored.config)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{storage.join(stored.uri, model_folder.CONFIG)}: describes no model ({type(error).__name__}:"
+            f" {error}); {storage.RESTORE}"
+        ) from error
+
+
 def read_judge(config: UnlearnConfig) -> model_folder.Stored:
     """The judge that `config` names."""
     return judge_at(config.judge, config.storage, config.lake)
@@ -207,13 +222,13 @@ def fitted(config: UnlearnConfig, choice: "Choice | None") -> UnlearnConfig:
 
 
 def missing(config: UnlearnConfig) -> list[str]:
-    """What a run of `config` reads and is not there yet, each with the key that names it."""
-    from pipeline.data.lake import find_lake, lake_uri
+    """What a run of `config` reads and is not there, each with the key that names it and what to do."""
+    from pipeline.data.lake import find_lake, lake_uri, no_lake
 
     lines = []
     lake = lake_uri(config.storage, config.lake)
     if find_lake(lake) is None:
-        lines.append(f"lake: {lake}")
+        lines.append(no_lake(lake))
     own_model = model_folder.model_uri(config.storage, config.model.size, config.lake)
     for key, text, default in (
         ("model.weights", config.model.weights, own_model),
@@ -224,7 +239,11 @@ def missing(config: UnlearnConfig) -> list[str]:
             continue  # looked for in the registry, when the rest is there
         uri = fetching.locate(text) if text else default
         if uri is not None and not uri.startswith(fetching.HUB) and not storage.exists(uri):
-            lines.append(f"{key}: {uri}")
+            lines.append(
+                model_folder.no_weights(uri, key)
+                if default
+                else f"{key}: nothing at {uri}; expected the AutoencoderKL that the lake was made with"
+            )
     return lines
 
 

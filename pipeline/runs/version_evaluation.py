@@ -59,7 +59,7 @@ def check(config: EvaluateConfig) -> Evaluation:
     if config.reference:
         uri = resolve_weights.named_model(config.storage, config.reference)
         models[REFERENCE] = model_folder.read(uri, "reference")
-        require_unaware(uri, request.classes, "reference")
+        require_unaware(uri, request.classes, "reference", config.storage, lake_name)
     base, reference = models.get(BEFORE), models.get(REFERENCE)
     spec = spec_of(request, lake, target.description, base, seed=config.seed, settings=config.measuring)
     if config.attack_suite and not spec.forgotten:

@@ -18,7 +18,7 @@ def require_log_known(tracking: Registry, storage_root: str) -> None:
     newest = str(max(entry.version for entry in entries))
     try:
         mlflow = client(tracking, storage_root, create=False)
-        find_version(mlflow, name, newest, where=where)
+        find_version(mlflow, tracking, storage_root, newest)
         alias_log.carried_out(mlflow, storage_root, name, entries)
     except alias_log.LogError:
         raise

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
 from pipeline.config import Registry, Tracking
+from pipeline.config.commands import command
 from pipeline.errors import InputError
 from pipeline.redaction import redact
 from pipeline.tracking import compat
@@ -39,6 +40,11 @@ def tracking_uri(tracking: Registry, storage_root: str) -> str:
             f"tracking.uri: got none with storage {storage_root!r}, expected an MLflow server or database,"
             " since no database file lives in a bucket; pass --set tracking.uri=http://host:5000 or --set"
             " tracking.uri=sqlite:////absolute/path/mlflow.db"
+        )
+    if re.search(r"\?|%[0-9A-Fa-f]{2}", storage_root):  # no part of a path in a URI of a database
+        raise InputError(
+            f"storage: got {storage_root!r}, expected a folder without ? and %-codes in its path: MLflow's"
+            " database would lie elsewhere; rename it, or pass --set tracking.uri=<an MLflow server>"
         )
     return f"sqlite:///{storage.join(storage_root, 'mlflow.db')}"
 
@@ -67,9 +73,9 @@ def client(tracking: Registry, storage_root: str, *, create: bool = True) -> "Ml
     if database is not None and not database.is_file():
         if not create:
             raise InputError(
-                f"nothing is registered yet: {database} does not exist; run `python jobs/unlearn_imagenet.py"
-                f" --config jobs/configs/<job>.yaml --set storage={storage_root}` first, or check storage and"
-                " tracking.uri"
+                f"nothing is registered yet: {database} does not exist; run"
+                f" `{command('unlearn_imagenet', 'jobs/configs/<job>.yaml', storage_root)}` first, or check"
+                " storage and tracking.uri"
             )
         compat.quiet()
         local = storage.is_local(storage_root)

@@ -15,6 +15,7 @@ from models import version_files
 from models.block_list import HEAD
 from pipeline import storage
 from pipeline.config import Registry
+from pipeline.config.commands import command, registry_command
 from pipeline.errors import InputError
 from pipeline.tracking import alias_log, run_page, version_check
 from pipeline.tracking.alias_log import CANDIDATE as CANDIDATE
@@ -205,7 +206,7 @@ def resolve(tracking: Registry, storage_root: str, which: str) -> "ModelVersion"
     """The version of `tracking.model_name` with the alias or number `which`; raises `InputError` when there
     is none."""
     mlflow_client = client(tracking, storage_root, create=False)
-    return find_version(mlflow_client, tracking.model_name, which, where=tracking_uri(tracking, storage_root))
+    return find_version(mlflow_client, tracking, storage_root, which)
 
 
 def load_version(tracking: Registry, storage_root: str, version: "ModelVersion") -> "PyFuncModel":
@@ -249,24 +250,25 @@ def unchecked_copy(tracking: Registry, storage_root: str, version: "ModelVersion
     )
 
 
-def require_registered(mlflow: "MlflowClient", name: str, *, where: str) -> "RegisteredModel":
-    """The registered model `name`; raises `InputError` when there is none."""
+def require_registered(mlflow: "MlflowClient", tracking: Registry, storage_root: str) -> "RegisteredModel":
+    """The registered model of `tracking`; raises `InputError` when there is none."""
     from mlflow.exceptions import MlflowException
 
+    name = tracking.model_name
     try:
         return mlflow.get_registered_model(name)
     except MlflowException as error:
         raise InputError(
-            f"tracking.model_name: no model {name!r} is registered at {where}; jobs/unlearn_imagenet.py"
-            " registers one"
+            f"tracking.model_name: no model {name!r} is registered at {tracking_uri(tracking, storage_root)};"
+            f" `{command('unlearn_imagenet', 'jobs/configs/<job>.yaml', storage_root)}` registers one"
         ) from error
 
 
-def find_version(mlflow: "MlflowClient", name: str, which: str, *, where: str) -> "ModelVersion":
+def find_version(mlflow: "MlflowClient", tracking: Registry, storage_root: str, which: str) -> "ModelVersion":
     """The version with the alias or number `which`; the `InputError` otherwise says what there is."""
     from mlflow.exceptions import MlflowException
 
-    model = require_registered(mlflow, name, where=where)
+    model, name = require_registered(mlflow, tracking, storage_root), tracking.model_name
     try:
         return (
             mlflow.get_model_version(name, which)
@@ -276,7 +278,8 @@ def find_version(mlflow: "MlflowClient", name: str, which: str, *, where: str) -
     except MlflowException as error:
         numbers = sorted(int(version.version) for version in versions(mlflow, name))
         there = [*sorted(model.aliases), *map(str, numbers)]
-        hint = "; jobs/registry.py promote makes a champion" if which == CHAMPION else ""
+        promote = registry_command("promote", tracking, storage_root)
+        hint = f"; `{promote}` makes a champion" if which == CHAMPION else ""
         raise InputError(
             f"version: got {which!r}, expected an alias or a number of {name}:"
             f" {', '.join(there) or 'none yet'}{hint}"
@@ -286,7 +289,7 @@ def find_version(mlflow: "MlflowClient", name: str, which: str, *, where: str) -
 def rows(tracking: Registry, storage_root: str) -> list[tuple[str, ...]]:
     """(version, aliases, gate, method, request, run) of every version, newest first."""
     mlflow, name = client(tracking, storage_root, create=False), tracking.model_name
-    model = require_registered(mlflow, name, where=tracking_uri(tracking, storage_root))
+    model = require_registered(mlflow, tracking, storage_root)
     names: dict[int, list[str]] = {}
     for alias, at in model.aliases.items():
         names.setdefault(int(at), []).append(alias)

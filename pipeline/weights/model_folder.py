@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from pipeline import fetching, storage
-from pipeline.config.reading import CONFIGS
+from pipeline.config.commands import command, config_for
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
@@ -51,14 +51,12 @@ def model_uri(storage_root: str, size: str, lake: str) -> str:
     )
 
 
-def _command(uri: str) -> str:
-    """What makes the weights at `uri` where pretrain.py leaves them."""
+def no_weights(uri: str, key: str) -> str:
+    """What is said of weights that are missing at `uri`: where pretrain.py leaves them, what makes them."""
     root, _, name = uri.rpartition("/models/")
-    file = f"pretrain_{name.rpartition('-')[2]}{'_vae' * name.startswith('vae-')}.yaml"
-    known = root and (CONFIGS / file).is_file()
-    return f"python jobs/pretrain.py --config jobs/configs/{file if known else 'pretrain_<lake>.yaml'}" + (
-        f" --set storage={root}" if root else ""
-    )
+    lake = name.rpartition("-")[2] + "_vae" * name.startswith("vae-") if root else ""
+    pretrain = command("pretrain", config_for("pretrain", lake), root)
+    return f"{key}: no weights at {uri}; make them with `{pretrain}` or name a folder"
 
 
 def judge_uri(storage_root: str, lake: str) -> str:
@@ -124,10 +122,12 @@ def read(uri: str, key: str, *, size: str | None = None, sha256: str | None = No
     if manifest is None:
         if import_published.is_published(uri):
             return _read_published(uri, key, size, sha256)
-        raise InputError(f"{key}: no weights at {uri}; make them with `{_command(uri)}` or name a folder")
+        raise InputError(no_weights(uri, key))
     if sha256 is not None:
         with fetching.fetched(storage.join(uri, WEIGHTS), key) as path:
             fetching.require_sha256(path, sha256, key)
+    if not isinstance(manifest.get("weights_digest"), str):
+        raise InputError(f"{storage.join(uri, MANIFEST)}: names no weights_digest; {storage.RESTORE}")
     place = (uri, storage.digest_of(manifest))
     if (held := _HELD.get(place)) is not None:
         return held
@@ -148,6 +148,8 @@ def read(uri: str, key: str, *, size: str | None = None, sha256: str | None = No
             " the folder is damaged, make it again"
         )
     config = storage.read_json(storage.join(uri, CONFIG))
+    if not isinstance(config.get("family"), str):
+        raise InputError(f"{storage.join(uri, CONFIG)}: names no family of models; {storage.RESTORE}")
     _require_settings(config, uri, key)
     if "delta" in config:
         return _assembled(uri, key, config, state, manifest)

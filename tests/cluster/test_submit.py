@@ -5,6 +5,7 @@ import logging
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.errors import InputError
 from tests.cluster.local_head import free_port
 from tests.cluster.manifests import CLUSTER, ROOT
 
@@ -136,6 +138,20 @@ def test_what_is_refused_before_anything_is_sent(
     refused: Callable[..., str], arguments: list[str], line: str
 ) -> None:
     assert line in refused(*arguments)
+
+
+def test_a_configuration_that_is_not_uploaded_is_refused(
+    submit: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / ".gitignore").write_text("runs/\n")
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    (tmp_path / "runs/my.yaml").write_text((ROOT / "jobs/configs/quickstart.yaml").read_text())
+    monkeypatch.setattr(submit, "CHECKOUT", tmp_path)
+    with pytest.raises(InputError, match=r"runs/my\.yaml is not uploaded .*; copy it to jobs/configs/"):
+        submit.inside_checkout("runs/my.yaml")
+    shutil.copy(tmp_path / "runs/my.yaml", tmp_path / "my.yaml")
+    assert submit.inside_checkout("my.yaml") == "my.yaml"
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,15 @@ def test_folders_that_could_be_anything_are_refused(
     assert "\n" not in str(caught.value)
 
 
+def test_one_name_in_two_spellings_is_one_class(tmp_path: Path) -> None:
+    """As Macs write it, and as all others do."""
+    one, two = "caf\u00e9", "cafe\u0301"
+    uri = plant(tmp_path / "a", f"train/{two}/a.png", f"val/{one}/b.png")
+    assert list(counted("imagefolder", uri).values()) == [{"train": 1, "heldout": 1}]
+    uri = plant(tmp_path / "b", f"{two}/a.png", "x/b.png")
+    assert counted("imagefolder", uri, classes=[one, "x"]) == {one: ONE, "x": ONE}
+
+
 def test_named_classes_are_classes_whatever_they_are_called(tmp_path: Path) -> None:
     uri = plant(tmp_path, "train/a.png", "bus/b.png", "test tube/left/c.png")
     classes = ["bus", "test tube", "train"]

@@ -1,5 +1,6 @@
 """Tables and archives as people have them: splits, labels, columns and members."""
 
+import gzip
 import io
 import json
 import tarfile
@@ -13,7 +14,7 @@ import pytest
 from layouts import Photo, as_tars
 from test_data_sources_strange import ONE, counted, listed, png
 
-from pipeline.data.sources import regroup, webdataset
+from pipeline.data.sources import class_index, parquet, regroup, webdataset
 from pipeline.data.sources.base import Unreadable
 from pipeline.errors import InputError
 
@@ -76,6 +77,9 @@ NAMES = {"info": {"features": {"label": {"names": ["golden retriever", "Labrador
         ([1.0, 0.0], {}, {"0": ONE, "1": ONE}),
         ([True, False], {}, {"0": ONE, "1": ONE}),
         (pa.array([1, 0], pa.uint8()), {}, {"0": ONE, "1": ONE}),
+        (pa.array([1, 0], pa.float16()), {}, {"0": ONE, "1": ONE}),
+        (pa.array(["b", "a"]).cast(pa.string_view()), {}, {"a": ONE, "b": ONE}),
+        (["cat ", "cat"], {}, {"cat": {"train": 2}}),
         ([0], {"metadata": {"info": [1]}}, {"0": ONE}),
     ],
 )
@@ -88,7 +92,9 @@ def test_labels_as_tables_have_them(tmp_path: Path, labels: Any, options: dict, 
     [
         ([[0], [1]], "labels of type list<.*> such as .*expected one whole number or class name a row"),
         ([0.5, 1], "labels of type double such as '0.5'"),
-        ([float("nan"), 1], "labels of type double|no whole numbers"),
+        ([1.0, float("nan")], "labels of type double such as 'nan'"),
+        ([1e300, 1.0], r"labels of type double such as '1e\+300'"),
+        (["cat", " "], r"has a row without label \(row 1\)"),
         ([0, None], r"has a row without label \(row 1\)"),
         ([0, -1], "got label -1, expected 0 to 99999"),
         ([0, 10**12], "got label 1000000000000, expected 0 to 99999"),
@@ -128,6 +134,52 @@ def test_the_other_name_of_the_image_column_is_regrouped_too(tmp_path: Path) -> 
     plans, moved = regroup.plan_regrouping(items, str(tmp_path / "copies"))
     assert [regroup.regroup(plan) for plan in plans] == [3]
     assert list(source.read(moved)) == list(source.read(items)) == [png(n) for n in range(3)]
+
+
+def repeated(path: Path, *, rows: int, image: bytes, name: str = "a.png") -> str:
+    """A Parquet file that holds an image, its path and a label once, and refers to them in every row."""
+
+    def column(value: Any) -> pa.Array:
+        return pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([value]))
+
+    images = pa.StructArray.from_arrays([column(image), column(name)], ["bytes", "path"])
+    content = pa.table({"image": images, "label": column(0)})
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(content, path, compression="zstd", dictionary_pagesize_limit=1 << 30, store_schema=False)
+    return str(path)
+
+
+def test_a_small_table_that_stands_for_gigabytes_is_refused_before_they_are_in_memory(
+    tmp_path: Path, monkeypatch
+) -> None:
+    image = bytes(1 << 20)
+    source, items = listed("parquet", repeated(tmp_path / "a/train.parquet", rows=64, image=image))
+    assert Path(source.uri).stat().st_size < 10_000, "and it says so: 64 MB of images"
+    assert [len(data) for data in source.read(items[:2])] == [1 << 20] * 2
+    monkeypatch.setattr(parquet, "BATCH_BYTES", 4 << 20)
+    monkeypatch.setattr(parquet, "LARGEST_READ", 16 << 20)
+    before, most = pa.total_allocated_bytes(), 0
+    for batch in parquet.decoded(pq.ParquetFile(source.uri), [0], ["image.bytes"]):
+        most = max(most, pa.total_allocated_bytes() - before)
+        assert len(batch) <= 4
+    assert most < 32 << 20, "of the 64 MB that the group stands for"
+    with pytest.raises(InputError, match=r"64 images of .* take more than 16777216 bytes together"):
+        list(source.read(items))
+    monkeypatch.setattr(parquet, "LARGEST_FILE", 1 << 19)
+    assert str(next(source.read(items[:1]))).startswith("too large: 1048576 bytes")
+    plans, _ = regroup.plan_regrouping(items, str(tmp_path / "copies"))
+    monkeypatch.setattr(regroup, "LARGEST_READ", 16 << 20)
+    with pytest.raises(InputError, match=r"take more than .* in memory, which are no images"):
+        regroup.regroup(plans[0])
+
+
+def test_paths_and_rows_without_end_are_refused(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(parquet, "LARGEST_TEXT", 1 << 20)
+    monkeypatch.setattr(parquet, "ROWS_WITHOUT_BYTES", 100)
+    with pytest.raises(InputError, match=r"the paths and labels of .* take more than 1048576 bytes"):
+        listed("parquet", repeated(tmp_path / "a/train.parquet", rows=90, image=png(), name="x" * 99_999))
+    with pytest.raises(InputError, match=r"has 9000 rows in .* bytes, which are no images"):
+        listed("parquet", repeated(tmp_path / "b/train.parquet", rows=9000, image=png()))
 
 
 def tar_of(path: Path, members: dict[str, bytes]) -> bytes:
@@ -201,3 +253,51 @@ def test_an_image_in_a_tar_that_is_too_large_is_rejected(tmp_path: Path, monkeyp
     source, items = listed("webdataset", str(tmp_path))
     contents = list(source.read(items))
     assert isinstance(contents[0], Unreadable) and contents[1] == b"x" * 99
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.cls", b" 3\r\n", 3),
+        ("a.json", b'{"label": true}', 1),
+        ("a.json", b'{"label": 2.0}', 2),
+        ("a.cls", b"1_0", "holds '1_0', expected a class number"),
+        ("a.cls", "\u0663".encode(), "expected a class number"),
+        ("a.cls", b"0" * 22 + b"1 x", "expected a class number"),
+        ("a.json", b'{"label": 1, "label": 0}', "expected JSON, each key once"),
+        ("a.json", b'{"label": 1e400}', "has only one of image and label for 'a'"),
+    ],
+)
+def test_a_label_is_a_whole_number_or_refused(
+    tmp_path: Path, name: str, content: bytes, expected: int | str
+) -> None:
+    tar_of(tmp_path / "t.tar", {"a.png": png(), name: content})
+    if isinstance(expected, int):
+        assert [item.label for item in listed("webdataset", str(tmp_path))[1]] == [expected]
+    else:
+        with pytest.raises(InputError, match=expected):
+            listed("webdataset", str(tmp_path))
+
+
+def test_what_tar_keeps_once_is_read_twice_and_a_compressed_one_refused(tmp_path: Path) -> None:
+    def link(name: str, target: str) -> tarfile.TarInfo:
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname = tarfile.LNKTYPE, target
+        return member
+
+    tar_of(tmp_path / "a/t.tar", {"a.png": png(), "a.cls": b"1"})
+    with tarfile.open(tmp_path / "a/t.tar", "a") as tar:
+        for member in (link("b.png", "a.png"), link("b.cls", "a.cls"), link("c.txt", "a.png")):
+            tar.addfile(member)
+    source, items = listed("webdataset", str(tmp_path / "a"))
+    assert [(item.sample_id, item.label) for item in items] == [("a", 1), ("b", 1)]
+    assert list(source.read(items)) == [png(), png()] and "c.txt" in source.passed_over[0]
+    (tmp_path / "a/t.tar").write_bytes(gzip.compress((tmp_path / "a/t.tar").read_bytes()))
+    with pytest.raises(InputError, match="is compressed, expected a plain one: gunzip it"):
+        listed("webdataset", str(tmp_path / "a"))
+
+
+def test_an_index_that_has_a_label_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "i.json").write_text('{"0": ["a", "A"], "0": ["b", "B"]}')
+    with pytest.raises(InputError, match="the key '0' is there twice"):
+        class_index.read_index(str(tmp_path / "i.json"))

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline import storage
 from pipeline.config import PrepareConfig, parse
-from pipeline.data import ingest, ingest_ray
+from pipeline.data import ingest, ingest_ray, tombstones
 from pipeline.data.keyed_ids import KEY_VARIABLE, IdKey
 from pipeline.data.lake import Lake, read_lake
 from pipeline.data.parquet_shards import read_column
@@ -134,6 +134,28 @@ def test_tombstones_of_before_hold_ids_in_clear_and_are_read(tmp_path: Path) -> 
     bury(str(tmp_path), "old", ["d"])
     assert buried(str(tmp_path)).among("abcd").keys() == set("abcd")
     assert storage.read_json(uri).keys() == {"request", "partitions", "key", "hashes", "labels", "files"}
+
+
+@pytest.mark.parametrize("request_id", ["GDPR 2026/17", "../../x", ".hidden"])
+def test_an_id_of_before_is_one_name_and_found_again(tmp_path: Path, request_id: str) -> None:
+    root = str(tmp_path / "a/b/root")
+    tombstones.bury(root, request_id, ["digits-00001"])
+    found = tombstones.find(root, request_id)
+    assert found is not None and tombstones.buried(root).among(["digits-00001"])
+    assert {path.name for path in (tmp_path / "a/b/root").iterdir()} == {"tombstones", "requests"}
+    assert len(list((tmp_path / "a/b/root/tombstones").iterdir())) == 1, "and nothing outside"
+
+
+def test_a_tombstone_that_lay_in_a_folder_of_its_id_is_read(tmp_path: Path) -> None:
+    root = str(tmp_path)
+    tombstones.bury(root, "17", ["digits-00001"])
+    (tmp_path / "tombstones/GDPR 2026").mkdir()
+    old = tmp_path / "tombstones/17.json"
+    old.rename(tmp_path / "tombstones/GDPR 2026/17.json")
+    (moved,) = (tmp_path / "tombstones/GDPR 2026").iterdir()
+    moved.write_text(moved.read_text().replace('"17"', '"GDPR 2026/17"'))
+    assert tombstones.buried(root).among(["digits-00001"]) == {"digits-00001": "GDPR 2026/17"}
+    assert tombstones.find(root, "GDPR 2026/17") is not None
 
 
 def test_a_file_name_that_is_there_twice_hides_nothing(tmp_path: Path) -> None:

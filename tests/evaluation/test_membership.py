@@ -45,7 +45,9 @@ def test_few_rows_say_little() -> None:
     )
 
 
-@pytest.mark.parametrize(("ours", "others"), [([math.nan], [1.0]), ([1.0, 2.0], [math.nan, 1.0])])
+@pytest.mark.parametrize(
+    ("ours", "others"), [([math.nan], [1.0]), ([1.0, 2.0], [math.nan, 1.0]), ([1.0], [math.inf])]
+)
 def test_what_is_no_number_is_no_attack(ours: list[float], others: list[float]) -> None:
     with pytest.raises(ValueError, match="losses are NaN"):
         attack(ours, others)

@@ -1,9 +1,12 @@
 """Shares with intervals, and the rule that says when forgetting is settled."""
 
+import math
+
 import pytest
+import torch
 from scipy.stats import binomtest
 
-from pipeline.evaluation.confidence import Proportion, difference, proportion
+from pipeline.evaluation.confidence import Proportion, difference, mean_and_half, proportion
 from pipeline.evaluation.stopping_rule import SettleRule
 
 
@@ -87,3 +90,9 @@ def test_the_difference_of_two_shares_has_the_published_interval() -> None:
     """Newcombe, Statistics in Medicine 17 (1998), table II, (a) 56/70 - 48/80 by method 10."""
     got = difference(proportion(56, 70).to_dict(), proportion(48, 80).to_dict())
     assert [round(got[key], 4) for key in ("value", "low", "high")] == [0.2, 0.0524, 0.3339]
+
+
+def test_a_mean_of_what_is_no_number_has_no_interval() -> None:
+    """A maximum with 0 would give one of width 0."""
+    mean, half = mean_and_half(torch.tensor([3.0, math.nan, 1.0]))
+    assert math.isnan(mean) and half is not None and math.isnan(half)

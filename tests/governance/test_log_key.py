@@ -110,7 +110,9 @@ def test_a_log_of_before_is_signed_once_and_a_forged_entry_is_never_carried_out(
     promotion.promote(config(root, name, version=1))
     signed = {"key": keys[0]}
     for use in (promotion.promote, promotion.rollback, promotion.history, verification.verify):
-        with pytest.raises(LogError, match=r"entry 3 moves champion .* jobs/registry\.py sign vouches"):
+        with pytest.raises(
+            LogError, match=r"entry 3 moves champion .* jobs/registry\.py sign --config .* vouches"
+        ):
             use(config(root, name, **signed))
     loose, entry = promotion.sign(config(root, name, **signed), dry_run=True)
     assert [one.number for one in loose] == [3] and entry is None

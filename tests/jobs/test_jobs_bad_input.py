@@ -1,6 +1,7 @@
 """Bad input: exit code 2, one line that says what to do, nothing written."""
 
 import importlib.util
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -207,6 +208,25 @@ def test_weights_that_were_damaged_are_refused(
     assert "the folder is damaged" in refused("unlearn_imagenet", "quickstart", f"model.weights={folder}")
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", "{}", "config.json: names no family of models; restore it"),
+        ("config.json", '{"family": "small_cnn"}', "config.json: describes no model (KeyError: "),
+        ("config.json", '{"family": "toaster"}', "got family 'toaster', expected one of"),
+        ("config.json", '{"family": "small_cnn", "architecture": [1]}', "config.json: describes no model"),
+        ("manifest.json", '{"weights_digest": 3}', "manifest.json: names no weights_digest; restore it"),
+    ],
+)
+def test_a_description_of_no_model_is_named(
+    refused: Callable[..., str], untrained: str, tmp_path: Path, file: str, content: str, message: str
+) -> None:
+    folder = tmp_path / "judge"
+    shutil.copytree(Path(untrained) / "models" / "judge-digits", folder)
+    (folder / file).write_text(content)
+    assert message in refused("unlearn_imagenet", "quickstart", f"judge.weights={folder}")
+
+
 def test_named_samples_that_the_lake_does_not_have_are_refused(
     refused: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -278,6 +298,29 @@ def test_dry_run_checks_and_writes_nothing(capsys: pytest.CaptureFixture[str], u
         )
         == 2
     )
+
+
+def test_a_dry_run_without_data_prints_the_plan_and_what_makes_the_rest(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    root = str(tmp_path / "a root")
+    argv = ["--config", str(QUICKSTART), "--set", f"storage={root}"]
+    for dry_run in ([], ["--dry-run"]):
+        assert command_line.main(UnlearnConfig, module("unlearn_imagenet").run, "", [*argv, *dry_run]) == 2
+        said = capsys.readouterr()
+        assert said.out.startswith("memory plan: DiT-tiny") == bool(dry_run) and said.err.count("\n") == 1
+        commands = [line.split("`")[1] for line in said.err.split("; ")[:3] if "`" in line]
+        assert [shlex.split(line)[1:] for line in dict.fromkeys(commands)] == [
+            [
+                "jobs/prepare_data.py",
+                "--config",
+                "jobs/configs/prepare_digits.yaml",
+                "--set",
+                f"storage={root}",
+            ],
+            ["jobs/pretrain.py", "--config", "jobs/configs/pretrain_digits.yaml", "--set", f"storage={root}"],
+        ]
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_dry_run_refuses_what_the_run_would(

@@ -211,8 +211,11 @@ def test_a_held_lease_is_renewed_meanwhile_and_given_back(
     assert acquire(uri, lasts_s=60).holder.number == 3, "given back after an error as well"
 
 
-def test_a_file_that_is_no_lease(tmp_path: Path) -> None:
-    (tmp_path / "00000001.json").write_text("{}")
+@pytest.mark.parametrize("change", [None, {"expires": "soon"}, {"expires": 1e300}, {"pid": -1}, {"pid": "x"}])
+def test_a_file_that_is_no_lease(tmp_path: Path, clock: Clock, change: dict[str, Any] | None) -> None:
+    acquire(str(tmp_path), lasts_s=60, clock=clock)
+    file = tmp_path / "00000001.json"
+    file.write_text(json.dumps({} if change is None else {**json.loads(file.read_text()), **change}))
     with pytest.raises(InputError, match=r"00000001\.json: not a lease .* remove it"):
         acquire(str(tmp_path), lasts_s=60)
 

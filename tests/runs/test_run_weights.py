@@ -136,6 +136,6 @@ def test_differences_are_not_taken_in_tf32() -> None:
 
 def test_a_reference_that_saw_the_class_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"made_with": {"without": [3]}}')
-    require_unaware(str(tmp_path), [3], "evaluate.reference")
+    require_unaware(str(tmp_path), [3], "evaluate.reference", "/s", "digits")
     with pytest.raises(InputError, match="was trained on class 1, which a reference must not have seen"):
-        require_unaware(str(tmp_path), [3, 1], "evaluate.reference")
+        require_unaware(str(tmp_path), [3, 1], "evaluate.reference", "/s", "digits")

@@ -6,6 +6,7 @@ import stat
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -96,3 +97,14 @@ def test_what_answers_at_an_address_and_is_no_head_is_said_at_once() -> None:
             address = f"127.0.0.1:{server.getsockname()[1]}"
             with pytest.raises(InputError, match="does not speak gRPC") if refused else nullcontext():
                 cluster_ray._require_answer(address)
+
+
+def test_a_local_job_joins_no_head_that_is_only_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head that was killed leaves its address behind, where `ray.init()` would look."""
+    from pipeline.runtime import cluster_ray
+
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(cluster_ray.ray, "init", lambda **options: asked.append(options))
+    monkeypatch.setattr(cluster_ray.compat_ray, "keep_private", lambda: None)
+    cluster_ray._start(num_cpus=1)
+    assert asked == [{"address": "local", "num_cpus": 1}]

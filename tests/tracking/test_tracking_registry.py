@@ -183,7 +183,9 @@ def test_registering_twice_makes_one_version(root: str, register_run: Register) 
     assert len(registry.rows(Tracking(model_name="twice"), root)) == 2
 
 
-@pytest.mark.parametrize(("which", "said"), [("9", "candidate, 1"), ("champion", "promote makes a champion")])
+@pytest.mark.parametrize(
+    ("which", "said"), [("9", "candidate, 1"), ("champion", "py promote .* makes a champion")]
+)
 def test_unknown_version_says_what_there_is(root: str, register_run: Register, which: str, said: str) -> None:
     register_run("unknown", "run-unknown")
     with pytest.raises(InputError, match=said):
@@ -577,3 +579,10 @@ def test_the_job_speaks_in_one_line(
     script.write_text(script.read_text() + "\nimport os\n")
     code, out, error = call("verify")
     assert code == 1 and not out and error.startswith("error: job version 1: pyfunc_model.py was changed")
+
+
+@pytest.mark.parametrize("name", ["a%20b", "a?b"])
+def test_a_root_whose_database_would_lie_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match=r"storage: got .*expected a folder without \? and %-codes"):
+        client(Tracking(), str(tmp_path / name))
+    assert not any(tmp_path.iterdir())

@@ -67,6 +67,7 @@ def test_checkpoints_as_training_scripts_write_them(tmp_path: Path, state: dict[
         [
             {"model": other, "ema": state, "opt": {"state": {}}, "args": arguments},
             {"model": wrapped("module."), "opt": {}, "args": arguments},
+            {"model": state, "ema": {}},  # one that was not kept
             {"state_dict": wrapped("_orig_mod."), "epoch": 3},
             {"ema": wrapped("module.", "_orig_mod."), "model": other},
             wrapped("_orig_mod.", "module."),
@@ -147,6 +148,10 @@ class Mischief:
         ({"w": torch.ones(1), "step": 3}, r"not every entry is a tensor: 'step' \(int\)"),
         ({}, "it holds a dict; expected a state dict"),
         ({"w": Mischief(), "x": torch.ones(1)}, r"holds more than plain tensors: it names \w+"),
+        ({"a": torch.eye(2).to_sparse()}, r"'a' \(torch\.sparse_coo, torch\.float32, cpu\)"),
+        ({"a": torch.ones(2, device="meta")}, r"'a' \(torch\.strided, torch\.float32, meta\)"),
+        ({"a": torch.ones(2, dtype=torch.complex64)}, r"'a' \(torch\.strided, torch\.complex64, cpu\)"),
+        ({"ema": {"b": torch.tensor([1, float("nan")])}}, r"b is not a number \(NaN\)"),
     ],
 )
 def test_pickles_that_are_not_plain_tensors_are_refused(tmp_path: Path, value: Any, message: str) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from pipeline import storage
-from pipeline.config.base import Fraction, Section
+from pipeline.config.base import Section
 from pipeline.errors import InputError
 
 FETCH_THREADS = 8
@@ -67,8 +67,10 @@ class RawImages(Protocol):
 
 
 class HeldOut(Section):
-    held_out: Fraction = Field(
+    held_out: float = Field(
         0.2,
+        ge=0,
+        lt=1,
         description=(
             "share of each class kept out of training, by sample id; unused where the files have a split"
         ),
@@ -149,8 +151,8 @@ def with_splits(items: Sequence[Item], share: float, uri: str, *, announced: boo
     return list(items)
 
 
-def unique_ids(*candidates: Sequence[str]) -> list[str]:
-    """The first of `candidates`, each the ids of all images from short to long, in which every id is there
+def unique_ids(*candidates: Iterable[str]) -> list[str]:
+    """The first of `candidates`, each the ids of all images, shorter ones first, in which every id is there
     once, so written that a line of a text file can name it. The last one where none is."""
     ids: list[str] = []
     for candidate in candidates:

@@ -1,6 +1,5 @@
 """Which class has which label: the index that is given, or the standard one of ImageNet."""
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -61,7 +60,7 @@ def read_index(index: Sequence[Any] | str) -> list[ClassLine]:
         )
     text = read_text(uri)
     try:
-        value = json.loads(text) if uri.endswith(".json") else text.rstrip().splitlines()
+        value = storage.json_value(text) if uri.endswith(".json") else text.rstrip().splitlines()
         if isinstance(value, dict):
             value = [value[str(label)] for label in range(len(value))]
         if not isinstance(value, list):

@@ -1,6 +1,7 @@
 """What the folders of an image folder are: classes, splits with classes in them, or neither. Never guessed:
 what could be either is refused with what was seen."""
 
+import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,7 +41,8 @@ def layout_of(
     """The files of `entries` that lie in a class folder. Folders that `index` names are classes whatever they
     are called. Raises `InputError` for folders that are neither classes nor splits of some."""
     known = {line.folder for lines in (index, by_first_word(index)) for line in lines}
-    parts_of = [tuple(entry.path.split("/")) for entry in entries]
+    spelling = {unicodedata.normalize("NFC", folder): folder for folder in sorted(known)}
+    parts_of = [_parts(entry.path, spelling) for entry in entries]
     tops = _tree(parts_of)
     loose = [parts[0] for parts in parts_of if len(parts) == 1]
     if not tops:
@@ -64,6 +66,16 @@ def layout_of(
             " per class with images in it"
         )
     return files
+
+
+def _parts(path: str, spelling: dict[str, str]) -> tuple[str, ...]:
+    """The parts of a path, its folders in one spelling each: Macs write `é` as two characters, others as one.
+    `spelling` holds the one that was met first, by the form in which they are equal."""
+    parts = path.split("/")
+    if path.isascii():
+        return tuple(parts)
+    folders = (spelling.setdefault(unicodedata.normalize("NFC", part), part) for part in parts[:-1])
+    return (*folders, parts[-1])
 
 
 def _tree(paths: Sequence[tuple[str, ...]]) -> Tree:

@@ -29,7 +29,7 @@ class ImageFolder(ImageFiles):
         files = layout_of(entries, index or read_index("imagenet"), self.uri, passed_over)
         label_of = self._labels({file.folder for file in files}, index)
         paths = [file.entry.path for file in files]
-        ids = unique_ids([_stem(path) for path in paths], [_without_suffix(path) for path in paths], paths)
+        ids = unique_ids(map(_stem, paths), map(_without_suffix, paths), paths)
         items = [
             Item(
                 sample_id=sample_id,

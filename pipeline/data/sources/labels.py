@@ -1,15 +1,26 @@
 """Labels as tables have them: numbers, whole numbers written as floats, truth values, names of classes."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.data.sources.class_index import ClassLine, in_order
 from pipeline.errors import InputError
 
 UNLABELLED = -1  # what published test sets have in place of a label
+TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+NUMBER = re.compile(r"[+-]?[0-9]+")  # int() would take 1_0 and the digits of any script
+
+
+def label_number(text: str) -> int:
+    """The number that a text file holds. Raises `ValueError` where it holds anything else."""
+    if not NUMBER.fullmatch(text):
+        raise ValueError(f"{text[:40]!r} is no whole number")
+    return int(text)
 
 
 def label_values(column: pa.ChunkedArray, where: str) -> list[int] | list[str]:
@@ -22,15 +33,19 @@ def label_values(column: pa.ChunkedArray, where: str) -> list[int] | list[str]:
             f"source: {where} has a row without label (row {column.is_null().to_pylist().index(True)}),"
             " expected one in each"
         )
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        return column.to_pylist()
-    if pa.types.is_floating(column.type) and pc.all(pc.equal(pc.floor(column), column)).as_py() is not False:
-        column = _cast(column, where)
+    if any(is_text(column.type) for is_text in TEXTS):
+        return [_name(text, row, where) for row, text in enumerate(column.to_pylist())]
+    wrong: Any = column[0] if len(column) else None
+    if pa.types.is_floating(column.type):
+        values = np.asarray(column.cast(pa.float64()))
+        whole = (values == np.floor(values)) & (np.abs(values) < 2**53)  # beyond it not all are numbers of it
+        wrong = None if whole.all() else values[~whole][0]
+        column = column if wrong is not None else pa.chunked_array([values.astype(np.int64)])
     elif pa.types.is_boolean(column.type):
         column = column.cast(pa.int64())
     if not pa.types.is_integer(column.type):
         raise InputError(
-            f"source: {where} has labels of type {column.type} such as {str(column[0])[:40]!r}; expected one"
+            f"source: {where} has labels of type {column.type} such as {str(wrong)[:40]!r}; expected one"
             " whole number or class name a row"
         )
     return column.to_pylist()
@@ -63,8 +78,8 @@ def numbered(
     return [label_of[str(label)] for label in labels], classes
 
 
-def _cast(column: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
-    try:
-        return column.cast(pa.int64())
-    except pa.ArrowInvalid as error:
-        raise InputError(f"source: {where} has labels that are no whole numbers ({error})") from error
+def _name(text: str, row: int, where: str) -> str:
+    """A class by its name: blanks at its ends make no other class."""
+    if not (name := text.strip()):
+        raise InputError(f"source: {where} has a row without label (row {row}), expected one in each")
+    return name

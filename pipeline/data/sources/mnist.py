@@ -3,6 +3,7 @@ files are held out."""
 
 import gzip
 import io
+import math
 import zlib
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -78,18 +79,22 @@ def _found(uri: str, part: str, content: str, dimensions: int) -> str:
 def _idx(file: str, dimensions: int) -> np.ndarray:
     """An idx file's array: two zero bytes, type 8 (unsigned byte), the number of dimensions, their big-endian
     sizes, the data."""
-    data = storage.read_bytes(file)
+    if (size := storage.size(file)) > LARGEST_IDX:
+        raise InputError(
+            f"source: {file} has {size} bytes, expected MNIST's idx format: at most {LARGEST_IDX}"
+        )
+    raw = io.BytesIO(storage.read_bytes(file))
     try:
-        if file.endswith(".gz"):
-            with gzip.open(io.BytesIO(data)) as unpacked:
-                data = unpacked.read(LARGEST_IDX + 1)
-        if len(data) > LARGEST_IDX:
-            raise ValueError(f"it has more than {LARGEST_IDX} bytes")
-        magic = bytes([0, 0, 8, dimensions])
-        if data[:4] != magic:
-            raise ValueError(f"it begins with {data[:4].hex(' ')}, not {magic.hex(' ')}")
-        shape = np.frombuffer(data, ">u4", dimensions, 4)
-        return np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+        with gzip.open(raw) if file.endswith(".gz") else raw as unpacked:
+            header = unpacked.read(4 + 4 * dimensions)
+            magic = bytes([0, 0, 8, dimensions])
+            if header[:4] != magic:
+                raise ValueError(f"it begins with {header[:4].hex(' ')}, not {magic.hex(' ')}")
+            shape = np.frombuffer(header, ">u4", dimensions, 4).tolist()
+            if (size := math.prod(shape)) > LARGEST_IDX:
+                raise ValueError(f"it is said to hold {size} bytes, more than {LARGEST_IDX}")
+            data = unpacked.read(size + 1)  # not all that a small .gz may unpack to
+        return np.frombuffer(data, np.uint8).reshape(shape)
     except (ValueError, IndexError, EOFError, OSError, zlib.error) as error:
         raise InputError(
             f"source: {file} is damaged ({error}), expected MNIST's idx format: fetch it again"

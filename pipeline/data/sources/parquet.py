@@ -25,12 +25,16 @@ from pipeline.data.sources.base import (
 )
 from pipeline.data.sources.class_index import class_names, read_index
 from pipeline.data.sources.labels import UNLABELLED, label_values, numbered
-from pipeline.data.sources.listing import PassedOver, find_files, is_test, split_of
+from pipeline.data.sources.listing import PassedOver, find_files, is_test, split_of, too_large
 from pipeline.errors import InputError
 
 IMAGE_COLUMNS = ("image", "img")  # the second is CIFAR-10's
 ResultT = TypeVar("ResultT")
-LARGEST_GROUP = 2 << 30  # bytes of a row group's images, which are in memory together
+LARGEST_GROUP = 2 << 30  # bytes of a row group as it is stored, uncompressed
+BATCH_BYTES = 256 << 20  # of rows that are decoded at once: a dictionary lets a few bytes stand for many
+LARGEST_READ = 4 << 30  # bytes of the images of one shard, which are in memory together
+LARGEST_TEXT = 1 << 30  # bytes of the paths and labels of a file
+ROWS_WITHOUT_BYTES = 1_000_000  # of a row group; more need at least a byte each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,13 +90,12 @@ class ParquetImages(ImageFiles):
             file, _, row = item.ref.rpartition("#")
             rows_by_file[file].append(int(row))
         content = {
-            file: dict(zip(sorted(rows), _images(file, np.array(sorted(rows)))))
+            file: dict(zip(sorted(rows), images_of(file, np.array(sorted(rows)))))
             for file, rows in rows_by_file.items()
         }
         for item in items:
             file, _, row = item.ref.rpartition("#")
-            data = content[file].pop(int(row))
-            yield data if len(data) <= LARGEST_FILE else Unreadable(f"too large: {len(data)} bytes")
+            yield content[file].pop(int(row))
 
 
 def image_column(schema: pa.Schema, file: str) -> str:
@@ -143,7 +146,18 @@ def _listing(file: str) -> Listing:
             image_column(pa.schema([field for field in schema if field.name != column]), file)
         for group in range(parquet.num_row_groups):
             _require_group(parquet, group, file)
-        table = parquet.read(columns=[f"{column}.path", "label"])
+        batches, size = [], 0
+        for batch in decoded(parquet, range(parquet.num_row_groups), [f"{column}.path", "label"]):
+            batches.append(batch)
+            size += batch.nbytes
+            if size > LARGEST_TEXT:
+                raise InputError(
+                    f"source: the paths and labels of {file} take more than {LARGEST_TEXT} bytes; expected"
+                    " a short text each"
+                )
+        if not batches:
+            return Listing(paths=[], labels=[], names=_names(schema))
+        table = pa.Table.from_batches(batches)
         # without paths nothing of the column is read, and it is not in the table
         paths = (
             table[column].combine_chunks().field("path").to_pylist() if column in table.column_names else None
@@ -175,26 +189,58 @@ def _require_group(parquet: pq.ParquetFile, group: int, file: str) -> None:
             f"source: row group {group} of {file} has {metadata.total_byte_size} bytes, expected at most"
             f" {LARGEST_GROUP}: they are in memory together; write the file with smaller row groups"
         )
+    if metadata.num_rows > max(metadata.total_byte_size, ROWS_WITHOUT_BYTES):
+        raise InputError(
+            f"source: row group {group} of {file} has {metadata.num_rows} rows in {metadata.total_byte_size}"
+            " bytes, which are no images; fetch it again"
+        )
 
 
-def _images(file: str, rows: np.ndarray) -> list[bytes]:
-    """The encoded images of the increasing `rows`; only the row groups that hold some are read, one at a
-    time."""
+def decoded(
+    parquet: pq.ParquetFile, groups: Sequence[int], columns: Sequence[str]
+) -> Iterator[pa.RecordBatch]:
+    """`columns` of the row groups, so few rows at a time that they fit into memory whatever they hold: no
+    value is larger than its column as it is stored, but a dictionary may repeat one in every row."""
+    largest = max((_stored_bytes(parquet.metadata.row_group(group), columns) for group in groups), default=1)
+    rows = min(max(1, BATCH_BYTES // largest), 1 << 16)
+    return parquet.iter_batches(batch_size=rows, row_groups=list(groups), columns=list(columns))
 
-    def call(parquet: pq.ParquetFile) -> list[bytes]:
-        result: list[bytes] = []
+
+def _stored_bytes(group: pq.RowGroupMetaData, columns: Sequence[str]) -> int:
+    """Uncompressed bytes of `columns` in a row group, at least 1."""
+    chunks = map(group.column, range(group.num_columns))
+    return max(1, sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in columns))
+
+
+def images_of(file: str, rows: np.ndarray) -> list[bytes | Unreadable]:
+    """The encoded images of the increasing `rows`; only the row groups that hold some are read, a few rows at
+    a time."""
+
+    def call(parquet: pq.ParquetFile) -> list[bytes | Unreadable]:
+        result: list[bytes | Unreadable] = []
+        size = 0
         column = image_column(parquet.schema_arrow, file)
         start = 0
         for group in range(parquet.num_row_groups):
             end = start + parquet.metadata.row_group(group).num_rows
             here = rows[(rows >= start) & (rows < end)] - start
-            if len(here):
-                images = (
-                    parquet.read_row_group(group, columns=[f"{column}.bytes"])[column]
-                    .combine_chunks()
-                    .field("bytes")
-                )
-                result += [value or b"" for value in images.take(pa.array(here)).to_pylist()]
+            first = 0  # of the batch in the group
+            for batch in decoded(parquet, [group], [f"{column}.bytes"]) if len(here) else ():
+                places = here[(here >= first) & (here < first + len(batch))] - first
+                values = batch.column(0).field("bytes").take(pa.array(places)).to_pylist()
+                images = [value or b"" for value in values]
+                size += sum(map(len, images))
+                if size > LARGEST_READ:
+                    raise InputError(
+                        f"source: {len(rows)} images of {file} take more than {LARGEST_READ} bytes together;"
+                        " expected smaller images, or fewer in a shard: --set prepare.shard_rows=<fewer>"
+                    )
+                result += [
+                    data if len(data) <= LARGEST_FILE else Unreadable(too_large(len(data))) for data in images
+                ]
+                first += len(batch)
+                if first > here[-1]:
+                    break
             start = end
         return result
 
@@ -217,7 +263,7 @@ def _sample_ids(rows: Sequence[tuple[Split, str | None]]) -> list[str]:
         return numbered_rows
     paths = [(split, PurePosixPath(path or "")) for split, path in rows]
     return unique_ids(
-        [path.stem for _, path in paths],
-        [f"{split}/{path.parent / path.stem}" for split, path in paths],
+        (path.stem for _, path in paths),
+        (f"{split}/{path.parent / path.stem}" for split, path in paths),
         numbered_rows,
     )

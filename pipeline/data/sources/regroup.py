@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.data.sources.base import Item
-from pipeline.data.sources.parquet import image_column
+from pipeline.data.sources.parquet import LARGEST_READ, decoded, image_column
+from pipeline.errors import InputError
 
 REREAD_BYTES = 16 << 30  # what reading shard by shard may cost before the files are regrouped first
 
@@ -70,7 +71,17 @@ def regroup(plan: Regrouping) -> int:
     if not storage.exists(plan.target):
         data = storage.read_bytes(plan.source)
         parquet = pq.ParquetFile(pa.BufferReader(data))
-        image = parquet.read(columns=[f"{image_column(parquet.schema_arrow, plan.source)}.bytes"])
+        column = f"{image_column(parquet.schema_arrow, plan.source)}.bytes"
+        batches, size = [], 0
+        for batch in decoded(parquet, range(parquet.num_row_groups), [column]):
+            batches.append(batch)
+            size += batch.nbytes
+            if size > max(LARGEST_READ, 8 * len(data)):
+                raise InputError(
+                    f"source: the images of {plan.source}, a file of {len(data)} bytes, take more than {size}"
+                    " in memory, which are no images; fetch it again"
+                )
+        image = pa.Table.from_batches(batches)
         sink = io.BytesIO()
         with pq.ParquetWriter(
             sink, image.schema, compression="none", use_dictionary=False, write_statistics=False

@@ -1,7 +1,6 @@
 """WebDataset tar shards: members `<key>.jpg|.jpeg|.png|.webp` with the label in `<key>.cls` or
 `<key>.json`."""
 
-import json
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,7 @@ from pipeline.data.sources.base import (
     with_splits,
 )
 from pipeline.data.sources.class_index import class_names, read_index
-from pipeline.data.sources.labels import numbered
+from pipeline.data.sources.labels import label_number, numbered
 from pipeline.data.sources.listing import JUNK_REASON, PassedOver, find_files, is_junk, split_of, too_large
 from pipeline.errors import InputError
 
@@ -35,6 +34,7 @@ HEADER_TYPES = (
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
 )
 BLOCK = 512
+GZIP = b"\x1f\x8b"
 
 
 class Member(tarfile.TarInfo):
@@ -81,9 +81,9 @@ class WebDataset(ImageFiles):
         numbers, index = numbered([label for *_, label in rows], index, self.uri)
         self.classes, self.passed_over = class_names(index, numbers), passed_over.lines
         ids = unique_ids(
-            [PurePosixPath(key).name for _, key, *_ in rows],
-            [key for _, key, *_ in rows],
-            [f"{PurePosixPath(file).stem}/{key}" for file, key, *_ in rows],
+            (PurePosixPath(key).name for _, key, *_ in rows),
+            (key for _, key, *_ in rows),
+            (f"{PurePosixPath(file).stem}/{key}" for file, key, *_ in rows),
         )
         items = [
             Item(
@@ -112,6 +112,8 @@ def _read_shard(file: str) -> Shard:
         shard = Shard()
         fs, path = storage.filesystem(file)
         with fs.open(path, "rb") as raw:
+            if raw.read(2) == GZIP:
+                raise InputError(f"source: the tar {file} is compressed, expected a plain one: gunzip it")
             start: int | None = 0
             while start is not None:  # archives that were put one behind the other
                 raw.seek(start)
@@ -147,7 +149,7 @@ def _next_archive(raw: IO[bytes], end: int) -> int | None:
 
 def _add(shard: Shard, file: str, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
     key, _, suffix = member.name.rpartition(".")
-    suffix = suffix.lower()
+    suffix, target = suffix.lower(), member.linkname.rpartition(".")[0]
     if member.isdir():
         return
     if is_junk(member.name):
@@ -162,6 +164,10 @@ def _add(shard: Shard, file: str, tar: tarfile.TarFile, member: tarfile.TarInfo)
         label = _label(file, member, suffix, tar.extractfile(member))
         if label is not None:
             shard.labels.setdefault(key, {})[suffix] = label
+    elif member.islnk() and suffix in IMAGE_SUFFIXES and target in shard.images:
+        shard.images[key] = shard.images[target]  # tar keeps what is there twice once
+    elif member.islnk() and suffix in shard.labels.get(target, {}):
+        shard.labels.setdefault(key, {})[suffix] = shard.labels[target][suffix]
     else:
         shard.passed_over.add("members that are neither image nor label", f"{file}#{member.name}")
 
@@ -196,13 +202,15 @@ def _label(file: str, member: tarfile.TarInfo, suffix: str, content: IO[bytes] |
     text = content.read().decode(errors="replace").strip().removeprefix("\ufeff")
     try:
         if suffix == "cls":
-            return int(text[:20])
-        value = json.loads(text)
+            return label_number(text)
+        value = storage.json_value(text, finite=False)
     except (ValueError, RecursionError):
-        expected = "a class number" if suffix == "cls" else "JSON"
+        expected = "a class number" if suffix == "cls" else "JSON, each key once"
         raise InputError(
             f"source: {member.name} in {file} holds {text[:40]!r}, expected {expected}"
         ) from None
     found = (value[key] for key in LABEL_KEYS if key in value) if isinstance(value, dict) else ()
     label = next(iter(found), None)
-    return label if isinstance(label, int | str) and not isinstance(label, bool) else None
+    if isinstance(label, float) and label.is_integer():
+        return int(label)
+    return int(label) if isinstance(label, bool) else label if isinstance(label, int | str) else None

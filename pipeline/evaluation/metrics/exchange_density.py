@@ -81,5 +81,5 @@ def density(balls: Sequence[int], k: int) -> dict[str, Any]:
         variance = sum((count - mean) ** 2 for count in balls) / (n - 1)
         # where all counts are equal, one that differs by a ball would have gone unseen
         half = half_width(max(variance, 1 / (n + 1)), n)
-        low, high = max(0.0, mean - half) / k, (mean + half) / k
+        low, high = max(mean - half, 0.0) / k, (mean + half) / k
     return {"value": mean / k, "n": n, "low": low, "high": high}

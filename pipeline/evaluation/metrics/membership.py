@@ -81,8 +81,8 @@ def attack(members: Sequence[float], heldout: Sequence[float]) -> dict[str, Any]
     if not m or not h:
         raise ValueError(f"membership: got {m} forgotten and {h} never-seen rows, expected some of both")
     a, b = torch.tensor(members, dtype=torch.float64), torch.tensor(heldout, dtype=torch.float64)
-    if bad := int(a.isnan().sum() + b.isnan().sum()):
-        raise ValueError(f"membership: {bad} of {m + h} losses are NaN: the weights are damaged")
+    if bad := int((~a.isfinite()).sum() + (~b.isfinite()).sum()):
+        raise ValueError(f"membership: {bad} of {m + h} losses are NaN or infinite: the weights are damaged")
     # (m, h)
     ahead = (b.unsqueeze(0) > a.unsqueeze(1)).double() + 0.5 * (b.unsqueeze(0) == a.unsqueeze(1)).double()
     auc = ahead.mean().item()

@@ -6,4 +6,4 @@ from pydantic import BaseModel, ConfigDict
 class MethodSettings(BaseModel):
     """A method without settings of its own, and the base of those that have some."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
