@@ -25,7 +25,6 @@ class AttackMethodsConfig(CompareConfig):
     def _makes_them(self) -> "AttackMethodsConfig":
         if self.attack_results is not None:
             raise ValueError(
-                f"attack_results: got {self.attack_results}, but this job makes them; expected it of"
-                " jobs/compare_methods.py"
+                f"attack_results: got {self.attack_results}, but this job makes them; expected none"
             )
         return self

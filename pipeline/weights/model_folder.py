@@ -148,7 +148,7 @@ def read(uri: str, key: str, *, size: str | None = None, sha256: str | None = No
             " the folder is damaged, make it again"
         )
     config = storage.read_json(storage.join(uri, CONFIG))
-    if not isinstance(config.get("family"), str):
+    if not any(isinstance(config.get(kind), str) for kind in ("family", "space")):
         raise InputError(f"{storage.join(uri, CONFIG)}: names no family of models; {storage.RESTORE}")
     _require_settings(config, uri, key)
     if "delta" in config:
