@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pipeline import config as configuration
@@ -37,10 +37,12 @@ class Version:
 @dataclass(frozen=True, kw_only=True)
 class Rows:
     """What the lake still holds of what requests name. `ids`: by request, the class of each named sample
-    that is there. `gone`: by request, why its rows are not there as they were."""
+    that is there. `gone`: by request, why its rows are not there as they were: all of them, or some.
+    `lists`: by request, the file that lists its `ids` and no others."""
 
     ids: Mapping[str, Mapping[str, int]]
     gone: Mapping[str, str]
+    lists: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +95,15 @@ class Plan:
 
 
 def rows_of(requests: Sequence[Request], lake: Lake, storage_root: str) -> Rows:
-    """What is left in `lake` of the rows that `requests` name: purged ones are not."""
+    """What is left in `lake` of the rows that `requests` name: purged ones are not.
+
+    Raises `InputError` for an answered request of which nobody knows any more which samples it named: a run
+    could read them as rows to keep.
+    """
     rows_by_class = {item.label: item.train_rows for item in lake.manifest.classes}
     ids: dict[str, Mapping[str, int]] = {}
     gone: dict[str, str] = {}
+    lists: dict[str, str] = {}
     buried = tombstones.buried(storage_root)
     for request in requests:
         if tombstones.find(storage_root, request.id) is not None:
@@ -106,13 +113,21 @@ def rows_of(requests: Sequence[Request], lake: Lake, storage_root: str) -> Rows:
             gone[request.id] = f"lake {lake.manifest.name!r} holds no rows of class {empty[0]}"
             continue
         try:
-            ids[request.id] = samples.of_request(request, lake)
+            named = samples.of_request(request, lake, storage_root)
         except InputError as error:
+            if request.is_answered:
+                raise
             gone[request.id] = str(error)
             continue
-        if purged := buried.among(ids[request.id]):
-            gone[request.id] = f"{len(purged)} of its {len(ids[request.id])} samples were purged"
-    return Rows(ids=ids, gone=gone)
+        purged = buried.among(named.classes)
+        ids[request.id] = {name: label for name, label in named.classes.items() if name not in purged}
+        count = request.terms.samples.count if request.terms.samples else 0
+        if absent := count - len(ids[request.id]):
+            why = "were purged" if purged else f"are no training rows of lake {lake.manifest.name!r}"
+            gone[request.id] = f"{absent} of its {count} samples {why}"
+        elif named.uri is not None:
+            lists[request.id] = named.uri
+    return Rows(ids=ids, gone=gone, lists=lists)
 
 
 def stood_in(config: ProcessConfig, requests: Sequence[Request], rows: Rows) -> dict[str, list[int]]:
@@ -138,6 +153,7 @@ def hopeless(config: ProcessConfig, requests: Sequence[Request], rows: Rows) -> 
         if request.is_open
         and request.id in rows.gone
         and request.id not in sampled
+        and not rows.ids.get(request.id)  # what is left of its samples can be forgotten
         and (request.terms.samples is not None or not forgotten.issuperset(request.terms.classes))
     }
 
@@ -148,7 +164,7 @@ def choose_start(
     """The weights to start from. Raises `InputError` where what was answered can be honoured from none."""
     sampled = stood_in(config, answered, rows)
     gone = [request.id for request in answered if request.id in rows.gone and request.id not in sampled]
-    of_gone = f"the rows of request {gone[0]} are not there ({rows.gone[gone[0]]})" if gone else ""
+    of_gone = f"the rows of {_requests(gone)} are not there ({rows.gone[gone[0]]})" if gone else ""
     if config.start != "champion" and not gone:
         why = "asked for" if config.start == "base" else "the rows of everything answered before are there"
         if sampled:
@@ -166,10 +182,14 @@ def choose_start(
         return Start(weights="base", why="asked for champion, and no version serves yet")
     if lost := [name for name in gone if name not in champion.request_ids]:
         raise InputError(
-            f"start: the rows of request {lost[0]} are not there ({rows.gone[lost[0]]}), and version"
+            f"start: the rows of {_requests(lost)} are not there ({rows.gone[lost[0]]}), and version"
             f" {champion.number}, which serves, does not honour it; promote a version that does"
         )
     return Start(weights="champion", why=of_gone or "asked for", version=champion.number)
+
+
+def _requests(names: Sequence[str]) -> str:
+    return f"request {names[0]}" if len(names) == 1 else f"requests {', '.join(names)}"
 
 
 def make(config: ProcessConfig, requests: Sequence[Request], rows: Rows, champion: Version | None) -> Plan:
@@ -205,9 +225,7 @@ def make(config: ProcessConfig, requests: Sequence[Request], rows: Rows, champio
         values["method"] = {**values.get("method", {}), "targets": "data"}
     reopenings = sum(entry.move == "reopened" for request in requests for entry in request.history)
     values["seed"] = int(values.get("seed", 0)) + reopenings
-    lists = {
-        request.terms.samples.uri for request in requests if request.id in rows.ids and request.terms.samples
-    }
+    lists = {rows.lists.get(name) for name, ids in rows.ids.items() if ids}
     named_at = lists.pop() if len(lists) == 1 and not _is_cut(union, rows) else None
     values["request"] |= {"sample_ids": named_at or LIST} if union.sample_ids else {}
     run_id = f"requests-{_digest(parse(UnlearnConfig, values), union)}"
@@ -281,7 +299,7 @@ def answer(request: Request, union: Union, rows: Rows) -> dict[str, Any]:
         "classes": sorted({*request.terms.classes, *(set(ids.values()) & set(union.classes))}),
         "sample_ids_digest": request.terms.samples and request.terms.samples.digest,
         "sample_count": len(ids.keys() & set(union.sample_ids)),
-        "purged": request.terms.samples is not None and request.id in rows.gone,
+        "purged": request.terms.samples is not None and request.id in rows.gone and not ids,
     }
 
 

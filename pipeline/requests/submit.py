@@ -40,10 +40,14 @@ def submit(config: LedgerConfig, *, dry_run: bool = False) -> tuple[Request, boo
             )
         return [Move(name="accepted", request=request_id)] if earlier.state == "received" else []
 
+    ids = samples.read_list(terms.samples.uri) if terms.samples else []
     if dry_run:
         decide(snapshot)
         draft = Request(id=request_id, terms=terms, state="received", history=())
         return snapshot.requests.get(request_id, draft), is_new
+    decide(snapshot)
+    if ids and storage.digest_of(ids) == (terms.samples and terms.samples.digest):
+        samples.keep(config.storage, request_id, ids)  # before the ledger counts on them
     return ledger.append(config.storage, decide).requests[request_id], is_new
 
 

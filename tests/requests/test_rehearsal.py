@@ -125,6 +125,7 @@ def test_a_dry_run_says_what_the_call_would(
         submit.submit(configured(f"s{k}", sample_ids=name))
     asked("r6", 6, 8)
     storage.remove(names[0])
+    storage.remove(storage.join(root, "requests", "ids", "s0.json"))
     tombstones.bury(root, "r6", [], labels=[6])
     outcome, summary = preview.preview(settings(), model), run(model)
     assert outcome.left == summary.left and outcome.left.keys() == {"s0", "r6"} and outcome.alarms

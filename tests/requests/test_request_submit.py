@@ -9,9 +9,10 @@ import pytest
 from pipeline import storage
 from pipeline.config import parse
 from pipeline.config.ledger import LedgerConfig
+from pipeline.data import tombstones
 from pipeline.data.lake import lake_uri, read_lake
 from pipeline.errors import InputError
-from pipeline.requests import ledger, overview, samples, submit
+from pipeline.requests import ledger, overview, plan, samples, submit
 
 Configured = Callable[..., LedgerConfig]
 
@@ -166,14 +167,31 @@ def test_another_list_of_ids_is_another_scope(configured: Configured, ids: Calla
         submit.submit(configured("r1", sample_ids=ids(2, count=4)))
 
 
-def test_a_list_that_changed_since_is_noticed(root: str, configured: Configured, ids: Callable) -> None:
+def test_a_list_that_changed_or_went_since_is_not_needed(
+    root: str, configured: Configured, ids: Callable, answer: Callable
+) -> None:
+    """The ledger knows the samples by their hashes; where it does not, nothing is guessed."""
     lake = read_lake(lake_uri(root, "digits"))
     request, _ = submit.submit(configured("r1", sample_ids=ids(2, 4)))
-    found = samples.of_request(request, lake)
-    assert sorted(set(found.values())) == [2, 4] and len(found) == 6
-    ids(2, 5)
-    with pytest.raises(InputError, match=r"request r1: .* that are not the 6 it was submitted with; restore"):
-        samples.of_request(request, lake)
+    named = samples.of_request(request, lake, root)
+    assert sorted(set(named.classes.values())) == [2, 4] and len(named.classes) == 6 and named.uri
+    kept = storage.join(root, "requests", "ids", "r1.json")
+    assert not any(name in storage.read_bytes(kept).decode() for name in named.classes), "no id in clear"
+
+    ids(2, 5)  # the file lists others now
+    assert samples.of_request(request, lake, root) == samples.Named(named.classes)
+    answer("r1", 1)
+    request = ledger.read(root).requests["r1"]
+    rows = plan.rows_of([request], lake, root)
+    assert rows.ids == {"r1": named.classes} and not rows.gone and not rows.lists
+
+    tombstones.bury(root, "other", sorted(named.classes)[:2])
+    rows = plan.rows_of([request], lake, root)
+    assert len(rows.ids["r1"]) == 4 and rows.gone == {"r1": "2 of its 6 samples were purged"}
+
+    storage.remove(kept)
+    with pytest.raises(InputError, match=r"request r1: .* are not the 6 it was submitted with, and nobody"):
+        plan.rows_of([request], lake, root)
 
 
 def test_an_exchange_to_what_was_forgotten_long_ago(configured: Configured, answer: Callable) -> None:
