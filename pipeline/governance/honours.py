@@ -1,6 +1,7 @@
 """Which deletion requests a version honours, and which of those that it has to it does not."""
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -8,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 from pipeline import storage
 from pipeline.governance.purge_reach import whole_classes
 from pipeline.reports.pages import RESULT
+from pipeline.requests import served
 from pipeline.requests.ledger import Ledger, Request
 from pipeline.tracking.honoured_requests import honoured_by, honoured_of
 from pipeline.tracking.registry import RUN_ID_TAG
 
 if TYPE_CHECKING:
     from pipeline.tracking.registry import ModelVersion
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +77,21 @@ def missing(version: Honoured, predecessor: Honoured | None, answered: Iterable[
         if request_id not in lines and not version.honours(request_id, classes, samples=not classes):
             lines[request_id] = _line(request_id, classes, "honoured by the champion")
     return list(lines.values())
+
+
+def reopen(storage_root: str, version: "ModelVersion", lost: Sequence[str]) -> None:
+    """Open the closed requests again that `version`, which serves now, does not honour, where there are
+    any `lost` (see `missing`)."""
+    if not lost:
+        return
+    honoured = of_version(storage_root, version)
+
+    def honours(request: Request) -> bool:
+        terms = request.terms
+        return honoured.honours(request.id, terms.classes, samples=terms.samples is not None)
+
+    for name in served.reopen(storage_root, version.name, int(version.version), honours):
+        log.warning("request %s is open again: version %s does not honour it", name, version.version)
 
 
 def answered_of(ledger: Ledger, model_name: str) -> list[Request]:

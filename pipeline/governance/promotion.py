@@ -89,6 +89,7 @@ def promote(config: RegistryConfig, *, dry_run: bool = False) -> tuple[int, Entr
     certificate_page.write_missing(config.storage, name, [*entries, entry])
     if warning := log_key.unsigned_after_signed([*entries, entry], number):
         log.warning("warning: %s", warning)
+    honours.reopen(config.storage, version, lost)
     return number, entry
 
 
@@ -122,6 +123,7 @@ def rollback(config: RegistryConfig, *, dry_run: bool = False) -> tuple[int, int
             details={"override": config.override, "not_honoured": lost} if lost else None,
             authority=log_key.of(config),
         )
+        honours.reopen(config.storage, version, lost)
     return line[-1], line[-2]
 
 

@@ -120,8 +120,9 @@ class Request:
         return next((entry for entry in reversed(self.history) if entry.move == move), None)
 
     def is_overdue(self, today: datetime.date) -> bool:
-        """Open after its due date, which itself is still in time."""
-        return self.is_open and today > self.terms.due
+        """Without a version that serves after its due date, which itself is still in time: open, or answered
+        by a version that nobody has promoted."""
+        return (self.is_open or self.state == "answered") and today > self.terms.due
 
 
 @dataclass(frozen=True, kw_only=True)

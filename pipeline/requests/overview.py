@@ -26,7 +26,10 @@ def scope_text(terms: Terms) -> str:
 
 
 def state_text(request: Request, today: datetime.date) -> str:
-    return "overdue" if request.is_overdue(today) else request.state
+    if not request.is_overdue(today):
+        postponed = request.is_open and request.history[-1].move == "postponed"
+        return f"{request.state}, postponed" if postponed else request.state
+    return "answered, overdue" if request.is_answered else "overdue"
 
 
 def in_order(ledger: Ledger) -> list[Request]:
@@ -67,7 +70,7 @@ def status(ledger: Ledger, today: datetime.date) -> dict[str, Any]:
     following = [request for request in waiting if not request.is_overdue(today)]
     return {
         "counts": dict(sorted(Counter(request.state for request in ledger.requests.values()).items())),
-        "overdue": [request.id for request in waiting if request.is_overdue(today)],
+        "overdue": [request.id for request in ledger.requests.values() if request.is_overdue(today)],
         "refused": [request.id for request in ledger.requests.values() if request.state == "refused"],
         "next_due": (
             {"id": following[0].id, "due": following[0].terms.due.isoformat()} if following else None

@@ -118,7 +118,7 @@ def _row(request: Request, today: datetime.date, null_label: Mapping[str, str]) 
     return {
         "id": request.id,
         "state": label,
-        "pill": PILLS[label],
+        "pill": PILLS["overdue" if request.is_overdue(today) else request.state],
         "open": request.is_open,
         "reason": request.reason,
         "asked": scope_text(terms),

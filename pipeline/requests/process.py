@@ -18,6 +18,7 @@ from pipeline.requests import ledger, merge, page
 from pipeline.requests import plan as planning
 from pipeline.requests.ledger import Ledger, Move, Request
 from pipeline.requests.plan import LIST, Plan, Rows, Version
+from pipeline.requests.served import reopenings
 
 LEASE, PLAN = "lease", "plan.json"
 NOTHING_NEW = (
@@ -90,8 +91,12 @@ class Processor:
 
     def work(self) -> Summary:
         """Settle what was answered, then run after run until nothing is open that could be answered."""
-        require_known(self.config, ledger.read_whole(self.config.storage), self.model.champion())
+        champion, name = self.model.champion(), self.config.tracking.model_name
+        require_known(self.config, ledger.read_whole(self.config.storage), champion)
         self.write(failed_audits)
+        if champion is not None:
+            number, ids, root = champion.number, champion.request_ids, self.config.storage
+            self.write(lambda known: reopenings(known, root, name, number, lambda one: one.id in ids))
         self.settle()
         left: dict[str, str] = {}
         while (plan := self.next_plan(left)) is not None:

@@ -116,11 +116,13 @@ def test_a_move_without_what_it_has_to_say_is_refused(tmp_path: Path) -> None:
         write(str(tmp_path), Move(name="refused", request="r1"))
 
 
-def test_overdue_is_after_the_due_date_while_it_is_open(tmp_path: Path) -> None:
+def test_overdue_is_after_the_due_date_while_no_version_that_answers_it_serves(tmp_path: Path) -> None:
     waiting = write(str(tmp_path / "a"), *map(moved, ("received", "accepted"))).find("r1")
     assert not waiting.is_overdue(TERMS.due)
     assert waiting.is_overdue(TERMS.due + datetime.timedelta(days=1))
-    closed = write(str(tmp_path / "b"), *map(moved, ("received", "accepted", "answered"))).find("r1")
+    answered = write(str(tmp_path / "b"), *map(moved, ("received", "accepted", "answered"))).find("r1")
+    assert answered.is_overdue(TERMS.due + datetime.timedelta(days=1))
+    closed = write(str(tmp_path / "b"), moved("closed")).find("r1")
     assert not closed.is_overdue(TERMS.due + datetime.timedelta(days=1000))
 
 

@@ -13,7 +13,7 @@ from pipeline.data import tombstones
 from pipeline.data.lake import lake_uri, read_lake
 from pipeline.data.parquet_shards import read_column
 from pipeline.errors import InputError
-from pipeline.requests import ledger, submit
+from pipeline.requests import ledger, overview, submit
 from pipeline.requests.ledger import Move
 
 Configured = Callable[..., LedgerConfig]
@@ -334,3 +334,27 @@ def test_overdue_and_refused_alarm(root: str, run: Callable, asked: Callable) ->
     refusal = Move(name="refused", request="r3", details={"reason": "nobody of that name"})
     ledger.append(root, lambda known: [refusal] if known.requests["r3"].is_open else [])
     assert run(model).refused == ("r3",) and run(model).alarms
+
+
+def test_a_version_that_lost_a_request_opens_it_again(root: str, run: Callable, asked: Callable) -> None:
+    """However the alias was moved: it is closed no longer, and the next run answers it by other weights."""
+    model = PretendedModel(root)
+    asked("r1", 1, 7)
+    run(model)
+    asked("r3", 3, 5)
+    run(model)
+    model.promote(1)
+    run(model)
+    moves = [entry.move for entry in ledger.read(root).requests["r3"].history]
+    assert moves[-4:] == ["closed", "reopened", "answered", "closed"]
+    serving = model.champion()
+    assert serving is not None and (serving.number, serving.request_ids) == (3, ("r1", "r3"))
+
+
+def test_answered_and_never_promoted_is_overdue_in_the_end(root: str, run: Callable, asked: Callable) -> None:
+    asked("r1", 1, 7, received="2026-01-01", due="2026-02-01")
+    summary = run(PretendedModel(root), promote="approval")
+    assert summary.overdue == ("r1",) and summary.alarms
+    told = ledger.read(root)
+    assert overview.status(told, ledger.today())["overdue"] == ["r1"]
+    assert overview.table(told, ledger.today())[1][1] == "answered, overdue"
