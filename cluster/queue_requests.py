@@ -3,7 +3,8 @@
 python cluster/queue_requests.py --config jobs/configs/process_imagenet.yaml --set storage=s3://bucket/prefix
 python cluster/queue_requests.py --config ... --print     (the manifest, as YAML; nothing is created)
 
-Made to run in a pod of the namespace (cluster/requests.yaml). Exits 0 when nothing is open or the job is
+Made to run in a pod of the namespace (cluster/requests.yaml). Where no --set gives the storage root,
+UNLEARN_STORAGE in the environment does, and the job is given it. Exits 0 when nothing is open or the job is
 queued, 3 when something is overdue, refused, or was tried and not answered; a request that was tried is not
 queued again by itself: the same settings would give the same weights.
 """
@@ -27,6 +28,7 @@ from pipeline.errors import InputError
 from pipeline.redaction import redact
 from pipeline.requests import ledger, merge
 from pipeline.requests.ledger import Ledger, Request
+from pipeline.runtime.command_line import storage_of_environment
 
 ALARM = 3
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -104,8 +106,9 @@ def main(argv: list[str] | None = None) -> int:
         "--print", action="store_true", dest="show", help="print the manifest, create nothing"
     )
     given = parser.parse_args(argv)
+    overrides = [*storage_of_environment(given.sets), *given.sets]
     try:
-        config = configuration.load(ProcessConfig, given.config, given.sets)
+        config = configuration.load(ProcessConfig, given.config, overrides)
         known, today = ledger.read(config.storage), ledger.today()
     except InputError as error:
         print(redact(f"error: {' '.join(str(error).split())}"), file=sys.stderr)
@@ -113,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     name = config.tracking.model_name
     requests = waiting(known, name)
     if requests:
-        sets = [part for item in given.sets for part in ("--set", item)]
+        sets = [part for item in overrides for part in ("--set", item)]
         job = manifest(requests, ["--config", given.config, *sets], today)
         if given.show:
             print(yaml.safe_dump(job, sort_keys=False))

@@ -204,7 +204,24 @@ def test_wrong_settings_are_explained_in_one_line(override: str, message: str) -
         ("{1:7,3: 5}", {1: 7, 3: 5}),
         ("{1:[7, 9]}", {1: [7, 9]}),
         ("s3://bucket:80/x", "s3://bucket:80/x"),
+        ("1: 7", "1: 7"),
+        (" emergency: v4: crashes", "emergency: v4: crashes"),
     ],
 )
-def test_pairs_of_classes_may_be_given_without_a_space(given: str, read: object) -> None:
+def test_a_mapping_is_given_in_brackets_where_a_colon_needs_no_space(given: str, read: object) -> None:
     assert configuration.apply_overrides({}, [f"request.exchange={given}"]) == {"request": {"exchange": read}}
+
+
+@pytest.mark.parametrize("text", ["GDPR: art 17", "ticket: 7: withdrawn"])
+def test_a_reason_may_hold_a_colon(text: str) -> None:
+    config = configuration.load(
+        RegistryConfig, str(ROOT / "jobs" / "configs" / "registry_digits.yaml"), [f"override={text}"]
+    )
+    assert config.override == text
+    with pytest.raises(
+        InputError, match=r"request.exchange: got '1: 7', input should be a valid dict"
+    ) as caught:
+        configuration.load(
+            UnlearnConfig, str(ROOT / "jobs" / "configs" / "quickstart.yaml"), ["request.exchange=1: 7"]
+        )
+    assert "\n" not in str(caught.value)

@@ -20,6 +20,8 @@ from pipeline.redaction import redacted
 ConfigT = TypeVar("ConfigT", bound=JobConfig)
 CLASS_PAIR = re.compile(r"([{,]\s*\d+):(?=[\d\[])")  # {1:7}, which YAML reads as one text
 CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
+FLOW = ("{", "[")  # what a mapping or list of a --set starts with
+SECOND_COLON = "mapping values are not allowed here"  # what PyYAML calls `a: b: c`
 LARGEST_YAML = 1_000_000  # values; a list of ids in a configuration may be long
 DIGITS = re.compile(r"\d{30,}")  # no number but a digest
 NUMBERS = {  # as people write them: YAML's own would read 010 as 8, 1:30 as 90 and 1_0 as 10
@@ -98,19 +100,14 @@ def require_nodes(value: Any) -> None:
 
 def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """`values` with each `a.b=c` of `overrides` set; c is read as YAML, so lists and
-    mappings can be given."""
+    mappings can be given: in brackets. `GDPR: art 17` is a text."""
     result: dict[str, Any] = dict(values)
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise InputError(f"--set: got {override!r}, expected key=value such as optim.lr=0.001")
         try:
-            value = (
-                text.strip()
-                if DIGITS.fullmatch(text.strip())
-                else yaml.load(CLASS_PAIR.sub(r"\1: ", text), Loader)
-            )
-            require_nodes(value)
+            value = _value(text)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             twice = f" ({error})" if "is there twice" in str(error) else ""
             raise InputError(f"--set {key}: got {text!r}, which is not valid YAML{twice}") from error
@@ -122,6 +119,21 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
             node = node[parent]
         node[leaf] = value
     return result
+
+
+def _value(text: str) -> Any:
+    """What the text of a `--set` stands for. Raises `YAMLError`, `ValueError` and `RecursionError`."""
+    plain = text.strip()
+    if DIGITS.fullmatch(plain):
+        return plain
+    try:
+        value = yaml.load(CLASS_PAIR.sub(r"\1: ", text), Loader)
+    except yaml.MarkedYAMLError as error:
+        if plain[:1] in FLOW or error.problem != SECOND_COLON:
+            raise
+        return plain
+    require_nodes(value)
+    return plain if isinstance(value, dict) and plain[:1] not in FLOW else value
 
 
 def parse(kind: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:

@@ -92,7 +92,8 @@ def _not_purged(root: str, purges: Mapping[str, tuple[Entry, int]]) -> dict[str,
         return {}
     purged = tombstones.buried(root)
     return {
-        name: still_left(entry.details.get("left", []), name, purged) for name, (entry, _) in purges.items()
+        name: still_left(root, entry.details.get("left", []), name, purged)
+        for name, (entry, _) in purges.items()
     }
 
 

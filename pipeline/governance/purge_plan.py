@@ -12,7 +12,15 @@ from pipeline.data import tombstones
 from pipeline.data.partition import Partition, find_partition
 from pipeline.errors import InputError
 from pipeline.governance.purge_reach import answer_of, holding, left_behind, scope_of, shown_elsewhere
-from pipeline.governance.purge_siblings import GENERATED, Sweep, generated, sweeps_of, trial_files
+from pipeline.governance.purge_siblings import (
+    GENERATED,
+    Sweep,
+    audited,
+    generated,
+    pictures_left,
+    sweeps_of,
+    trial_files,
+)
 from pipeline.reports.pages import GRIDS, REPORT, RESULT, SAMPLES, SETTINGS, picture, read_grids
 from pipeline.tracking import moved_root
 from pipeline.tracking.mlflow_runs import client, find_run
@@ -132,6 +140,7 @@ def find(config: RegistryConfig) -> Purge:
     held = holding(rest, ids, tombstones.buried(config.storage), set(labels))
     others = [part for part in rest if part.digest in held]
     _require_unused(config.storage, every_run, others)
+    drawn = generated(config.storage, versions)
     unknown = [
         f"the partitions of sweep {sweep.sweep_id}, whose list of samples is gone"
         for sweep in sweeps
@@ -148,10 +157,12 @@ def find(config: RegistryConfig) -> Purge:
             for run_id, settings in sorted(mine.items())
         ],
         sweeps=[replace(sweep, files=trial_files(sweep, labels)) for sweep in sweeps],
-        generated=generated(config.storage, versions),
+        generated=drawn,
         left=[
             *left_behind(config, mine, results, [settings["lake"] for settings in of_request], ids),
             *shown_elsewhere(config.storage, every_run.keys() - mine.keys(), labels),
+            *pictures_left(config.storage, drawn),
+            *audited(config.storage, mine.values(), labels),
             *unknown,
         ],
     )

@@ -12,6 +12,7 @@ from pipeline.data.parquet_shards import FLIP_MARK, File, read_column
 from pipeline.data.partition import Partition
 from pipeline.data.tombstones import Buried
 from pipeline.errors import InputError
+from pipeline.governance.purge_siblings import COMPARISONS, GENERATED, MAY_SHOW
 from pipeline.reports.pages import RESULT, SAMPLES, picture
 from pipeline.requests import ledger, samples
 from pipeline.tracking.mlflow_runs import client
@@ -21,6 +22,7 @@ NEVER_KNOWN = (
     "copies that nothing here knows of: backups and mirrors of this storage, the raw images they were made"
     " of, downloads of versions and reports, logs of other systems"
 )
+OF_PICTURES = re.compile(rf"((?:{GENERATED}|{COMPARISONS})/.+), {MAY_SHOW}")
 OF_LAKE = re.compile(r"the lake (\S+) \(\d+ of these rows;")
 
 
@@ -137,11 +139,13 @@ def lake_line(lake: Lake, count: int) -> str:
     )
 
 
-def still_left(left: Sequence[str], request_id: str, purged: Buried) -> list[str]:
+def still_left(storage_root: str, left: Sequence[str], request_id: str, purged: Buried) -> list[str]:
     """Those lines of the purge of `request_id` that still hold: not that of a lake which was written again
-    without the rows since."""
+    without the rows since, nor of pictures that were removed."""
 
     def holds(line: str) -> bool:
+        if pictures := OF_PICTURES.match(line):
+            return storage.exists(storage.join(storage_root, pictures[1]))
         match = OF_LAKE.match(line)
         lake = find_lake(match[1]) if match else None
         return lake is None or any(purged.request_of(name) == request_id for name in _every_id(lake))

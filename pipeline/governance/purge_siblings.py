@@ -1,15 +1,18 @@
 """What lies beside a request's runs and holds something of its data: the trials of its sweeps, pictures
 sampled from its versions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import storage
 from pipeline.reports.pages import SAMPLES, SETTINGS, grid_uri, read_grids
+from pipeline.tracking import alias_log
 
 SUMMARY = "sweep.json"  # what a sweep leaves last
 GENERATED = "generated"  # where jobs/generate.py puts its pictures unless it is told another place
+COMPARISONS = "comparisons"  # where jobs/compare_methods.py leaves pictures and pages
+MAY_SHOW = "which may show these labels"  # a picture does not say which labels it is of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,4 +102,33 @@ def generated(storage_root: str, versions: Sequence[tuple[str, int]]) -> list[st
         storage.join(folder, name)
         for model, number in versions
         if (name := f"{model}-v{number}.png") in there
+    ]
+
+
+def pictures_left(storage_root: str, removed: Collection[str]) -> list[str]:
+    """A line for each picture that jobs/generate.py wrote under the root, `removed` (URIs) left out, and each
+    folder and page of a comparison: of other versions, before the request or in an audit."""
+    names = [f"{GENERATED}/{name}" for name in storage.walk(storage.join(storage_root, GENERATED))]
+    names += [
+        f"{COMPARISONS}/{name}"
+        for name in storage.listing(storage.join(storage_root, COMPARISONS))
+        if not name.endswith((".yaml", ".jsonl"))
+    ]
+    return [f"{name}, {MAY_SHOW}" for name in names if storage.join(storage_root, name) not in removed]
+
+
+def audited(storage_root: str, settings: Iterable[Mapping[str, Any]], labels: Sequence[int]) -> list[str]:
+    """Where audits of the models of these runs' `settings` put pictures of `labels`, outside of the folder
+    that `pictures_left` lists."""
+    folder = storage.join(storage_root, GENERATED, "")
+    outputs = {
+        str(entry.details["output"])
+        for name in {str(one["tracking"]["model_name"]) for one in settings}
+        for entry in alias_log.read(storage_root, name)
+        if entry.action == "audit" and set(labels) & set(entry.details.get("labels", []))
+    }
+    return [
+        f"{uri}, where an audit put pictures of these labels"
+        for uri in sorted(outputs)
+        if not uri.startswith(folder)
     ]

@@ -2,6 +2,7 @@
 line for bad input."""
 
 import argparse
+import errno
 import gc
 import json
 import os
@@ -20,6 +21,8 @@ ConfigT = TypeVar("ConfigT", bound=configuration.JobConfig)
 STORAGE_VARIABLE = "UNLEARN_STORAGE"
 GATE_FAILED = 4  # exit code: all was done, and the result does not hold what the gate asks
 Run = Callable[[ConfigT, bool], int | None]  # an exit code, None for 0
+# of a file: a person has to make room or mend permissions before another try
+REFUSED_BY_DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,7 +44,7 @@ def main(
     default_config: str | None = None,
 ) -> int:
     """Parse, check, run. Returns 0 done (or the code that `run` returns), 1 failed, 2 bad input (one line on
-    stderr, no traceback, nothing written); 143 by SIGTERM.
+    stderr, no traceback, nothing written) or a disk that is read-only or full (one line); 143 by SIGTERM.
 
     A job with verbs gives `run` as a mapping from verb to function; the verb is then the first argument.
     `shorthands` are keys that may also be given as `--key value`, `flags` those that `--key` alone makes
@@ -110,7 +113,7 @@ def _main(
     shorthand_values += [f"{key}=true" for key in flags if getattr(arguments, key)]
     function = run[arguments.verb] if isinstance(run, Mapping) else run
     try:
-        overrides = [*_storage_of_environment(arguments.overrides), *arguments.overrides, *shorthand_values]
+        overrides = [*storage_of_environment(arguments.overrides), *arguments.overrides, *shorthand_values]
         config = configuration.load(kind, arguments.config, overrides)
         if isinstance(run, Mapping):
             require_keys_of_verb(config, arguments.verb)
@@ -122,13 +125,23 @@ def _main(
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in REFUSED_BY_DISK and error.filename is not None:
+            print(
+                redact(
+                    f"error: {error.filename}: {error.strerror}; expected files that can be read and written:"
+                    " mend their permissions, make room, or pass --set storage=<uri>"
+                ),
+                file=sys.stderr,
+            )
+            return 2
         print(redact(traceback.format_exc()), end="", file=sys.stderr)
         print(redact(f"failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}"), file=sys.stderr)
         return 1
     return code or 0
 
 
-def _storage_of_environment(overrides: Sequence[str]) -> list[str]:
+def storage_of_environment(overrides: Sequence[str]) -> list[str]:
+    """The override that UNLEARN_STORAGE stands for; none where it is unset or `overrides` give a root."""
     root = os.environ.get(STORAGE_VARIABLE)
     given = any(override.partition("=")[0].strip() == "storage" for override in overrides)
     return [f"storage={json.dumps(root)}"] if root and not given else []

@@ -147,6 +147,18 @@ def test_the_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     jsonschema.validate(job, kuberay_schema("RayJob"))
 
 
+def test_the_environment_gives_the_storage_root_to_the_job_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submit(tmp_path / "runs", "r1", 40)
+    monkeypatch.setenv("UNLEARN_STORAGE", str(tmp_path / "runs"))
+    assert queue_requests.main([f"--config={CONFIG}", "--print"]) == 0
+    entrypoint = yaml.safe_load(capsys.readouterr().out)["spec"]["entrypoint"]
+    assert entrypoint.endswith(f"""--set 'storage="{tmp_path}/runs"'""")
+    assert call(tmp_path / "elsewhere", "--print") == 0
+    assert "nothing is open" in capsys.readouterr().out, "--set comes first"
+
+
 def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(tmp_path, "--set=start=nowhere") == 2
     assert capsys.readouterr().err.startswith("error: start: got 'nowhere'")

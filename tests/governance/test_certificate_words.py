@@ -13,6 +13,8 @@ from pipeline.config import PrepareConfig, parse
 from pipeline.data import ingest, ingest_ray, tombstones
 from pipeline.governance import certificate_page
 from pipeline.governance.purge_reach import base_digest, lake_line, still_left
+from pipeline.governance.purge_siblings import audited, pictures_left
+from pipeline.tracking import alias_log
 
 CHECKS = [{"name": "membership_auc", "value": 0.5, "bound": 0.6, "passed": True}]
 
@@ -83,10 +85,45 @@ def test_a_lake_that_was_written_again_is_not_left_behind(tmp_path: Path) -> Non
     tombstones.bury(root, "r-1", ids, labels=[1])
     others = ["the base model (digest 0), which was trained on them"]
     line = lake_line(lake, len(ids))
-    assert still_left([line, *others], "r-1", tombstones.buried(root)) == [line, *others]
-    assert still_left([line, *others], "another", tombstones.buried(root)) == others
+    assert still_left(root, [line, *others], "r-1", tombstones.buried(root)) == [line, *others]
+    assert still_left(root, [line, *others], "another", tombstones.buried(root)) == others
     prepare(without_buried=True)
-    assert still_left([line, *others], "r-1", tombstones.buried(root)) == others
+    assert still_left(root, [line, *others], "r-1", tombstones.buried(root)) == others
+
+
+@pytest.mark.parametrize("scheme", ["", "memory://left"])
+def test_pictures_that_nobody_knows_the_labels_of_are_named_until_they_are_removed(
+    tmp_path: Path, scheme: str
+) -> None:
+    root = f"{scheme}{tmp_path}"
+    for name in ("generated/m-v1.png", "generated/m-v2.png", "generated/mine/a b.png", "comparisons/c.yaml"):
+        storage.write_bytes(f"{root}/{name}", b"")
+    storage.write_bytes(f"{root}/comparisons/c/1-to-7.png", b"")
+    lines = pictures_left(root, [f"{root}/generated/m-v2.png"])
+    names = ["generated/m-v1.png", "generated/mine/a b.png", "comparisons/c"]
+    assert lines == [f"{name}, which may show these labels" for name in names]
+    storage.remove(f"{root}/generated/m-v1.png")
+    storage.remove(f"{root}/comparisons/c")
+    assert still_left(root, lines, "r-1", tombstones.Buried()) == lines[1:2]
+
+
+def test_where_audits_put_pictures_of_the_labels_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, settings = str(tmp_path), [{"tracking": {"model_name": "m"}}]
+    log: list[alias_log.Entry] = []
+    for output, labels in (
+        ("/elsewhere/a.png", [1, 3]),
+        ("/elsewhere/b.png", [4]),
+        (f"{root}/generated/c.png", [3]),
+    ):
+        details = {"output": output, "labels": labels}
+        log.append(
+            alias_log.append(
+                root, "m", log, action="audit", alias="", came_from=None, version=1, details=details
+            )
+        )
+    assert audited(root, settings, [3]) == ["/elsewhere/a.png, where an audit put pictures of these labels"]
 
 
 def test_the_base_is_where_the_chain_of_versions_began(tmp_path: Path) -> None:

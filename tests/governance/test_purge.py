@@ -321,6 +321,8 @@ def test_sweeps_and_pictures_drawn_afterwards_are_purged_too(
     storage.write_json(f"{tmp_path}/sweeps/s-1/sweep.json", {})
     found = purge.find(config)
     assert len(found.partitions) == 2 and [len(sweep.files) for sweep in found.sweeps] == [2]
+    assert f"generated/{tmp_path.name}-v2.png, which may show these labels" in found.left
+    assert "v1.png" not in "".join(found.left)
     tombstone = purge.purge(config, found)
     assert (
         tombstone.files["generated"] == [f"{tmp_path.name}-v1.png"]

@@ -1,5 +1,6 @@
 """Exit codes of the command line that all jobs share, and the seeds that everything random comes from."""
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,17 @@ def raising(error: BaseException) -> Callable[[SeededConfig, bool], None]:
     ("error", "code", "last"),
     [
         (InputError("got 1,\n  expected 2"), 2, "error: got 1, expected 2"),
+        (
+            OSError(errno.EROFS, "Read-only file system", "/x/requests/1.json"),
+            2,
+            "error: /x/requests/1.json: Read-only file system; expected files that can be read and written:"
+            " mend their permissions, make room, or pass --set storage=<uri>",
+        ),
+        (
+            OSError(errno.EIO, "Input/output error", "/x/1.json"),
+            1,
+            "failed: OSError: [Errno 5] Input/output error: '/x/1.json'",
+        ),
         (RuntimeError("the disk is on fire"), 1, "failed: RuntimeError: the disk is on fire"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
