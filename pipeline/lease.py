@@ -85,12 +85,19 @@ class Lease:
         self.holder = holder
 
 
+def require_free(uri: str, now: float) -> Holder | None:
+    """The last holder of the lease, None when there never was one. Raises `LeaseHeldError` while it is held;
+    nothing is written."""
+    last = _last(uri)
+    if last is not None and not _has_ended(last, now):
+        raise LeaseHeldError(f"{uri}: held by {last}; wait until then, or until it is given back")
+    return last
+
+
 def acquire(uri: str, *, lasts_s: float, clock: Clock = time.time) -> Lease:
     """The lease at `uri` for `lasts_s` seconds. Raises `LeaseHeldError` while another process holds it."""
     while True:
-        last = _last(uri)
-        if last is not None and not _has_ended(last, clock()):
-            raise LeaseHeldError(f"{uri}: held by {last}; wait until then, or until it is given back")
+        last = require_free(uri, clock())
         holder = _this_process(last.number + 1 if last else 1, clock() + lasts_s)
         text = json.dumps(asdict(holder), indent=2) + "\n"
         if not storage.create(_file(uri, holder.number), text.encode()):

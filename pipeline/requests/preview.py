@@ -1,5 +1,6 @@
 """What the next call of the processor would do: for --dry-run. Nothing is written."""
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -9,10 +10,11 @@ from tempfile import TemporaryDirectory
 from pipeline import storage
 from pipeline.config.process import ProcessConfig
 from pipeline.data.lake import lake_uri, read_lake
+from pipeline.lease import require_free
 from pipeline.requests import ledger
 from pipeline.requests import plan as planning
 from pipeline.requests.plan import Plan
-from pipeline.requests.process import NOTHING_NEW, Model, of_model, require_known
+from pipeline.requests.process import LEASE, NOTHING_NEW, Model, of_model, require_known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +26,7 @@ class Preview:
     left: Mapping[str, str]
     awaiting: Mapping[str, int]
     refused: tuple[str, ...]
+    automatic: bool = True  # whether such a version is promoted by policy
 
     @property
     def alarms(self) -> bool:
@@ -31,7 +34,8 @@ class Preview:
 
     @property
     def lines(self) -> list[str]:
-        waiting = [f"request {name}: version {number} would serve" for name, number in self.awaiting.items()]
+        then = "would serve" if self.automatic else "waits for somebody to promote it"
+        waiting = [f"request {name}: version {number} {then}" for name, number in self.awaiting.items()]
         stay = [f"left: request {name}: {reason}" for name, reason in self.left.items()]
         refused = [f"refused: {', '.join(self.refused)}"] if self.refused else []
         plan = self.plan.lines if self.plan else [] if self.left else ["nothing is open"]
@@ -41,6 +45,7 @@ class Preview:
 def preview(config: ProcessConfig, model: Model) -> Preview:
     """Raises `InputError` for what would stop the processor, whatever it is about."""
     lake = read_lake(lake_uri(config.storage, config.lake))
+    require_free(storage.join(ledger.folder(config.storage), LEASE), time.time())
     requests, champion = of_model(config), model.champion()
     known = ledger.read_whole(config.storage)
     require_known(config, known, champion)
@@ -56,6 +61,7 @@ def preview(config: ProcessConfig, model: Model) -> Preview:
         else:
             with _listed(plan) as listed:
                 model.check(listed)
+            left |= _tried(plan)
     return Preview(
         plan=plan,
         left=left,
@@ -64,12 +70,23 @@ def preview(config: ProcessConfig, model: Model) -> Preview:
             for request in requests
             if request.state == "answered" and (champion is None or request.id not in champion.request_ids)
         },
+        automatic=config.promote == "automatic",
         refused=tuple(
             request.id
             for request in known.requests.values()
             if request.state == "refused" and request.terms.model_name == config.tracking.model_name
         ),
     )
+
+
+def _tried(plan: Plan) -> dict[str, str]:
+    """Requests that this very run has been tried on and left open, each with the reason: it would again."""
+    last = {request.id: request.history[-1] for request in plan.union.open}
+    return {
+        name: str(entry.details["reason"])
+        for name, entry in last.items()
+        if entry.move == "postponed" and entry.details.get("run_id") == plan.run_id
+    }
 
 
 @contextmanager

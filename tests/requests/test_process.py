@@ -13,7 +13,7 @@ from pipeline.data import tombstones
 from pipeline.data.lake import lake_uri, read_lake
 from pipeline.data.parquet_shards import read_column
 from pipeline.errors import InputError
-from pipeline.requests import ledger, overview, submit
+from pipeline.requests import ledger, overview, preview, process, submit
 from pipeline.requests.ledger import Move
 
 Configured = Callable[..., LedgerConfig]
@@ -358,3 +358,19 @@ def test_answered_and_never_promoted_is_overdue_in_the_end(root: str, run: Calla
     told = ledger.read(root)
     assert overview.status(told, ledger.today())["overdue"] == ["r1"]
     assert overview.table(told, ledger.today())[1][1] == "answered, overdue"
+
+
+def test_a_dry_run_knows_what_was_tried_and_who_works(
+    root: str, run: Callable, asked: Callable, settings: Callable
+) -> None:
+    model = PretendedModel(root, refusals=("worst class 0.51",))
+    asked("r1", 1, 7)
+    left = run(model).left
+    shown = preview.preview(settings(), model)
+    assert shown.left == left and "worst class 0.51" in left["r1"] and shown.alarms
+    uri = storage.join(ledger.folder(root), process.LEASE)
+    with (
+        lease.held(uri, lasts_s=60),
+        pytest.raises(lease.LeaseHeldError, match="held by"),
+    ):
+        preview.preview(settings(), model)
