@@ -15,7 +15,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -23,6 +23,9 @@ from pipeline import storage
 from pipeline.config.ledger import LedgerConfig
 from pipeline.errors import InputError
 from pipeline.runtime import command_line
+
+if TYPE_CHECKING:
+    from pipeline.requests.ledger import Ledger
 
 ALARM = 3  # exit code: something is overdue or refused
 
@@ -44,6 +47,8 @@ def submit(config: LedgerConfig, dry_run: bool) -> None:
             print(f"its due date stays {terms.due}, not {config.due}")
     elif dry_run:
         print("would be accepted; nothing was written")
+    if is_new and (others := overview.other_models(ledger.read(config.storage), terms.model_name)):
+        print(f"it is the first request to {terms.model_name}; those before are to {', '.join(others)}")
     if uri:
         print(f"page: {uri}")
 
@@ -59,12 +64,25 @@ def list_(config: LedgerConfig, dry_run: bool) -> None:
 
     require_root(config)
     snapshot, today = ledger.read_whole(config.storage), ledger.today()
+    _warn_of_block_list(config.storage, snapshot)
     if config.as_json:
         _print_json([ledger.as_json(request, today) for request in overview.in_order(snapshot)])
     elif snapshot.requests:
         print("\n".join(overview.aligned(overview.table(snapshot, today))))
     else:
         print("no requests yet")
+
+
+def _warn_of_block_list(storage_root: str, snapshot: "Ledger") -> None:
+    from pipeline.requests import block_list, ledger
+
+    uri = storage.join(ledger.folder(storage_root), block_list.BLOCKED)
+    if snapshot.requests and not storage.exists(uri):
+        print(
+            f"warning: {uri} is missing, so programs that serve do not know what is blocked; submit any"
+            " request once more, which changes nothing else, to have it written again",
+            file=sys.stderr,
+        )
 
 
 def show(config: LedgerConfig, dry_run: bool) -> None:

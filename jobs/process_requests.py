@@ -50,8 +50,11 @@ def run(config: ProcessConfig, dry_run: bool) -> int:
     for word, names in (("overdue", summary.overdue), ("refused", summary.refused)):
         if names:
             print(f"{word}: {', '.join(names)}")
+    name = config.tracking.model_name
     if not summary.alarms and not summary.awaiting:
-        print("nothing is open: every request is answered")
+        print(f"nothing is open: every request to {name} is answered")
+    if summary.elsewhere:
+        print(f"open to other models than {name} (tracking.model_name): {', '.join(summary.elsewhere)}")
     if summary.gate_failed and config.require_gate:
         return GATE_FAILED
     return ALARM if summary.alarms else 0

@@ -25,6 +25,12 @@ def scope_text(terms: Terms) -> str:
     return ", ".join([*classes, f"{terms.samples.count} sample{plural} of class {of}"])
 
 
+def other_models(ledger: Ledger, model_name: str) -> list[str]:
+    """The models that requests were made to, where `model_name` has one at most: perhaps it is mistyped."""
+    names = [request.terms.model_name for request in ledger.requests.values()]
+    return sorted(set(names) - {model_name}) if names.count(model_name) <= 1 else []
+
+
 def state_text(request: Request, today: datetime.date) -> str:
     if not request.is_overdue(today):
         postponed = request.is_open and request.history[-1].move == "postponed"

@@ -65,6 +65,7 @@ class Summary:
     refused: tuple[str, ...]
     awaiting: Mapping[str, int]
     gate_failed: bool = False
+    elsewhere: tuple[str, ...] = ()  # open requests to other models, which this processor does not answer
 
     @property
     def alarms(self) -> bool:
@@ -221,7 +222,8 @@ class Processor:
 
     def summary(self, left: Mapping[str, str]) -> Summary:
         name, today = self.config.tracking.model_name, ledger.today()
-        mine = [r for r in ledger.read(self.config.storage).requests.values() if r.terms.model_name == name]
+        every = list(ledger.read(self.config.storage).requests.values())
+        mine = [request for request in every if request.terms.model_name == name]
         awaiting = {request.id: request.version or 0 for request in mine if request.state == "answered"}
         if self.config.promote == "automatic":
             left = {**left, **dict.fromkeys(awaiting, self.unpromoted)}
@@ -231,6 +233,7 @@ class Processor:
             refused=tuple(request.id for request in mine if request.state == "refused"),
             awaiting=awaiting,
             gate_failed=self.gate_failed,
+            elsewhere=tuple(r.id for r in every if r.is_open and r.terms.model_name != name),
         )
 
 

@@ -125,7 +125,10 @@ REFUSED = [
         ["version=run-a", "metrics=[forget]"],
         "metrics: got 'forget', expected some of forget_fraction, earlier_fraction, exchange_fraction",
     ),
-    (["version=run-a", "metrics=[]"], "expected at least one, attack_suite=true or reference=<model>"),
+    (
+        ["version=run-a", "metrics=[]"],
+        "expected at least one, attack_suite=true, reference=<model> or evaluate.protocol=adm",
+    ),
     (["version=run-a", "measuring.samples=0"], "measuring.samples: got 0"),
     (["version=run-a", "measuring.sample=9"], "did you mean samples"),
     (["version=run-a", "measuring.kid.blocks=9"], "unknown key 'measuring.kid': valid keys of measuring are"),
@@ -308,7 +311,7 @@ def test_a_main_job_that_cannot_be_proven_is_refused_before_it_starts(root: str)
 
     for override, said in (
         ("evaluate.metrics=[forget]", r"evaluate\.metrics: got 'forget'"),
-        ("evaluate.reference=nothing", r"evaluate\.reference: no model at .*--set without=\[1\]"),
+        ("evaluate.reference=nothing", r"evaluate\.reference: no model at .*--set 'without=\[1\]"),
     ):
         with pytest.raises(InputError, match=said):
             preflight.check(

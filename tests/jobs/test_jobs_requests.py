@@ -39,7 +39,10 @@ def call(
 def test_from_submission_to_audit(call: Callable[..., Any], job: Callable[..., Any], tmp_path: Path) -> None:
     passing = f"unlearn.gate={json.dumps(PASSING)}"
     nothing = call("process_requests")
-    assert (nothing.code, nothing.out) == (0, "nothing is open: every request is answered\n"), nothing.err
+    assert (nothing.code, nothing.out) == (
+        0,
+        "nothing is open: every request to dit-digits-unlearned is answered\n",
+    ), nothing.err
     for name, label, exchange in (("r1", 1, 7), ("r3", 3, 5)):
         scope = f"request={{id: {name}, classes: [{label}], exchange: {{{label}: {exchange}}}}}"
         assert call("ledger", scope, "due=2999-01-01", verb="submit").code == 0
@@ -49,7 +52,10 @@ def test_from_submission_to_audit(call: Callable[..., Any], job: Callable[..., A
 
     answered = call("process_requests", *SMALL, passing, by=job)
     assert answered.code == 0, answered.out + answered.err
-    assert "version 1 serves now" in answered.out and "every request is answered" in answered.out
+    assert (
+        "version 1 serves now" in answered.out
+        and "every request to dit-digits-unlearned is answered" in answered.out
+    )
     rows = json.loads(call("ledger", "json=true", verb="list").out)
     assert {(row["id"], row["state"], row["version"]) for row in rows} == {
         ("r1", "closed", 1),
