@@ -5,6 +5,7 @@ python jobs/ledger.py submit   --config jobs/configs/process_digits.yaml --set r
 python jobs/ledger.py list     --config ...                       (what is due, overdue, answered)
 python jobs/ledger.py show     --config ... --set request.id=r1   (one request with its history)
 python jobs/ledger.py withdraw --config ... --set request.id=r1 --set 'reason=...'  (unless it was answered)
+python jobs/ledger.py reopen   --config ... --set request.id=r1 --set 'reason=...'  (its answer is refused)
 python jobs/ledger.py status   --config ...   (counts; exits 3 when something is overdue or refused)
 python jobs/ledger.py audit    --config ...   (measures what was answered once more; exits 3 when it fails)
 
@@ -25,7 +26,7 @@ from pipeline.errors import InputError
 from pipeline.runtime import command_line
 
 if TYPE_CHECKING:
-    from pipeline.requests.ledger import Ledger
+    from pipeline.requests.ledger import Ledger, Request
 
 ALARM = 3  # exit code: something is overdue or refused
 
@@ -96,15 +97,28 @@ def show(config: LedgerConfig, dry_run: bool) -> None:
 
 
 def withdraw(config: LedgerConfig, dry_run: bool) -> None:
-    from pipeline.requests import ledger, page, submit
+    from pipeline.requests import submit
 
     request = submit.withdraw(config, dry_run=dry_run)
+    _moved(config, request, "would be withdrawn" if dry_run else request.state, dry_run)
+
+
+def reopen(config: LedgerConfig, dry_run: bool) -> None:
+    from pipeline.requests import submit
+
+    request = submit.reopen(config, dry_run=dry_run)
+    _moved(config, request, "would be open again" if dry_run else request.state, dry_run)
+
+
+def _moved(config: LedgerConfig, request: "Request", state: str, dry_run: bool) -> None:
+    from pipeline.requests import ledger, page
+
     if not dry_run:
         page.write(config.storage)
     if config.as_json:
         _print_json(ledger.as_json(request, ledger.today()))
     else:
-        print(f"request {request.id}: {'would be withdrawn' if dry_run else request.state}")
+        print(f"request {request.id}: {state}")
 
 
 def status(config: LedgerConfig, dry_run: bool) -> int:
@@ -155,6 +169,7 @@ VERBS = {
     "list": list_,
     "show": show,
     "withdraw": withdraw,
+    "reopen": reopen,
     "status": status,
     "audit": audit,
 }

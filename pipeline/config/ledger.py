@@ -23,7 +23,7 @@ class RequestedScope(Section):
     )
     classes: list[int] = Field([], description="classes to forget whole")
     sample_ids: str | None = Field(
-        None, description="URI of a text file with one sample id a line; it has to stay there"
+        None, description="URI of a text file with one sample id a line; the ledger keeps their hashes"
     )
     exchange: Exchange = Field(
         {}, description="forgotten class -> the class, or classes, that its label gives from now on"
@@ -39,6 +39,7 @@ class LedgerConfig(ProcessConfig):
         "list": (),
         "show": ("request",),
         "withdraw": ("request", "reason"),
+        "reopen": ("request", "reason"),
         "status": (),
         "audit": (),
     }
@@ -53,5 +54,7 @@ class LedgerConfig(ProcessConfig):
     )
     legal_basis: str = Field("", max_length=1000, description="kept as it is given")
     approver: str = Field("", max_length=1000, description="kept as it is given")
-    reason: str | None = Field(None, min_length=3, max_length=1000, description="why it is withdrawn; kept")
+    reason: str | None = Field(
+        None, min_length=3, max_length=1000, description="why it is withdrawn or open again; kept"
+    )
     as_json: bool = Field(False, alias="json", description="print JSON")

@@ -74,6 +74,27 @@ def withdraw(config: LedgerConfig, *, dry_run: bool = False) -> Request:
     return ledger.append(config.storage, decide).find(config.request.id)
 
 
+def reopen(config: LedgerConfig, *, dry_run: bool = False) -> Request:
+    """The request, open again: somebody looked at the version that answered it and will not have it serve.
+    Raises `InputError` for one that no version has answered."""
+    if config.reason is None:
+        raise InputError("reason: got none, expected why the answer is not accepted: --set 'reason=<text>'")
+
+    def decide(snapshot: Ledger) -> Sequence[Move]:
+        request = snapshot.find(config.request.id)
+        if request.is_open:
+            return []
+        if not request.is_answered and request.state != "refused":
+            raise InputError(f"request {request.id}: is {request.state}, expected an answered one")
+        return [Move(name="reopened", request=request.id, details={"reason": config.reason})]
+
+    if dry_run:
+        snapshot = ledger.read(config.storage)
+        decide(snapshot)
+        return snapshot.find(config.request.id)
+    return ledger.append(config.storage, decide).find(config.request.id)
+
+
 def require_consistent(terms: Terms, snapshot: Ledger, labels: set[int], *, without_exchange: bool) -> None:
     """Raise `InputError` for terms that go against a request that is open or answered; `labels` are the
     lake's classes."""

@@ -351,6 +351,23 @@ def test_a_version_that_lost_a_request_opens_it_again(root: str, run: Callable, 
     assert serving is not None and (serving.number, serving.request_ids) == (3, ("r1", "r3"))
 
 
+def test_a_reviewer_who_says_no_gets_another_run(
+    root: str, run: Callable, asked: Callable, configured: Configured
+) -> None:
+    model = PretendedModel(root)
+    asked("r1", 1, 7)
+    run(model, promote="approval")
+    with pytest.raises(InputError, match="reason: got none"):
+        submit.reopen(configured("r1"))
+    assert submit.reopen(configured("r1", reason="damaged zeros"), dry_run=True).state == "answered"
+    request = submit.reopen(configured("r1", reason="damaged zeros"))
+    assert (request.state, request.reason, request.version) == ("reopened", "damaged zeros", None)
+    assert submit.reopen(configured("r1", reason="again")).history == request.history
+    run(model)
+    first, second = (plan.config.seed for plan in model.plans)
+    assert second == first + 1 and ledger.read(root).requests["r1"].version == 2
+
+
 def test_answered_and_never_promoted_is_overdue_in_the_end(root: str, run: Callable, asked: Callable) -> None:
     asked("r1", 1, 7, received="2026-01-01", due="2026-02-01")
     summary = run(PretendedModel(root), promote="approval")
