@@ -48,7 +48,7 @@ def submit(config: LedgerConfig, dry_run: bool) -> None:
             print(f"its due date stays {terms.due}, not {config.due}")
     elif dry_run:
         print("would be accepted; nothing was written")
-    if is_new and (others := overview.other_models(ledger.read(config.storage), terms.model_name)):
+    if is_new and (others := overview.other_models(ledger.read(config.storage), request)):
         print(f"it is the first request to {terms.model_name}; those before are to {', '.join(others)}")
     if uri:
         print(f"page: {uri}")

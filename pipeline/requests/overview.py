@@ -25,10 +25,11 @@ def scope_text(terms: Terms) -> str:
     return ", ".join([*classes, f"{terms.samples.count} sample{plural} of class {of}"])
 
 
-def other_models(ledger: Ledger, model_name: str) -> list[str]:
-    """The models that requests were made to, where `model_name` has one at most: perhaps it is mistyped."""
-    names = [request.terms.model_name for request in ledger.requests.values()]
-    return sorted(set(names) - {model_name}) if names.count(model_name) <= 1 else []
+def other_models(ledger: Ledger, request: Request) -> list[str]:
+    """The models of the other requests, where none of them is to the model of this one: perhaps its name is
+    mistyped."""
+    names = {other.terms.model_name for other in ledger.requests.values() if other.id != request.id}
+    return [] if request.terms.model_name in names else sorted(names)
 
 
 def state_text(request: Request, today: datetime.date) -> str:

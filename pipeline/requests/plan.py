@@ -153,7 +153,6 @@ def hopeless(config: ProcessConfig, requests: Sequence[Request], rows: Rows) -> 
         if request.is_open
         and request.id in rows.gone
         and request.id not in sampled
-        and not rows.ids.get(request.id)  # what is left of its samples can be forgotten
         and (request.terms.samples is not None or not forgotten.issuperset(request.terms.classes))
     }
 
@@ -225,7 +224,7 @@ def make(config: ProcessConfig, requests: Sequence[Request], rows: Rows, champio
         values["method"] = {**values.get("method", {}), "targets": "data"}
     reopenings = sum(entry.move == "reopened" for request in requests for entry in request.history)
     values["seed"] = int(values.get("seed", 0)) + reopenings
-    lists = {rows.lists.get(name) for name, ids in rows.ids.items() if ids}
+    lists = {rows.lists.get(name) for name in union.request_ids if rows.ids.get(name)}
     named_at = lists.pop() if len(lists) == 1 and not _is_cut(union, rows) else None
     values["request"] |= {"sample_ids": named_at or LIST} if union.sample_ids else {}
     run_id = f"requests-{_digest(parse(UnlearnConfig, values), union)}"
@@ -261,7 +260,8 @@ def _given_now(union: Union, earlier: set[int]) -> set[int]:
 
 def _is_cut(union: Union, rows: Rows) -> bool:
     """Whether some named samples are left out, being of classes that are forgotten whole."""
-    return {name for ids in rows.ids.values() for name in ids} != set(union.sample_ids)
+    named = {name for request in union.request_ids for name in rows.ids.get(request, {})}
+    return named != set(union.sample_ids)
 
 
 def _values(

@@ -15,6 +15,7 @@ from pipeline.data.parquet_shards import read_column
 from pipeline.errors import InputError
 from pipeline.requests import ledger, overview, preview, process, submit
 from pipeline.requests.ledger import Move
+from pipeline.requests.plan import Plan
 
 Configured = Callable[..., LedgerConfig]
 
@@ -349,6 +350,33 @@ def test_a_version_that_lost_a_request_opens_it_again(root: str, run: Callable, 
     assert moves[-4:] == ["closed", "reopened", "answered", "closed"]
     serving = model.champion()
     assert serving is not None and (serving.number, serving.request_ids) == (3, ("r1", "r3"))
+
+
+def test_a_killed_run_of_samples_goes_on_though_others_were_named_since(
+    root: str, run: Callable, configured: Configured, tmp_path: Path
+) -> None:
+    lake = read_lake(lake_uri(root, "digits"))
+    names = [name for shard in lake.shards([2]) for name in read_column(lake.uri, shard, "sample_id")]
+
+    def ask(request_id: str, some: list[str]) -> None:
+        (tmp_path / request_id).write_text("\n".join(some) + "\n")
+        submit.submit(configured(request_id, sample_ids=str(tmp_path / request_id)))
+
+    class Killed(Exception):
+        pass
+
+    def killed(plan: Plan) -> None:
+        raise Killed
+
+    ask("sa", names[:3])
+    model = PretendedModel(root, during=killed)
+    with pytest.raises(Killed):
+        run(model)
+    ask("sb", names[3:6])
+    model.during = lambda plan: None
+    run(model)
+    assert model.plans[1].run_id == model.plans[0].run_id, "the same run, to its end"
+    assert [plan.request_ids for plan in model.plans] == [["sa"], ["sa"], ["sa", "sb"]]
 
 
 def test_a_reviewer_who_says_no_gets_another_run(

@@ -1,5 +1,6 @@
 """What is taken in, and what is refused with nothing written."""
 
+import dataclasses
 import datetime
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from pipeline import storage
 from pipeline.config import parse
 from pipeline.config.ledger import LedgerConfig
+from pipeline.config.process import ProcessConfig
 from pipeline.data import tombstones
 from pipeline.data.lake import lake_uri, read_lake
 from pipeline.errors import InputError
@@ -189,6 +191,10 @@ def test_a_list_that_changed_or_went_since_is_not_needed(
     rows = plan.rows_of([request], lake, root)
     assert len(rows.ids["r1"]) == 4 and rows.gone == {"r1": "2 of its 6 samples were purged"}
 
+    waiting = dataclasses.replace(request, state="accepted")
+    settings = parse(ProcessConfig, {"storage": root})
+    assert plan.hopeless(settings, [waiting], rows) == rows.gone, "no run can forget what is not there"
+
     storage.remove(kept)
     with pytest.raises(InputError, match=r"request r1: .* are not the 6 it was submitted with, and nobody"):
         plan.rows_of([request], lake, root)
@@ -249,3 +255,13 @@ def test_a_ticket_number_is_a_text(given: object, read: str) -> None:
 def test_ids_that_are_no_ids(given: object) -> None:
     with pytest.raises(InputError, match=r"request\.id: got "):
         parse(LedgerConfig, {"request": {"id": given}})
+
+
+def test_the_first_request_to_a_model_is_told_from_the_second(root: str, configured: Configured) -> None:
+    first, _ = submit.submit(configured("r1", classes=[1], exchange={1: 7}))
+    assert overview.other_models(ledger.read(root), first) == []
+    other = {"tracking": {"model_name": "mistyped"}}
+    odd, _ = submit.submit(configured("r3", classes=[3], exchange={3: 5}, **other))
+    assert overview.other_models(ledger.read(root), odd) == [first.terms.model_name]
+    second, _ = submit.submit(configured("r4", classes=[4], exchange={4: 9}), dry_run=True)
+    assert overview.other_models(ledger.read(root), second) == []
