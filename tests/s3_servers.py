@@ -5,6 +5,7 @@ import os
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -32,8 +33,6 @@ class Rclone:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        import sys
-
         program = Path(sys.executable).parent / "rclone"
         arguments = [
             "serve",
@@ -172,8 +171,7 @@ def proxied(server: Rclone) -> Iterator[Proxy]:
 
 @contextlib.contextmanager
 def environment(port: int, secret: str = SECRET) -> Iterator[None]:
-    """AWS_* pointing at the server on `port`. fsspec keeps filesystems by their arguments, not by the
-    environment they were made in, so it is made to forget them on the way in and out."""
+    """AWS_* pointing at the server on `port`. Clients are forgotten on the way in and out."""
     values = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_ACCESS_KEY_ID": KEY,
@@ -182,11 +180,20 @@ def environment(port: int, secret: str = SECRET) -> Iterator[None]:
     }
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
-    s3 = fsspec.get_filesystem_class("s3")
-    s3.clear_instance_cache()
+    forget_clients()
     try:
         yield
     finally:
-        s3.clear_instance_cache()
+        forget_clients()
         for name, value in before.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+def forget_clients() -> None:
+    """fsspec keeps filesystems by their arguments and MLflow keeps a client of S3 for five minutes by its
+    credentials: neither looks at AWS_ENDPOINT_URL, and the next module's server would never be asked."""
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    if "mlflow" in sys.modules:
+        from mlflow.store.artifact import s3_artifact_repo
+
+        s3_artifact_repo._cached_get_s3_client.cache_clear()

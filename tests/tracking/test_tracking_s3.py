@@ -5,6 +5,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+import s3_servers
 
 pytest.importorskip("moto")
 
@@ -19,24 +20,14 @@ from pipeline.tracking.mlflow_runs import Tracker, client
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
     """An S3 server in this process that honours conditional puts."""
-    import boto3
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
-    host, port = server.get_host_and_port()
-    fsspec.get_filesystem_class("s3").clear_instance_cache()  # of servers that other tests had
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "test-key",
-            "AWS_SECRET_ACCESS_KEY": "test-secret",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():
-            patch.setenv(name, value)
-        boto3.client("s3").create_bucket(Bucket="registry")
+    _, port = server.get_host_and_port()
+    with s3_servers.environment(port):
+        fsspec.filesystem("s3", skip_instance_cache=True).mkdir("registry")
         yield "s3://registry/runs"
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
     server.stop()
 
 
