@@ -141,21 +141,29 @@ def find(config: RegistryConfig) -> Purge:
     others = [part for part in rest if part.digest in held]
     _require_unused(config.storage, every_run, others)
     drawn = generated(config.storage, versions)
+    runs = [
+        _look(config, run_id, settings, results[run_id], labels) for run_id, settings in sorted(mine.items())
+    ]
     unknown = [
         f"the partitions of sweep {sweep.sweep_id}, whose list of samples is gone"
         for sweep in sweeps
         if sweep.content is None
     ]
+    going = [
+        *(run.uri for run in runs),
+        *(part.uri for part in [*partitions, *others]),
+        *(sweep.uri for sweep in sweeps),
+        *drawn,
+        *(storage.join(config.storage, name) for name in (moved_root.ARTIFACTS, tombstones.FOLDER)),
+    ]
+    moved_root.require_inside(going, config.storage)
     return Purge(
         request=config.request,
         labels=labels,
         sample_ids=ids,
         partitions=partitions,
         others={part.uri: held[part.digest] for part in others},
-        runs=[
-            _look(config, run_id, settings, results[run_id], labels)
-            for run_id, settings in sorted(mine.items())
-        ],
+        runs=runs,
         sweeps=[replace(sweep, files=trial_files(sweep, labels)) for sweep in sweeps],
         generated=drawn,
         left=[

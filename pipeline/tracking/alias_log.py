@@ -246,8 +246,8 @@ def _set_alias(mlflow: "MlflowClient", storage_root: str, name: str, alias: str,
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         raise LogError(
-            f"{storage.join(folder(storage_root, name), 'log')}: entry {entry.number} moves {alias} to version"
-            f" {entry.version}, which MLflow does not have: the entry is forged, or the version was deleted;"
+            f"{storage.join(folder(storage_root, name), 'log')}: entry {entry.number} moves {alias} to"
+            f" version {entry.version}, which MLflow does not have: it is forged, or the version was deleted;"
             " restore the log or MLflow's store from a copy"
         ) from error
 

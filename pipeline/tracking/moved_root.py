@@ -2,9 +2,11 @@
 
 import re
 import sqlite3
+from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 
+from pipeline import storage
 from pipeline.errors import InputError
 
 ARTIFACTS = "mlartifacts"  # under the storage root
@@ -62,3 +64,22 @@ def require_own(location: str, storage_root: str) -> None:
             f" {storage_root}: the root was moved or copied and its tracking store was not; expected a"
             " tracking.uri of this root's own"
         )
+
+
+def require_inside(uris: Iterable[str], storage_root: str) -> None:
+    """Raise `InputError` for one of `uris`, below `storage_root`, that a link takes into another storage
+    root. A folder that lies on another disk, by a link, is this root's own."""
+    if not storage.is_local(storage_root):
+        return
+    here = Path(storage_root).resolve()
+    for path in (Path(uri).resolve() for uri in uris):
+        other = next((folder for folder in path.parents if _is_root(folder)), here)
+        if not path.is_relative_to(here) and other != here:
+            raise InputError(
+                f"storage: a link in {storage_root} leads to {path}, of the storage root {other}; what is"
+                f" removed there is that root's: use storage={other}, or copy what the link leads to"
+            )
+
+
+def _is_root(folder: Path) -> bool:
+    return (folder / "mlflow.db").exists() or (folder / "registry").is_dir()

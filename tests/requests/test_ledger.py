@@ -112,6 +112,8 @@ def test_a_move_without_what_it_has_to_say_is_refused(tmp_path: Path) -> None:
     write(str(tmp_path), moved("received"), moved("accepted"))
     with pytest.raises(LogError, match="answered without its version"):
         write(str(tmp_path), Move(name="answered", request="r1"))
+    with pytest.raises(LogError, match="its version is '1', expected a int"):
+        write(str(tmp_path), Move(name="answered", request="r1", details={"version": "1", "run_id": "r"}))
     with pytest.raises(LogError, match="refused without its reason"):
         write(str(tmp_path), Move(name="refused", request="r1"))
 

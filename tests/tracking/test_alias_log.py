@@ -155,6 +155,55 @@ def test_a_damaged_log_is_refused(root: str, damage: Callable[[str], None], mess
         alias_log.read(root, MODEL)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"version": "/../../../escaped"}, "version: Input should be a valid integer"),
+        ({"version": "3"}, "version: Input should be a valid integer"),
+        ({"version": 0}, "got version 0"),
+        ({"details": None}, "details: Input should be"),
+        ({"details": []}, "details: Input should be"),
+        ({"alias": ["champion"]}, "alias: Input should be"),
+        ({"alias": "production"}, "got alias 'production', expected candidate, champion or none"),
+        ({"action": "approve"}, "got action 'approve'"),
+        ({"action": "purge", "alias": "", "details": {"tombstone": "x"}}, "a purge without its request"),
+        ({"details": {"certificate": [1]}}, "certificate is a list"),
+        ({"signature": [1]}, "signature: Input should be"),
+    ],
+)
+def test_an_entry_of_another_kind_is_refused_though_the_chain_holds(
+    root: str, fields: dict[str, Any], message: str
+) -> None:
+    rewrite(root, 3, **asdict(forged(root, 3, **fields)))
+    with pytest.raises(LogError, match=message):
+        alias_log.read(root, MODEL)
+
+
+def test_more_rollbacks_than_champions_are_forged(root: str) -> None:
+    entries = alias_log.read(root, MODEL)
+    for number in (4, 5, 6):
+        draft = replace(
+            entries[-1],
+            number=number,
+            action="rollback",
+            version=6 - number or 1,
+            previous=entries[-1].digest,
+        )
+        entry = replace(draft, digest=draft.computed_digest())
+        storage.write_json(entry_uri(root, number), asdict(entry))
+        if number < 6:
+            entries = alias_log.read(root, MODEL)
+    with pytest.raises(LogError, match="entry 6: rolls back where there is no champion to go back to"):
+        alias_log.read(root, MODEL)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"number": 3, "number": 3}', "[1]", ""])
+def test_what_is_no_entry_is_named(root: str, text: str) -> None:
+    storage.write_text(entry_uri(root, 3), text)
+    with pytest.raises(LogError, match=r"000003.json: not an entry of the alias log"):
+        alias_log.read(root, MODEL)
+
+
 def test_whoever_saw_an_older_log_changes_nothing(root: str) -> None:
     seen = alias_log.read(root, MODEL)
     append(root, seen, 4)

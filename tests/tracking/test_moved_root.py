@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.tracking.moved_root import PLACES, follow_root, require_own
+from pipeline.tracking.moved_root import PLACES, follow_root, require_inside, require_own
 
 HERE = "/new/place/mlartifacts"
 
@@ -62,3 +62,16 @@ def test_nothing_is_removed_from_another_root() -> None:
     for location in ("/old/mlartifacts/1", "/new/place2/mlartifacts/1", "file:///new/mlartifacts/1"):
         with pytest.raises(InputError, match="was moved or copied and its tracking store was not"):
             require_own(location, "/new/place")
+
+
+def test_a_link_into_another_root_is_not_followed(tmp_path: Path) -> None:
+    mine, other, disk = tmp_path / "mine", tmp_path / "other", tmp_path / "disk"
+    for folder in (mine / "registry", other / "registry", other / "runs" / "run-1", disk / "partitions"):
+        folder.mkdir(parents=True)
+    (mine / "partitions").symlink_to(disk / "partitions")
+    require_inside([f"{mine}/partitions/p", f"{mine}/runs/run-1"], str(mine))
+    (tmp_path / "alias").symlink_to(mine)
+    require_inside([f"{tmp_path}/alias/runs/run-1"], f"{tmp_path}/alias")
+    (mine / "runs").symlink_to(other / "runs")
+    with pytest.raises(InputError, match=r"leads to .*other/runs/run-1, of the storage root .*other; "):
+        require_inside([f"{mine}/partitions/p", f"{mine}/runs/run-1"], str(mine))

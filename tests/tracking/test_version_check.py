@@ -1,6 +1,7 @@
 """A registered version is loaded, measured, exported, replayed and vouched for only as it was registered."""
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -95,6 +96,24 @@ DAMAGES: dict[str, tuple[Callable[[Path, str], None], str]] = {
         lambda f, run: edited(f / "honoured.json", '"forgotten_classes": [', '"forgotten_classes": [3,'),
         r"honoured\.json was changed",
     ),
+    "a pipe": (lambda f, run: os.mkfifo(f / "zz"), ".*zz: a pipe, socket or device"),
+    "a link to a device": (
+        lambda f, run: (f / "zz").symlink_to("/dev/zero"),
+        ".*zz: a pipe, socket or device",
+    ),
+    "a link to nowhere": (
+        lambda f, run: (f / "zz").symlink_to(f / "gone"),
+        ".*zz: a link that leads nowhere",
+    ),
+    "its list emptied": (lambda f, run: (f / "files.json").write_text(""), ".*files.json cannot be read"),
+    "its list of another kind": (
+        lambda f, run: (f / "files.json").write_text("[1]"),
+        ".*files.json cannot be read",
+    ),
+    "a name twice in its list": (
+        lambda f, run: edited(f / "files.json", "{", '{"MLmodel": "0",'),
+        ".*files.json cannot be read",
+    ),
     "one file less": (lambda f, run: (f / "requirements.txt").unlink(), r"requirements\.txt is gone"),
 }
 
@@ -181,9 +200,73 @@ def test_a_version_that_no_run_registered_is_refused(root: str, promoted: Path, 
     mlflow = client(TRACKING, root)
     mlflow.create_model_version(NAME, str(tmp_path / "model"), tags={"gate": "passed"})
     version = registry.resolve(TRACKING, root, "2")
-    with pytest.raises(VersionError, match="version 2: no digest of its files is recorded, and version 1"):
+    with pytest.raises(
+        VersionError,
+        match="version 2: no entry of the alias log names it with a digest of its files, and version 1",
+    ):
         registry.load_version(TRACKING, root, version)
     mlflow.delete_model_version(NAME, "2")
+
+
+def test_whoever_writes_mlflow_alone_gives_no_version_away(root: str, promoted: Path, tmp_path: Path) -> None:
+    """Its own digest as a tag, the alias moved: the log names neither."""
+    copy = tmp_path / "model"
+    shutil.copytree(promoted, copy)
+    listed_too(copy, "pyfunc_model.py", RUNS.format(tmp_path / "ran"))
+    digest = version_files.digest_of(version_files.digests(copy))
+    mlflow = client(TRACKING, root)
+    number = mlflow.create_model_version(NAME, str(copy), tags={"version_digest": digest}).version
+    with pytest.raises(VersionError, match="no entry of the alias log names it"):
+        registry.load_version(TRACKING, root, registry.resolve(TRACKING, root, number))
+    mlflow.set_registered_model_alias(NAME, "champion", number)
+    with pytest.raises(VersionError, match=f"champion is at version {number} in MLflow, the log says 1"):
+        registry.resolve(TRACKING, root, "champion")
+    mlflow.set_registered_model_alias(NAME, "champion", "1")
+    mlflow.delete_model_version(NAME, number)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_files_that_are_not_where_mlflow_says(root: str, promoted: Path) -> None:
+    mlflow = client(TRACKING, root)
+    number = mlflow.create_model_version(NAME, "http://127.0.0.1:9/x").version
+    with pytest.raises(VersionError, match="its files are not where MLflow says"):
+        registry.load_version(TRACKING, root, registry.resolve(TRACKING, root, number))
+    mlflow.delete_model_version(NAME, number)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda result: result["after"]["forget_fraction"].update(value=0.0),
+        lambda result: result["gate"]["checks"][0].update(bound=99),
+        lambda result: result["request"].update(classes=[1, 2, 3]),
+        lambda result: result.update(requests=[{"id": "r9"}]),
+    ],
+)
+def test_a_result_edited_before_the_promotion_becomes_no_certificate(
+    root: str, register_run: Callable[..., int], change: Callable[[dict], None]
+) -> None:
+    name = "edited-result"
+    register_run(name, f"run-{name}")
+    path = Path(root, "runs", f"run-{name}", "result.json")
+    kept = path.read_text()
+    result = json.loads(kept)
+    change(result)
+    path.write_text(json.dumps(result))
+    edited = parse(RegistryConfig, {"storage": root, "tracking": {"model_name": name}, "override": "so"})
+    with pytest.raises(
+        VersionError, match=r"the result\.json of its run was changed since it was registered"
+    ):
+        promotion.promote(edited)
+    path.write_text(kept)
+    assert promotion.promote(edited, dry_run=True)[1] is None
+
+
+def test_a_damaged_certificate_is_written_again_from_the_log(root: str, promoted: Path) -> None:
+    uri = alias_log.certificate_uri(root, NAME, 1)
+    kept = storage.read_bytes(uri)
+    storage.write_bytes(uri, kept[:-20])
+    assert promotion.promote(config(root)) == (1, None) and storage.read_bytes(uri) == kept
 
 
 def test_a_version_of_before_is_used_and_said_not_to_be_recorded(
