@@ -215,7 +215,7 @@ def test_whoever_writes_mlflow_alone_gives_no_version_away(root: str, promoted: 
     listed_too(copy, "pyfunc_model.py", RUNS.format(tmp_path / "ran"))
     digest = version_files.digest_of(version_files.digests(copy))
     mlflow = client(TRACKING, root)
-    number = mlflow.create_model_version(NAME, str(copy), tags={"version_digest": digest}).version
+    number = str(mlflow.create_model_version(NAME, str(copy), tags={"version_digest": digest}).version)
     with pytest.raises(VersionError, match="no entry of the alias log names it"):
         registry.load_version(TRACKING, root, registry.resolve(TRACKING, root, number))
     mlflow.set_registered_model_alias(NAME, "champion", number)
@@ -228,7 +228,7 @@ def test_whoever_writes_mlflow_alone_gives_no_version_away(root: str, promoted: 
 
 def test_files_that_are_not_where_mlflow_says(root: str, promoted: Path) -> None:
     mlflow = client(TRACKING, root)
-    number = mlflow.create_model_version(NAME, "http://127.0.0.1:9/x").version
+    number = str(mlflow.create_model_version(NAME, "http://127.0.0.1:9/x").version)
     with pytest.raises(VersionError, match="its files are not where MLflow says"):
         registry.load_version(TRACKING, root, registry.resolve(TRACKING, root, number))
     mlflow.delete_model_version(NAME, number)
