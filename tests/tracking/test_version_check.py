@@ -253,7 +253,7 @@ def test_a_result_edited_before_the_promotion_becomes_no_certificate(
     result = json.loads(kept)
     change(result)
     path.write_text(json.dumps(result))
-    edited = parse(RegistryConfig, {"storage": root, "tracking": {"model_name": name}, "override": "so"})
+    edited = parse(RegistryConfig, {"storage": root, "tracking": {"model_name": name}})
     with pytest.raises(
         VersionError, match=r"the result\.json of its run was changed since it was registered"
     ):
