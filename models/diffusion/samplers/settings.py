@@ -1,13 +1,15 @@
-"""What a sampler is asked with: config.json's `sampler`, checked."""
+"""What a sampler is asked with: config.json's `sampler`, checked, and all that one sampling has."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
 from models.diffusion.guidance import Guidance
 from models.diffusion.terms import Prediction
+
+PathT = TypeVar("PathT")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,3 +61,16 @@ class Guided(Protocol):
 
 
 Fresh = Callable[[], Tensor]  # the next standard normal (N, C, H, W)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Generic[PathT]):
+    """One sampling, as every sampler is given it. `clip`: pixels, which stay in [-1, 1]; latents are not
+    bounded."""
+
+    path: PathT
+    ask: Guided
+    start: Tensor  # (N, C, H, W) ~ N(0, 1)
+    settings: SamplerSettings
+    clip: bool
+    fresh: Fresh
