@@ -24,12 +24,14 @@ class Guidance:
 
     def __post_init__(self) -> None:
         if self.channels is not None and self.channels < 1:
-            raise ValueError(f"guided_channels: got {self.channels}, expected 1 or more, or null for all")
+            raise ValueError(
+                f"sampler.guided_channels: got {self.channels}, expected 1 or more, or null for all"
+            )
         low, high = self.interval
         if not 0 <= low <= high <= 1:
             raise ValueError(
-                f"guidance_interval: got [{low}, {high}], expected two noise levels between 0 (data) and"
-                " 1 (noise), the lower first"
+                f"sampler.guidance_interval: got [{low}, {high}], expected two noise levels between 0 (data)"
+                " and 1 (noise), the lower first"
             )
 
     def __call__(
