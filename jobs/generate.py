@@ -53,9 +53,9 @@ def run(config: GenerateConfig, dry_run: bool) -> None:
     if wrong:
         raise InputError(f"labels: got {wrong[0]}, expected classes of {name}: 0 to {classes - 1}")
     own = model.unwrap_python_model().model
+    steps = config.steps or int(own.config["sampler"]["steps"])
+    require_sampler(own.config, config.sampler, "", {"steps": steps})
     if config.sampler is not None:
-        steps = {"steps": config.steps or int(own.config["sampler"]["steps"])}
-        require_sampler(own.config, config.sampler, "", steps)
         own.config["sampler"] = own.sampler_with(config.sampler.changes)
     if config.audit is not None:
         alias_log.note(

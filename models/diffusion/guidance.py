@@ -25,7 +25,7 @@ class Guidance:
     def __post_init__(self) -> None:
         if self.channels is not None and self.channels < 1:
             raise ValueError(
-                f"sampler.guided_channels: got {self.channels}, expected 1 or more, or null for all"
+                f"sampler.guided_channels: got {self.channels}, expected 1 or more, or all"
             )
         low, high = self.interval
         if not 0 <= low <= high <= 1:
