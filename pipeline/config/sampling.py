@@ -7,14 +7,14 @@ from pydantic import Field
 
 from pipeline.config.base import Section
 
+Name = Literal["ddim", "ancestral", "euler", "heun", "dopri5", "euler_maruyama", "heun_sde"]
+
 
 class Sampler(Section):
     """From noise to an image, for a transformer; what is absent stays as the model's own config.json has it.
     Which settings go with which sampler: models/diffusion/samplers/table.py, which a test compares."""
 
-    name: Literal["ddim", "ancestral", "euler", "heun", "euler_maruyama", "heun_sde"] | None = Field(
-        None, description="ddim and ancestral of a diffusion, the others of a flow"
-    )
+    name: Name | None = Field(None, description="ddim and ancestral of a diffusion, the others of a flow")
     guided_channels: int | Literal["all"] | None = Field(
         None, description="channels that are guided, from the first one on; all: every one"
     )
@@ -34,6 +34,10 @@ class Sampler(Section):
     shift: float | None = Field(
         None, ge=0, description="euler, heun: below 1, smaller steps near the noise; 0: all equal"
     )
+    rtol: float | None = Field(
+        None, gt=0, description="dopri5, which chooses its steps: relative error of one"
+    )
+    atol: float | None = Field(None, gt=0, description="dopri5: absolute error of a step")
     diffusion: Literal["sigma", "decreasing"] | None = Field(
         None, description="euler_maruyama, heun_sde: how much noise is added at which level"
     )

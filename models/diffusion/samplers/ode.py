@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from models.diffusion.path import Flow
-from models.diffusion.samplers.settings import Run
+from models.diffusion.samplers.settings import Level, Run
 
 
 def euler(run: Run[Flow]) -> Tensor:
@@ -30,8 +30,9 @@ def heun(run: Run[Flow]) -> Tensor:
     return finished(run, x)
 
 
-def slope(run: Run[Flow], x: Tensor, level: float, *, within: float) -> Tensor:
-    """dx/ds at the noise level, from the velocity dx/dt, guided as at the level `within`."""
+def slope(run: Run[Flow], x: Tensor, level: Level, *, within: Level) -> Tensor:
+    """dx/ds at the noise level, of all rows or of each (N,), from the velocity dx/dt, guided as at the level
+    `within`."""
     t = 1 - level if run.path.data_at else level
     return run.path.sign * run.ask(x, t, level=within).value
 

@@ -28,6 +28,8 @@ class SamplerSettings:
     shift: float = 0.0  # flows: t <- shift t / (1 + (shift - 1) t), t from noise to data; 0: not moved
     diffusion: str = "sigma"  # of the SDE: sigma | decreasing
     last_step: str | None = None  # SDE: mean (also None) | euler; Heun: one slope (None) | heun
+    rtol: float = 1e-3  # dopri5: error of a step, relative to the state, that is put up with
+    atol: float = 1e-6  # dopri5: the same, absolute
     last_size: float = 0.04  # of the SDE: noise level from which the last step leaves
 
     @classmethod
@@ -54,10 +56,13 @@ class SamplerSettings:
         return Guidance(scale=self.cfg_scale, channels=self.guided_channels, interval=self.guidance_interval)
 
 
-class Guided(Protocol):
-    """The network under guidance, as a sampler asks it: all rows at the model's time `t`."""
+Level = float | Tensor  # of noise, or a time of the model's: of all rows, or of each (N,)
 
-    def __call__(self, x: Tensor, t: float, *, level: float) -> Prediction: ...
+
+class Guided(Protocol):
+    """The network under guidance, as a sampler asks it: the rows at the model's time `t`."""
+
+    def __call__(self, x: Tensor, t: Level, *, level: Level) -> Prediction: ...
 
 
 Fresh = Callable[[], Tensor]  # the next standard normal (N, C, H, W)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from models.diffusion.path import Flow, Path, VariancePreserving
 from models.diffusion.prediction import Target
-from models.diffusion.samplers import ancestral, ddim, ode, sde
+from models.diffusion.samplers import adaptive, ancestral, ddim, ode, sde
 from models.diffusion.samplers.settings import Run, SamplerSettings
 
 RESPACINGS = ("even", "published", "ddim")
@@ -32,6 +32,7 @@ SAMPLERS: dict[str, Sampler] = {
     ),
     "euler": Sampler(solve=ode.euler, path=Flow, own={"shift": None}),
     "heun": Sampler(solve=ode.heun, path=Flow, own={"shift": None, "last_step": ("heun",)}),
+    "dopri5": Sampler(solve=adaptive.dopri5, path=Flow, own={"rtol": None, "atol": None}),
     "euler_maruyama": Sampler(solve=sde.euler_maruyama, path=Flow, own=sde.OWN),
     "heun_sde": Sampler(solve=sde.heun_sde, path=Flow, own=sde.OWN),
 }
@@ -59,6 +60,8 @@ def sampler_of(settings: SamplerSettings, path: Path, prediction: Target) -> Sam
             raise ValueError(f"sampler.{key}: got {value!r}, expected one of {', '.join(map(str, choices))}")
     if settings.variance == "learned" and not prediction.learned_variance:
         raise ValueError("sampler.variance: got learned, which this model did not; expected lower or upper")
+    if min(settings.rtol, settings.atol) <= 0:
+        raise ValueError(f"sampler: got rtol {settings.rtol} and atol {settings.atol}, expected both above 0")
     if settings.shift < 0 or not 0 < settings.last_size < 1:
         raise ValueError(
             f"sampler: got shift {settings.shift} and last_size {settings.last_size}, expected 0 or more and"
