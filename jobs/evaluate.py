@@ -24,6 +24,8 @@ def run(config: EvaluateConfig, dry_run: bool) -> None:
     from pipeline.runtime import cluster_ray
 
     evaluation = version_evaluation.check(config)
+    output = version_evaluation.output_uri(config, evaluation.facts)
+    samples = version_evaluation.samples(config, evaluation, output)
     subject = ", ".join(
         [
             *evaluation.metrics,
@@ -34,8 +36,6 @@ def run(config: EvaluateConfig, dry_run: bool) -> None:
     print(f"{evaluation.facts['what']} ({evaluation.facts['weights_digest'][:12]}): {subject}", flush=True)
     for warning in evaluation.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    output = version_evaluation.output_uri(config, evaluation.facts)
-    samples = version_evaluation.samples(config, evaluation, output)
     if dry_run:
         print(f"dry run: it can be measured; the result would be written to {output}")
         return

@@ -20,6 +20,7 @@ def run(config: GenerateConfig, dry_run: bool) -> None:
     import pandas as pd
 
     from models.block_list import UnreadableError
+    from pipeline.evaluation.samplers import require_sampler
     from pipeline.reports.png import grid_png
     from pipeline.requests import block_list, ledger
     from pipeline.tracking import alias_log
@@ -51,6 +52,11 @@ def run(config: GenerateConfig, dry_run: bool) -> None:
     wrong = [label for label in config.labels if not 0 <= label < classes]
     if wrong:
         raise InputError(f"labels: got {wrong[0]}, expected classes of {name}: 0 to {classes - 1}")
+    own = model.unwrap_python_model().model
+    steps = config.steps or int(own.config["sampler"]["steps"])
+    require_sampler(own.config, config.sampler, "", {"steps": steps})
+    if config.sampler is not None:
+        own.config["sampler"] = own.sampler_with(config.sampler.changes)
     if config.audit is not None:
         alias_log.note(
             client(config.tracking, config.storage, create=False),

@@ -24,29 +24,32 @@ class Guidance:
 
     def __post_init__(self) -> None:
         if self.channels is not None and self.channels < 1:
-            raise ValueError(f"guided_channels: got {self.channels}, expected 1 or more, or null for all")
+            raise ValueError(f"sampler.guided_channels: got {self.channels}, expected 1 or more, or all")
         low, high = self.interval
         if not 0 <= low <= high <= 1:
             raise ValueError(
-                f"guidance_interval: got [{low}, {high}], expected two noise levels between 0 (data) and"
-                " 1 (noise), the lower first"
+                f"sampler.guidance_interval: got [{low}, {high}], expected two noise levels between 0 (data)"
+                " and 1 (noise), the lower first"
             )
 
     def __call__(
-        self, net: Net, kind: Target, x: Tensor, t: Tensor, y: Tensor, null: Tensor, *, level: float
+        self, net: Net, kind: Target, x: Tensor, t: Tensor, y: Tensor, null: Tensor, *, level: float | Tensor
     ) -> Prediction:
         """What `net` predicts for x (N, C, H, W) at the times t (N,), guided from `null` to the labels y, in
-        x's dtype. A learned variance stays conditional."""
+        x's dtype. `level`: how noisy the rows are, all or each (N,). A learned variance stays conditional."""
 
         def ask(*inputs: Tensor) -> Prediction:
             return kind.of(net(*inputs).to(x.dtype))
 
         low, high = self.interval
-        if self.scale == 1 or not low <= level <= high:
+        within = torch.as_tensor((level >= low) & (level <= high))
+        if self.scale == 1 or not within.any():
             return ask(x, t, y)
         both = ask(torch.cat([x, x]), torch.cat([t, t]), torch.cat([y, null]))
         conditional, unconditional = both.value.chunk(2)
         value = unconditional + self.scale * (conditional - unconditional)
         if self.channels is not None:
             value = torch.cat([value[:, : self.channels], conditional[:, self.channels :]], dim=1)
+        if not within.all():
+            value = torch.where(within.view(-1, 1, 1, 1), value, conditional)
         return Prediction(value, None if both.variance is None else both.variance.chunk(2)[0])

@@ -19,7 +19,7 @@ class VariancePreserving:
     """
 
     def __init__(self, betas: Tensor):
-        self.betas = betas
+        self.betas, self.steps = betas, len(betas)
         self.alpha_bar = torch.cumprod(1 - betas, dim=0)
         previous = torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bar[:-1]])
         variance = betas * (1 - previous) / (1 - self.alpha_bar)  # beta tilde, DDPM eq. 7

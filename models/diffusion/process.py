@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models.diffusion.path import Flow, Path, VariancePreserving, betas_of
 from models.diffusion.prediction import Epsilon, Target, Velocity
-from models.diffusion.samplers.settings import SamplerSettings
+from models.diffusion.samplers.settings import Level, Run, SamplerSettings
 from models.diffusion.samplers.table import sampler_of
 from models.diffusion.terms import Anchor, Net, Noise, Prediction
 from models.diffusion.time import Continuous, Discrete, Time
@@ -82,12 +82,17 @@ class Diffusion:
         def network(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
             return net(x.to(start.dtype), t, labels)  # a sampler's state may be wider
 
-        def ask(x: Tensor, t: float, *, level: float) -> Prediction:
-            times = torch.full((len(x),), t, device=x.device, dtype=time_dtype)
+        def ask(x: Tensor, t: Level, *, level: Level) -> Prediction:
+            if isinstance(t, Tensor):
+                times = t.to(time_dtype)
+            else:
+                times = torch.full((len(x),), t, device=x.device, dtype=time_dtype)
             return guidance(network, self.prediction, x, times, y, null, level=level)
 
         noise = fresh or partial(torch.randn_like, start)
-        return sampler.run(self.path, self.time, ask, start, settings, clip=clip, fresh=noise)
+        return sampler.solve(
+            Run(path=self.path, ask=ask, start=start, settings=settings, clip=clip, fresh=noise)
+        )
 
 
 def gaussian(schedule: str, timesteps: int = 1000, *, learn_sigma: bool = False) -> Diffusion:

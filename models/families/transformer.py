@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from models.diffusion import Diffusion, Net, Noise, Prediction, SamplerSettings
-from models.diffusion.samplers.table import sampler_of
+from models.diffusion.path import VariancePreserving
+from models.diffusion.respacing import timesteps
+from models.diffusion.samplers.table import changed, sampler_of
 from models.dit import DiTConfig
 
 
@@ -93,6 +95,18 @@ class Transformer:
             clip=self.clip,
             fresh=fresh,
         )
+
+    def sampler_with(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """config.json's `sampler`, changed."""
+        return changed(self.config.get("sampler", {}), changes)
+
+    def require_sampler(self, described: Mapping[str, Any], *, steps: int) -> None:
+        """Raise `ValueError` for a sampler that this model has not got or that cannot take `steps`."""
+        path = self.diffusion.path
+        settings = SamplerSettings.of(described, cfg_scale=1.0, steps=steps)
+        sampler_of(settings, path, self.diffusion.prediction)
+        if isinstance(path, VariancePreserving):
+            timesteps(path.steps, steps, settings.respacing)
 
     def decode(self, z: Tensor) -> Tensor:
         raise ValueError("a transformer's samples take many passes, they cannot be differentiated")

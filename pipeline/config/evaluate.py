@@ -9,6 +9,7 @@ from pipeline.config.base import LakeName, Section, SeededConfig, Version
 from pipeline.config.conditions import Only, while_
 from pipeline.config.measuring import Attacks, Measuring
 from pipeline.config.request import Request
+from pipeline.config.sampling import Sampler
 from pipeline.config.tracking import Registry
 from pipeline.config.weights import Decoder, Extractor, Judge
 
@@ -35,12 +36,15 @@ class Protocol(Section):
     batch: int = Field(64, ge=1, description="images sampled at once")
     cfg_scale: float | None = Field(None, ge=0, description="guidance; absent: the published one")
     steps: int | None = Field(None, ge=1, description="sampler steps; absent: the published number")
+    sampler: Sampler | None = Field(None, description="another sampler than the published one")
 
 
 class EvaluateConfig(SeededConfig):
     conditions: ClassVar[tuple[Only, ...]] = (
         while_(
-            "evaluate.images evaluate.batch evaluate.cfg_scale evaluate.steps", "evaluate.protocol", "adm"
+            "evaluate.images evaluate.batch evaluate.cfg_scale evaluate.steps evaluate.sampler",
+            "evaluate.protocol",
+            "adm",
         ),
         while_("attacks second_judge", "attack_suite", True, "quick"),
         Only(keys=("encoder.sha256",), switches=("encoder.weights",)),

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from pipeline.config.base import JobConfig, Version
+from pipeline.config.sampling import Sampler
 from pipeline.config.tracking import Registry
 
 
@@ -18,6 +19,9 @@ class GenerateConfig(JobConfig):
     cfg_scale: float | None = Field(None, ge=0, description="absent: the scale the model was registered with")
     steps: int | None = Field(
         None, ge=1, description="sampler steps; absent: those the model was registered with"
+    )
+    sampler: Sampler | None = Field(
+        None, description="another sampler than the one the model was registered with"
     )
     output: str | None = Field(
         None, description="PNG to write; absent: <storage>/generated/<model>-v<version>.png"

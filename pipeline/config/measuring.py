@@ -1,5 +1,6 @@
 """How much is sampled, judged and tried when a model is measured, and when it is attacked."""
 
+import operator
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -7,6 +8,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_
 from pydantic_core import InitErrorDetails
 
 from pipeline.config.base import Section
+from pipeline.config.sampling import Sampler
 
 # learning rates: one, or several of which the one that does most is taken
 Rates = Annotated[
@@ -50,6 +52,9 @@ class Measuring(WithNamed):
         [1.0, 4.0], description="further scales at which the forgotten labels are sampled"
     )
     sampler_steps: int = Field(20, ge=1, description="sampler steps")
+    sampler: Sampler | None = Field(
+        None, exclude_if=operator.not_, description="another sampler than the model's own"
+    )
     block: int = Field(50, ge=4, description="images sampled together; also the block of the kernel distance")
     reference_rows: int = Field(2000, ge=2, description="real retained rows that distances are taken to")
     manifold_k: int = Field(

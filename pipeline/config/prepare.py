@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 from pipeline.config.base import JobConfig, LakeName, OpenSection, Section
 from pipeline.config.conditions import Only, while_
 
+LATENTS = "latents"  # the kind of source that is encoded already
+
 
 class Source(OpenSection):
     """Where raw images come from. The settings of each kind stand in its line of
@@ -71,6 +73,12 @@ class PrepareConfig(JobConfig):
             "encoder.weights encoder.statistics encoder.batch encoder.workers encoder.gpus_per_worker",
             "encoder.kind",
             "autoencoder_kl",
+        ),
+        Only(
+            keys=("encoder.kind", "prepare.channels"),
+            switches=("source.kind",),
+            needed=" one of images",
+            holds=lambda kind: kind != LATENTS,
         ),
     )
 

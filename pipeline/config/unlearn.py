@@ -219,7 +219,7 @@ class UnlearnConfig(SeededConfig):
             keys=(
                 *("gate.min_retain_accuracy", "gate.min_class_accuracy", "train.memory_gib"),
                 *("gate.max_leakage", "gate.max_null_leakage", "evaluate.final_null_samples"),
-                "method.null_fraction",
+                *("method.null_fraction", "evaluate.sampler", "measuring.sampler"),
             ),
             switches=("model.size",),
             needed=" a DiT, such as DiT-tiny",

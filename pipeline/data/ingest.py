@@ -22,7 +22,7 @@ from pipeline.errors import InputError
 
 SHARD_BYTES = 128 << 20  # pixels a task holds at once
 PROGRESS = "progress"
-Block = tuple[list[str], np.ndarray]  # sample ids and pixels, uint8 (n, H, W, C)
+Block = tuple[list[str], np.ndarray]  # sample ids and pixels, uint8 (n, H, W, C), or latents
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Task:
     split: Split
     items: tuple[Item, ...]
     source: RawImages
-    shape: tuple[int, int, int]  # of the pixels
+    shape: tuple[int, int, int]  # of the pixels, or of latents that the source holds
     flip: bool
     rows: Plan  # what they become
 
@@ -69,8 +69,9 @@ def plan(
     items: Sequence[Item], source: RawImages, uri: str, config: PrepareConfig, rows_as: Plan
 ) -> list[Task]:
     """The shards to make: per class and split, by sample id."""
-    shape, flip = config.prepare.shape, config.prepare.flip
-    fitting = max(1, SHARD_BYTES // parquet_shards.row_bytes("image", shape) // (2 if flip else 1))
+    own, flip = rows_as.weights is None, config.prepare.flip
+    kind, shape = (rows_as.kind, rows_as.shape) if own else ("image", config.prepare.shape)
+    fitting = max(1, SHARD_BYTES // parquet_shards.row_bytes(kind, shape) // (2 if flip else 1))
     rows = min(config.prepare.shard_rows, fitting)
     groups: dict[tuple[int, Split], list[Item]] = defaultdict(list)
     for item in items:
@@ -116,6 +117,22 @@ def pixel_rows(task: Task, rejected: list[Rejected]) -> Iterator[tuple[str, np.n
             yield item.sample_id + FLIP_MARK, pixels[:, ::-1]
 
 
+def latent_rows(task: Task, rejected: list[Rejected]) -> Iterator[tuple[str, np.ndarray]]:
+    """The same of a source of latents, float16 (C, H, W); a mirror image's comes from there as well."""
+    contents = iter(task.source.read(task.items))
+    for item in task.items:
+        values = content(contents, item)
+        if isinstance(values, Unreadable):
+            rejected.append(
+                Rejected(sample_id=item.sample_id, label=item.label, ref=item.ref, reason=str(values))
+            )
+            continue
+        assert isinstance(values, np.ndarray)
+        yield item.sample_id, values[0]
+        if task.flip:
+            yield item.sample_id + FLIP_MARK, values[1]
+
+
 def content(contents: Iterator[Raw], item: Item) -> Raw:
     """The next of `contents`, which is that of `item`: where it cannot be had the error names the item, also
     through Ray. Raises `InputError`, or `StorageError` for anything else."""
@@ -129,11 +146,16 @@ def content(contents: Iterator[Raw], item: Item) -> Raw:
         raise storage.StorageError(f"could not read {item.ref}: {type(error).__name__}: {error}") from error
 
 
-def blocks(rows: Iterable[tuple[str, np.ndarray]], shape: Sequence[int], size: int) -> Iterator[Block]:
+def blocks(
+    rows: Iterable[tuple[str, np.ndarray]],
+    shape: Sequence[int],
+    size: int,
+    dtype: type[np.generic] = np.uint8,
+) -> Iterator[Block]:
     """`rows` gathered `size` at a time. The memory is used again: a block is good until the next is asked
     for."""
     ids: list[str] = []
-    images = np.empty((size, *shape), np.uint8)
+    images = np.empty((size, *shape), dtype)
     for sample_id, pixels in rows:
         images[len(ids)] = pixels
         ids.append(sample_id)
@@ -154,6 +176,14 @@ def read_pixels(task: Task) -> Pixels:
 
 def image_columns(images: np.ndarray) -> dict[str, pa.Array]:
     return {"image": parquet_shards.tensor_array(images, "image")}
+
+
+def latent_columns(values: np.ndarray) -> dict[str, pa.Array]:
+    """Latents (N, C, H, W) that are no posterior: one without deviation."""
+    return {
+        "latent_mean": parquet_shards.tensor_array(values, "latent"),
+        "latent_std": parquet_shards.tensor_array(np.zeros_like(values), "latent"),
+    }
 
 
 def write_shard(
@@ -200,11 +230,14 @@ def write_shard(
 
 
 def make_shard(task: Task) -> Made:
-    """One shard of pixels, from the raw images to the file. A row group is in memory at a time, and still in
-    cache when it is written."""
+    """One shard of pixels, or of the source's own latents, from what the source gives to the file. A row
+    group is in memory at a time, and still in cache when it is written."""
     rejected: list[Rejected] = []
-    size = min(parquet_shards.group_rows("image", task.shape), len(task.items) * (2 if task.flip else 1))
-    return write_shard(task, blocks(pixel_rows(task, rejected), task.shape, size), rejected)
+    kind = task.rows.kind
+    read, columns = (pixel_rows, image_columns) if kind == "image" else (latent_rows, latent_columns)
+    size = min(parquet_shards.group_rows(kind, task.shape), len(task.items) * (2 if task.flip else 1))
+    rows = blocks(read(task, rejected), task.shape, size, parquet_shards.DTYPES[kind])
+    return write_shard(task, rows, rejected, columns)
 
 
 def finished(tasks: Sequence[Task], uri: str) -> Iterator[tuple[Task, Made | None]]:

@@ -9,27 +9,32 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline import config, fetching, storage
+from pipeline.config.prepare import LATENTS
 from pipeline.data import parquet_shards
 from pipeline.data.lake import Encoding
 from pipeline.data.parquet_shards import Kind, Statistics
+from pipeline.data.sources import open_source
+from pipeline.data.sources.latents import Latents
 from pipeline.errors import InputError
 from pipeline.runtime.precision import use_tf32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a lake's rows will be. `weights` is None for pixels."""
+    """What a lake's rows will be. `weights` is None for what the source itself holds: pixels, or latents."""
 
     kind: Kind
-    shape: tuple[int, ...]
+    shape: tuple[int, int, int]
     encoding: Encoding
     weights: str | None = None
     batch: int = 1
 
 
 def plan_encoding(settings: config.PrepareConfig) -> Plan:
-    """Pixels, or the latents of the autoencoder that the configuration names. Raises `InputError` when it is
-    no such folder."""
+    """Pixels, the latents of the autoencoder that the configuration names, or those that the source holds.
+    Raises `InputError` when there is no such folder, or for latents without statistics."""
+    if settings.source.kind == LATENTS:
+        return _plan_latents(settings)
     if settings.encoder.kind == "identity":
         return Plan(kind="image", shape=settings.prepare.shape, encoding=Encoding())
     from models import latents
@@ -63,14 +68,27 @@ def plan_encoding(settings: config.PrepareConfig) -> Plan:
     return Plan(kind="latent", shape=shape, encoding=encoding, weights=location, batch=settings.encoder.batch)
 
 
-def read_statistics(uri: str | None, channels: int) -> Statistics | None:
+def _plan_latents(settings: config.PrepareConfig) -> Plan:
+    """The source's own latents, samples of the encoder's posterior: their rows have no deviation."""
+    source = open_source(settings.source)
+    assert isinstance(source, Latents)
+    shape = source.shape(mirrored=settings.prepare.flip)
+    if not storage.exists(source.statistics):
+        raise InputError(
+            f"source.statistics: nothing at {source.statistics}, expected the mean and std of each of"
+            f" {shape[0]} channels, without which no model of these latents can be given them"
+        )
+    statistics = read_statistics(source.statistics, shape[0], "source.statistics")
+    return Plan(kind="latent", shape=shape, encoding=Encoding(kind=LATENTS, statistics=statistics))
+
+
+def read_statistics(uri: str | None, channels: int, key: str = "encoder.statistics") -> Statistics | None:
     """Mean and std of each of `channels` latent channels at `uri`, tensors of C values each; None without
     one. Raises `InputError` for a file of something else."""
     if uri is None:
         return None
     from models.weights import WeightsError, read_file
 
-    key = "encoder.statistics"
     with fetching.fetched(fetching.locate(uri), key) as path:
         try:
             tensors = read_file(path, uri)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.diffusion.samplers.table import changed
 from models.families.transformer import Transformer
 from pipeline import storage
 from pipeline.config.evaluate import Protocol
@@ -62,7 +63,7 @@ def samples_of(
         "seed": seed,
         "cfg_scale": published["cfg_scale"] if settings.cfg_scale is None else settings.cfg_scale,
         "steps": settings.steps or published["steps"],
-        "sampler": published,
+        "sampler": changed(published, settings.sampler.changes) if settings.sampler else published,
         "part": part,
     }
     name = f"adm-{digest[:12]}-{storage.digest_of(facts)[:8]}.npz"

@@ -14,6 +14,7 @@ from torch import Tensor
 from models.features.table import FeatureSpace
 from models.generative import GenerativeModel
 from models.judge import Judge
+from pipeline.config.sampling import Sampler
 from pipeline.evaluation.context import (
     EARLIER,
     RETAINED,
@@ -24,6 +25,7 @@ from pipeline.evaluation.context import (
 )
 from pipeline.evaluation.partials import Partials, Ranks, Shard, add_into, blocks, scatter
 from pipeline.evaluation.rows import real_features
+from pipeline.evaluation.samplers import options
 from pipeline.seeding import generator, seed_of
 
 LANES = 8  # ranks that can share one plan; a block of images never depends on how many do
@@ -31,14 +33,15 @@ LANES = 8  # ranks that can share one plan; a block of images never depends on h
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to sample: one (label, seed) an image, guidance, sampler steps. `groups`: positions by what the
-    images are asked about."""
+    """What to sample: one (label, seed) an image, guidance, sampler steps; `sampler`: in place of the
+    model's own. `groups`: positions by what the images are asked about."""
 
     labels: tuple[int, ...]
     seeds: tuple[int, ...]
     cfg_scale: float
     steps: int
     batch: int
+    sampler: Sampler | None = None
     groups: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def cut(self, least: int) -> "Plan":
@@ -47,7 +50,14 @@ class Plan:
 
 
 def plan(
-    counts: Mapping[int, int], *, seed: int, purpose: str, cfg_scale: float, steps: int, batch: int
+    counts: Mapping[int, int],
+    *,
+    seed: int,
+    purpose: str,
+    cfg_scale: float,
+    steps: int,
+    batch: int,
+    sampler: Sampler | None = None,
 ) -> Plan:
     """`counts[label]` images of each label, on noise keyed by (seed, purpose, label, index)."""
     pairs = [
@@ -59,6 +69,7 @@ def plan(
         cfg_scale=cfg_scale,
         steps=steps,
         batch=batch,
+        sampler=sampler,
     )
 
 
@@ -86,6 +97,7 @@ def plans(spec: EvalSpec) -> tuple[Plan, ...]:
             cfg_scale=cfg_scale,
             steps=s.sampler_steps,
             batch=s.block,
+            sampler=s.sampler,
         )
 
     def mixed(name: str, counts: Mapping[int, int], cfg_scale: float) -> Plan:
@@ -160,7 +172,13 @@ def sample_blocks(
         labels = torch.tensor([plan.labels[i] for i in positions])
         seeds = [plan.seeds[i] for i in positions]
         with autocast():
-            sampled = model.sample(labels=labels, seeds=seeds, cfg_scale=plan.cfg_scale, steps=plan.steps)
+            sampled = model.sample(
+                labels=labels,
+                seeds=seeds,
+                cfg_scale=plan.cfg_scale,
+                steps=plan.steps,
+                **options(model, plan.sampler),
+            )
         x = to_pixels(sampled)
         ranked = judge.logits(x).topk(min(top, judge.num_classes), dim=1).indices.cpu()
 

@@ -9,6 +9,7 @@ from pipeline.config.own_settings import complete
 from pipeline.config.request import Answer
 from pipeline.data.selection import read_sample_ids
 from pipeline.errors import InputError
+from pipeline.evaluation.samplers import require_sampler_of
 from pipeline.unlearning.methods.table import METHODS, settings_classes
 
 if TYPE_CHECKING:
@@ -181,7 +182,9 @@ def require_answers(request: Request) -> None:
 
 
 def require_fit(config: UnlearnConfig, model: "GenerativeModel") -> None:
-    """Raise `InputError` for settings that the model cannot be trained with."""
+    """Raise `InputError` for settings that the model cannot be trained or sampled with."""
+    for section in ("evaluate", "measuring"):
+        require_sampler_of(getattr(config, section), section, model.config)
     if config.method.uniformity_weight and model.latent is None:
         raise InputError(
             f"method.uniformity_weight: got {config.method.uniformity_weight:g} for {config.model.size},"

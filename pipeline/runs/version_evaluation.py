@@ -13,9 +13,10 @@ from pipeline.data.tombstones import open_lake
 from pipeline.errors import InputError
 from pipeline.evaluation.adm import Samples, samples_of
 from pipeline.evaluation.attacks.table import attempts_of
-from pipeline.evaluation.context import AFTER, BEFORE, REFERENCE
+from pipeline.evaluation.context import AFTER, BEFORE, REFERENCE, EvalSpec
 from pipeline.evaluation.evaluate_ray import Evaluation, spec_of
 from pipeline.evaluation.gate import judge_warning
+from pipeline.evaluation.samplers import require_sampler, require_sampler_of
 from pipeline.runs import resolve_weights, run_weights
 from pipeline.runs.final_evaluation import require_metrics, require_unaware, second_judge
 from pipeline.weights import model_folder
@@ -71,10 +72,7 @@ def check(config: EvaluateConfig) -> Evaluation:
         raise InputError(
             "reference: it asks about what was forgotten, and nothing was; give --set 'request.classes=[1]'"
         )
-    for side, model in models.items():
-        key = {AFTER: "version", BEFORE: "base"}.get(side, side)
-        if (classes := model_folder.class_count(model.config)) != spec.num_classes:
-            raise InputError(f"{key}: knows {classes} classes, but lake {lake_name!r} has {spec.num_classes}")
+    _require_fit(models, spec, lake_name)
     accuracy = judge.manifest.get("heldout_accuracy")
     classifier, classifier_facts = second_judge(
         config.second_judge, config.storage, lake, judge, seed=config.seed, key="second_judge"
@@ -108,6 +106,15 @@ def check(config: EvaluateConfig) -> Evaluation:
     )
 
 
+def _require_fit(models: Mapping[str, model_folder.Stored], spec: EvalSpec, lake_name: str) -> None:
+    """Raise `InputError` for a model of other classes than the lake's, or without the sampler asked for."""
+    for side, model in models.items():
+        key = {AFTER: "version", BEFORE: "base"}.get(side, side)
+        if (classes := model_folder.class_count(model.config)) != spec.num_classes:
+            raise InputError(f"{key}: knows {classes} classes, but lake {lake_name!r} has {spec.num_classes}")
+        require_sampler_of(spec.settings, "measuring", model.config)
+
+
 def samples(config: EvaluateConfig, evaluation: Evaluation, output: str) -> Samples | None:
     """What `evaluate.protocol` asks for, beside `output`; None where it asks for nothing. Raises `InputError`
     for a family that nobody published samples of."""
@@ -120,7 +127,10 @@ def samples(config: EvaluateConfig, evaluation: Evaluation, output: str) -> Samp
             f"evaluate.protocol: got adm for a model of family {family}, expected a transformer's weights"
         )
     digest = evaluation.facts["weights_digest"]
-    return samples_of(model, config.evaluate, output.rpartition("/")[0], seed=config.seed, digest=digest)
+    asked = samples_of(model, config.evaluate, output.rpartition("/")[0], seed=config.seed, digest=digest)
+    steps = {"evaluate.steps": asked.steps}
+    require_sampler(model.config, config.evaluate.sampler, "evaluate.", steps, own=model.published)
+    return asked
 
 
 def output_uri(config: EvaluateConfig, facts: Mapping[str, Any]) -> str:

@@ -66,6 +66,7 @@ def _called(inputs: Inputs, c: int, targets: tuple[int, ...]) -> tuple[Proportio
         purpose="start",
         cfg_scale=evaluate.cfg_scale,
         steps=evaluate.sampler_steps,
+        sampler=evaluate.sampler,
         batch=evaluate.batch,
     )
     training = inputs.model.net.training

@@ -235,6 +235,7 @@ def check_spec(spec: EvalSpec, settings: Evaluate, seed: int, purpose: str) -> E
             "retain_samples": settings.final_retain_samples if final else settings.retain_samples,
             "cfg_scale": settings.cfg_scale,
             "sampler_steps": settings.final_sampler_steps if final else settings.sampler_steps,
+            "sampler": settings.sampler,
             "null_samples": settings.final_null_samples if final else 0,
             "block": settings.batch,
             "membership_noises": settings.membership_noises,

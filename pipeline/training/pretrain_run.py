@@ -41,6 +41,7 @@ def descriptions(config: PretrainConfig, lake: Lake) -> tuple[dict[str, Any], di
     from models.generative import describe, is_conditional
     from models.judge import mlp_description, small_cnn_description
     from models.resnet_judge import resnet_description
+    from pipeline.evaluation.samplers import require_sampler_of
 
     nets: dict[str, Callable[..., dict[str, Any]]] = {
         "small_cnn": small_cnn_description,
@@ -59,11 +60,15 @@ def descriptions(config: PretrainConfig, lake: Lake) -> tuple[dict[str, Any], di
         raise InputError(f"lake {manifest.name!r} has labels with gaps, expected 0 to {len(names) - 1}")
     shape = (channels, height, width)
     try:
-        sampler = {"cfg_scale": config.evaluate.cfg_scale, "steps": config.evaluate.final_sampler_steps}
+        evaluate = config.evaluate
+        sampler = {"cfg_scale": evaluate.cfg_scale, "steps": evaluate.final_sampler_steps}
+        sampler |= evaluate.sampler.changes if evaluate.sampler else {}
         own = {"sampler": sampler} if is_conditional(config.model.size) else {}
         model = describe(config.model.size, shape=shape, class_names=names, **own)
     except ValueError as error:
         raise InputError(str(error)) from error
+    of_model = {name: value for name, value in model.items() if name != "sampler"}
+    require_sampler_of(evaluate, "evaluate", of_model)
     try:
         return model, {
             name: nets[one.net](
@@ -173,7 +178,7 @@ def pretrain(config: PretrainConfig) -> Pretrained:
         "optim": config.optim.model_dump(),
         "judge": config.judge.model_dump(),
         "evaluate": config.evaluate.model_dump(
-            include={"retain_samples", "cfg_scale", "final_sampler_steps", "batch"}
+            include={"retain_samples", "cfg_scale", "final_sampler_steps", "sampler", "batch"}
         ),
         **_precision(config),
         **({"hat_judge": config.uniformity_judge.model_dump()} if config.uniformity_judge else {}),

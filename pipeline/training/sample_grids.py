@@ -8,6 +8,7 @@ from models.pixels import unit_to_pixels
 from pipeline import storage
 from pipeline.config import UnlearnConfig
 from pipeline.evaluation.context import EvalContext
+from pipeline.evaluation.samplers import options
 from pipeline.evaluation.sampling import plan, seeds_predicted
 
 EACH_FORGOTTEN, EACH_RETAINED = 8, 4  # images of a label
@@ -25,7 +26,11 @@ def draw_grids(model: GenerativeModel, config: UnlearnConfig, subject: EvalConte
     for label, seeds in chosen.items():
         labels = torch.full((len(seeds),), label)
         x = model.sample(
-            labels=labels, seeds=seeds, cfg_scale=evaluate.cfg_scale, steps=evaluate.final_sampler_steps
+            labels=labels,
+            seeds=seeds,
+            cfg_scale=evaluate.cfg_scale,
+            steps=evaluate.final_sampler_steps,
+            **options(model, evaluate.sampler),
         )
         grids[str(label)] = torch.from_numpy(unit_to_pixels(subject.to_pixels(x)))
     storage.write_bytes(uri, weights.to_bytes(grids))

@@ -69,6 +69,7 @@ def refused(capsys: pytest.CaptureFixture[str], untrained: str) -> Callable[...,
 
 
 UNLEARN = [
+    (["evaluate.sampler.name=heun"], "evaluate.sampler.name: got 'heun' for a diffusion, expected one of"),
     (["optim.learning_rate=1"], "unknown key 'optim.learning_rate'"),
     (["request.clases=[3]"], "did you mean classes"),
     (["request.classes=[12]"], "class 12 is not in lake 'digits', expected one of 0 to 9"),

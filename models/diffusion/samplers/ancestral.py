@@ -8,35 +8,26 @@ from torch import Tensor
 from models.diffusion.path import VariancePreserving
 from models.diffusion.prediction import log_variance_of
 from models.diffusion.respacing import timesteps
-from models.diffusion.samplers.settings import Fresh, Guided, SamplerSettings
-from models.diffusion.time import Discrete
+from models.diffusion.samplers.settings import Run
 
 FIXED = {"lower": "posterior_log_variance", "upper": "upper_log_variance"}  # beta tilde, beta
 
 
-def ancestral(
-    path: VariancePreserving,
-    time: Discrete,
-    ask: Guided,
-    start: Tensor,
-    settings: SamplerSettings,
-    *,
-    clip: bool,
-    fresh: Fresh,
-) -> Tensor:
-    kept = timesteps(time.steps, settings.steps, settings.respacing)
-    respaced, x = path.respaced(kept), start
+def ancestral(run: Run[VariancePreserving]) -> Tensor:
+    path, settings, x = run.path, run.settings, run.start
+    kept = timesteps(path.steps, settings.steps, settings.respacing)
+    respaced = path.respaced(kept)
     for index in reversed(range(len(kept))):
-        got = ask(x, kept[index], level=kept[index] / max(time.steps - 1, 1))
+        got = run.ask(x, kept[index], level=kept[index] / max(path.steps - 1, 1))
         here = torch.full((len(x),), index, device=x.device)
         x0 = respaced.x0_from_eps(x, here, got.value)
-        if clip:
+        if run.clip:
             x0 = x0.clamp(-1, 1)
         if settings.variance in (None, "learned") and got.variance is not None:
             log_variance = log_variance_of(respaced, got.variance, here)
         else:
             log_variance = respaced.at(FIXED[settings.variance or "lower"], here, x)
-        x, noise = respaced.posterior_mean(x0, x, here), fresh()
+        x, noise = respaced.posterior_mean(x0, x, here), run.fresh()
         if index:
             x = x + (0.5 * log_variance).exp() * noise
     return x

@@ -6,29 +6,18 @@ from torch import Tensor
 
 from models.diffusion.path import VariancePreserving
 from models.diffusion.respacing import timesteps
-from models.diffusion.samplers.settings import Fresh, Guided, SamplerSettings
-from models.diffusion.time import Discrete
+from models.diffusion.samplers.settings import Run
 
 
-def ddim(
-    path: VariancePreserving,
-    time: Discrete,
-    ask: Guided,
-    start: Tensor,
-    settings: SamplerSettings,
-    *,
-    clip: bool,
-    fresh: Fresh,
-) -> Tensor:
-    """`clip` holds the estimate of x_0 in [-1, 1] (pixels; latents are not bounded)."""
-    kept = timesteps(time.steps, settings.steps, settings.respacing)
-    x = start
+def ddim(run: Run[VariancePreserving]) -> Tensor:
+    path, settings, x = run.path, run.settings, run.start
+    kept = timesteps(path.steps, settings.steps, settings.respacing)
     for index in reversed(range(len(kept))):
         step = kept[index]
-        eps = ask(x, step, level=step / max(time.steps - 1, 1)).value
+        eps = run.ask(x, step, level=step / max(path.steps - 1, 1)).value
         abar = path.alpha_bar[step].item()
         x0 = (x - math.sqrt(1 - abar) * eps) / math.sqrt(abar)
-        if clip:
+        if run.clip:
             x0 = x0.clamp(-1, 1)
             eps = (x - math.sqrt(abar) * x0) / math.sqrt(1 - abar)
         following = path.alpha_bar[kept[index - 1]].item() if index else 1.0

@@ -7,54 +7,34 @@ import torch
 from torch import Tensor
 
 from models.diffusion.path import Flow
-from models.diffusion.samplers.settings import Fresh, Guided, SamplerSettings
-from models.diffusion.time import Continuous
+from models.diffusion.samplers.settings import Level, Run
 
 
-def euler(
-    path: Flow,
-    time: Continuous,
-    ask: Guided,
-    start: Tensor,
-    settings: SamplerSettings,
-    *,
-    clip: bool,
-    fresh: Fresh,
-) -> Tensor:
-    x = start.double()
-    levels = noise_levels(settings.steps, settings.shift)
-    for here, then in pairwise(levels):
-        x = x + (then - here) * slope(path, ask, x, here, within=here)
-    return finished(x, start, clip)
+def euler(run: Run[Flow]) -> Tensor:
+    x = run.start.double()
+    for here, then in pairwise(noise_levels(run.settings.steps, run.settings.shift)):
+        x = x + (then - here) * slope(run, x, here, within=here)
+    return finished(run, x)
 
 
-def heun(
-    path: Flow,
-    time: Continuous,
-    ask: Guided,
-    start: Tensor,
-    settings: SamplerSettings,
-    *,
-    clip: bool,
-    fresh: Fresh,
-) -> Tensor:
+def heun(run: Run[Flow]) -> Tensor:
     """The second slope of a step is guided where the first is; the step that reaches the data has one slope
     unless `last_step` is `heun`."""
-    x = start.double()
-    levels = noise_levels(settings.steps, settings.shift)
-    for here, then in pairwise(levels):
-        first = slope(path, ask, x, here, within=here)
-        if then == 0 and settings.last_step != "heun":
-            return finished(x + (then - here) * first, start, clip)
-        second = slope(path, ask, x + (then - here) * first, then, within=here)
+    x = run.start.double()
+    for here, then in pairwise(noise_levels(run.settings.steps, run.settings.shift)):
+        first = slope(run, x, here, within=here)
+        if then == 0 and run.settings.last_step != "heun":
+            return finished(run, x + (then - here) * first)
+        second = slope(run, x + (then - here) * first, then, within=here)
         x = x + (then - here) * (first + second) / 2
-    return finished(x, start, clip)
+    return finished(run, x)
 
 
-def slope(path: Flow, ask: Guided, x: Tensor, level: float, *, within: float) -> Tensor:
-    """dx/ds at the noise level, from the velocity dx/dt, guided as at the level `within`."""
-    t = 1 - level if path.data_at else level
-    return path.sign * ask(x, t, level=within).value
+def slope(run: Run[Flow], x: Tensor, level: Level, *, within: Level) -> Tensor:
+    """dx/ds at the noise level, of all rows or of each (N,), from the velocity dx/dt, guided as at the level
+    `within`."""
+    t = 1 - level if run.path.data_at else level
+    return run.path.sign * run.ask(x, t, level=within).value
 
 
 def noise_levels(steps: int, shift: float) -> list[float]:
@@ -66,6 +46,6 @@ def noise_levels(steps: int, shift: float) -> list[float]:
     return (1 - t).tolist()
 
 
-def finished(x: Tensor, start: Tensor, clip: bool) -> Tensor:
-    """The last state in the dtype of the first; `clip` for pixels, which no step holds in bounds."""
-    return (x.clamp(-1, 1) if clip else x).to(start.dtype)
+def finished(run: Run[Flow], x: Tensor) -> Tensor:
+    """The last state in the dtype of the first; pixels, which no step holds in bounds, are clipped."""
+    return (x.clamp(-1, 1) if run.clip else x).to(run.start.dtype)

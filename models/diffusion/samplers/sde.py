@@ -12,8 +12,7 @@ from torch import Tensor
 
 from models.diffusion.path import Flow
 from models.diffusion.samplers.ode import finished, slope
-from models.diffusion.samplers.settings import Fresh, Guided, SamplerSettings
-from models.diffusion.time import Continuous
+from models.diffusion.samplers.settings import Run
 
 FORMS = {
     "sigma": lambda s: s,  # SiT's command line, and REPA's
@@ -23,54 +22,27 @@ FORMS = {
 OWN = {"diffusion": tuple(FORMS), "last_step": ("mean", "euler"), "last_size": None}
 
 
-def euler_maruyama(
-    path: Flow,
-    time: Continuous,
-    ask: Guided,
-    start: Tensor,
-    settings: SamplerSettings,
-    *,
-    clip: bool,
-    fresh: Fresh,
-) -> Tensor:
-    return _solve(path, ask, start, settings, fresh, clip=clip, heun=False)
+def euler_maruyama(run: Run[Flow]) -> Tensor:
+    return _solve(run, heun=False)
 
 
-def heun_sde(
-    path: Flow,
-    time: Continuous,
-    ask: Guided,
-    start: Tensor,
-    settings: SamplerSettings,
-    *,
-    clip: bool,
-    fresh: Fresh,
-) -> Tensor:
-    return _solve(path, ask, start, settings, fresh, clip=clip, heun=True)
+def heun_sde(run: Run[Flow]) -> Tensor:
+    return _solve(run, heun=True)
 
 
-def _solve(
-    path: Flow,
-    ask: Guided,
-    start: Tensor,
-    settings: SamplerSettings,
-    fresh: Fresh,
-    *,
-    clip: bool,
-    heun: bool,
-) -> Tensor:
-    form = FORMS[settings.diffusion]
+def _solve(run: Run[Flow], *, heun: bool) -> Tensor:
+    settings, form = run.settings, FORMS[run.settings.diffusion]
 
     def drift(x: Tensor, s: float, within: float) -> Tensor:
-        velocity = slope(path, ask, x, s, within=within)
+        velocity = slope(run, x, s, within=within)
         level = torch.tensor(s, dtype=x.dtype, device=x.device)
-        _, b, _, _ = path.coefficients(level)
-        return velocity + form(s) * path.eps_from(x, velocity, level) / b
+        _, b, _, _ = run.path.coefficients(level)
+        return velocity + form(s) * run.path.eps_from(x, velocity, level) / b
 
-    x = start.double()
+    x = run.start.double()
     levels = torch.linspace(1, settings.last_size, settings.steps, dtype=torch.float64).tolist()
     for here, then in pairwise(levels):
-        ds, noise = then - here, math.sqrt(2 * form(here) * (here - then)) * fresh().to(x)
+        ds, noise = then - here, math.sqrt(2 * form(here) * (here - then)) * run.fresh().to(x)
         if not heun:
             x = x + ds * drift(x, here, here) + noise
             continue
@@ -79,5 +51,5 @@ def _solve(
         x = x + ds * (first + drift(x + ds * first, then, here)) / 2
     last = levels[-1]
     if settings.last_step == "euler":
-        return finished(x - last * slope(path, ask, x, last, within=last), start, clip)
-    return finished(x - last * drift(x, last, last), start, clip)
+        return finished(run, x - last * slope(run, x, last, within=last))
+    return finished(run, x - last * drift(x, last, last))

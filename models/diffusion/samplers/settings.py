@@ -1,13 +1,15 @@
-"""What a sampler is asked with: config.json's `sampler`, checked."""
+"""What a sampler is asked with: config.json's `sampler`, checked, and all that one sampling has."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
 from models.diffusion.guidance import Guidance
 from models.diffusion.terms import Prediction
+
+PathT = TypeVar("PathT")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,8 @@ class SamplerSettings:
     shift: float = 0.0  # flows: t <- shift t / (1 + (shift - 1) t), t from noise to data; 0: not moved
     diffusion: str = "sigma"  # of the SDE: sigma | decreasing
     last_step: str | None = None  # SDE: mean (also None) | euler; Heun: one slope (None) | heun
+    rtol: float = 1e-3  # dopri5: error of a step, relative to the state, that is put up with
+    atol: float = 1e-6  # dopri5: the same, absolute
     last_size: float = 0.04  # of the SDE: noise level from which the last step leaves
 
     @classmethod
@@ -52,10 +56,26 @@ class SamplerSettings:
         return Guidance(scale=self.cfg_scale, channels=self.guided_channels, interval=self.guidance_interval)
 
 
-class Guided(Protocol):
-    """The network under guidance, as a sampler asks it: all rows at the model's time `t`."""
+Level = float | Tensor  # of noise, or a time of the model's: of all rows, or of each (N,)
 
-    def __call__(self, x: Tensor, t: float, *, level: float) -> Prediction: ...
+
+class Guided(Protocol):
+    """The network under guidance, as a sampler asks it: the rows at the model's time `t`."""
+
+    def __call__(self, x: Tensor, t: Level, *, level: Level) -> Prediction: ...
 
 
 Fresh = Callable[[], Tensor]  # the next standard normal (N, C, H, W)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Generic[PathT]):
+    """One sampling, as every sampler is given it. `clip`: pixels, which stay in [-1, 1]; latents are not
+    bounded."""
+
+    path: PathT
+    ask: Guided
+    start: Tensor  # (N, C, H, W) ~ N(0, 1)
+    settings: SamplerSettings
+    clip: bool
+    fresh: Fresh

@@ -8,15 +8,15 @@ from torch import Tensor
 
 from models.diffusion.path import Flow, Path, VariancePreserving
 from models.diffusion.prediction import Target
-from models.diffusion.samplers import ancestral, ddim, ode, sde
-from models.diffusion.samplers.settings import SamplerSettings
+from models.diffusion.samplers import adaptive, ancestral, ddim, ode, sde
+from models.diffusion.samplers.settings import Run, SamplerSettings
 
 RESPACINGS = ("even", "published", "ddim")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
-    run: Callable[..., Tensor]
+    solve: Callable[[Run[Any]], Tensor]
     path: type[Any]
     own: Mapping[str, tuple[Any, ...] | None] = field(
         default_factory=dict
@@ -24,16 +24,17 @@ class Sampler:
 
 
 SAMPLERS: dict[str, Sampler] = {
-    "ddim": Sampler(run=ddim.ddim, path=VariancePreserving, own={"respacing": RESPACINGS}),
+    "ddim": Sampler(solve=ddim.ddim, path=VariancePreserving, own={"respacing": RESPACINGS}),
     "ancestral": Sampler(
-        run=ancestral.ancestral,
+        solve=ancestral.ancestral,
         path=VariancePreserving,
         own={"respacing": RESPACINGS, "variance": ("learned", *ancestral.FIXED)},
     ),
-    "euler": Sampler(run=ode.euler, path=Flow, own={"shift": None}),
-    "heun": Sampler(run=ode.heun, path=Flow, own={"shift": None, "last_step": ("heun",)}),
-    "euler_maruyama": Sampler(run=sde.euler_maruyama, path=Flow, own=sde.OWN),
-    "heun_sde": Sampler(run=sde.heun_sde, path=Flow, own=sde.OWN),
+    "euler": Sampler(solve=ode.euler, path=Flow, own={"shift": None}),
+    "heun": Sampler(solve=ode.heun, path=Flow, own={"shift": None, "last_step": ("heun",)}),
+    "dopri5": Sampler(solve=adaptive.dopri5, path=Flow, own={"rtol": None, "atol": None}),
+    "euler_maruyama": Sampler(solve=sde.euler_maruyama, path=Flow, own=sde.OWN),
+    "heun_sde": Sampler(solve=sde.heun_sde, path=Flow, own=sde.OWN),
 }
 OWN = sorted({name for sampler in SAMPLERS.values() for name in sampler.own})
 
@@ -59,9 +60,25 @@ def sampler_of(settings: SamplerSettings, path: Path, prediction: Target) -> Sam
             raise ValueError(f"sampler.{key}: got {value!r}, expected one of {', '.join(map(str, choices))}")
     if settings.variance == "learned" and not prediction.learned_variance:
         raise ValueError("sampler.variance: got learned, which this model did not; expected lower or upper")
+    if min(settings.rtol, settings.atol) <= 0:
+        raise ValueError(f"sampler: got rtol {settings.rtol} and atol {settings.atol}, expected both above 0")
     if settings.shift < 0 or not 0 < settings.last_size < 1:
         raise ValueError(
             f"sampler: got shift {settings.shift} and last_size {settings.last_size}, expected 0 or more and"
             " between 0 and 1"
         )
     return SAMPLERS[name]
+
+
+def changed(own: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`own`, the sampler that a config.json describes, with `changes`. Where these name another one, only
+    those of its settings stay that this takes as well."""
+    sampler = SAMPLERS.get(changes.get("name", own.get("name")))
+
+    def stays(key: str, value: Any) -> bool:
+        if sampler is None or key not in OWN:
+            return True
+        choices = sampler.own.get(key, ())
+        return choices is None or value in choices
+
+    return {key: value for key, value in own.items() if stays(key, value)} | dict(changes)

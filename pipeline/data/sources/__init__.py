@@ -11,6 +11,7 @@ from pipeline.data.sources.base import FileSettings, HeldOut, RawImages
 from pipeline.data.sources.celeba import CelebA, CelebASettings
 from pipeline.data.sources.digits import Digits
 from pipeline.data.sources.imagefolder import ImageFolder
+from pipeline.data.sources.latents import Latents, LatentSettings
 from pipeline.data.sources.mnist import Mnist, MnistSettings
 from pipeline.data.sources.parquet import ParquetImages
 from pipeline.data.sources.webdataset import WebDataset
@@ -35,6 +36,9 @@ SOURCES: dict[str, Kind] = {
         open=WebDataset, settings=FileSettings, meaning="tar shards with <key>.jpg and <key>.cls"
     ),
     "mnist": Kind(open=Mnist, settings=MnistSettings, meaning="MNIST's four idx files"),
+    "latents": Kind(
+        open=Latents, settings=LatentSettings, meaning="latents of LightningDiT's VA-VAE, as published"
+    ),
     "celeba": Kind(open=CelebA, settings=CelebASettings, meaning="CelebA, one attribute as two classes"),
 }
 

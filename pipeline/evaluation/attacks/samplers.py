@@ -47,4 +47,4 @@ def sampled(context: EvalContext, **changes: Any) -> EvalContext:
 def stochastic(context: EvalContext) -> EvalContext:
     if not isinstance(context.model, Transformer):
         raise ValueError("the model takes one pass to an image: there is no other sampler")
-    return replace(context, model=with_ancestral_sampler(context.model))
+    return replace(sampled(context, sampler=None), model=with_ancestral_sampler(context.model))
