@@ -26,6 +26,7 @@ from pipeline.data.tombstones import open_lake
 from pipeline.errors import InputError
 from pipeline.evaluation.gate import judge_warning
 from pipeline.evaluation.neighbours import confused_classes, nearest_classes
+from pipeline.evaluation.rotation import require_rotation
 from pipeline.runs import final_evaluation, run_weights, stand_ins
 from pipeline.runs.registered import BaseVersion, with_base_version
 from pipeline.runs.request_checks import answers_of, require_fit, resolve, with_own_settings
@@ -236,9 +237,11 @@ def warning_of(prepared: Prepared) -> str | None:
 def drawn_classes(config: UnlearnConfig, retained: list[int], near: list[int]) -> list[int]:
     """The retained classes that evaluations sample: as many as `evaluate.retain_classes` says.
 
-    The exchange classes first, which the training moves most, then the nearest, then others by seed.
+    The exchange classes first, which the training moves most, then the nearest, then others by seed. Raises
+    `InputError` where the run's checks are too few to take them in turn.
     """
     count = config.evaluate.retain_classes
+    require_rotation(config, min(count or len(retained), len(retained)))
     if count is None or count >= len(retained):
         return retained
     exchange = {label for targets in config.request.exchange_classes.values() for label in targets}

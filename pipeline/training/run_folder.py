@@ -13,6 +13,7 @@ from pipeline.training.loop import Outcome
 from pipeline.unlearning.collectives import Collectives
 
 METRICS, OUTCOME, TRAINED, CHECKPOINTS = "metrics.jsonl", "outcome.json", "trained.safetensors", "checkpoints"
+PORTIONS = "portions"  # of a long measure before or after that is under way
 
 
 def latest_checkpoint(run_uri: str, collectives: Collectives) -> Checkpoint | None:

@@ -1,5 +1,6 @@
 """The step benchmark on a small model: the modes agree, the figures are all there."""
 
+from pipeline.benchmarks import checks
 from pipeline.benchmarks.step import run
 from pipeline.config import BenchmarkConfig, parse
 
@@ -25,3 +26,11 @@ def test_modes_of_the_second_order_product_agree() -> None:
         "depth_weights_over_finetune",
     } <= set(ratios)
     assert all(found[name] > 0 for name in ratios)
+
+
+def test_checks_with_the_classes_in_turn_decide_alike_on_a_fraction_of_the_images() -> None:
+    small = {"runs": 6, "classes": 200, "rotation": 100}
+    result = checks.run(parse(BenchmarkConfig, {"benchmark": "checks", "checks": small}))
+    assert result["images_over_all_classes"] < 0.12
+    assert result["same_passed"] == 6 and result["same_decisions"] >= 5
+    assert 0 < result["passed"] < 6, "among the runs are some that pass the gate and some that do not"
