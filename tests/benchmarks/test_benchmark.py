@@ -29,8 +29,8 @@ def test_modes_of_the_second_order_product_agree() -> None:
 
 
 def test_checks_with_the_classes_in_turn_decide_alike_on_a_fraction_of_the_images() -> None:
-    small = {"runs": 6, "classes": 200, "rotation": 100}
+    small = {"runs": 6, "classes": 200, "rotation": 100, "rotation_samples": 4}
     result = checks.run(parse(BenchmarkConfig, {"benchmark": "checks", "checks": small}))
-    assert result["images_over_all_classes"] < 0.12
-    assert result["same_passed"] == 6 and result["same_decisions"] >= 5
+    assert result["images_over_all_classes"] < 0.25
+    assert result["same_passed"] == 6 and result["same_settled_step"] >= 5
     assert 0 < result["passed"] < 6, "among the runs are some that pass the gate and some that do not"
