@@ -36,9 +36,11 @@ def apply_gradient(
     *,
     lr: float,
     clip: float | None,
+    norm: float | None = None,
 ) -> float:
-    """One optimiser step along `gradient` (P,), clipped to norm `clip`; returns the norm before clipping."""
-    norm = gradient.norm().item()
+    """One optimiser step along `gradient` (P,), clipped to norm `clip`; returns the norm before clipping,
+    which is computed where it is not given."""
+    norm = gradient.norm().item() if norm is None else norm
     if clip is not None and norm > clip:
         gradient = gradient * (clip / norm)
     for parameter, part in zip(params, unflat(gradient, params), strict=True):

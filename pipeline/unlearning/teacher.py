@@ -25,7 +25,8 @@ class Teacher:
         self._frozen = {name: tensor.detach().clone() for name, tensor in trained.items()}
         self._buffers = {name: buffer.detach().clone() for name, buffer in model.net.named_buffers()}
         self._labels = label_parameter(model, trained)
-        self._aimed, self._pushed = self._frozen, torch.zeros(0, dtype=torch.long)
+        device = next(iter(self._frozen.values())).device
+        self._aimed, self._pushed = self._frozen, torch.zeros(0, dtype=torch.long, device=device)
 
     def aim(self, exchange: Mapping[int, Sequence[int]], push: Mapping[int, float]) -> None:
         """Have L_x ask each class c of `push` for what the base samples at e + push[c] (e - c), its exchange
