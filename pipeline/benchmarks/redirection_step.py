@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from models.diffusion import Noise
-from models.generative import DiTModel
+from models.families.transformer import Transformer
 from pipeline.config import StepBenchmark
 from pipeline.config.redirection import DEPTH_WEIGHTS, Redirection
+from pipeline.runtime.precision import autocast
 from pipeline.seeding import generator
 from pipeline.unlearning.adversary import Adversary
 from pipeline.unlearning.collectives import Collectives
@@ -30,7 +31,12 @@ FORGOTTEN, EXCHANGE, OTHER = 207, 208, 209
 
 
 def variants(
-    model: DiTModel, settings: StepBenchmark, seed: int
+    model: Transformer,
+    settings: StepBenchmark,
+    seed: int,
+    *,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+    precision: str = "fp32",
 ) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
     """`finetune_all`, `depth_weights` to be timed, and the bound of `depth_weights_over_finetune`."""
     named, section = select(model, "all"), Redirection()
@@ -59,12 +65,12 @@ def variants(
 
     def rows(count: int, label: int, shown_as: int) -> Rows:
         return Rows(
-            x0=torch.randn(count, *model.shape, generator=g),
-            y=torch.full((count,), label),
-            target_y=torch.full((count,), shown_as),
+            x0=torch.randn(count, *model.shape, generator=g).to(device),
+            y=torch.full((count,), label, device=device),
+            target_y=torch.full((count,), shown_as, device=device),
             noise=Noise(
-                t=torch.randint(1000, (count,), generator=g),
-                eps=torch.randn(count, *model.shape, generator=g),
+                t=torch.randint(1000, (count,), generator=g).to(device),
+                eps=torch.randn(count, *model.shape, generator=g).to(device),
             ),
         )
 
@@ -86,11 +92,19 @@ def variants(
 
     def finetune() -> Tensor:
         retain = step.held[0][1]
-        loss = model.losses(model.net, retain.x0, retain.y, retain.noise).mean()
+        with autocast(precision, device):
+            loss = model.losses(model.net, retain.x0, retain.y, retain.noise).mean()
         return torch.cat([part.reshape(-1) for part in torch.autograd.grad(loss, params)])
 
     def depth_weights() -> Tensor:
-        terms = redirection_terms(model, step, section.weight, teacher=teacher, adversary=adversary)
+        terms = redirection_terms(
+            model,
+            step,
+            section.weight,
+            teacher=teacher,
+            adversary=adversary,
+            autocast=lambda: autocast(precision, device),
+        )
         attack = LocalGradients(params=adversary.entries, terms=terms)
         adversary.move(attack.gradient(ADVERSARY, twice=False)[0])
         gradients = Gradients(

@@ -83,11 +83,28 @@ class ChecksBenchmark(Section):
     max_steps: int = Field(100, ge=1, description="steps of a run")
 
 
+class GpuBenchmark(Section):
+    """Steps of each kind on a card, against the published step; in small on a CPU."""
+
+    size: str = Field("DiT-XL/2", description="of the network, all weights random")
+    side: int = Field(32, ge=4, multiple_of=2, description="of its latents, which have 4 channels")
+    learn_sigma: bool = Field(True, description="predict the variance, as the published weights do")
+    batches: list[int] = Field([10, 32], min_length=1, description="images of each kind, one after the other")
+    trainable: str = Field("labels_and_adaln:4", description="subset of the parameters, as in the main job")
+    penalty: float = Field(0.02, gt=0, description="weight of the penalty")
+    precision: Literal["fp32", "bf16"] = Field("bf16", description="as train.precision of the main job")
+    repeats: int = Field(5, ge=1, description="rounds; each takes every kind of step once, in turn")
+    sampler_images: int = Field(32, ge=1, description="images sampled at once")
+    sampler_steps: int = Field(20, ge=1, description="sampler steps")
+    compile: bool = Field(True, description="take the steps of first order once more under torch.compile")
+    budget_s: float = Field(420.0, gt=0, description="seconds after which nothing new is begun")
+
+
 class BenchmarkConfig(SeededConfig):
     conditions: ClassVar[tuple[Only, ...]] = (
-        *(while_(name, "benchmark", name) for name in ("step", "scaling", "data", "sweep", "checks")),
-        while_("threads", "benchmark", "step", "scaling"),
-        while_("seed", "benchmark", "step", "scaling", "data", "checks"),
+        *(while_(name, "benchmark", name) for name in ("step", "scaling", "data", "sweep", "checks", "gpu")),
+        while_("threads", "benchmark", "step", "scaling", "gpu"),
+        while_("seed", "benchmark", "step", "scaling", "data", "checks", "gpu"),
     )
 
     benchmark: str = Field("step", description="a benchmark of pipeline/benchmarks/table.py")
@@ -97,3 +114,4 @@ class BenchmarkConfig(SeededConfig):
     data: DataBenchmark = DataBenchmark()
     sweep: SweepBenchmark = SweepBenchmark()
     checks: ChecksBenchmark = ChecksBenchmark()
+    gpu: GpuBenchmark = GpuBenchmark()
