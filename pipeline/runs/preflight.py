@@ -103,10 +103,11 @@ def check(config: UnlearnConfig) -> Prepared:
         run_weights.read_judge(config),
         feature_extractors.read_spaces(config.features),
     )
-    model = run_weights.built(partial(build, batch_norm=config.model.batch_norm), base)
+    # looked at here, never run: it shares the base's tensors
+    model = run_weights.built(partial(build, batch_norm=config.model.batch_norm, device="meta"), base)
     network = run_weights.built(build_judge, judge)
     try:
-        weights.load_into(model.net, base.state, f"model.weights: {base.uri}")
+        weights.load_into(model.net, base.state, f"model.weights: {base.uri}", shared=True)
         weights.load_into(network.net, judge.state, f"judge.weights: {judge.uri}")
     except weights.WeightsError as error:
         raise InputError(str(error)) from error

@@ -4,6 +4,7 @@ A step moves the trained parameters (step.py); every few steps a check on fresh 
 run ends when the settling rule says so or the steps are spent, and gives back the weights of the best check.
 """
 
+import copy
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -250,8 +251,8 @@ def _checkpoint(iteration: int, state: State, checks: Checks, progress: dict[str
         moments=moments,
         adversary=entries,
         best_weights=checks.best_weights,
-        pending=checks.pending,
-        progress=progress,
+        pending=dict(checks.pending),
+        progress=copy.deepcopy(progress),  # it is written while the run goes on
     )
 
 

@@ -100,10 +100,11 @@ def open_state(inputs: Inputs) -> State:
     labels, optim = label_parameter(model, named), config.optim
     label_scale = (optim.label_lr or optim.lr) / optim.lr
     scales = [label_scale if name == labels else 1.0 for name in named]
-    optimizer = adamw(params, lr=optim.lr, weight_decay=optim.weight_decay, scales=scales)
+    optimiser_of = partial(adamw, params, lr=optim.lr, scales=scales, moments=optim.moments)
+    optimizer = optimiser_of(weight_decay=optim.weight_decay)
     forget_optimizer = None
     if optim.separate_moments:
-        forget_optimizer = adamw(params, lr=optim.lr, weight_decay=0.0, scales=scales)
+        forget_optimizer = optimiser_of(weight_decay=0.0)
     redirect = open_redirect(inputs, teacher) if teacher and config.method.depth == "weights" else None
     model.net.train()
     preparation = _preparation(inputs, named, settings)

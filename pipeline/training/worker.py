@@ -179,7 +179,7 @@ def _hooks(
         before=arguments["before"],
         record=record,
         timing=timings,
-        save=lambda checkpoint: log.info("checkpoint %s", folder.save(checkpoint)),
+        save=folder.save,
         evaluator=RayEvaluator(arguments, config) if beside else None,
         portions=portions,
         interrupted=Interruption(storage.join(run_uri, STOP)),
