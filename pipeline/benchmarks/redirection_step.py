@@ -5,7 +5,7 @@ and backward and the base's forward, 4/3; a row under an adversarial embedding t
 a forward and a backward to its input, 2/3 more.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -61,34 +61,7 @@ def variants(
         seed=seed,
     )
     adversary.renew(1)
-    g = generator(seed, "redirection rows")
-
-    def rows(count: int, label: int, shown_as: int) -> Rows:
-        return Rows(
-            x0=torch.randn(count, *model.shape, generator=g).to(device),
-            y=torch.full((count,), label, device=device),
-            target_y=torch.full((count,), shown_as, device=device),
-            noise=Noise(
-                t=torch.randint(1000, (count,), generator=g).to(device),
-                eps=torch.randn(count, *model.shape, generator=g).to(device),
-            ),
-        )
-
-    def under_embeddings(count: int) -> Rows:
-        part = rows(count, 0, EXCHANGE)
-        part.y.copy_(torch.arange(count))
-        return part
-
-    step = RedirectionRows(
-        held=[
-            (1.0, rows(counts["retain"], EXCHANGE, EXCHANGE)),
-            (section.label_weight / 2, rows(counts["shown"], FORGOTTEN, EXCHANGE)),
-            (section.label_weight / 2, rows(counts["own"], FORGOTTEN, EXCHANGE)),
-            (section.others_weight, rows(counts["others"], OTHER, OTHER)),
-            (1.0, rows(counts["near"], OTHER, OTHER)),
-        ],
-        adversarial=under_embeddings(counts["adversarial"]),
-    )
+    step = _step_of(model, section, counts, seed, device)
 
     def finetune() -> Tensor:
         retain = step.held[0][1]
@@ -117,3 +90,32 @@ def variants(
     return {"finetune_all": finetune, "depth_weights": depth_weights}, {
         "depth_weights_over_finetune": round(bound, 2)
     }
+
+
+def _step_of(
+    model: Transformer, section: Redirection, counts: Mapping[str, int], seed: int, device: torch.device
+) -> RedirectionRows:
+    """Random rows, as many of each kind as `counts` says."""
+    g = generator(seed, "redirection rows")
+
+    def rows(count: int, label: int, shown_as: int) -> Rows:
+        return Rows(
+            x0=torch.randn(count, *model.shape, generator=g).to(device),
+            y=torch.full((count,), label, device=device),
+            target_y=torch.full((count,), shown_as, device=device),
+            noise=Noise(
+                t=torch.randint(1000, (count,), generator=g).to(device),
+                eps=torch.randn(count, *model.shape, generator=g).to(device),
+            ),
+        )
+
+    held = [
+        (1.0, rows(counts["retain"], EXCHANGE, EXCHANGE)),
+        (section.label_weight / 2, rows(counts["shown"], FORGOTTEN, EXCHANGE)),
+        (section.label_weight / 2, rows(counts["own"], FORGOTTEN, EXCHANGE)),
+        (section.others_weight, rows(counts["others"], OTHER, OTHER)),
+        (1.0, rows(counts["near"], OTHER, OTHER)),
+    ]
+    adversarial = rows(counts["adversarial"], 0, EXCHANGE)
+    adversarial.y.copy_(torch.arange(counts["adversarial"]))
+    return RedirectionRows(held=held, adversarial=adversarial)

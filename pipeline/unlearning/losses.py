@@ -12,12 +12,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from models.diffusion import Anchor, Prediction
+from models.diffusion import Anchor
 from models.generative import GenerativeModel
-from models.second_order import wanted as second_order_wanted
 from pipeline.unlearning.gradients import Term
 from pipeline.unlearning.noising import Rows, StepRows
-from pipeline.unlearning.teacher import Teacher
+from pipeline.unlearning.teacher import TargetsOnce, Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,19 +61,10 @@ def build_terms(
 
         return [closure(make, index) for index in range(micro_batches) for make in makes]
 
-    targets: dict[Hashable, Prediction] = {}
+    targets = None if weights.targets == "data" or teacher is None else TargetsOnce(teacher)
 
     def kept(part: Rows, anchor: Anchor, name: Hashable) -> Tensor:  # (B / M,)
-        target = None
-        if weights.targets != "data" and teacher is not None:
-            # differences of first-order gradients ask for the same rows again; in second-order passes the
-            # operations are others, and so is the rounding
-            if second_order_wanted():
-                target = teacher.targets(part)
-            else:
-                if name not in targets:
-                    targets[name] = teacher.targets(part)
-                target = targets[name]
+        target = targets.of(part, name) if targets else None
         return model.losses(model.net, part.x0, part.y, part.noise, target=target, anchor=anchor)
 
     def retain(index: int, anchor: Anchor) -> Tensor:

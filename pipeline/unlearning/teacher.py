@@ -3,7 +3,7 @@
 N rows; a prediction is (N, C, H, W).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from models.diffusion import Prediction
 from models.generative import GenerativeModel
+from models.second_order import wanted as second_order_wanted
 from pipeline.unlearning.label_init import start_at_exchange
 from pipeline.unlearning.noising import Rows
 from pipeline.unlearning.parameters import label_parameter
@@ -68,3 +69,20 @@ class Teacher:
             return functional_call(self._model.net, {**buffers, **weights}, inputs, options)
 
         return self._model.predict(net, rows.seen_by_teacher, y, rows.noise)
+
+
+class TargetsOnce:
+    """A step's targets: differences of first-order gradients ask for the same rows again. In second-order
+    passes the operations are others, and so is the rounding: there the teacher answers each time."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        self._teacher = teacher
+        self._known: dict[Hashable, Prediction] = {}
+
+    def of(self, rows: Rows, name: Hashable) -> Prediction:
+        """What `teacher.targets` gives for `rows`, which are always the same under this `name`."""
+        if second_order_wanted():
+            return self._teacher.targets(rows)
+        if name not in self._known:
+            self._known[name] = self._teacher.targets(rows)
+        return self._known[name]
