@@ -36,11 +36,7 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(
-            tensor.view(torch.uint8).numpy().tobytes()
-            if tensor.dim()
-            else tensor.reshape(1).view(torch.uint8).numpy().tobytes()
-        )
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)  # no copy of it
     return digest.hexdigest()
 
 
@@ -55,6 +51,19 @@ def from_bytes(data: bytes, where: str) -> dict[str, Tensor]:
     """The tensors of a safetensors file; `where` names it in the error."""
     try:
         return safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise WeightsError(
+            f"{where}: not a readable safetensors file ({error}); expected weights written by this project or"
+            " converted"
+        ) from error
+
+
+def mapped(path: Path, where: str) -> dict[str, Tensor]:
+    """The tensors of a local safetensors file where they lie: its pages are read when they are used and
+    shared by all processes of the machine that map it. Who writes to a tensor gets pages of its own. The
+    file may be replaced or removed meanwhile, not written into. `where` names it in the error."""
+    try:
+        return safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
         raise WeightsError(
             f"{where}: not a readable safetensors file ({error}); expected weights written by this project or"
@@ -180,8 +189,10 @@ def require_keys(got: Iterable[str], expected: Iterable[str], where: str) -> Non
             raise WeightsError(f"{where}: {problem} {_some(keys)}; expected the weights of this model size")
 
 
-def load_into(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Load `state` into `net`; every key must be there with the right shape, and no other."""
+def load_into(net: nn.Module, state: Mapping[str, Tensor], where: str, *, shared: bool = False) -> None:
+    """Load `state` into `net`; every key must be there with the right shape, and no other. `shared`: the
+    network, which may have been built on the meta device, takes these tensors as its own, and is read only.
+    """
     expected = net.state_dict()
     require_keys(state, expected, where)
     wrong = [
@@ -193,7 +204,7 @@ def load_into(net: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
         raise WeightsError(
             f"{where}: has wrong shapes: {_some(wrong)}; expected the weights of this model size"
         )
-    net.load_state_dict(state)
+    net.load_state_dict(state, assign=shared)
 
 
 def _kind(value: Any) -> str:

@@ -8,6 +8,7 @@ import io
 import json
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,12 @@ SHOWN = (207, 208, 205, 206, 209, 281)  # classes that have images; the first tw
 EACH = 8  # images of a class
 
 
-def fill(root: str, images: str | None = None) -> dict[str, str]:
+def fill(
+    root: str, images: str | None = None, *, size: str = SIZE, pixels: int = PIXELS, kept: bool = True
+) -> dict[str, str]:
     """Make the weights, the lake of latents of `images` (absent: made ones), and the model and judge as the
-    job finds them by itself; the published weights by the key that names them."""
+    job finds them by itself (not `kept`: the published weights alone); those by the key that names them.
+    """
     from pipeline.config import PrepareConfig, parse
     from pipeline.data import ingest_ray
     from pipeline.runtime import cluster_ray
@@ -34,41 +38,43 @@ def fill(root: str, images: str | None = None) -> dict[str, str]:
         f"{section}.weights": storage.join(made, name)
         for section, name in (("model", "dit.pt"), ("encoder", "vae"), ("judge", "judge"))
     }
-    storage.write_bytes(places["model.weights"], dit())
-    upload(places["encoder.weights"], write_autoencoder)
-    upload(places["judge.weights"], write_judge)
+    storage.write_bytes(places["model.weights"], dit(size))
+    upload(places["encoder.weights"], partial(write_autoencoder, pixels=pixels))
+    upload(places["judge.weights"], partial(write_judge, pixels=pixels))
     source = {"kind": "imagefolder", "uri": images or write_images(storage.join(made, "images"))}
     lake = {
         "storage": root,
         "lake": LAKE,
         "source": {**source, "classes": "imagenet", "held_out": 0.0},
         "encoder": {"kind": "autoencoder_kl", "weights": places["encoder.weights"]},
-        "prepare": {"size": PIXELS},
+        "prepare": {"size": pixels},
     }
     cluster_ray.connect(2)
     try:
         ingest_ray.prepare(parse(PrepareConfig, lake))
     finally:
         cluster_ray.disconnect()
+    if not kept:
+        return places
     model = model_folder.with_autoencoder(
-        model_folder.read(places["model.weights"], "model.weights", size=SIZE),
+        model_folder.read(places["model.weights"], "model.weights", size=size),
         *import_published.read_autoencoder(places["encoder.weights"], "encoder.weights", None),
     )
     judge = model_folder.read(places["judge.weights"], "judge.weights")
     for uri, stored in (
-        (model_folder.model_uri(root, SIZE, LAKE), model),
+        (model_folder.model_uri(root, size, LAKE), model),
         (model_folder.judge_uri(root, LAKE), judge),
     ):
         model_folder.write(uri, stored.config, stored.state, stored.manifest, stored.autoencoder)
     return places
 
 
-def dit() -> bytes:
+def dit(size: str = SIZE) -> bytes:
     """A state dict with the published names; noise in every parameter, since untrained adaLN-Zero would
     sample nothing but zeros."""
     from models.dit import DiT, dit_config
 
-    net, g = DiT(dit_config(SIZE)), torch.Generator().manual_seed(0)
+    net, g = DiT(dit_config(size)), torch.Generator().manual_seed(0)
     net.initialise(g)
     with torch.no_grad():
         for parameter in net.parameters():
@@ -79,7 +85,7 @@ def dit() -> bytes:
     return buffer.getvalue()
 
 
-def write_autoencoder(folder: Path) -> None:
+def write_autoencoder(folder: Path, pixels: int = PIXELS) -> None:
     from diffusers import AutoencoderKL
 
     with torch.random.fork_rng():
@@ -90,12 +96,12 @@ def write_autoencoder(folder: Path) -> None:
             block_out_channels=(8, 8, 16, 16),
             norm_num_groups=4,
             layers_per_block=1,
-            sample_size=PIXELS,
+            sample_size=pixels,
             scaling_factor=0.18215,
         ).save_pretrained(folder)
 
 
-def write_judge(folder: Path) -> None:
+def write_judge(folder: Path, pixels: int = PIXELS) -> None:
     from transformers import ViTConfig, ViTForImageClassification
     from transformers.utils import logging
 
@@ -106,7 +112,7 @@ def write_judge(folder: Path) -> None:
         num_hidden_layers=1,
         num_attention_heads=2,
         intermediate_size=32,
-        image_size=PIXELS,
+        image_size=pixels,
         patch_size=8,
         id2label=dict(enumerate(names)),
         label2id={name: label for label, name in enumerate(names)},
@@ -117,7 +123,7 @@ def write_judge(folder: Path) -> None:
     preprocessor = {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
-        "size": {"height": PIXELS, "width": PIXELS},
+        "size": {"height": pixels, "width": pixels},
         "resample": 2,
         "do_normalize": True,
         "image_mean": [0.5, 0.5, 0.5],

@@ -5,16 +5,17 @@ and backward and the base's forward, 4/3; a row under an adversarial embedding t
 a forward and a backward to its input, 2/3 more.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from models.diffusion import Noise
-from models.generative import DiTModel
+from models.families.transformer import Transformer
 from pipeline.config import StepBenchmark
 from pipeline.config.redirection import DEPTH_WEIGHTS, Redirection
+from pipeline.runtime.precision import autocast
 from pipeline.seeding import generator
 from pipeline.unlearning.adversary import Adversary
 from pipeline.unlearning.collectives import Collectives
@@ -30,7 +31,12 @@ FORGOTTEN, EXCHANGE, OTHER = 207, 208, 209
 
 
 def variants(
-    model: DiTModel, settings: StepBenchmark, seed: int
+    model: Transformer,
+    settings: StepBenchmark,
+    seed: int,
+    *,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+    precision: str = "fp32",
 ) -> tuple[dict[str, Callable[[], Any]], dict[str, float]]:
     """`finetune_all`, `depth_weights` to be timed, and the bound of `depth_weights_over_finetune`."""
     named, section = select(model, "all"), Redirection()
@@ -55,42 +61,23 @@ def variants(
         seed=seed,
     )
     adversary.renew(1)
-    g = generator(seed, "redirection rows")
-
-    def rows(count: int, label: int, shown_as: int) -> Rows:
-        return Rows(
-            x0=torch.randn(count, *model.shape, generator=g),
-            y=torch.full((count,), label),
-            target_y=torch.full((count,), shown_as),
-            noise=Noise(
-                t=torch.randint(1000, (count,), generator=g),
-                eps=torch.randn(count, *model.shape, generator=g),
-            ),
-        )
-
-    def under_embeddings(count: int) -> Rows:
-        part = rows(count, 0, EXCHANGE)
-        part.y.copy_(torch.arange(count))
-        return part
-
-    step = RedirectionRows(
-        held=[
-            (1.0, rows(counts["retain"], EXCHANGE, EXCHANGE)),
-            (section.label_weight / 2, rows(counts["shown"], FORGOTTEN, EXCHANGE)),
-            (section.label_weight / 2, rows(counts["own"], FORGOTTEN, EXCHANGE)),
-            (section.others_weight, rows(counts["others"], OTHER, OTHER)),
-            (1.0, rows(counts["near"], OTHER, OTHER)),
-        ],
-        adversarial=under_embeddings(counts["adversarial"]),
-    )
+    step = _step_of(model, section, counts, seed, device)
 
     def finetune() -> Tensor:
         retain = step.held[0][1]
-        loss = model.losses(model.net, retain.x0, retain.y, retain.noise).mean()
+        with autocast(precision, device):
+            loss = model.losses(model.net, retain.x0, retain.y, retain.noise).mean()
         return torch.cat([part.reshape(-1) for part in torch.autograd.grad(loss, params)])
 
     def depth_weights() -> Tensor:
-        terms = redirection_terms(model, step, section.weight, teacher=teacher, adversary=adversary)
+        terms = redirection_terms(
+            model,
+            step,
+            section.weight,
+            teacher=teacher,
+            adversary=adversary,
+            autocast=lambda: autocast(precision, device),
+        )
         attack = LocalGradients(params=adversary.entries, terms=terms)
         adversary.move(attack.gradient(ADVERSARY, twice=False)[0])
         gradients = Gradients(
@@ -103,3 +90,32 @@ def variants(
     return {"finetune_all": finetune, "depth_weights": depth_weights}, {
         "depth_weights_over_finetune": round(bound, 2)
     }
+
+
+def _step_of(
+    model: Transformer, section: Redirection, counts: Mapping[str, int], seed: int, device: torch.device
+) -> RedirectionRows:
+    """Random rows, as many of each kind as `counts` says."""
+    g = generator(seed, "redirection rows")
+
+    def rows(count: int, label: int, shown_as: int) -> Rows:
+        return Rows(
+            x0=torch.randn(count, *model.shape, generator=g).to(device),
+            y=torch.full((count,), label, device=device),
+            target_y=torch.full((count,), shown_as, device=device),
+            noise=Noise(
+                t=torch.randint(1000, (count,), generator=g).to(device),
+                eps=torch.randn(count, *model.shape, generator=g).to(device),
+            ),
+        )
+
+    held = [
+        (1.0, rows(counts["retain"], EXCHANGE, EXCHANGE)),
+        (section.label_weight / 2, rows(counts["shown"], FORGOTTEN, EXCHANGE)),
+        (section.label_weight / 2, rows(counts["own"], FORGOTTEN, EXCHANGE)),
+        (section.others_weight, rows(counts["others"], OTHER, OTHER)),
+        (1.0, rows(counts["near"], OTHER, OTHER)),
+    ]
+    adversarial = rows(counts["adversarial"], 0, EXCHANGE)
+    adversarial.y.copy_(torch.arange(counts["adversarial"]))
+    return RedirectionRows(held=held, adversarial=adversarial)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.benchmarks import data, scaling, step, sweep
+from pipeline.benchmarks import checks, data, gpu, scaling, step, sweep
 from pipeline.config import BenchmarkConfig
 
 BENCHMARKS: dict[str, Callable[[BenchmarkConfig], dict[str, Any]]] = {
@@ -11,4 +11,6 @@ BENCHMARKS: dict[str, Callable[[BenchmarkConfig], dict[str, Any]]] = {
     "scaling": scaling.run,
     "sweep": sweep.run,
     "data": data.run,
+    "checks": checks.run,
+    "gpu": gpu.run,
 }

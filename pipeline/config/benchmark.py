@@ -67,11 +67,44 @@ class DataBenchmark(Section):
     repeats: int = Field(3, ge=1, description="rounds; each takes every kind of step once, in turn")
 
 
+class ChecksBenchmark(Section):
+    """Pretended runs of many classes, replayed with all classes in a check and with the classes in turn."""
+
+    runs: int = Field(50, ge=1, description="runs that are replayed")
+    classes: int = Field(1000, ge=3, description="classes, one of them forgotten")
+    samples: int = Field(200, ge=20, description="images of the forgotten class in a check")
+    first_look: int = Field(40, ge=4, description="of these, those that a check in turn samples first")
+    retain_samples: int = Field(20, ge=1, description="images of each class in a check of all retained ones")
+    rotation: int = Field(500, ge=2, description="retained classes in a check in turn")
+    rotation_samples: int = Field(2, ge=1, description="images of each of these")
+    final_retain_samples: int = Field(20, ge=1, description="images of each retained class before and after")
+    every: int = Field(5, ge=1, description="steps between two checks")
+    patience_steps: int = Field(16, ge=1, description="as evaluate.patience_steps of the main job")
+    max_steps: int = Field(100, ge=1, description="steps of a run")
+
+
+class GpuBenchmark(Section):
+    """Steps of each kind on a card, against the published step; in small on a CPU."""
+
+    size: str = Field("DiT-XL/2", description="of the network, all weights random")
+    side: int = Field(32, ge=4, multiple_of=2, description="of its latents, which have 4 channels")
+    learn_sigma: bool = Field(True, description="predict the variance, as the published weights do")
+    batches: list[int] = Field([10, 32], min_length=1, description="images of each kind, one after the other")
+    trainable: str = Field("labels_and_adaln:4", description="subset of the parameters, as in the main job")
+    penalty: float = Field(0.02, gt=0, description="weight of the penalty")
+    precision: Literal["fp32", "bf16"] = Field("bf16", description="as train.precision of the main job")
+    repeats: int = Field(5, ge=1, description="rounds; each takes every kind of step once, in turn")
+    sampler_images: int = Field(32, ge=1, description="images sampled at once")
+    sampler_steps: int = Field(20, ge=1, description="sampler steps")
+    compile: bool = Field(True, description="take the steps of first order once more under torch.compile")
+    budget_s: float = Field(420.0, gt=0, description="seconds after which nothing new is begun")
+
+
 class BenchmarkConfig(SeededConfig):
     conditions: ClassVar[tuple[Only, ...]] = (
-        *(while_(name, "benchmark", name) for name in ("step", "scaling", "data", "sweep")),
-        while_("threads", "benchmark", "step", "scaling"),
-        while_("seed", "benchmark", "step", "scaling", "data"),
+        *(while_(name, "benchmark", name) for name in ("step", "scaling", "data", "sweep", "checks", "gpu")),
+        while_("threads", "benchmark", "step", "scaling", "gpu"),
+        while_("seed", "benchmark", "step", "scaling", "data", "checks", "gpu"),
     )
 
     benchmark: str = Field("step", description="a benchmark of pipeline/benchmarks/table.py")
@@ -80,3 +113,5 @@ class BenchmarkConfig(SeededConfig):
     scaling: ScalingBenchmark = ScalingBenchmark()
     data: DataBenchmark = DataBenchmark()
     sweep: SweepBenchmark = SweepBenchmark()
+    checks: ChecksBenchmark = ChecksBenchmark()
+    gpu: GpuBenchmark = GpuBenchmark()

@@ -51,6 +51,14 @@ class Optim(Section):
             " moments of its own (DualOptim); only for methods that are such a sum"
         ),
     )
+    moments: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        exclude_if=lambda value: value == "fp32",
+        description=(
+            "what AdamW's moments are kept in between two steps; bf16 halves them, at 8 bits of mantissa"
+            " (docs/numerics.md)"
+        ),
+    )
     ema: float = Field(
         0.7, ge=0, lt=1, description="decay of the averaged weights that are evaluated and registered; 0: off"
     )

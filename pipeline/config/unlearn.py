@@ -91,6 +91,22 @@ class Evaluate(Sampling):
         ge=1,
         description="retained classes to sample: exchange, nearest, others by seed; absent: all of them",
     )
+    rotation: int | None = Field(
+        None,
+        ge=2,
+        description=(
+            "retained classes that a check samples, all in turn from check to check: for many classes;"
+            " the measures before and after sample every one; absent: all of them in every check"
+        ),
+    )
+    first_look: int | None = Field(
+        None,
+        ge=4,
+        description=(
+            "images of the forgotten classes that a check samples first; where these alone keep the share of"
+            " all evaluate.samples from going below the target, it samples no more; absent: all at once"
+        ),
+    )
     final_samples: int = Field(500, ge=100, description="the same before and after, on fresh noise")
     final_retain_samples: int = Field(100, ge=1, description="the same before and after")
     final_null_samples: int = Field(
@@ -171,6 +187,13 @@ class UnlearnConfig(SeededConfig):
     conditions: ClassVar[tuple[Only, ...]] = (
         while_("evaluate.cpus evaluate.gpus evaluate.timeout_s", "evaluate.asynchronous", True),
         while_("attacks evaluate.second_judge", "evaluate.attack_suite", True, "quick"),
+        Only(keys=("evaluate.first_look",), switches=("request.classes",)),
+        Only(
+            keys=("evaluate.rotation", "evaluate.first_look"),
+            switches=("model.size",),
+            needed=" a model with labels",
+            holds=lambda size: not _is_vae(size),
+        ),
         Only(
             keys=("measuring",), switches=("evaluate.attack_suite", "evaluate.metrics", "evaluate.reference")
         ),
@@ -299,6 +322,11 @@ class UnlearnConfig(SeededConfig):
                 f"gate.min_exchange_fidelity: got {self.gate.min_exchange_fidelity}, but no label of the"
                 " request has an exchange class to look like; expected request.exchange, or"
                 " gate.min_exchange_fidelity=null"
+            )
+        first, samples = self.evaluate.first_look, self.evaluate.samples
+        if first is not None and first >= samples:
+            raise ValueError(
+                f"evaluate.first_look: got {first}, expected fewer than evaluate.samples ({samples})"
             )
         require_lanes(self)
         return self

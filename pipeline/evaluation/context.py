@@ -60,6 +60,7 @@ class EvalSpec:
     joint: bool = False
     cuts: int = 1
     top: int = 5  # predictions of the judge that are kept of every image
+    skipped: int = 0  # of `settings.samples`: the first ones, that were sampled already
 
     @property
     def gone(self) -> tuple[int, ...]:

@@ -50,7 +50,7 @@ class Plan:
 
 
 def plan(
-    counts: Mapping[int, int],
+    counts: Mapping[int, int | range],
     *,
     seed: int,
     purpose: str,
@@ -59,9 +59,12 @@ def plan(
     batch: int,
     sampler: Sampler | None = None,
 ) -> Plan:
-    """`counts[label]` images of each label, on noise keyed by (seed, purpose, label, index)."""
+    """`counts[label]` images of each label, or those of a range of indices, on noise keyed by (seed,
+    purpose, label, index)."""
     pairs = [
-        (label, seed_of(seed, purpose, label, k)) for label, n in sorted(counts.items()) for k in range(n)
+        (label, seed_of(seed, purpose, label, k))
+        for label, n in sorted(counts.items())
+        for k in (n if isinstance(n, range) else range(n))
     ]
     return Plan(
         labels=tuple(label for label, _ in pairs),
@@ -85,11 +88,12 @@ def plans(spec: EvalSpec) -> tuple[Plan, ...]:
     of_retained = dict.fromkeys(spec.retained, s.retain_samples)
     # the classes forgotten now share `samples`, and so do those forgotten earlier
     of_forgotten, of_earlier = (
-        dict.fromkeys(classes, -(-s.samples // max(1, len(classes))))
+        dict.fromkeys(classes, range(-(-spec.skipped // n), -(-s.samples // n)))
         for classes in (spec.forgotten, spec.earlier)
+        for n in [max(1, len(classes))]
     )
 
-    def sampled(counts: Mapping[int, int], cfg_scale: float) -> Plan:
+    def sampled(counts: Mapping[int, int | range], cfg_scale: float) -> Plan:
         return plan(
             counts,
             seed=spec.seed,
@@ -100,7 +104,7 @@ def plans(spec: EvalSpec) -> tuple[Plan, ...]:
             sampler=s.sampler,
         )
 
-    def mixed(name: str, counts: Mapping[int, int], cfg_scale: float) -> Plan:
+    def mixed(name: str, counts: Mapping[int, int | range], cfg_scale: float) -> Plan:
         ordered = sampled(counts, cfg_scale)
         order = torch.randperm(len(ordered.labels), generator=generator(spec.seed, "order")).tolist()
         return replace(
@@ -118,7 +122,7 @@ def plans(spec: EvalSpec) -> tuple[Plan, ...]:
         by_group = {RETAINED: spec.retained, spec.forgotten_group: spec.forgotten, EARLIER: spec.earlier}
         groups = {  # of a model without labels each image answers all questions
             name: [i for i in every if not spec.conditional or joint.labels[i] in labels]
-            for name, labels in by_group.items()
+            for name, labels in ((name, frozenset(own)) for name, own in by_group.items())
             if labels
         }
         return (replace(joint, groups=groups), *(one.cut(spec.cuts) for one in unlabelled if s.null_samples))
@@ -165,10 +169,16 @@ def sample_blocks(
     to_pixels: Callable[[Tensor], Tensor] = lambda x: x,
     spaces: Mapping[str, FeatureSpace] | None = None,
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
+    portion: tuple[int, int] = (0, 1),
 ) -> Iterator[Images]:
     """Sample this rank's blocks of the plan, `plan.batch` images each, and ask the judge. The same images
-    whatever the number of ranks. `autocast` surrounds the sampler alone."""
+    whatever the number of ranks. `autocast` surrounds the sampler alone. `portion` (i, n): the i-th of n
+    parts of the blocks."""
+    number, count = portion
+    in_all = -(-len(plan.labels) // plan.batch)
     for positions in blocks(len(plan.labels), plan.batch, ranks.rank, ranks.world_size):
+        if positions[0] // plan.batch * count // in_all != number:
+            continue
         labels = torch.tensor([plan.labels[i] for i in positions])
         seeds = [plan.seeds[i] for i in positions]
         with autocast():
@@ -202,10 +212,15 @@ class Collector:
 Collect = Callable[[EvalContext], Collector]
 
 
-def sample_images(context: EvalContext, ranks: Ranks, collect: Collection[Collect] = ()) -> Partials:
-    """Images of every plan by every side: <side>/<group>/predictions (N, 1 + k), an image's label and the
-    judge's k first predictions; what `collect` takes of them; what real rows come to, unless that is
-    known."""
+def sample_images(
+    context: EvalContext,
+    ranks: Ranks,
+    collect: Collection[Collect] = (),
+    portion: tuple[int, int] = (0, 1),
+) -> Partials:
+    """Images of every plan, or the `portion` of each, by every side: <side>/<group>/predictions (N, 1 + k),
+    an image's label and the judge's k first predictions; what `collect` takes of them; what real rows come
+    to, unless that is known."""
     spec, sizes = context.spec, group_sizes(context.spec)
     width = 1 + min(spec.top, context.judge.num_classes)
     partials = {} if context.real is not None else real_features(context, ranks)
@@ -226,6 +241,7 @@ def sample_images(context: EvalContext, ranks: Ranks, collect: Collection[Collec
                 to_pixels=context.to_pixels,
                 spaces=context.feature_spaces,
                 autocast=context.autocast,
+                portion=portion,
             )
             for model in context.sides.values()
         ]

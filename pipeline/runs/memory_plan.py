@@ -118,8 +118,12 @@ class MemoryPlan:
         gradients = subset * max(step.vectors for step in self.steps)
         copies = (2 if self.has_teacher else 1) + len(self.method.vectors)
         moments = 4 if self.config.optim.separate_moments else 2
+        kept_in = moments * subset // (2 if self.config.optim.moments == "bf16" else 1)
         return Need(
-            FLOAT * self.parameters + copies * subset, gradients, moments * subset, max(0, peak - gradients)
+            FLOAT * self.parameters + copies * subset,
+            gradients,
+            kept_in,
+            max(0, peak - gradients),
         )
 
     def choose(self, memory_gib: float | None) -> Choice:

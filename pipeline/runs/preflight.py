@@ -26,6 +26,7 @@ from pipeline.data.tombstones import open_lake
 from pipeline.errors import InputError
 from pipeline.evaluation.gate import judge_warning
 from pipeline.evaluation.neighbours import confused_classes, nearest_classes
+from pipeline.evaluation.rotation import require_rotation
 from pipeline.runs import final_evaluation, run_weights, stand_ins
 from pipeline.runs.registered import BaseVersion, with_base_version
 from pipeline.runs.request_checks import answers_of, require_fit, resolve, with_own_settings
@@ -102,10 +103,11 @@ def check(config: UnlearnConfig) -> Prepared:
         run_weights.read_judge(config),
         feature_extractors.read_spaces(config.features),
     )
-    model = run_weights.built(partial(build, batch_norm=config.model.batch_norm), base)
+    # looked at here, never run: it shares the base's tensors
+    model = run_weights.built(partial(build, batch_norm=config.model.batch_norm, device="meta"), base)
     network = run_weights.built(build_judge, judge)
     try:
-        weights.load_into(model.net, base.state, f"model.weights: {base.uri}")
+        weights.load_into(model.net, base.state, f"model.weights: {base.uri}", shared=True)
         weights.load_into(network.net, judge.state, f"judge.weights: {judge.uri}")
     except weights.WeightsError as error:
         raise InputError(str(error)) from error
@@ -236,9 +238,11 @@ def warning_of(prepared: Prepared) -> str | None:
 def drawn_classes(config: UnlearnConfig, retained: list[int], near: list[int]) -> list[int]:
     """The retained classes that evaluations sample: as many as `evaluate.retain_classes` says.
 
-    The exchange classes first, which the training moves most, then the nearest, then others by seed.
+    The exchange classes first, which the training moves most, then the nearest, then others by seed. Raises
+    `InputError` where the run's checks are too few to take them in turn.
     """
     count = config.evaluate.retain_classes
+    require_rotation(config, min(count or len(retained), len(retained)))
     if count is None or count >= len(retained):
         return retained
     exchange = {label for targets in config.request.exchange_classes.values() for label in targets}

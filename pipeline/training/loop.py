@@ -4,6 +4,7 @@ A step moves the trained parameters (step.py); every few steps a check on fresh 
 run ends when the settling rule says so or the steps are spent, and gives back the weights of the best check.
 """
 
+import copy
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -13,8 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.weights import weights_digest
 from pipeline.config import UnlearnConfig
 from pipeline.config.optim import Optim
+from pipeline.evaluation.portions import Portions
+from pipeline.evaluation.rotation import Window
 from pipeline.evaluation.stopping_rule import SettleRule
 from pipeline.runtime.stopwatch import Stopwatch, phase, timed
 from pipeline.training.checkpoint import Checkpoint, optimiser_moments, restore, restore_moments
@@ -53,6 +57,9 @@ class Hooks:
     timing: Callable[[dict[str, Any]], None] = lambda seconds: None  # a step's seconds by phase, on this rank
     save: Callable[[Checkpoint], object] | None = None  # on the rank that writes checkpoints
     evaluator: Evaluator | None = None  # makes the checks beside the training; None: all ranks, in place
+    portions: Callable[[str], Portions | None] = lambda name: (
+        None
+    )  # where a long measure of that name goes on
     interrupted: Callable[[], str | None] = lambda: None  # why the run should stop now, if it should
 
 
@@ -150,7 +157,8 @@ def unlearn(inputs: Inputs, start: Checkpoint | None = None, *, hooks: Hooks | N
     # The best weights, measured as the base was.
     best_weights = _from_first(checks, state, collectives)
     with standing_in(state.named, best_weights):
-        after = check(inputs, step, final=True)
+        portions = hooks.portions(f"after-{weights_digest(best_weights)}")
+        after = check(inputs, step, final=True, portions=portions)
     progress["final_check"] = after.seconds
     return _outcome(checks, progress, best_weights, after.to_result(), last)
 
@@ -195,7 +203,7 @@ def _begin(inputs: Inputs, hooks: Hooks) -> dict[str, Any]:
     exchange class each forgotten label is aimed. Leaves the model where the run begins."""
     before = hooks.before
     if before is None:
-        measures = check(inputs, 0, final=True)
+        measures = check(inputs, 0, final=True, portions=hooks.portions("before"))
         before = {"result": measures.to_result(), "record": measures.to_record(0)}
     hooks.record(before["record"])
     push = {str(c): distance for c, distance in begin(inputs, hooks.record).items()}
@@ -243,8 +251,8 @@ def _checkpoint(iteration: int, state: State, checks: Checks, progress: dict[str
         moments=moments,
         adversary=entries,
         best_weights=checks.best_weights,
-        pending=checks.pending,
-        progress=progress,
+        pending=dict(checks.pending),
+        progress=copy.deepcopy(progress),  # it is written while the run goes on
     )
 
 
@@ -260,6 +268,7 @@ def _restore(state: State, checks: Checks, start: Checkpoint, device: torch.devi
     for key, value in start.progress["rule"].items():
         setattr(checks.rule, RULE_BEFORE.get(key, key), value)
     checks.missing = list(start.progress["missing"])
+    checks.window = Window(start.progress.get("window"))
     checks.best_weights = {name: value.to(device) for name, value in start.best_weights.items()}
     checks.pending = {
         step: {name: value.to(device) for name, value in weights.items()}

@@ -21,7 +21,9 @@ from pipeline.evaluation.confidence import Proportion
 from pipeline.evaluation.context import AFTER, EvalSpec
 from pipeline.evaluation.gate import exchange_fidelity, forgotten_shares
 from pipeline.evaluation.metrics.class_shares import overlap
-from pipeline.evaluation.metrics.table import evaluate
+from pipeline.evaluation.metrics.table import evaluate, evaluate_in_looks
+from pipeline.evaluation.portions import Portions
+from pipeline.evaluation.rotation import Window, paired, turn
 from pipeline.evaluation.sampling import LANES
 from pipeline.evaluation.stopping_rule import SettleRule
 from pipeline.runtime.precision import autocast
@@ -67,10 +69,13 @@ class Check:
         )
 
     def retained(self, before: Mapping[str, Any], forgotten: Sequence[int]) -> Proportion | None:
-        """How much is kept: of all images under retained labels those predicted right; without labels,
-        overlap with the mixture `before`."""
+        """How much is kept: of all images under retained labels those predicted right, estimated where only
+        some labels were asked; without labels, overlap with the mixture `before`."""
         if shares := self.metrics.get("class_shares"):
             return overlap(shares, before["class_shares"], forgotten)
+        all_labels, labels = (m["retain_accuracy"]["per_class"] for m in (before, self.metrics))
+        if len(labels) < len(all_labels):
+            return paired(before["retain_accuracy"], self.metrics["retain_accuracy"])
         return Proportion(**self.metrics["retain_accuracy"]["intervals"]["mean"])
 
     def to_result(self) -> dict[str, Any]:
@@ -97,7 +102,7 @@ class Check:
         line["exchange_density"] = (m["exchange_density"] or {}).get("forgotten", {}).get("value")
         line |= {f"retain_accuracy/{key}": accuracy[key] for key in ("mean", "min", "neighbours")}
         line |= {f"retain_accuracy/mean/{key}": mean[key] for key in ("low", "high", "n") if key in mean}
-        line |= {f"fid/{space}": value for space, value in m["fid"].items()}
+        line |= {f"fid/{space}": value for space, value in m.get("fid", {}).items()}
         line |= {f"class_share/{label}": value for label, value in shares.items()}
         line |= {f"forget_fraction/class_{label}": share["value"] for label, share in earlier.items()}
         if step == 0:  # what the base lacks of what is to be retained
@@ -142,6 +147,7 @@ class Checks:
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     pending: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     missing: list[int] = field(default_factory=list)
+    window: Window = field(default_factory=Window)
 
     def make(self, step: int, average: Mapping[str, Tensor]) -> None:
         """Check the averaged weights of `step`, or send them off to be checked."""
@@ -179,7 +185,7 @@ class Checks:
             evaluator.send(step, weights)
 
     def plain(self) -> dict[str, Any]:
-        return {"rule": asdict(self.rule), "missing": self.missing}
+        return {"rule": asdict(self.rule), "missing": self.missing, "window": self.window.plain()}
 
     def _judge(self, step: int, outcome: Check | None) -> None:
         weights = self.pending.pop(step)
@@ -193,22 +199,34 @@ class Checks:
             within = outcome.others_within(self.inputs.config.gate)
             if self.rule.observe(step, outcome.decisive, retained, likely, within):
                 self.best_weights = weights
-            self.hooks.record(outcome.to_record(step))
+            line = outcome.to_record(step)
+            if self.inputs.config.evaluate.rotation:
+                self.window.add(step, outcome.metrics["retain_accuracy"])
+                line |= self.window.record()
+            self.hooks.record(line)
         if self.rule.stopped:
             self.pending.clear()
 
 
-def check(inputs: "Inputs", step: int, *, final: bool) -> Check:
+def check(inputs: "Inputs", step: int, *, final: bool, portions: Portions | None = None) -> Check:
     """Evaluate the model of `inputs` on noise of its own: every check has fresh seeds; before and after
     (`final`) share theirs, so they can be compared in pairs. Only these take distances in further feature
-    spaces, of which few images would not tell much.
+    spaces, of which few images would not tell much. Others sample as many retained labels as
+    `evaluate.rotation` says, and leave distances out where these are not all.
 
-    Collective: every rank calls it with the same arguments and gets the same answer.
+    Collective: every rank calls it with the same arguments and gets the same answer. A final one goes on from
+    `portions`, those of the same weights.
     """
     started = time.perf_counter()
     config, model, subject = inputs.config, inputs.model, inputs.subject
     spec = check_spec(subject.spec, config.evaluate, config.seed, "final" if final else f"check at {step}")
     spec = replace(spec, conditional=model.conditional)
+    settings, in_turn = config.evaluate, False
+    if settings.rotation and not final:
+        number = -(-step // settings.every) - 1
+        some = turn(spec.retained, settings.rotation, number, config.seed)
+        in_turn = len(some) < len(spec.retained)
+        spec = replace(spec, retained=some)
     context = replace(
         subject,
         model=model,
@@ -221,7 +239,18 @@ def check(inputs: "Inputs", step: int, *, final: bool) -> Check:
     names += ["membership"] if spec.sample_classes or not spec.forgotten else []
     training = model.net.training
     model.net.eval()
-    metrics = evaluate(names, context, inputs.collectives)[AFTER]
+    if in_turn:
+        names.remove("fid")
+    if settings.first_look and not final:
+        metrics = evaluate_in_looks(
+            names,
+            context,
+            inputs.collectives,
+            first=settings.first_look,
+            target=config.gate.max_forget_fraction,
+        )[AFTER]
+    else:
+        metrics = evaluate(names, context, inputs.collectives, portions)[AFTER]
     model.net.train(training)
     return Check(metrics=metrics, seconds=time.perf_counter() - started)
 

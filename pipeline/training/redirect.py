@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.generative import GenerativeModel
 from pipeline.data.batch import Batch
@@ -142,9 +142,7 @@ def redirect_rows(inputs: "Inputs", redirect: Redirect, batch: Batch, iteration:
     )
 
 
-def attack(
-    inputs: "Inputs", redirect: Redirect, rows: RedirectionRows, iteration: int
-) -> dict[str, float | str]:
+def attack(inputs: "Inputs", redirect: Redirect, rows: RedirectionRows, iteration: int) -> dict[str, Tensor]:
     """Move the adversarial embeddings of step `iteration` down the true loss of its rows; what to log."""
     config, adversary = inputs.config, redirect.adversary
     adversary.renew(iteration)

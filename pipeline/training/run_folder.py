@@ -1,7 +1,10 @@
 """The folder of a run as the loop fills it: metrics.jsonl, checkpoints/, trained.safetensors and, last,
-outcome.json. Written by one rank; where outcome.json lies, training is over."""
+outcome.json. Written by one rank; where outcome.json lies, training is over. Checkpoints are written beside
+the training, by one thread."""
 
+import logging
 from collections.abc import Callable, Container, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from models import weights
@@ -13,6 +16,8 @@ from pipeline.training.loop import Outcome
 from pipeline.unlearning.collectives import Collectives
 
 METRICS, OUTCOME, TRAINED, CHECKPOINTS = "metrics.jsonl", "outcome.json", "trained.safetensors", "checkpoints"
+log = logging.getLogger(__name__)
+PORTIONS = "portions"  # of a long measure before or after that is under way
 
 
 def latest_checkpoint(run_uri: str, collectives: Collectives) -> Checkpoint | None:
@@ -38,18 +43,32 @@ class RunFolder:
         for record in records:
             observe(record)
         self._writer = metrics_log.Writer(self._metrics, records)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[str] | None = None
 
     def record(self, line: metrics_log.Record) -> None:
         self._writer.write(line)
         self._observe(line)
 
-    def save(self, checkpoint: Checkpoint) -> str:
-        """The records first: a checkpoint is not ahead of them. Returns the checkpoint's folder."""
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Have `checkpoint`, whose tensors and progress nobody changes any more, written while the training
+        goes on; the records first: a checkpoint is not ahead of them. Waits for the one before, and raises
+        what that ran into."""
         self._writer.flush()
-        return checkpoints.commit(storage.join(self.uri, CHECKPOINTS), checkpoint)
+        self.wait()
+        uri = storage.join(self.uri, CHECKPOINTS)
+        self._writing = self._thread.submit(checkpoints.commit, uri, checkpoint)
+
+    def wait(self) -> None:
+        """Until the latest checkpoint is whole. Raises what its writing ran into."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            log.info("checkpoint %s", writing.result())
 
     def close(self, last: int | None = None) -> None:
-        """Write out the records, those up to step `last` where a later one does not count."""
+        """Write out the latest checkpoint and the records, those up to step `last` where a later one does not
+        count."""
+        self.wait()
         self._writer.flush()
         if last is not None:
             metrics_log.Writer(self._metrics, up_to(last, metrics_log.read(self._metrics))).flush()

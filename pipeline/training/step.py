@@ -33,6 +33,8 @@ from pipeline.unlearning.redirection import RedirectionRows
 from pipeline.unlearning.teacher import Teacher
 from pipeline.unlearning.uniformity import sampled_uniformity_loss
 
+PART = "norm of "  # a figure of a step that is not logged: the norm of one optimiser's gradient
+
 
 @dataclass(frozen=True, kw_only=True)
 class Streams:
@@ -98,10 +100,11 @@ def open_state(inputs: Inputs) -> State:
     labels, optim = label_parameter(model, named), config.optim
     label_scale = (optim.label_lr or optim.lr) / optim.lr
     scales = [label_scale if name == labels else 1.0 for name in named]
-    optimizer = adamw(params, lr=optim.lr, weight_decay=optim.weight_decay, scales=scales)
+    optimiser_of = partial(adamw, params, lr=optim.lr, scales=scales, moments=optim.moments)
+    optimizer = optimiser_of(weight_decay=optim.weight_decay)
     forget_optimizer = None
     if optim.separate_moments:
-        forget_optimizer = adamw(params, lr=optim.lr, weight_decay=0.0, scales=scales)
+        forget_optimizer = optimiser_of(weight_decay=0.0)
     redirect = open_redirect(inputs, teacher) if teacher and config.method.depth == "weights" else None
     model.net.train()
     preparation = _preparation(inputs, named, settings)
@@ -146,15 +149,22 @@ def _preparation(inputs: Inputs, named: Mapping[str, nn.Parameter], settings: Me
 def train_step(inputs: Inputs, state: State, batch: Batch, iteration: int) -> dict[str, float | str]:
     """Step `iteration` (1, 2, ..., warm-up of the moments included) on this worker's `batch` of retain rows;
     returns what to log."""
-    config, collectives = inputs.config, inputs.collectives
-    step = iteration - config.optim.moment_warmup_steps
-
     # Fetch, and noise: keyed by (seed, iteration, term, sample id), whoever holds the row.
     with phase("data"):
         rows = _step_rows(inputs, state, batch, iteration)
+    return advance(inputs, state, rows, iteration)
+
+
+def advance(
+    inputs: Inputs, state: State, rows: StepRows | RedirectionRows, iteration: int
+) -> dict[str, float | str]:
+    """The step on `rows`, which lie on the device; returns what to log. The host reads of the device once,
+    between the gradient and the move."""
+    config, collectives = inputs.config, inputs.collectives
+    step = iteration - config.optim.moment_warmup_steps
 
     # The adversary moves first.
-    log: dict[str, float | str] = {}
+    log: dict[str, float | str | Tensor] = {}
     if isinstance(rows, RedirectionRows) and state.redirect:
         log |= attack(inputs, state.redirect, rows, iteration)
 
@@ -169,40 +179,40 @@ def train_step(inputs: Inputs, state: State, batch: Batch, iteration: int) -> di
     gradient = state.method.gradient(gradients, state.settings)
 
     # Finite on every rank, or no rank moves.
-    collectives.require_finite({**gradients.quantities, "gradient": gradient.norm()}, step)
+    log = {**gradients.log, **log, **gradients.mean_losses(), "grad_norm/update": gradient.norm()}
+    parts = {"": gradient} if state.forget_optimizer is None else gradients.parts
+    norms = {f"{PART}{key}": part.norm() for key, part in parts.items() if key and part is not None}
+    figures = {key: value for key, value in log.items() if isinstance(value, Tensor)}
+    norm = figures["grad_norm/update"]
+    numbers = collectives.require_finite({**gradients.quantities, "gradient": norm}, step, figures | norms)
 
     # Clip and move.
     lr = _learning_rate(step, config)
     with phase("optimiser"):
-        move = partial(apply_gradient, params=list(state.named.values()), clip=config.optim.clip)
+        move = partial(apply_gradient, params=list(state.named.values()), clip=config.optim.clip, lr=lr)
         if state.forget_optimizer is None:
-            norm = move(state.optimizer, gradient=gradient, lr=lr)
+            move(state.optimizer, gradient=gradient, norm=numbers["grad_norm/update"])
         else:
-            norm = _move_separately(state, gradients.parts, move, lr)
+            numbers["grad_norm/update"] = _move_separately(state, parts, move, numbers)
         state.average.update(state.named)
 
     # Log.
-    return {
-        "phase": config.method.name,
-        **gradients.log,
-        **log,
-        **gradients.mean_losses(),
-        "grad_norm/update": norm,
-        "lr": lr,
-    }
+    logged = {key: numbers[key] if isinstance(value, Tensor) else value for key, value in log.items()}
+    return {"phase": config.method.name, **logged, "lr": lr}
 
 
 def _move_separately(
-    state: State, parts: Mapping[str, Tensor | None], move: Callable[..., float], lr: float
+    state: State,
+    parts: Mapping[str, Tensor | None],
+    move: Callable[..., float],
+    numbers: Mapping[str, float],
 ) -> float:
     """What forgets moves the weights by its own moments, then what retains by its own (DualOptim, Zhong et
-    al. 2025, arXiv 2504.15827); returns the norm of both gradients together."""
+    al. 2025, arXiv 2504.15827), their norms among `numbers`; returns the norm of both gradients together."""
     norms = [
-        move(optimizer, gradient=part, lr=lr)
-        for optimizer, part in (
-            (state.forget_optimizer, parts["forget"]),
-            (state.optimizer, parts["retain"]),
-        )
+        move(optimizer, gradient=part, norm=numbers[f"{PART}{key}"])
+        for key, optimizer in (("forget", state.forget_optimizer), ("retain", state.optimizer))
+        for part in [parts[key]]
         if part is not None
     ]
     return float(sum(norm**2 for norm in norms) ** 0.5)

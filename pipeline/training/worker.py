@@ -17,6 +17,7 @@ from pipeline.config import UnlearnConfig
 from pipeline.data import retain_stream_ray
 from pipeline.data.partition import find_partition
 from pipeline.evaluation.context import EvalContext
+from pipeline.evaluation.portions import Portions
 from pipeline.runtime import metrics_log
 from pipeline.runtime.startup_timeline import mark, reached, spans
 from pipeline.runtime.stop_request import STOP, Terminated, stopping
@@ -24,7 +25,7 @@ from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.launch_ray import PREEMPTIONS, launch, worker_setup
 from pipeline.training.loop import Hooks, Interrupted, Outcome, unlearn
 from pipeline.training.periodic_eval import Elsewhere
-from pipeline.training.run_folder import RunFolder, latest_checkpoint, leave_outcome
+from pipeline.training.run_folder import PORTIONS, RunFolder, latest_checkpoint, leave_outcome
 from pipeline.training.sample_grids import draw_grids
 from pipeline.training.step import Inputs
 from pipeline.training.worker_inputs import Sources, assemble
@@ -124,6 +125,7 @@ def _worker(arguments: dict[str, Any]) -> dict[str, Any] | None:
     # Leave what came of it.
     plain = outcome.to_dict(collectives.world_size)
     if collectives.rank == 0:
+        storage.remove(storage.join(run_uri, PORTIONS))
         _draw_grids(inputs.model, base, outcome, config, inputs.subject, run_uri)
         leave_outcome(run_uri, outcome, plain)
     return plain
@@ -141,11 +143,17 @@ def _hooks(
     started_at = None if start is None else start.progress["step"]
     timings = Timings(run_uri, run_id, rank, inputs.collectives.world_size, started_at)
     beside = config.evaluate.asynchronous
+
+    def portions(name: str) -> Portions:
+        batch = f"{config.evaluate.batch}"  # images sampled together: other ones are other portions
+        return Portions(storage.join(run_uri, PORTIONS, f"{name}-{batch}"))
+
     if rank > 0:
         hooks = Hooks(
             before=arguments["before"],
             timing=timings,
             evaluator=Elsewhere() if beside else None,
+            portions=portions,
             interrupted=Interruption(None),
         )
         return hooks, lambda last: timings.flush()
@@ -171,8 +179,9 @@ def _hooks(
         before=arguments["before"],
         record=record,
         timing=timings,
-        save=lambda checkpoint: log.info("checkpoint %s", folder.save(checkpoint)),
+        save=folder.save,
         evaluator=RayEvaluator(arguments, config) if beside else None,
+        portions=portions,
         interrupted=Interruption(storage.join(run_uri, STOP)),
     )
     return hooks, close

@@ -139,17 +139,22 @@ class Collectives:
             dist.broadcast(buffer, src=0, group=self._group)
         return buffer
 
-    def require_finite(self, values: Mapping[str, Tensor], step: int) -> None:
+    def require_finite(
+        self, values: Mapping[str, Tensor], step: int, figures: Mapping[str, Tensor] | None = None
+    ) -> dict[str, float]:
         """Raise `NonFiniteError` on every rank when any rank holds a non-finite value; names quantity, step
-        and ranks."""
-        names = list(values)
+        and ranks. Returns `figures` (), which are the same on every rank, as numbers: with this read alone
+        the host waits for the device."""
+        names, figures = list(values), figures or {}
         flags = torch.zeros(self.world_size, len(names), device=next(iter(values.values())).device)
         flags[self.rank] = torch.stack([(~torch.isfinite(values[name]).all()).float() for name in names])
-        bad = self.sum(flags).cpu()
+        bad = self.sum(flags).double()
+        read = torch.cat([bad.flatten(), *(one.double().reshape(1) for one in figures.values())]).tolist()
         for index, name in enumerate(names):
-            ranks = bad[:, index].nonzero().flatten().tolist()
+            ranks = [rank for rank in range(self.world_size) if read[rank * len(names) + index]]
             if ranks:
                 raise NonFiniteError(
                     f"step {step}: {name} is not finite on rank {', '.join(map(str, ranks))}; the optimiser"
                     " was not moved. Lower optim.lr or method.penalty, or use train.precision fp32"
                 )
+        return dict(zip(figures, read[bad.numel() :], strict=True))

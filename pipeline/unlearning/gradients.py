@@ -50,7 +50,8 @@ class Gradients:
     memory: Mapping[str, Tensor] = field(default_factory=dict)  # what the method made at the base weights
     # the two summands of the vector, where the method says them (None: no step of that kind)
     parts: dict[str, Tensor | None] = field(default_factory=dict)
-    log: dict[str, float | str] = field(default_factory=dict)
+    # to be logged: numbers may still be tensors () where they were computed
+    log: dict[str, float | str | Tensor] = field(default_factory=dict)
     # this rank's losses and gradient norms, to be checked for finiteness
     quantities: dict[str, Tensor] = field(default_factory=dict)
 
@@ -67,9 +68,9 @@ class Gradients:
             pending.append(self.collectives.mean_async(vector))
         return [reduction.wait() for reduction in pending]
 
-    def value(self, name: str) -> float:
-        """The mean loss of a term that needs no gradient."""
-        return self.collectives.mean(self.local.value(name)).item()
+    def value(self, name: str) -> Tensor:
+        """The mean loss () of a term that needs no gradient."""
+        return self.collectives.mean(self.local.value(name)).double()
 
     def sum_of(self, *, forget: Tensor | None = None, retain: Tensor | None = None) -> Tensor:
         """The vector that the optimiser gets as the sum of what forgets and what retains, which may be given
@@ -86,15 +87,16 @@ class Gradients:
         self.quantities["gradient of the penalty"] = vector.norm()
         return self.collectives.mean(vector)
 
-    def mean_losses(self) -> dict[str, float | str]:
-        """The losses of the terms that were asked for, averaged over the ranks: `loss/<term>`. Collective."""
+    def mean_losses(self) -> dict[str, Tensor]:
+        """The losses () of the terms that were asked for, averaged over the ranks: `loss/<term>`.
+        Collective."""
         losses = {
             name.replace("loss of ", "loss/"): loss
             for name, loss in self.quantities.items()
             if name.startswith("loss of ")
         }
         means = self.collectives.mean(torch.stack([loss.double() for loss in losses.values()]))
-        return dict(zip(losses, means.tolist()))
+        return dict(zip(losses, means.unbind(), strict=True))
 
 
 @dataclass(kw_only=True)
@@ -155,9 +157,8 @@ class LocalGradients:
         """H d by (g(theta + r d/|d|) - g(theta - r d/|d|)) |d| / 2r, or one-sided from the gradient already
         there."""
         length = direction.norm()
-        if length == 0:
-            return
-        offset = direction * (self.fd_radius / length)
+        # of no length: the difference of two equal gradients, 0
+        offset = direction * (self.fd_radius / length.clamp(min=torch.finfo(length.dtype).tiny))
         ahead = self._gradient_at(name, offset)
         if self.hvp == "fd_central":
             vector += (ahead - self._gradient_at(name, -offset)) * (length / (2 * self.fd_radius))

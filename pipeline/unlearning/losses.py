@@ -5,7 +5,7 @@ A worker's step has B rows of each kind, cut into M micro-batches of B / M; ever
 of a term add up to its mean loss.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -16,7 +16,7 @@ from models.diffusion import Anchor
 from models.generative import GenerativeModel
 from pipeline.unlearning.gradients import Term
 from pipeline.unlearning.noising import Rows, StepRows
-from pipeline.unlearning.teacher import Teacher
+from pipeline.unlearning.teacher import TargetsOnce, Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,21 +61,24 @@ def build_terms(
 
         return [closure(make, index) for index in range(micro_batches) for make in makes]
 
-    def kept(part: Rows, anchor: Anchor) -> Tensor:  # (B / M,)
-        target = None if weights.targets == "data" or teacher is None else teacher.targets(part)
+    targets = None if weights.targets == "data" or teacher is None else TargetsOnce(teacher)
+
+    def kept(part: Rows, anchor: Anchor, name: Hashable) -> Tensor:  # (B / M,)
+        target = targets.of(part, name) if targets else None
         return model.losses(model.net, part.x0, part.y, part.noise, target=target, anchor=anchor)
 
     def retain(index: int, anchor: Anchor) -> Tensor:
-        return kept(rows.retain.part(index, micro_batches), anchor).mean()
+        return kept(rows.retain.part(index, micro_batches), anchor, ("retain", index)).mean()
 
     def exchange(index: int, anchor: Anchor) -> Tensor:
         assert rows.exchange is not None
-        return weights.exchange * kept(rows.exchange.part(index, micro_batches), anchor).mean()
+        part = rows.exchange.part(index, micro_batches)
+        return weights.exchange * kept(part, anchor, ("exchange", index)).mean()
 
     def both(index: int, anchor: Anchor) -> Tensor:
         assert rows.exchange is not None
         r, x = rows.retain.part(index, micro_batches), rows.exchange.part(index, micro_batches)
-        losses = kept(r.joined(x), anchor)  # (2B / M,) of one forward
+        losses = kept(r.joined(x), anchor, ("both", index))  # (2B / M,) of one forward
         return losses[: len(r)].mean() + weights.exchange * losses[len(r) :].mean()
 
     def forget(index: int, anchor: Anchor) -> Tensor:

@@ -15,18 +15,34 @@ from pipeline.unlearning.parameters import unflat
 
 
 def adamw(
-    params: Sequence[nn.Parameter], *, lr: float, weight_decay: float, scales: Sequence[float] | None = None
+    params: Sequence[nn.Parameter],
+    *,
+    lr: float,
+    weight_decay: float,
+    scales: Sequence[float] | None = None,
+    moments: str = "fp32",
 ) -> torch.optim.AdamW:
     """AdamW with betas (0.9, 0.99): the second moment settles within the tens of steps that unlearning takes.
 
-    `scales` multiply the learning rate of each parameter (1 without them).
+    `scales` multiply the learning rate of each parameter (1 without them). `moments`: bf16 keeps them in
+    bfloat16 between two steps; a step itself is computed in float32.
     """
     scaled = zip(params, scales or [1.0] * len(params), strict=True)
     # order stays
     groups = [
         {"params": [p for p, _ in part], "scale": scale} for scale, part in groupby(scaled, key=itemgetter(1))
     ]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay)
+    if moments == "bf16":
+        optimizer.register_step_pre_hook(lambda own, *_: _keep_moments(own, torch.float32))
+        optimizer.register_step_post_hook(lambda own, *_: _keep_moments(own, torch.bfloat16))
+    return optimizer
+
+
+def _keep_moments(optimizer: torch.optim.Optimizer, dtype: torch.dtype) -> None:
+    for state in optimizer.state.values():
+        for key in ("exp_avg", "exp_avg_sq"):
+            state[key] = state[key].to(dtype)
 
 
 def apply_gradient(
@@ -36,9 +52,11 @@ def apply_gradient(
     *,
     lr: float,
     clip: float | None,
+    norm: float | None = None,
 ) -> float:
-    """One optimiser step along `gradient` (P,), clipped to norm `clip`; returns the norm before clipping."""
-    norm = gradient.norm().item()
+    """One optimiser step along `gradient` (P,), clipped to norm `clip`; returns the norm before clipping,
+    which is computed where it is not given."""
+    norm = gradient.norm().item() if norm is None else norm
     if clip is not None and norm > clip:
         gradient = gradient * (clip / norm)
     for parameter, part in zip(params, unflat(gradient, params), strict=True):

@@ -17,25 +17,32 @@ CHUNK = 1 << 20  # elements that are widened to float64 at once
 
 @dataclass(frozen=True)
 class Dots:
-    """a = g_f.g_r, b = |g_f|^2, c = |g_r|^2."""
+    """a = g_f.g_r, b = |g_f|^2, c = |g_r|^2, each () in float64 where the gradients lie: nobody waits for
+    them."""
 
-    a: float
-    b: float
-    c: float
+    a: Tensor
+    b: Tensor
+    c: Tensor
 
     @property
-    def cos(self) -> float:
-        return self.a / (self.b * self.c + TINY) ** 0.5
+    def cos(self) -> Tensor:
+        return self.a / (self.b * self.c + TINY).sqrt()
 
 
-def dot(x: Tensor, y: Tensor) -> float:
-    """x.y of two vectors (P,), accumulated in float64 a piece at a time."""
-    pieces = [p.double() @ q.double() for p, q in zip(x.split(CHUNK), y.split(CHUNK), strict=True)]
-    return torch.stack(pieces).sum().item()
+def dot(x: Tensor, y: Tensor) -> Tensor:
+    """x.y of two vectors (P,), (), accumulated in float64 a piece at a time."""
+    return torch.stack(
+        [p.double() @ q.double() for p, q in zip(x.split(CHUNK), y.split(CHUNK), strict=True)]
+    ).sum()
 
 
 def dots(g_f: Tensor, g_r: Tensor) -> Dots:
-    return Dots(dot(g_f, g_r), dot(g_f, g_f), dot(g_r, g_r))
+    """All three in one pass over both vectors."""
+    pieces = []
+    for f, r in zip(g_f.split(CHUNK), g_r.split(CHUNK), strict=True):
+        f, r = f.double(), r.double()
+        pieces.append(torch.stack([f @ r, f @ f, r @ r]))
+    return Dots(*torch.stack(pieces, dim=1).sum(dim=1).unbind())
 
 
 def penalty_directions(g_f: Tensor, g_r: Tensor) -> tuple[Tensor, Tensor, Dots]:
@@ -50,14 +57,21 @@ def penalty_directions(g_f: Tensor, g_r: Tensor) -> tuple[Tensor, Tensor, Dots]:
     """
     d = dots(g_f, g_r)
     factor = 2 * d.a / (d.b * d.c + TINY)
-    u = (g_r - d.a / (d.b + TINY) * g_f).mul_(factor)
-    v = (g_f - d.a / (d.c + TINY) * g_r).mul_(factor)
+    u = _without(g_r, d.a / (d.b + TINY), g_f).mul_(factor)
+    v = _without(g_f, d.a / (d.c + TINY), g_r).mul_(factor)
     rounding = torch.finfo(g_r.dtype).eps * d.b  # of |g_r|^2
-    if d.c < rounding:
-        v.mul_((d.c / rounding) ** 0.5)
+    v.mul_(torch.where(d.c < rounding, (d.c / rounding).sqrt(), 1.0))
     return u, v, d
 
 
-def project_out(vector: Tensor, direction: Tensor) -> Tensor:
-    """`vector` less its component along `direction`: gradient surgery (UNO, section 3)."""
-    return vector - dot(vector, direction) / (dot(direction, direction) + TINY) * direction
+def project_out(vector: Tensor, direction: Tensor, along: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """`vector` less its component along `direction`: gradient surgery (UNO, section 3). `along`: their
+    product and the direction's with itself, where they are known."""
+    product, square = along or (dot(vector, direction), dot(direction, direction))
+    return _without(vector, product / (square + TINY), direction)
+
+
+def _without(vector: Tensor, factor: Tensor, other: Tensor) -> Tensor:
+    """vector - factor other, in one new vector."""
+    scaled = factor * other
+    return torch.sub(vector, scaled, out=scaled)

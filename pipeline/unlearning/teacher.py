@@ -3,7 +3,7 @@
 N rows; a prediction is (N, C, H, W).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from models.diffusion import Prediction
 from models.generative import GenerativeModel
+from models.second_order import wanted as second_order_wanted
 from pipeline.unlearning.label_init import start_at_exchange
 from pipeline.unlearning.noising import Rows
 from pipeline.unlearning.parameters import label_parameter
@@ -25,7 +26,8 @@ class Teacher:
         self._frozen = {name: tensor.detach().clone() for name, tensor in trained.items()}
         self._buffers = {name: buffer.detach().clone() for name, buffer in model.net.named_buffers()}
         self._labels = label_parameter(model, trained)
-        self._aimed, self._pushed = self._frozen, torch.zeros(0, dtype=torch.long)
+        device = next(iter(self._frozen.values())).device
+        self._aimed, self._pushed = self._frozen, torch.zeros(0, dtype=torch.long, device=device)
 
     def aim(self, exchange: Mapping[int, Sequence[int]], push: Mapping[int, float]) -> None:
         """Have L_x ask each class c of `push` for what the base samples at e + push[c] (e - c), its exchange
@@ -67,3 +69,20 @@ class Teacher:
             return functional_call(self._model.net, {**buffers, **weights}, inputs, options)
 
         return self._model.predict(net, rows.seen_by_teacher, y, rows.noise)
+
+
+class TargetsOnce:
+    """A step's targets: differences of first-order gradients ask for the same rows again. In second-order
+    passes the operations are others, and so is the rounding: there the teacher answers each time."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        self._teacher = teacher
+        self._known: dict[Hashable, Prediction] = {}
+
+    def of(self, rows: Rows, name: Hashable) -> Prediction:
+        """What `teacher.targets` gives for `rows`, which are always the same under this `name`."""
+        if second_order_wanted():
+            return self._teacher.targets(rows)
+        if name not in self._known:
+            self._known[name] = self._teacher.targets(rows)
+        return self._known[name]

@@ -8,6 +8,7 @@ and kept in this form.
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
@@ -132,13 +133,8 @@ def read(uri: str, key: str, *, size: str | None = None, sha256: str | None = No
     if (held := _HELD.get(place)) is not None:
         return held
     try:
-        state = weights.from_bytes(storage.read_bytes(storage.join(uri, WEIGHTS)), uri)
-        has_autoencoder = "autoencoder_digest" in manifest
-        autoencoder = (
-            weights.from_bytes(storage.read_bytes(storage.join(uri, AUTOENCODER)), uri)
-            if has_autoencoder
-            else None
-        )
+        state = _tensors(uri, WEIGHTS)
+        autoencoder = _tensors(uri, AUTOENCODER) if "autoencoder_digest" in manifest else None
     except weights.WeightsError as error:
         raise InputError(f"{key}: {error}") from error
     digest = weights.weights_digest(state)
@@ -158,6 +154,16 @@ def read(uri: str, key: str, *, size: str | None = None, sha256: str | None = No
     )
     _HELD[place] = stored
     return stored
+
+
+def _tensors(uri: str, name: str) -> dict[str, "Tensor"]:
+    """Those of a file of the folder: mapped where it is local, else read."""
+    from models import weights
+
+    place = storage.join(uri, name)
+    if storage.is_local(place):
+        return weights.mapped(Path(place.removeprefix("file://")), uri)
+    return weights.from_bytes(storage.read_bytes(place), uri)
 
 
 def _require_settings(config: Mapping[str, Any], uri: str, key: str) -> None:

@@ -184,8 +184,8 @@ def test_the_guard_ends_a_run_and_gives_back_what_it_was_before(monkeypatch: pyt
     weights: dict[int, str] = {}
     evaluate = periodic_eval.evaluate
 
-    def damaged(names: Any, context: Any, ranks: Any) -> Any:
-        sides = evaluate(names, context, ranks)
+    def damaged(names: Any, context: Any, ranks: Any, portions: Any = None) -> Any:
+        sides = evaluate(names, context, ranks, portions)
         purpose = context.spec.purpose
         step = int(purpose.removeprefix("check at ")) if purpose != "final" else 0
         if step:

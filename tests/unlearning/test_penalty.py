@@ -65,10 +65,10 @@ def test_products_of_long_vectors_are_summed_in_float64_over_all_of_them() -> No
     x = torch.full((n,), 1e-3)
     x[0], x[-1] = 1e4, -2.0
     expected = float((x.double() ** 2).sum())
-    assert dot(x, x) == pytest.approx(expected, rel=1e-10)
+    assert dot(x, x).item() == pytest.approx(expected, rel=1e-10)
     mixed = torch.ones(n)
     mixed[CHUNK:] = -1
-    assert dot(torch.ones(n), mixed) == CHUNK - (CHUNK + 5)
+    assert dot(torch.ones(n), mixed).item() == CHUNK - (CHUNK + 5)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from models import generative, judge, weights
-from pipeline import storage
 from pipeline.config.reading import parse
 from pipeline.config.unlearn import UnlearnConfig
 from pipeline.errors import InputError
@@ -27,18 +27,18 @@ def test_base_and_judge_are_read_and_hashed_once_a_process(
     root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads, hashes = Counter[str](), 0
-    read_bytes, digest = storage.read_bytes, weights.weights_digest
+    mapped, digest = weights.mapped, weights.weights_digest
 
-    def counted(uri: str) -> bytes:
-        reads[Path(uri).parent.name] += uri.endswith(model_folder.WEIGHTS)
-        return read_bytes(uri)
+    def counted(path: Path, where: str) -> Any:
+        reads[path.parent.name] += path.name == model_folder.WEIGHTS
+        return mapped(path, where)
 
     def hashed(state: Any) -> str:
         nonlocal hashes
         hashes += 1
         return digest(state)
 
-    monkeypatch.setattr(storage, "read_bytes", counted)
+    monkeypatch.setattr(weights, "mapped", counted)
     monkeypatch.setattr(weights, "weights_digest", hashed)
     request = {"classes": [1], "exchange": {1: 7}}
     config = parse(UnlearnConfig, {"storage": root, "request": request, "train": {"workers": 1}})
@@ -46,6 +46,28 @@ def test_base_and_judge_are_read_and_hashed_once_a_process(
     assert +reads == {"dit-tiny-digits": 1, "judge-digits": 1} and hashes == 2
     model = dict(inputs.model.net.state_dict())
     assert all((model[name] == value).all() for name, value in prepared.base.state.items())
+    shared = prepared.model.net.state_dict()
+    assert all(shared[name].data_ptr() == value.data_ptr() for name, value in prepared.base.state.items())
+    with torch.no_grad():
+        next(iter(model.values())).add_(1.0)  # the worker's own, as training moves it
+    assert weights.weights_digest(prepared.base.state) == prepared.base.digest
+
+
+def test_weights_are_mapped_where_they_lie_and_remote_ones_read(tmp_path: Path) -> None:
+    state = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3)}
+    folder = str(tmp_path / "here")
+    digest = model_folder.write(folder, {"family": "small_cnn"}, state, {})
+    place = tmp_path / "here" / model_folder.WEIGHTS
+    tensors = weights.mapped(place, "here")
+    place.unlink()
+    assert weights.weights_digest(tensors) == digest, "what is mapped outlives the file's name"
+    tensors["a"].zero_()  # pages of this process's own
+    with pytest.raises(weights.WeightsError, match="not a readable safetensors file"):
+        place.write_bytes(b"{" * 40)
+        weights.mapped(place, "here")
+    storage_uri = "memory://mapped/model"
+    assert model_folder.write(storage_uri, {"family": "small_cnn"}, state, {}) == digest
+    assert model_folder.read(storage_uri, "judge.weights").digest == digest
 
 
 def test_weights_that_nobody_holds_are_read_and_checked_again(root: str) -> None:

@@ -13,15 +13,16 @@ from pipeline.evaluation.partials import Partials, add_into, below
 from pipeline.evaluation.sampling import Collector, Images
 
 ALL = "all"
+BY_LABEL = 64  # labels whose sums stay apart: with 768 features 1,000 of them would be 4.7 GB
 
 
 def collect_moments(context: EvalContext) -> Collector:
     """<space>/<side>/moments/<part> (1 + F + F^2,) of the retained labels' images; `part` is `all` or, in
-    a joint plan and the judge's space, the label."""
+    a joint plan of few labels and the judge's space, the label."""
     spec = context.spec
 
     def parts(space: str) -> list[str]:
-        by_label = spec.joint and spec.conditional and space == JUDGE
+        by_label = spec.joint and spec.conditional and space == JUDGE and len(spec.retained) <= BY_LABEL
         return [str(label) for label in spec.retained] if by_label else [ALL]
 
     def add(group: str, images: Mapping[str, Images]) -> Partials:

@@ -2,9 +2,10 @@
 calls it. A new one is one file and one line here."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from pydantic import BaseModel
 from torch import Tensor
 
@@ -23,9 +24,12 @@ from pipeline.evaluation.metrics.precision_recall import collect_features, preci
 from pipeline.evaluation.metrics.retrained_reference import retrained_reference
 from pipeline.evaluation.own_settings import NoSettings, own_settings
 from pipeline.evaluation.partials import Partials, Ranks, all_reduce
-from pipeline.evaluation.sampling import Collect, sample_images
+from pipeline.evaluation.portions import Portions
+from pipeline.evaluation.rotation import crossed_already, looks
+from pipeline.evaluation.sampling import Collect, group_sizes, sample_images
 
 Computation = Callable[[EvalContext, Ranks], Partials]
+SAMPLED = "sample_images"  # the computation that all metrics of images share
 HIDDEN = ("per_class", "per_label", "intervals", "k", "n")  # what a report does not list
 PARTS = ("value", "n", "low", "high", "class", "blocks")  # of one figure
 SPACES = {
@@ -245,14 +249,16 @@ def metric_settings(measuring: BaseModel) -> dict[str, BaseModel]:
     return own_settings("measuring", measuring, {name: metric.settings for name, metric in METRICS.items()})
 
 
-def computations_of(names: Collection[str], spec: EvalSpec) -> dict[str, Computation]:
-    """What `names` are computed from, each once."""
+def computations_of(
+    names: Collection[str], spec: EvalSpec, portion: tuple[int, int] = (0, 1)
+) -> dict[str, Computation]:
+    """What `names` are computed from, each once; of the images the `portion` (i, n), the i-th of n parts."""
     metrics = [METRICS[name] for name in names if METRICS[name].applies(spec)]
     collect = list(dict.fromkeys(one for metric in metrics for one in metric.collect))
     own = {one.__name__: one for metric in metrics for one in metric.computations}
     if not any(metric.sampled for metric in metrics):
         return own
-    return {"sample_images": lambda context, ranks: sample_images(context, ranks, collect), **own}
+    return {SAMPLED: lambda context, ranks: sample_images(context, ranks, collect, portion), **own}
 
 
 def results(
@@ -268,9 +274,50 @@ def results(
     return by_side
 
 
-def evaluate(names: Collection[str], context: EvalContext, ranks: Ranks) -> dict[str, dict[str, Any]]:
-    """{side: {metric: result}} of all sides. Collective: every rank gets the same answer."""
+def computed(
+    names: Collection[str], context: EvalContext, ranks: Ranks, portions: Portions | None = None
+) -> Partials:
+    """What the metrics `names` are taken from; where there are many images, a part of them at a time, whose
+    outcome stays in `portions`. Collective: every rank gets the same."""
     partials: Partials = {}
-    for compute in computations_of(names, context.spec).values():
-        partials |= all_reduce(compute(context, ranks), ranks, context.device)
-    return results(names, context.spec, partials | dict(context.real or {}), context.sides)
+    count = portions.count(sum(group_sizes(context.spec).values())) if portions else 1
+    for name, compute in computations_of(names, context.spec).items():
+        if portions and name == SAMPLED and count > 1:
+            partials |= portions.summed(
+                count,
+                ranks,
+                context.device,
+                lambda number: all_reduce(
+                    computations_of(names, context.spec, (number, count))[SAMPLED](context, ranks),
+                    ranks,
+                    context.device,
+                ),
+            )
+        else:
+            partials |= all_reduce(compute(context, ranks), ranks, context.device)
+    return partials | dict(context.real or {})
+
+
+def evaluate(
+    names: Collection[str], context: EvalContext, ranks: Ranks, portions: Portions | None = None
+) -> dict[str, dict[str, Any]]:
+    """{side: {metric: result}} of all sides, going on from `portions`, which takes a context that knows its
+    real rows' statistics. Collective: every rank gets the same answer."""
+    return results(names, context.spec, computed(names, context, ranks, portions), context.sides)
+
+
+def evaluate_in_looks(
+    names: Collection[str], context: EvalContext, ranks: Ranks, *, first: int, target: float
+) -> dict[str, dict[str, Any]]:
+    """As `evaluate`, but the forgotten classes' images beyond the `first` ones are sampled only where they
+    can still bring the forget fraction of the model itself below `target`."""
+    spec = context.spec
+    now, rest = looks(spec, first)
+    partials = computed(names, replace(context, spec=now), ranks)
+    metrics = results(names, now, partials, context.sides)
+    if crossed_already(metrics[AFTER], spec.settings.samples, target):
+        return metrics
+    images = [name for name in names if METRICS[name].sampled]
+    for name, rows in computed(images, replace(context, spec=rest, real={}), ranks).items():
+        partials[name] = torch.cat([partials[name], rows])  # tables with a row an image, nothing else
+    return results(names, spec, partials, context.sides)

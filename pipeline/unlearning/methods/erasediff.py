@@ -44,8 +44,8 @@ def erasediff(gradients: Gradients, settings: EraseDiffSettings) -> Tensor:
     The inner minimum over K steps is a constant whose gradient is stopped: it moves nothing and is left out.
     """
     g_u, g_r = gradients.of("erasediff", "retain")
-    weight = settings.weight
+    weight: float | Tensor | None = settings.weight
     if weight is None:
-        weight = max(0.0, settings.eta - dot(g_r, g_u) / (dot(g_u, g_u) + TINY))
+        weight = (settings.eta - dot(g_r, g_u) / (dot(g_u, g_u) + TINY)).clamp(min=0)
     gradients.log["weight/erasediff"] = weight
     return gradients.sum_of(forget=weight * g_u, retain=g_r)

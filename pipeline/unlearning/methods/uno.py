@@ -34,8 +34,8 @@ def uno(gradients: Gradients, settings: UnoSettings) -> Tensor:
     del g_f  # a vector less to hold while the graphs are alive
     h = gradients.second_order_product({"forget": u, "keep": v})
     gradients.log["cos"] = d.cos
-    gradients.log["grad_norm/penalty"] = settings.penalty * h.norm().item()
-    return g_r + settings.penalty * h
+    gradients.log["grad_norm/penalty"] = settings.penalty * h.norm().double()
+    return h.mul_(settings.penalty).add_(g_r)
 
 
 def uno_s(gradients: Gradients, settings: UnoSSettings) -> Tensor:
