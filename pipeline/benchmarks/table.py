@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.benchmarks import data, scaling, step, sweep
+from pipeline.benchmarks import data, lake, scaling, step, sweep
 from pipeline.config import BenchmarkConfig
 
 BENCHMARKS: dict[str, Callable[[BenchmarkConfig], dict[str, Any]]] = {
@@ -11,4 +11,5 @@ BENCHMARKS: dict[str, Callable[[BenchmarkConfig], dict[str, Any]]] = {
     "scaling": scaling.run,
     "sweep": sweep.run,
     "data": data.run,
+    "lake": lake.run,
 }

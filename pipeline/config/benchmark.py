@@ -67,11 +67,20 @@ class DataBenchmark(Section):
     repeats: int = Field(3, ge=1, description="rounds; each takes every kind of step once, in turn")
 
 
+class LakeBenchmark(Section):
+    """The partition of a request from a lake that is simulated."""
+
+    rows: int = Field(100_000_000, ge=4_000, description="latents of 4x32x32 that the lake has")
+    classes: int = Field(1000, ge=3, description="classes, all of one size; one is forgotten")
+    batch: int = Field(64, ge=8, multiple_of=8, description="rows of the global batch")
+    steps: int = Field(60, ge=1, description="steps of the run")
+
+
 class BenchmarkConfig(SeededConfig):
     conditions: ClassVar[tuple[Only, ...]] = (
-        *(while_(name, "benchmark", name) for name in ("step", "scaling", "data", "sweep")),
+        *(while_(name, "benchmark", name) for name in ("step", "scaling", "data", "sweep", "lake")),
         while_("threads", "benchmark", "step", "scaling"),
-        while_("seed", "benchmark", "step", "scaling", "data"),
+        while_("seed", "benchmark", "step", "scaling", "data", "lake"),
     )
 
     benchmark: str = Field("step", description="a benchmark of pipeline/benchmarks/table.py")
@@ -80,3 +89,4 @@ class BenchmarkConfig(SeededConfig):
     scaling: ScalingBenchmark = ScalingBenchmark()
     data: DataBenchmark = DataBenchmark()
     sweep: SweepBenchmark = SweepBenchmark()
+    lake: LakeBenchmark = LakeBenchmark()

@@ -134,6 +134,22 @@ def read(root: str, file: File, *, check_digest: bool = True) -> pa.Table:
 
     The digest costs about a second per gigabyte: made once per lake and partition, left out of the stream.
     """
+    table = pq.ParquetFile(pa.BufferReader(_content(root, file, check_digest))).read()
+    require_rows(storage.join(root, file.path), table.num_rows, file.rows)
+    return table
+
+
+def copy(root: str, shard: Shard, to_root: str, path: str) -> tuple[Shard, int]:
+    """Copy a whole shard as it is to `path` under `to_root`; returns the copy and its number of row groups.
+    Raises `RuntimeError` as `read` does."""
+    data = _content(root, shard, check_digest=True)
+    metadata = pq.read_metadata(io.BytesIO(data))
+    require_rows(storage.join(root, shard.path), metadata.num_rows, shard.rows)
+    storage.write_bytes(storage.join(to_root, path), data)
+    return shard.model_copy(update={"path": path}), metadata.num_row_groups
+
+
+def _content(root: str, file: File, check_digest: bool) -> bytes:
     uri = storage.join(root, file.path)
     data = storage.read_bytes(uri)
     if len(data) != file.bytes or (check_digest and hashlib.sha256(data).hexdigest() != file.sha256):
@@ -141,9 +157,7 @@ def read(root: str, file: File, *, check_digest: bool = True) -> pa.Table:
             f"{uri}: its {len(data)} bytes are not the {file.bytes} its manifest describes; the file is"
             " damaged, remake it"
         )
-    table = pq.ParquetFile(pa.BufferReader(data)).read()
-    require_rows(uri, table.num_rows, file.rows)
-    return table
+    return data
 
 
 def drop_rows(table: pa.Table, indices: Sequence[int]) -> pa.Table:
