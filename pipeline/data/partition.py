@@ -83,7 +83,8 @@ class Partition:
 
     def _read(self, files: Sequence[Shard]) -> "Batch":
         # torch, which tasks that only write files do without
-        from pipeline.data.decode import Units, read_batch
+        from pipeline.data.decode import read_batch
+        from pipeline.data.units import Units
 
         units = Units(self.manifest.scale, self.manifest.statistics)
         return read_batch(self.uri, files, self.manifest.kind, self.manifest.shape, units)

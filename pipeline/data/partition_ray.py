@@ -143,7 +143,8 @@ def stream_order(retain: Sequence[Selection], total: int, seed: int, *, computed
     labels, counts = [item.shard.label for item in retain], [item.count for item in retain]
     if not computed:
         return sorted_order(np.repeat(labels, counts), total, seed)
-    return computed_order(np.bincount(np.unique(labels, return_inverse=True)[1], counts), total, seed)
+    class_rows = np.bincount(np.unique(labels, return_inverse=True)[1], counts)
+    return computed_order(class_rows.astype(int).tolist(), total, seed)
 
 
 def write_retain(
@@ -208,7 +209,7 @@ def gather(placements: Sequence[Wanted], edges: Sequence[int], layout: Layout) -
 def write_lanes(layout: Layout, low: int, high: int, *buckets: pa.Table | None) -> list[LaneFile]:
     """Write the lane files of stream positions [low, high) from the tables gathered for them."""
     tables = [table for table in buckets if table is not None]
-    positions = np.concatenate([table["position"].to_numpy() for table in tables])
+    positions = np.concatenate([parquet_shards.integers(table["position"]) for table in tables])
     order = np.argsort(positions)
     if not np.array_equal(positions[order], np.arange(low, high)):
         raise RuntimeError(

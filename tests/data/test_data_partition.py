@@ -76,6 +76,15 @@ def test_rows_carry_their_own_pixels_and_labels(partition: Partition, digits_lak
         assert torch.equal(same.mean, batch.mean) and torch.equal(same.y, batch.y)
 
 
+def test_rows_are_widened_where_they_are_looked_at(partition: Partition) -> None:
+    batch = next(retain_stream_local.retain_stream(partition, 0, 2))
+    taken = batch.take([3, 1])
+    assert [tensor.dtype for tensor in (*batch.stored, *taken.stored)] == [torch.uint8] * 2
+    assert torch.equal(batch.mean, batch.stored[0].float() / 127.5 - 1) and batch.std is None
+    assert torch.equal(taken.mean, batch.mean[[3, 1]]) and batch.stored_on(torch.device("cpu")) is batch
+    assert batch.stored_on(torch.device("meta")).mean.device.type == "meta"
+
+
 @pytest.mark.parametrize("start", [1, 8, 13, 43, 44])
 def test_resuming_gives_the_rest_of_the_stream(partition: Partition, start: int) -> None:
     assert global_batches(partition, 2, start) == global_batches(partition, 2)[start:]
@@ -230,11 +239,14 @@ def test_forget_side_opens_only_the_forgotten_classes_files(
             opened.append(path.rsplit("/data/", 1)[1])
         return original(self, path, mode, *args, **kwargs)
 
-    whole = storage.read_bytes
+    whole = parquet_shards.copy
+
+    def copying(root: str, shard: parquet_shards.Shard, *to: str) -> tuple[parquet_shards.Shard, int]:
+        opened.append(shard.path.removeprefix("data/"))
+        return whole(root, shard, *to)
+
     monkeypatch.setattr(type(fs), "open", counting)
-    monkeypatch.setattr(
-        storage, "read_bytes", lambda uri: opened.append(uri.rpartition("/data/")[2]) or whole(uri)
-    )
+    monkeypatch.setattr(parquet_shards, "copy", copying)
     config = unlearn_config(
         request={"classes": [1, 4], "exchange": {1: 7, 4: 7}, "retain": "exchange"},
         optim={"batch_size": 8, "max_steps": 2},

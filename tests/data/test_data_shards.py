@@ -87,6 +87,16 @@ def test_a_file_that_somebody_else_wrote_is_read_by_row_groups(tmp_path, monkeyp
     assert calls and picked.equals(table.take(pa.array(rows)))
 
 
+def test_integers_are_those_of_every_chunk() -> None:
+    for kind in (pa.int32(), pa.int64()):
+        whole = pa.chunked_array(
+            [pa.array([5, -6, 7], kind), pa.array([], kind), pa.array([2**31 - 1], kind)]
+        )
+        for column in (whole, whole.slice(1), whole.slice(4)):
+            values = parquet_shards.integers(column)
+            assert values.tolist() == column.to_pylist() and values.dtype == np.dtype(str(kind))
+
+
 def test_a_file_says_to_any_reader_what_its_bytes_are() -> None:
     table, tensors = table_of(4, "image", (6, 5, 3))
     field = pq.read_schema(io.BytesIO(parquet_shards.encode([table], table.schema, 16))).field("image")
