@@ -1,14 +1,13 @@
-"""8-bit images and the numbers that models take: uint8 (N, H, W, C) on one side, [-1, 1] (N, C, H, W) on the
-other."""
+"""8-bit images and the numbers that models take: uint8 on one side, [-1, 1] (N, C, H, W) on the other."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
 
-def pixels_to_unit(image: np.ndarray) -> Tensor:
-    """uint8 (N, H, W, C) -> float32 (N, C, H, W) in [-1, 1]."""
-    return torch.from_numpy(image).permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1.0)
+def pixels_to_unit(image: Tensor) -> Tensor:
+    """uint8 (N, C, H, W), in whatever order in memory, -> float32 of that shape in [-1, 1]."""
+    return image.contiguous().float().div_(127.5).sub_(1.0)
 
 
 def unit_to_pixels(x: Tensor) -> np.ndarray:

@@ -190,7 +190,7 @@ def test_the_family_of_the_page_learns_and_samples(monkeypatch: pytest.MonkeyPat
     model = build(generative.describe("Flow-tiny", shape=(1, 8, 8), class_names=NAMES))
     losses: list[float] = []
     fit = FIT | {"progress": lambda step, loss: losses.append(loss), "warmup_steps": 5, "batch_size": 16}
-    rows = Batch(
+    rows = Batch.of(
         sample_id=tuple(NAMES),
         occurrence=(0,) * 10,
         y=torch.arange(10),

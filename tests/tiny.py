@@ -150,7 +150,7 @@ def tiny_batch(
     noise = torch.randn((len(y), 1, SIDE, SIDE), generator=g, dtype=torch.float64)
     names = tuple(f"{label}-{k}" for label in labels for k in range(each))
     mean = (patterns[y] + 0.1 * noise).clamp(-1, 1)
-    return Batch(sample_id=names, occurrence=(0,) * len(names), y=y, mean=mean.to(dtype))
+    return Batch.of(sample_id=names, occurrence=(0,) * len(names), y=y, mean=mean.to(dtype))
 
 
 def relative(got: Tensor, wanted: Tensor) -> float:

@@ -3,22 +3,26 @@ started fresh."""
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from pipeline.benchmarks import data
-from pipeline.data import retain_stream_ray
+from pipeline.data import retain_stream_local, retain_stream_ray
+from pipeline.data.batch import Batch
 from pipeline.data.partition import Partition
+from pipeline.data.retain_stream import ahead, files_to_read
 
 
-def consume(partition: Partition, workers: int, steps: int | None = None) -> list[dict[str, float]]:
+def consume(
+    partition: Partition, workers: int, steps: int | None = None, reader: str = "plain"
+) -> list[dict[str, float]]:
     """The retain side into `workers` processes at once: all of it as fast as it comes, or `steps` batches
     with a step on each."""
     remote = _fresh(_consume, num_cpus=0.5)
-    return ray.get([remote.remote(partition, rank, workers, steps) for rank in range(workers)])
+    return ray.get([remote.remote(partition, rank, workers, steps, reader) for rank in range(workers)])
 
 
 def pil_loops(files: Sequence[str], cores: int) -> None:
@@ -46,7 +50,16 @@ def _memory_mb(field: str) -> float:
     return int(next(line for line in status.splitlines() if line.startswith(field)).split()[1]) / 1024
 
 
-def _consume(partition: Partition, rank: int, world_size: int, steps: int | None) -> dict[str, float]:
+def stream(partition: Partition, rank: int, world_size: int, reader: str) -> Iterator[Batch]:
+    """As a worker has it."""
+    if reader == "ray":
+        return retain_stream_ray.retain_stream(partition, rank, world_size)
+    return ahead(retain_stream_local.retain_stream(partition, rank, world_size))
+
+
+def _consume(
+    partition: Partition, rank: int, world_size: int, steps: int | None, reader: str
+) -> dict[str, float]:
     """`first`: seconds to the first batch of `first_rows`; `seconds`: all after it, of which `waiting` for
     batches; `step`: one step's.
 
@@ -65,10 +78,10 @@ def _consume(partition: Partition, rank: int, world_size: int, steps: int | None
         "peak_mb": 0.0,
         "early_peak_mb": 0.0,
     }
-    expected = sum(file.rows for file in retain_stream_ray.files_to_read(partition, rank, world_size))
+    expected = sum(file.rows for file in files_to_read(partition, rank, world_size))
     waiting_since = time.perf_counter()
     first_at, count = waiting_since, 0
-    for count, batch in enumerate(retain_stream_ray.retain_stream(partition, rank, world_size), 1):
+    for count, batch in enumerate(stream(partition, rank, world_size, reader), 1):
         now = time.perf_counter()
         if count == 1:
             figures |= {"first": now - waiting_since, "first_rows": float(len(batch))}

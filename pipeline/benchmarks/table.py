@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.benchmarks import checks, data, gpu, scaling, step, sweep
+from pipeline.benchmarks import checks, data, gpu, lake, scaling, step, sweep
 from pipeline.config import BenchmarkConfig
 
 BENCHMARKS: dict[str, Callable[[BenchmarkConfig], dict[str, Any]]] = {
@@ -13,4 +13,5 @@ BENCHMARKS: dict[str, Callable[[BenchmarkConfig], dict[str, Any]]] = {
     "data": data.run,
     "checks": checks.run,
     "gpu": gpu.run,
+    "lake": lake.run,
 }

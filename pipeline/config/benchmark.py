@@ -100,11 +100,23 @@ class GpuBenchmark(Section):
     budget_s: float = Field(420.0, gt=0, description="seconds after which nothing new is begun")
 
 
+class LakeBenchmark(Section):
+    """The partition of a request from a lake that is simulated."""
+
+    rows: int = Field(100_000_000, ge=4_000, description="latents of 4x32x32 that the lake has")
+    classes: int = Field(1000, ge=3, description="classes, all of one size; one is forgotten")
+    batch: int = Field(64, ge=8, multiple_of=8, description="rows of the global batch")
+    steps: int = Field(60, ge=1, description="steps of the run")
+
+
 class BenchmarkConfig(SeededConfig):
     conditions: ClassVar[tuple[Only, ...]] = (
-        *(while_(name, "benchmark", name) for name in ("step", "scaling", "data", "sweep", "checks", "gpu")),
+        *(
+            while_(name, "benchmark", name)
+            for name in ("step", "scaling", "data", "sweep", "checks", "gpu", "lake")
+        ),
         while_("threads", "benchmark", "step", "scaling", "gpu"),
-        while_("seed", "benchmark", "step", "scaling", "data", "checks", "gpu"),
+        while_("seed", "benchmark", "step", "scaling", "data", "checks", "gpu", "lake"),
     )
 
     benchmark: str = Field("step", description="a benchmark of pipeline/benchmarks/table.py")
@@ -115,3 +127,4 @@ class BenchmarkConfig(SeededConfig):
     sweep: SweepBenchmark = SweepBenchmark()
     checks: ChecksBenchmark = ChecksBenchmark()
     gpu: GpuBenchmark = GpuBenchmark()
+    lake: LakeBenchmark = LakeBenchmark()

@@ -1,6 +1,6 @@
 """How the rows that a run streams are cut and written."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -21,6 +21,11 @@ class Partition(Section):
     )
     segment_steps: int | None = Field(
         None, ge=1, description="steps of one file of a lane; absent: what makes a file about 16 MB"
+    )
+    reader: Literal["plain", "ray"] = Field(
+        "plain",
+        exclude_if=lambda reader: reader == "plain",
+        description="who reads a worker's lanes: the worker itself, or Ray Data in a process beside it",
     )
 
 

@@ -2,17 +2,19 @@
 a rank holds."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from pipeline.data.units import Units
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """N rows in [-1, 1] (pixels) or in the encoder's scaled units (latents).
+    """N rows as they are stored, in half or a quarter of the memory; `mean` and `std` are what a model sees.
 
-    `std` is the latent posterior's standard deviation (each step samples mean + std * eps), None for pixels.
     `occurrence` counts how often the same sample came before in this stream: with the sample id it keys the
     row's noise.
     """
@@ -20,8 +22,36 @@ class Batch:
     sample_id: tuple[str, ...]
     occurrence: tuple[int, ...]
     y: Tensor  # (N,) int64
-    mean: Tensor  # (N, C, H, W) float32
-    std: Tensor | None = None  # (N, C, H, W) float32
+    # (N, C, H, W) each: uint8 pixels, or a latent's mean and standard deviation in fp16; without `units` what
+    # a model sees
+    stored: tuple[Tensor, ...]
+    units: Units | None = None
+
+    @staticmethod
+    def of(
+        *,
+        sample_id: tuple[str, ...],
+        occurrence: tuple[int, ...],
+        y: Tensor,
+        mean: Tensor,
+        std: Tensor | None = None,
+    ) -> "Batch":
+        """Rows that are what a model sees, (N, C, H, W), already."""
+        tensors = (mean,) if std is None else (mean, std)
+        return Batch(sample_id=sample_id, occurrence=occurrence, y=y, stored=tensors)
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """(N, C, H, W) float32: pixels in [-1, 1], or the latent's mean in the encoder's scaled units."""
+        return self.stored[0] if self.units is None else self.units.mean(self.stored[0])
+
+    @cached_property
+    def std(self) -> Tensor | None:
+        """(N, C, H, W) float32: the latent posterior's standard deviation (each step samples
+        mean + std * eps), None for pixels."""
+        if len(self.stored) == 1:
+            return None
+        return self.stored[1] if self.units is None else self.units.deviation(self.stored[1])
 
     def __len__(self) -> int:
         return len(self.sample_id)
@@ -34,9 +64,17 @@ class Batch:
             sample_id=tuple(self.sample_id[i] for i in positions),
             occurrence=tuple(self.occurrence[i] for i in positions),
             y=self.y[rows],
-            mean=self.mean[rows],
-            std=None if self.std is None else self.std[rows],
+            stored=tuple(tensor[rows] for tensor in self.stored),
+            units=self.units,
         )
+
+    def stored_on(self, device: torch.device) -> "Batch":
+        """The rows' tensors on `device`, where they are then widened. To a GPU from pinned memory, so that
+        the copy goes on beside other work."""
+        if device.type == "cpu":
+            return self
+        tensors = (tensor.pin_memory() if device.type == "cuda" else tensor for tensor in self.stored)
+        return replace(self, stored=tuple(tensor.to(device, non_blocking=True) for tensor in tensors))
 
 
 def lanes_of(lanes: int, rank: int, world_size: int) -> range:

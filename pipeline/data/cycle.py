@@ -1,5 +1,6 @@
 """A small set held in memory and gone through again and again: the forget and exchange sides."""
 
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -28,13 +29,7 @@ class Cycle:
             step * batch_size + lane * b + i for lane in lanes_of(lanes, rank, world_size) for i in range(b)
         ]
         rows = self.batch.take([self._permutation(p // n)[p % n] for p in positions])
-        return Batch(
-            sample_id=rows.sample_id,
-            occurrence=tuple(p // n for p in positions),
-            y=rows.y,
-            mean=rows.mean,
-            std=rows.std,
-        )
+        return replace(rows, occurrence=tuple(p // n for p in positions))
 
     def _draw_permutation(self, number: int) -> list[int]:
         return torch.randperm(len(self.batch), generator=generator(self.seed, self.name, number)).tolist()

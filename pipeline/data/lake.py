@@ -105,7 +105,8 @@ class Lake:
     ) -> "Batch":
         """Every row of `labels` that was not purged, in memory, by class and within a class by sample id."""
         # torch, which tasks that only write shards do without
-        from pipeline.data.decode import Units, read_batch
+        from pipeline.data.decode import read_batch
+        from pipeline.data.units import Units
 
         manifest = self.manifest
         shards = self.shards(labels, split)

@@ -5,6 +5,7 @@ import io
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from pipeline import storage
 Kind = Literal["image", "latent"]
 DTYPES: dict[str, type[np.generic]] = {"image": np.uint8, "latent": np.float16}
 ResultT = TypeVar("ResultT")
+FileT = TypeVar("FileT", bound="File")
 FLIP_MARK = "~flip"  # ends the sample id of a mirrored copy
 ROW_GROUP_BYTES = 4 << 20  # what a reader holds at once
 READ_AHEAD = 2  # files
@@ -94,6 +96,18 @@ def tensor_values(column: pa.ChunkedArray, kind: Kind, shape: Sequence[int]) -> 
     return np.concatenate(chunks) if chunks else np.empty((0, *shape), DTYPES[kind])
 
 
+def integers(column: pa.ChunkedArray) -> np.ndarray:
+    """A column of integers -> (N,) numpy. pyarrow's own `to_numpy` imports pandas: half a second of CPU in
+    every new worker."""
+    dtype = np.dtype(str(column.type))
+    chunks = [
+        np.frombuffer(chunk.buffers()[1], dtype, len(chunk), chunk.offset * dtype.itemsize)
+        for chunk in column.chunks
+        if len(chunk)
+    ]
+    return np.concatenate(chunks) if chunks else np.empty(0, dtype)
+
+
 def _chunk_values(chunk: pa.Array, kind: Kind) -> np.ndarray:
     width = chunk.type.byte_width
     data = np.frombuffer(chunk.buffers()[1], np.uint8)[
@@ -134,16 +148,59 @@ def read(root: str, file: File, *, check_digest: bool = True) -> pa.Table:
 
     The digest costs about a second per gigabyte: made once per lake and partition, left out of the stream.
     """
-    uri = storage.join(root, file.path)
-    data = storage.read_bytes(uri)
-    if len(data) != file.bytes or (check_digest and hashlib.sha256(data).hexdigest() != file.sha256):
-        raise RuntimeError(
-            f"{uri}: its {len(data)} bytes are not the {file.bytes} its manifest describes; the file is"
-            " damaged, remake it"
-        )
-    table = pq.ParquetFile(pa.BufferReader(data)).read()
-    require_rows(uri, table.num_rows, file.rows)
+    content = _content(root, file, check_digest)
+    table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
+    require_rows(storage.join(root, file.path), table.num_rows, file.rows)
     return table
+
+
+def open_parquet(root: str, file: File) -> pq.ParquetFile:
+    """`file` to be read row group by row group: where it lies on a local disk, in memory otherwise. Raises
+    `RuntimeError` when its size or rows are not the manifest's."""
+    uri = storage.join(root, file.path)
+    if storage.is_local(uri):
+        source = pa.OSFile(uri.removeprefix("file://"))
+        _require_size(uri, source.size(), file)
+    else:
+        source = pa.BufferReader(_content(root, file, check_digest=False))
+    parquet = pq.ParquetFile(source)
+    require_rows(uri, parquet.metadata.num_rows, file.rows)
+    return parquet
+
+
+def copy(root: str, shard: Shard, to_root: str, path: str) -> tuple[Shard, int]:
+    """Copy a whole shard as it is to `path` under `to_root`; returns the copy and its number of row groups.
+    Raises `RuntimeError` as `read` does."""
+    data = _content(root, shard, check_digest=True).to_pybytes()
+    metadata = pq.read_metadata(io.BytesIO(data))
+    require_rows(storage.join(root, shard.path), metadata.num_rows, shard.rows)
+    storage.write_bytes(storage.join(to_root, path), data)
+    return shard.model_copy(update={"path": path}), metadata.num_row_groups
+
+
+def _content(root: str, file: File, check_digest: bool) -> pa.Buffer:
+    uri = storage.join(root, file.path)
+    if storage.is_local(uri):  # Arrow keeps its memory: bytes of that size are fresh pages every time
+        with pa.OSFile(uri.removeprefix("file://")) as opened:
+            data = opened.read_buffer()
+    else:
+        data = pa.py_buffer(storage.read_bytes(uri))
+    _require_size(uri, len(data), file)
+    if check_digest and hashlib.sha256(data).hexdigest() != file.sha256:
+        raise _damaged(uri, len(data), file)
+    return data
+
+
+def _require_size(uri: str, size: int, file: File) -> None:
+    if size != file.bytes:
+        raise _damaged(uri, size, file)
+
+
+def _damaged(uri: str, size: int, file: File) -> RuntimeError:
+    return RuntimeError(
+        f"{uri}: its {size} bytes are not the {file.bytes} its manifest describes; the file is damaged,"
+        " remake it"
+    )
 
 
 def drop_rows(table: pa.Table, indices: Sequence[int]) -> pa.Table:
@@ -153,13 +210,19 @@ def drop_rows(table: pa.Table, indices: Sequence[int]) -> pa.Table:
     return table.take(pa.array(np.setdiff1d(np.arange(table.num_rows), indices)))
 
 
-def read_ahead(root: str, files: Iterable[File], depth: int = READ_AHEAD) -> Iterator[pa.Table]:
-    """`read` of each of `files` in order, without digests, the next `depth` fetched by threads while one is
-    used."""
+def read_ahead(root: str, files: Iterable[File]) -> Iterator[pa.Table]:
+    """`read` of each of `files` in order, without digests, the next ones fetched while one is used."""
+    return fetched_ahead(partial(read, root, check_digest=False), files)
+
+
+def fetched_ahead(
+    fetch: Callable[[FileT], ResultT], files: Iterable[FileT], depth: int = READ_AHEAD
+) -> Iterator[ResultT]:
+    """`fetch` of each of `files` in order, the next `depth` by threads while one is used."""
     with ThreadPoolExecutor(depth) as pool:
-        reading: deque[Future[pa.Table]] = deque()
+        reading: deque[Future[ResultT]] = deque()
         for file in files:
-            reading.append(pool.submit(read, root, file, check_digest=False))
+            reading.append(pool.submit(fetch, file))
             if len(reading) > depth:
                 yield reading.popleft().result()
         while reading:

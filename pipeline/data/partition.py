@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from pipeline import storage
 from pipeline.config import UnlearnConfig
 from pipeline.data import parquet_shards
@@ -19,6 +17,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 3
 LANE_FILE_BYTES = 16 << 20
+COMPUTED_FROM = 10_000_000  # training rows of a lake; below it the order of earlier partitions stays
 
 
 class LaneFile(File):
@@ -84,7 +83,8 @@ class Partition:
 
     def _read(self, files: Sequence[Shard]) -> "Batch":
         # torch, which tasks that only write files do without
-        from pipeline.data.decode import Units, read_batch
+        from pipeline.data.decode import read_batch
+        from pipeline.data.units import Units
 
         units = Units(self.manifest.scale, self.manifest.statistics)
         return read_batch(self.uri, files, self.manifest.kind, self.manifest.shape, units)
@@ -121,7 +121,13 @@ def partition_key(
         "segment_steps": segment_steps(config, lake),
         **({"buried": buried} if (buried := lake.buried_digest) else {}),
         **({"stand_ins": dict(stand_ins.key)} if stand_ins else {}),
+        **({"order": "computed"} if is_large(lake) else {}),
     }
+
+
+def is_large(lake: Lake) -> bool:
+    """Whether the order of the retained rows is computed place by place instead of sorted as a whole."""
+    return sum(item.train_rows for item in lake.manifest.classes) >= COMPUTED_FROM
 
 
 def segment_steps(config: UnlearnConfig, lake: Lake) -> int:
@@ -134,30 +140,6 @@ def segment_steps(config: UnlearnConfig, lake: Lake) -> int:
         * parquet_shards.row_bytes(lake.manifest.kind, lake.manifest.shape)
     )
     return max(1, LANE_FILE_BYTES // step_bytes)
-
-
-def stream_order(labels: np.ndarray, total: int, seed: int) -> np.ndarray:
-    """(total,) indices into the candidate rows whose classes are `labels` (grouped by class): position p
-    holds row order[p].
-
-    The rows go by in passes of len(labels). Each pass is its own permutation, in which every class is spread
-    evenly: the i-th of its m rows falls at a random place in the i-th of m equal stretches of the pass, so a
-    cut-off pass is still balanced.
-    """
-    from pipeline.seeding import seed_of
-
-    n = len(labels)
-    starts = np.flatnonzero(np.r_[True, labels[1:] != labels[:-1]])
-    ends = np.r_[starts[1:], n]
-    passes = []
-    for number in range(-(-total // n)):
-        random = np.random.default_rng(seed_of(seed, "retain", number))
-        place = np.empty(n)
-        for start, end in zip(starts, ends):
-            m = end - start
-            place[start:end] = (random.permutation(m) + random.random(m)) / m
-        passes.append(np.argsort(place, kind="stable"))
-    return np.concatenate(passes)[:total]
 
 
 def find_partition(uri: str) -> Partition | None:

@@ -6,6 +6,7 @@ would cost more than the work.
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -15,7 +16,7 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.config import UnlearnConfig
-from pipeline.data import parquet_shards, stand_ins
+from pipeline.data import parquet_shards, sparse_rows, stand_ins
 from pipeline.data.lake import MANIFEST, Lake
 from pipeline.data.parquet_shards import Kind, Shard
 from pipeline.data.partition import (
@@ -25,13 +26,15 @@ from pipeline.data.partition import (
     Partition,
     find_partition,
     partition_key,
-    stream_order,
 )
 from pipeline.data.selection import Selection, exchange_labels, read_sample_ids, selections, without
 from pipeline.data.stand_ins import StandIns
+from pipeline.data.stream_order import computed_order, sorted_order
 from pipeline.runtime.progress import Progress
 
 TASK_BYTES = 128 << 20  # rows one task gathers or writes
+READERS = 16  # files a task reads rows from at once: a store answers each request after some 30 ms
+COPIERS = 4  # whole files in memory at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +83,12 @@ def build_partition(
     sample_ids = read_sample_ids(request)
     key = partition_key(config, lake, sample_ids, neighbours, sampled)
     digest = storage.digest_of(key)
-    uri = storage.join(config.storage, "partitions", digest[:32])
-    existing = find_partition(uri)
-    if existing is not None:
-        return existing
+    uri = _uri(config.storage, digest)
+    # one of a large lake that was made before there was another order goes on to be used
+    earlier = storage.digest_of({name: value for name, value in key.items() if name != "order"})
+    for address in dict.fromkeys((uri, _uri(config.storage, earlier))):
+        if (existing := find_partition(address)) is not None:
+            return existing
 
     forget, retain, labels = selections(config, lake, sample_ids, neighbours)
     batch_size, lanes = config.optim.batch_size, config.partition.lanes
@@ -96,7 +101,8 @@ def build_partition(
         steps=key["steps"],
         segment_steps=key["segment_steps"],
     )
-    lane_files, retain_opened = write_retain(lake, retain, layout, config.seed, task_bytes)
+    order = stream_order(retain, layout.steps * batch_size, config.seed, computed="order" in key)
+    lane_files, retain_opened = write_retain(placed(lake, retain, order), layout, task_bytes)
     forget_files, forget_opened = write_side(lake, forget, "forget", layout)
     facts = None
     if sampled is not None:
@@ -128,14 +134,25 @@ def build_partition(
     return Partition(uri=uri, manifest=manifest)
 
 
+def _uri(root: str, digest: str) -> str:
+    return storage.join(root, "partitions", digest[:32])
+
+
+def stream_order(retain: Sequence[Selection], total: int, seed: int, *, computed: bool) -> np.ndarray:
+    """(total,) indices into the rows of `retain`, one item after the other: position p holds row order[p]."""
+    labels, counts = [item.shard.label for item in retain], [item.count for item in retain]
+    if not computed:
+        return sorted_order(np.repeat(labels, counts), total, seed)
+    class_rows = np.bincount(np.unique(labels, return_inverse=True)[1], counts)
+    return computed_order(class_rows.astype(int).tolist(), total, seed)
+
+
 def write_retain(
-    lake: Lake, retain: Sequence[Selection], layout: Layout, seed: int, task_bytes: int
+    placements: Sequence[Wanted], layout: Layout, task_bytes: int
 ) -> tuple[list[LaneFile], dict[str, int]]:
     """Shuffle the retained rows into lane files: gather tasks split their rows by bucket, write tasks join
     one bucket each."""
     total = layout.steps * layout.batch_size
-    labels = np.repeat([item.shard.label for item in retain], [item.count for item in retain])
-    placements = placed(lake, retain, stream_order(labels, total, seed))
     row_bytes = parquet_shards.row_bytes(layout.kind, layout.shape)
     bucket_segments = max(1, task_bytes // (layout.segment_rows * row_bytes))
     edges = [*range(0, total, bucket_segments * layout.segment_rows), total]
@@ -156,15 +173,14 @@ def placed(lake: Lake, retain: Sequence[Selection], order: np.ndarray) -> list[W
     """Per shard, which of its rows go where; shards that give no row are left out."""
     positions = np.argsort(order, kind="stable")
     candidates = order[positions]
-    result, first = [], 0
-    for item in retain:
-        low, high = np.searchsorted(candidates, [first, first + item.count])
-        rows = candidates[low:high] - first
+    starts = np.cumsum([0, *(item.count for item in retain)])
+    result = []
+    for item, start, (low, high) in zip(retain, starts, pairwise(np.searchsorted(candidates, starts))):
+        rows = candidates[low:high] - start
         if item.rows is not None:
             rows = item.rows[rows]
         if len(rows):
             result.append(Wanted(root=lake.uri, shard=item.shard, rows=rows, positions=positions[low:high]))
-        first += item.count
     return result
 
 
@@ -172,24 +188,28 @@ def gather(placements: Sequence[Wanted], edges: Sequence[int], layout: Layout) -
     """One table per bucket between `edges`, then the row groups that were read of each shard."""
     parts: list[list[pa.Table]] = [[] for _ in edges[1:]]
     group_counts = {}
-    for item in placements:
-        distinct, index = np.unique(item.rows, return_inverse=True)
-        table, group_counts[item.shard.path] = parquet_shards.read_rows(item.root, item.shard, distinct)
-        # rows increase, and equal rows go by position
-        draw = np.arange(len(index)) - np.searchsorted(item.rows, item.rows)
-        for bucket, (low, high) in enumerate(pairwise(edges)):
-            here = np.flatnonzero((item.positions >= low) & (item.positions < high))
-            if len(here):
-                rows = table.take(pa.array(index[here]))
-                rows = rows.append_column("position", pa.array(item.positions[here], pa.int64()))
-                parts[bucket].append(rows.append_column("draw", pa.array(draw[here], pa.int32())))
+
+    def read(item: Wanted) -> tuple[pa.Table, int]:
+        return sparse_rows.read(item.root, item.shard, np.unique(item.rows), layout.kind, layout.shape)
+
+    with ThreadPoolExecutor(min(READERS, len(placements))) as pool:
+        for item, (table, group_counts[item.shard.path]) in zip(placements, pool.map(read, placements)):
+            index = np.unique(item.rows, return_inverse=True)[1]
+            # rows increase, and equal rows go by position
+            draw = np.arange(len(index)) - np.searchsorted(item.rows, item.rows)
+            for bucket, (low, high) in enumerate(pairwise(edges)):
+                here = np.flatnonzero((item.positions >= low) & (item.positions < high))
+                if len(here):
+                    rows = table.take(pa.array(index[here]))
+                    rows = rows.append_column("position", pa.array(item.positions[here], pa.int64()))
+                    parts[bucket].append(rows.append_column("draw", pa.array(draw[here], pa.int32())))
     return [*(pa.concat_tables(part) if part else None for part in parts), group_counts]
 
 
 def write_lanes(layout: Layout, low: int, high: int, *buckets: pa.Table | None) -> list[LaneFile]:
     """Write the lane files of stream positions [low, high) from the tables gathered for them."""
     tables = [table for table in buckets if table is not None]
-    positions = np.concatenate([table["position"].to_numpy() for table in tables])
+    positions = np.concatenate([parquet_shards.integers(table["position"]) for table in tables])
     order = np.argsort(positions)
     if not np.array_equal(positions[order], np.arange(low, high)):
         raise RuntimeError(
@@ -229,17 +249,23 @@ def write_side(
 ) -> tuple[list[Shard], dict[str, int]]:
     """Copy the selected rows into `<side>/`, one file per shard of the lake; these sides are small enough for
     a worker's memory."""
-    files, group_counts = [], {}
-    for item in selected:
-        rows = np.arange(item.shard.rows) if item.rows is None else item.rows
-        table, group_counts[item.shard.path] = parquet_shards.read_rows(lake.uri, item.shard, rows)
+
+    def copied(item: Selection) -> tuple[Shard, int]:
         path = f"{side}/{item.shard.path.removeprefix('data/').replace('/', '-')}"
+        if item.rows is None:
+            return parquet_shards.copy(lake.uri, item.shard, layout.root, path)
+        table, groups = parquet_shards.read_rows(lake.uri, item.shard, item.rows)
         file = parquet_shards.write(
             layout.root, path, [table], layout.kind, layout.shape, label=item.shard.label, split="train"
         )
         parquet_shards.require_rows(storage.join(layout.root, path), file.rows, item.count)
-        files.append(file)
-    return files, group_counts
+        return file, groups
+
+    with ThreadPoolExecutor(COPIERS) as pool:
+        copies = list(pool.map(copied, selected))
+    return [file for file, _ in copies], {
+        item.shard.path: groups for item, (_, groups) in zip(selected, copies, strict=True)
+    }
 
 
 def _shuffle_on_ray(

@@ -12,10 +12,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
+import torch
 
+from pipeline.data import parquet_shards
 from pipeline.data.batch import Batch, lanes_of
-from pipeline.data.decode import Units, batch_of, columns_of
+from pipeline.data.decode import batch_of, columns_of
 from pipeline.data.partition import LaneFile, Partition
+from pipeline.data.units import Units
 
 
 def files_to_read(partition: Partition, rank: int, world_size: int, start_step: int = 0) -> list[LaneFile]:
@@ -33,25 +36,34 @@ def assemble(
 
     Raises `RuntimeError` when a row is missing, repeated or out of place.
     """
-    manifest, b = partition.manifest, partition.lane_batch
-    supply, units = _Supply(tables), Units(manifest.scale, manifest.statistics)
+    supply = _Supply(tables)
     for segment in sorted({file.segment for file in files}):
         lanes = [file for file in files if file.segment == segment]
-        tables_of_lanes = [supply.take(file.rows, file.path) for file in lanes]
-        steps = lanes[0].rows // b
-        first = segment * manifest.segment_steps
-        for file, table in zip(lanes, tables_of_lanes):
-            expected = (np.arange(first, first + steps) * manifest.batch_size + file.lane * b)[
-                :, None
-            ] + np.arange(b)
-            if not np.array_equal(table["position"].to_numpy(), expected.ravel()):
-                raise RuntimeError(
-                    f"{partition.uri}/{file.path}: rows came out of place; remove the partition and run again"
-                )
-        parts = [columns_of(table, manifest.kind, manifest.shape) for table in tables_of_lanes]
-        for step in range(max(start_step - first, 0), steps):
-            yield batch_of(parts, slice(step * b, (step + 1) * b), manifest.kind, units)
+        parts = [supply.take(file.rows, file.path) for file in lanes]
+        first = segment * partition.manifest.segment_steps
+        yield from batches_of(partition, lanes, parts, first, start_step)
     supply.require_empty(partition.uri)
+
+
+def batches_of(
+    partition: Partition, lanes: Sequence[LaneFile], tables: Sequence[pa.Table], first: int, start_step: int
+) -> Iterator[Batch]:
+    """The steps from `first` on whose rows `tables` hold, one table for each of `lanes`; none before
+    `start_step`. Raises `RuntimeError` when a row is out of place."""
+    manifest, b = partition.manifest, partition.lane_batch
+    units, pinned = Units(manifest.scale, manifest.statistics), torch.cuda.is_available()
+    steps = tables[0].num_rows // b
+    for file, table in zip(lanes, tables, strict=True):
+        starts = np.arange(first, first + steps) * manifest.batch_size + file.lane * b
+        if not np.array_equal(
+            parquet_shards.integers(table["position"]), (starts[:, None] + np.arange(b)).ravel()
+        ):
+            raise RuntimeError(
+                f"{partition.uri}/{file.path}: rows came out of place; remove the partition and run again"
+            )
+    parts = [columns_of(table, manifest.kind, manifest.shape) for table in tables]
+    for step in range(max(start_step - first, 0), steps):
+        yield batch_of(parts, slice(step * b, (step + 1) * b), units, pinned=pinned)
 
 
 def ahead(batches: Iterator[Batch], depth: int = 2) -> Iterator[Batch]:

@@ -15,7 +15,7 @@ SMALLEST = 1 << 20  # bytes of a block; files are blocks, smaller ones go togeth
 
 
 def retain_stream(partition: Partition, rank: int, world_size: int, start_step: int = 0) -> Iterator[Batch]:
-    """The rank's part of each global batch from `start_step` on: the same rows as `stream_local` gives.
+    """The rank's part of each global batch from `start_step` on, as `retain_stream_local` gives it.
 
     One task reads all the rank's files in order and yields them as it goes: the project's own reader waits
     out a busy store and counts the rows, and the task waits when few blocks are taken, so what is held ahead

@@ -16,10 +16,10 @@ from models.generative import build
 from models.judge import build_judge
 from models.pixels import unit_to_pixels
 from pipeline.config import UnlearnConfig
-from pipeline.data.decode import Units
 from pipeline.data.lake import Lake
 from pipeline.data.selection import without
 from pipeline.data.stand_ins import Drawn, StandIns
+from pipeline.data.units import Units
 from pipeline.errors import InputError
 from pipeline.evaluation.partials import Shard
 from pipeline.evaluation.sampling import plan, sample_blocks

@@ -1,11 +1,11 @@
-"""The unlearning loop on Ray Train's workers: streams by Ray Data, everything else as without Ray.
+"""The unlearning loop on Ray Train's workers, as without Ray; where asked for, Ray Data reads the lanes.
 
 A worker that starts, for the first time or after any death, goes on from the last checkpoint that lies under
 the run.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from pipeline import config as configuration
 from pipeline import storage
 from pipeline.config import UnlearnConfig
 from pipeline.data import retain_stream_ray
+from pipeline.data.batch import Batch
 from pipeline.data.partition import find_partition
 from pipeline.evaluation.context import EvalContext
 from pipeline.evaluation.portions import Portions
@@ -91,6 +92,9 @@ def _worker(arguments: dict[str, Any]) -> dict[str, Any] | None:
     partition = find_partition(arguments["partition_uri"])
     assert partition is not None
 
+    def by_ray(start: int) -> Iterator[Batch]:
+        return retain_stream_ray.retain_stream(partition, collectives.rank, collectives.world_size, start)
+
     # What the run is computed from, and where it goes on.
     inputs = assemble(
         config,
@@ -98,9 +102,7 @@ def _worker(arguments: dict[str, Any]) -> dict[str, Any] | None:
         Sources.of(arguments),
         collectives=collectives,
         device=device,
-        retain=lambda start: retain_stream_ray.retain_stream(
-            partition, collectives.rank, collectives.world_size, start
-        ),
+        retain=by_ray if config.partition.reader == "ray" else None,
     )
     start = latest_checkpoint(run_uri, collectives)
     mark("assembled")

@@ -18,6 +18,7 @@ from pipeline.data.batch import Batch
 from pipeline.data.cycle import Cycle
 from pipeline.data.parquet_shards import FLIP_MARK
 from pipeline.data.partition import Partition
+from pipeline.data.retain_stream import ahead
 from pipeline.data.tombstones import open_lake
 from pipeline.evaluation.context import JUDGE, EvalContext, EvalSpec
 from pipeline.evaluation.feature_statistics import Moments, merged
@@ -63,7 +64,7 @@ def assemble(
     retain: Callable[[int], Iterator[Batch]] | None = None,
 ) -> Inputs:
     """Base weights and judge on `device`, the forget side in memory. `retain` streams this rank's retain
-    rows; without it they are read by plain pyarrow."""
+    rows; without it this process reads them itself, ahead of the steps."""
     model, to_pixels = _base_model(config, sources.model_uri, device)
     judge, uniformity_judge = _judge(sources.judge_uri, device), sources.subject.get("uniformity_judge")
     retained_rows, forget = _first_retained(partition), partition.forget()
@@ -81,7 +82,7 @@ def assemble(
         model=model,
         streams=Streams(
             retain=retain
-            or (lambda start: retain_stream_local.retain_stream(partition, rank, world_size, start)),
+            or (lambda start: ahead(retain_stream_local.retain_stream(partition, rank, world_size, start))),
             forget=Cycle(forget, config.seed, "forget"),
             exchange=None if shown_instead is None else Cycle(shown_instead, config.seed, "exchange"),
         ),

@@ -103,18 +103,20 @@ def noised_rows(
     relabel: Relabel | None = None,
 ) -> Rows:
     """`batch` with its noise, its labels as `relabel` says (as they are without it)."""
-    latent = batch.std is not None
+    latent = len(batch.stored) > 1
     draws, uniform = [], []
     for sample_id, occurrence in zip(batch.sample_id, batch.occurrence, strict=True):
         g = generator(seed, step, term, sample_id, occurrence)
         draws.append(model.sample_noise(g, latent=latent))
         uniform.append(torch.rand((), generator=g))
-    x0 = batch.mean
-    if batch.std is not None:
-        x0 = x0 + batch.std * torch.stack([n.posterior for n in draws if n.posterior is not None])
+    rows = batch.stored_on(device)
+    x0 = rows.mean
+    if rows.std is not None:
+        posterior = torch.stack([n.posterior for n in draws if n.posterior is not None])
+        x0 = x0 + rows.std * _moved(posterior, device)
     y, target_y = relabel(batch.y, torch.stack(uniform)) if relabel else (batch.y, batch.y)
     t, eps = torch.stack([n.t for n in draws]), torch.stack([n.eps for n in draws])
-    x0, y, target_y, t, eps = (_moved(tensor, device) for tensor in (x0, y, target_y, t, eps))
+    y, target_y, t, eps = (_moved(tensor, device) for tensor in (y, target_y, t, eps))
     return Rows(x0=x0, y=y, target_y=target_y, noise=Noise(t=t, eps=eps))
 
 

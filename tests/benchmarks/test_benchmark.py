@@ -1,6 +1,6 @@
-"""The step benchmark on a small model: the modes agree, the figures are all there."""
+"""The step benchmark on a small model: the modes agree, the figures are all there. The simulated lake."""
 
-from pipeline.benchmarks import checks, gpu
+from pipeline.benchmarks import checks, gpu, lake
 from pipeline.benchmarks.step import run
 from pipeline.config import BenchmarkConfig, parse
 
@@ -48,3 +48,11 @@ def test_the_benchmark_of_a_card_measures_every_kind_in_small() -> None:
     )
     assert {one["reads"] for one in at["host_reads_a_step"].values()} == {1}
     assert result["sampler"]["images_a_second"] and result["depth_weights"]["depth_weights_over_finetune"]
+
+
+def test_a_simulated_lake_gives_a_partition_that_reads_little_beside_what_it_takes() -> None:
+    small = {"rows": 9000, "classes": 3, "batch": 8, "steps": 2}
+    figures = lake.run(parse(BenchmarkConfig, {"benchmark": "lake", "lake": small}))
+    assert figures["shards"] == 6 and set(lake.BOUNDS) <= figures.keys()
+    assert 1 < figures["read_over_used"] < lake.BOUNDS["read_over_used"]
+    assert figures["sides_mb"] > 2 * 3000 * 16384 / 1e6 and figures["partition_seconds"] > 0

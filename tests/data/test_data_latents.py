@@ -13,10 +13,10 @@ from test_data_preprocess import encoded, picture
 from pipeline import storage
 from pipeline.config import PrepareConfig, parse
 from pipeline.data import ingest_ray, parquet_shards, retain_stream_local
-from pipeline.data.decode import Units
 from pipeline.data.lake import Class, Encoding, Lake, Manifest
 from pipeline.data.parquet_shards import Statistics
 from pipeline.data.partition_ray import build_partition
+from pipeline.data.units import Units
 from pipeline.data.vae_encoder import read_statistics
 from pipeline.errors import InputError
 
@@ -153,8 +153,8 @@ def test_latents_are_streamed_in_the_models_units(
             assert np.array_equal(batch.mean[row].numpy(), mean * np.float32(SCALE))
             assert np.array_equal(batch.std[row].numpy(), std * np.float32(SCALE))
     units = Units(SCALE, statistics)
-    latents = random.normal(0, 5, (3, 4, 8, 8)).astype(np.float32)
-    assert torch.allclose(units.stored(units.mean(latents.copy())), torch.from_numpy(latents), atol=1e-5)
+    latents = torch.from_numpy(random.normal(0, 5, (3, 4, 8, 8)).astype(np.float32))
+    assert torch.allclose(units.stored(units.mean(latents)), latents, atol=1e-5)
     # what has none is written as it was before there were any
     assert ("statistics" in manifest.model_dump(mode="json")["encoder"]) == (statistics is not None)
 

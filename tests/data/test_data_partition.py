@@ -14,12 +14,14 @@ import torch
 from pipeline import storage
 from pipeline.config import UnlearnConfig
 from pipeline.data import parquet_shards, retain_stream_local, retain_stream_ray
+from pipeline.data import partition as partition_module
 from pipeline.data.cycle import Cycle
 from pipeline.data.lake import Lake
-from pipeline.data.partition import Partition, partition_key, stream_order
+from pipeline.data.partition import Partition, partition_key
 from pipeline.data.partition_ray import build_partition
 from pipeline.data.retain_stream import ahead, assemble, files_to_read, lanes_of
 from pipeline.data.selection import selections
+from pipeline.data.stream_order import computed_order, sorted_order
 from pipeline.errors import InputError
 
 STEPS, BATCH, LANES = 44, 64, 4
@@ -72,6 +74,15 @@ def test_rows_carry_their_own_pixels_and_labels(partition: Partition, digits_lak
     ]:
         same = lake.take([row_of[name] for name in batch.sample_id])
         assert torch.equal(same.mean, batch.mean) and torch.equal(same.y, batch.y)
+
+
+def test_rows_are_widened_where_they_are_looked_at(partition: Partition) -> None:
+    batch = next(retain_stream_local.retain_stream(partition, 0, 2))
+    taken = batch.take([3, 1])
+    assert [tensor.dtype for tensor in (*batch.stored, *taken.stored)] == [torch.uint8] * 2
+    assert torch.equal(batch.mean, batch.stored[0].float() / 127.5 - 1) and batch.std is None
+    assert torch.equal(taken.mean, batch.mean[[3, 1]]) and batch.stored_on(torch.device("cpu")) is batch
+    assert batch.stored_on(torch.device("meta")).mean.device.type == "meta"
 
 
 @pytest.mark.parametrize("start", [1, 8, 13, 43, 44])
@@ -228,7 +239,14 @@ def test_forget_side_opens_only_the_forgotten_classes_files(
             opened.append(path.rsplit("/data/", 1)[1])
         return original(self, path, mode, *args, **kwargs)
 
+    whole = parquet_shards.copy
+
+    def copying(root: str, shard: parquet_shards.Shard, *to: str) -> tuple[parquet_shards.Shard, int]:
+        opened.append(shard.path.removeprefix("data/"))
+        return whole(root, shard, *to)
+
     monkeypatch.setattr(type(fs), "open", counting)
+    monkeypatch.setattr(parquet_shards, "copy", copying)
     config = unlearn_config(
         request={"classes": [1, 4], "exchange": {1: 7, 4: 7}, "retain": "exchange"},
         optim={"batch_size": 8, "max_steps": 2},
@@ -479,16 +497,55 @@ def test_named_ids_are_looked_up_once_for_check_and_partition(
     assert len(read) == 4 and sum(item.count for item in other) == 3
 
 
-def test_stream_order_is_a_permutation_per_pass_and_stratified() -> None:
+def test_sorted_order_is_a_permutation_per_pass_and_stratified() -> None:
     labels = np.repeat([0, 1, 2], [10, 100, 1000])
-    order = stream_order(labels, 3000, seed=5)
+    order = sorted_order(labels, 3000, seed=5)
     for number in range(2):
         assert sorted(order[number * 1110 : (number + 1) * 1110]) == list(range(1110))
     assert not np.array_equal(order[:1110], order[1110:2220])
     for tenth in np.split(labels[order[:1110]], 10):
         assert np.bincount(tenth, minlength=3).tolist()[0] in (0, 1, 2) and 7 <= np.bincount(tenth)[1] <= 13
-    assert np.array_equal(order, stream_order(labels, 3000, seed=5))
-    assert not np.array_equal(order, stream_order(labels, 3000, seed=6))
+    assert np.array_equal(order, sorted_order(labels, 3000, seed=5))
+    assert not np.array_equal(order, sorted_order(labels, 3000, seed=6))
+
+
+@pytest.mark.parametrize("class_rows", [[10, 100, 1000], [1], [3, 1, 7, 2], [40] * 30])
+def test_computed_order_is_a_permutation_per_pass_and_stratified(class_rows: list[int]) -> None:
+    n = sum(class_rows)
+    order = computed_order(class_rows, 3 * n, seed=5)
+    for number in range(3):
+        assert sorted(order[number * n : (number + 1) * n]) == list(range(n))
+    assert np.array_equal(order[: 2 * n + 1], computed_order(class_rows, 2 * n + 1, seed=5)), "cut anywhere"
+    labels = np.repeat(np.arange(len(class_rows)), class_rows)[order]
+    for start in range(0, n - n // 10, max(1, n // 10)):  # a tenth holds a tenth of every class
+        tenth = np.bincount(labels[start : start + n // 10], minlength=len(class_rows))
+        assert np.abs(tenth - np.array(class_rows) * (n // 10) / n).max() <= 4
+    if n > 100:
+        assert not np.array_equal(order[:n], order[n : 2 * n])
+        assert not np.array_equal(order, computed_order(class_rows, 3 * n, seed=6))
+        inside = order[:n][labels[:n] == len(class_rows) - 1]  # rows of the last class, as they come
+        assert abs(np.corrcoef(inside[:-1], inside[1:])[0, 1]) < 4 / len(inside) ** 0.5
+
+
+def test_a_large_lake_has_the_computed_order_and_goes_on_with_a_partition_of_before(
+    unlearn_config, digits_lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = unlearn_config(partition={"lanes": 2, "segment_steps": 8})
+    monkeypatch.setattr(partition_module, "COMPUTED_FROM", 1000)
+    large = build_partition(config, digits_lake)
+    assert (
+        large.manifest.key["order"] == "computed" and len(large_batches := global_batches(large, 1)) == STEPS
+    )
+    assert global_batches(large, 2) == large_batches
+    test_passes_take_every_retained_row_once_and_evenly(large, digits_lake)
+    storage.remove(large.uri)
+    monkeypatch.setattr(partition_module, "COMPUTED_FROM", 10**7)
+    small = build_partition(config, digits_lake)
+    assert "order" not in small.manifest.key
+    assert global_batches(small, 1) != large_batches
+    monkeypatch.setattr(partition_module, "COMPUTED_FROM", 1000)
+    again = build_partition(config, digits_lake)
+    assert again.reused and again.digest == small.digest != large.digest
 
 
 def test_cycle_is_the_same_at_every_world_size(digits_lake: Lake) -> None:

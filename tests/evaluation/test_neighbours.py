@@ -29,7 +29,7 @@ def images(label: int, predictions: list[list[float]]) -> Batch:
     mean = torch.zeros(len(predictions), 1, 2, 2)
     mean.view(len(predictions), 4).copy_(torch.tensor(predictions))
     names = tuple(f"{label}-{index}" for index in range(len(predictions)))
-    return Batch(
+    return Batch.of(
         sample_id=names,
         occurrence=(0,) * len(predictions),
         y=torch.full((len(predictions),), label),

@@ -73,7 +73,7 @@ def images(labels: Sequence[int], split: str) -> Batch:
     names = tuple(f"{split}-{c}-{k}" for c in labels for k in range(40 if split == "train" else 16))
     y = torch.tensor([int(name.split("-")[1]) for name in names])
     noise = torch.stack([torch.randn(1, 4, 4, generator=generator(0, name)) for name in names])
-    return Batch(
+    return Batch.of(
         sample_id=names, occurrence=(0,) * len(y), y=y, mean=(PATTERNS[y] + 0.1 * noise).clamp(-1, 1)
     )
 

@@ -25,7 +25,7 @@ def rows(each: int, seed: int) -> Batch:
     patterns[2, :, ::2] = -1
     y = torch.arange(3).repeat(each)
     mean = (patterns[y] + 0.3 * torch.randn(len(y), 3, 16, 16, generator=g)).clamp(-1, 1)
-    return Batch(sample_id=tuple(map(str, range(len(y)))), occurrence=(0,) * len(y), y=y, mean=mean)
+    return Batch.of(sample_id=tuple(map(str, range(len(y)))), occurrence=(0,) * len(y), y=y, mean=mean)
 
 
 def trained(**more: Any) -> Judge:

@@ -142,7 +142,7 @@ def test_noise_is_keyed_by_seed_step_term_and_sample_alone() -> None:
     assert torch.equal(some.noise.t, rows.noise.t[order]) and torch.equal(
         some.noise.eps, rows.noise.eps[order]
     )
-    again = Batch(sample_id=batch.sample_id, occurrence=(1,) * len(batch), y=batch.y, mean=batch.mean)
+    again = Batch.of(sample_id=batch.sample_id, occurrence=(1,) * len(batch), y=batch.y, mean=batch.mean)
     for other in (drawn(batch, seed=1), drawn(batch, step=2), drawn(batch, term="forget"), drawn(again)):
         assert (other.noise.eps - rows.noise.eps).abs().amax(dim=(1, 2, 3)).min() > 0.1
         assert not torch.equal(other.noise.t, rows.noise.t)
@@ -150,7 +150,7 @@ def test_noise_is_keyed_by_seed_step_term_and_sample_alone() -> None:
 
 def test_latents_are_drawn_from_their_posterior() -> None:
     batch = tiny_batch([0, 2], each=300)
-    latent = Batch(
+    latent = Batch.of(
         sample_id=batch.sample_id,
         occurrence=batch.occurrence,
         y=batch.y,

@@ -51,7 +51,7 @@ def resnet(**more: Any) -> nn.Module:
     judge = build_judge(resnet_description(shape=(3, 16, 16), num_classes=2, class_names=["a", "b"], width=4))
     initialise(judge.net, generator(0, "judge"))
     mean = torch.rand(32, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    rows = Batch(
+    rows = Batch.of(
         sample_id=tuple(map(str, range(32))), occurrence=(0,) * 32, y=torch.arange(32) % 2, mean=mean
     )
     train_judge(judge, rows, noise=0.1, shift=1, clip=None, precision="bf16", **COMMON, **more)

@@ -80,7 +80,7 @@ def own_rows(method: str, rows: StepRows, given: Preparation, memory: Memory) ->
     if METHODS[method].forget_rows is None:
         return rows
     names = tuple(f"forget-{k}" for k in range(len(rows.forget)))
-    batch = Batch(sample_id=names, occurrence=(0,) * len(names), y=rows.forget.y, mean=rows.forget.x0)
+    batch = Batch.of(sample_id=names, occurrence=(0,) * len(names), y=rows.forget.y, mean=rows.forget.x0)
     change = METHODS[method].forget_rows
     assert change is not None
     return replace(rows, forget=change(rows.forget, batch, given, memory, 1))

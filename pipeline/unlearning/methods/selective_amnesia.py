@@ -104,7 +104,7 @@ def drawn(preparation: Preparation, labels: list[int], name: str) -> Batch:
                 net=net,
             )
     model.net.train(training)
-    return Batch(
+    return Batch.of(
         sample_id=tuple(f"{name} {k}" for k in range(len(labels))),
         occurrence=(0,) * len(labels),
         y=torch.tensor(labels),
