@@ -43,6 +43,22 @@ PLANTED = "planted-wJalrXUtnFEMI"
         ("aws_secret_access_key = abc123", "aws_secret_access_key = ***", "abc123"),
         ("hf_token: abc123", "hf_token: ***", "abc123"),
         ("private_key: abc123", "private_key: ***", "abc123"),
+        ("token: S3cr3tV4lue99", "token: ***", "S3cr3t"),
+        ("pass=S3cr3tV4lue99", "pass=***", "S3cr3t"),
+        ("Cookie: session=S3cr3tV4lue99; b=2", "Cookie: ***", "S3cr3t"),
+        ("Authorization: S3cr3tV4lue99", "Authorization: ***", "S3cr3t"),
+        ("curl -u user:S3cr3tV4lue99 https://h", "curl -u user:*** https://h", "S3cr3t"),
+        ("curl --user 'user:S3cr3tV4lue99' x", "--user 'user:***' x", "S3cr3t"),
+        ("x --api-key S3cr3tV4lue99 y", "--api-key *** y", "S3cr3t"),
+        ("password:\n  S3cr3tV4lue99", "password:\n  ***", "S3cr3t"),
+        ("user:S3cr3tV4lue99@host:5000/x", "user:***@host:5000/x", "S3cr3t"),
+        ("mysql://root:S3cr3tV4lue99@/db", "mysql://root:***@/db", "S3cr3t"),
+        ("https%3A%2F%2Fuser%3AS3cr3tV4lue99%40h", "https%3A%2F%2Fuser%3A***%40h", "S3cr3t"),
+        ("xoxb-1234567890-abcdefXYZ here", "*** here", "xoxb"),
+        ("https://hooks.slack.com/services/T00/B00/XyZ", "hooks.slack.com/services/***", "XyZ"),
+        ("with hf_abcdefghijklmnopqrst", "with ***", "hf_abc"),
+        ("with AKIAIOSFODNN7EXAMPLE", "with ***", "AKIA"),
+        ("with eyJhbGciOiJI.eyJzdWIiOiIx.SflKxw", "with ***", "Sfl"),
         ("-----BEGIN RSA PRIVATE KEY-----\nMIIE\nab\n-----END RSA PRIVATE KEY-----", "KEY-----***", "MIIE"),
     ],
 )
@@ -67,6 +83,9 @@ def test_passwords_in_uris(text: str, kept: str, gone: str) -> None:
         'auth_token: {file: "${SECRETS}/auth_token"}',
         "name: REDIS_PASSWORD\n  password:\n    valueFrom: {secretKeyRef: redis}",
         "sqlite:////data/mlflow.db",
+        "ghcr.io/org/image:release@sha256:0123456789abcdef",
+        "pass: 0.98765432, token: runs/digits/4, pwd: /home/user1/runs",
+        "the run --user of --token",
         "",
     ],
 )
@@ -87,6 +106,25 @@ def test_secrets_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, PLANTED)
         assert redact(PLANTED) == PLANTED
         monkeypatch.delenv(name)
+
+
+def test_other_forms_of_a_secret_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLACK_WEBHOOK_URL", "GITHUB_AUTH", "TOKENS", "DB_PASSWORDS", "JWT", "CONNECTION_STRING"):
+        monkeypatch.setenv(name, "planted /wJalr&x")
+        assert redact("a planted%20%2FwJalr%26x b cGxhbnRlZCAvd0phbHImeA== c") == "a *** b *** c"
+        monkeypatch.delenv(name)
+
+
+def test_nothing_below_a_key_that_names_a_secret() -> None:
+    values = {"auth_token": {"value": "plain", "n": 3}, "password": "plain", "key": "key.pem", "token": 3}
+    safe = {"auth_token": {"value": "***", "n": 3}, "password": "***", "key": "key.pem", "token": 3}
+    assert redacted(values) == safe
+
+
+@pytest.mark.parametrize("word", ["a", "a-", "a.", "a://:", "a_token", "user:", "x=1&", "a%3A%2F%2F"])
+def test_a_long_word_costs_what_its_length_says(word: str) -> None:
+    """What grows with its square would take an hour here."""
+    assert redact(word * (200_000 // len(word)) + " password=1").endswith("password=***")
 
 
 def test_a_dumped_configuration_reads_back_without_the_password() -> None:
