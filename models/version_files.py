@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,7 +24,8 @@ class ChangedError(ValueError):
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 by path of every file of the version in `folder`, but `LIST`, what MLflow leaves and bytecode.
 
-    A folder that is a link is a file whose content is where it leads: nothing below it goes unseen.
+    A folder that is a link is a file whose content is where it leads: nothing below it goes unseen. Raises
+    `ChangedError` for what is no file: a pipe, a device, a link that leads nowhere.
     """
     files = {}
     for parent, folders, names in os.walk(folder):
@@ -49,8 +51,12 @@ def digest_of(files: Mapping[str, str]) -> str:
 def write_list(folder: Path) -> str:
     """Write `LIST` into `folder`, which is complete; the version's digest."""
     files = digests(folder)
-    (folder / LIST).write_text(json.dumps(files, indent=1, sort_keys=True) + "\n")
+    (folder / LIST).write_text(_text(files))
     return digest_of(files)
+
+
+def _text(files: Mapping[str, str]) -> str:
+    return json.dumps(files, indent=1, sort_keys=True) + "\n"
 
 
 def require_as_listed(folder: Path) -> None:
@@ -60,8 +66,11 @@ def require_as_listed(folder: Path) -> None:
     calls this, is found only by who knows the digest from elsewhere.
     """
     try:
-        listed = dict(json.loads((folder / LIST).read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        text = (folder / LIST).read_text()
+        listed = dict(json.loads(text))
+        if text != _text(listed):
+            raise ValueError("it is not as it was written")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ChangedError(f"{folder}: {LIST} cannot be read ({error}); the version is not whole") from error
     if (change := first_difference(listed, digests(folder))) is not None:
         raise ChangedError(f"{folder}: {change} since it was registered")
@@ -93,7 +102,12 @@ def in_same_root(uri: str, base: str) -> str | None:
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a local file, computed once a process while the file stays as it is."""
-    state = path.stat()
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise ChangedError(f"{path}: a link that leads nowhere, or unreadable ({error.strerror})") from error
+    if not stat.S_ISREG(state.st_mode):
+        raise ChangedError(f"{path}: a pipe, socket or device, expected a file; remove it")
     return _file_digest(str(path), state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
 
 

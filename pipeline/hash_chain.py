@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
 from pipeline import storage
 from pipeline.errors import InputError
 
@@ -28,6 +30,9 @@ class LogError(InputError):
 @dataclass(frozen=True, kw_only=True)
 class Link:
     """One entry. A log's own fields are added by a subclass."""
+
+    # of what is read from disk: nothing but these fields, of these types
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
     number: int  # from 1
     time: str  # UTC, ISO 8601
@@ -96,9 +101,14 @@ def append(
 
 def _parse(kind: type[LinkT], uri: str, text: bytes, title: str) -> LinkT:
     try:
-        return kind(**json.loads(text))
-    except (ValueError, TypeError) as error:
-        raise LogError(f"{uri}: not an entry of the {title} ({error}); it was edited or damaged") from error
+        storage.json_value(text)  # a key that is there twice is none of ours
+        return TypeAdapter(kind).validate_json(text)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        reason = f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+    except (ValueError, RecursionError) as error:
+        reason = str(error)
+    raise LogError(f"{uri}: not an entry of the {title} ({reason}); it was edited or damaged")
 
 
 def _number(name: str) -> int | None:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import uuid
 from collections import Counter
 from collections.abc import Callable
@@ -35,6 +36,10 @@ CHECKSUMS = ("request_checksum_calculation", "response_checksum_validation")
 RESTORE = "restore it, or remove it and run the command that made it again"
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+class NotAFileError(InputError, OSError):
+    """What lies at a path cannot be read to an end: a folder, a pipe, a socket, a device."""
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -65,7 +70,7 @@ def exists(uri: str) -> bool:
 
 def read_bytes(uri: str) -> bytes:
     if is_local(uri):  # by far the most common call: a source's every image
-        return Path(uri.removeprefix("file://")).read_bytes()
+        return _read_local(uri.removeprefix("file://"))
     fs, path = filesystem(uri)
     return retrying(uri, "read", lambda: bytes(fs.cat_file(path)))
 
@@ -213,7 +218,12 @@ def read_model(uri: str, model: type[ModelT]) -> ModelT:
 
 
 def write_json(uri: str, value: Any) -> None:
-    write_bytes(uri, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+    write_bytes(uri, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """A JSON file of ours: `value` as it is written."""
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
 def write_text(uri: str, text: str) -> None:
@@ -286,6 +296,17 @@ def _place(target: Path, fill: Callable[[Path], Any]) -> None:
         _sync(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _read_local(path: str) -> bytes:
+    """A pipe is opened without waiting for who writes into it, and neither it nor a device is read."""
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise NotAFileError(f"{path}: is a pipe or a device, expected a file")
+            return file.read()
+    except IsADirectoryError as error:
+        raise NotAFileError(f"{path}: is a folder, expected a file") from error
 
 
 def _sync(path: Path) -> None:

@@ -20,12 +20,12 @@ OUTCOMES |= {"skipped": "not tried", "uncompared": "nothing to compare with"}
 
 def write_missing(storage_root: str, model_name: str, entries: Sequence[Entry]) -> None:
     """Write the last certificate of every version, and its page, where they are not there as they were
-    issued."""
+    issued: the log holds them."""
     issued = {entry.version: entry for entry in entries if entry.details.get("certificate")}
     for version, entry in issued.items():
         document = entry.details["certificate"]
         uri = alias_log.certificate_uri(storage_root, model_name, version)
-        if not storage.exists(uri):
+        if not storage.exists(uri) or storage.read_bytes(uri) != storage.json_bytes(document):
             storage.write_json(uri, document)
         if has_page(document) and page_state(storage_root, model_name, entry) in ("missing", "edited"):
             page = render(signing.said_in(document))

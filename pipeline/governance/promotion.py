@@ -51,6 +51,7 @@ def promote(config: RegistryConfig, *, dry_run: bool = False) -> tuple[int, Entr
     folder = local_copy(config.tracking, config.storage, version)
     _require_consistent(version, result, folder)
     version_check.require_config(version, entries, version_check.config_uri(config.storage, result["run_id"]))
+    version_check.require_result(version, entries, result)
     serving = alias_log.current(mlflow, name, CHAMPION) == number and champions(entries)[-1:] == [number]
     reasons = [f"the gate refuses it ({'; '.join(failed)})"] if (failed := refusals(result)) else []
     lost = [] if serving else _lost(config, mlflow, version, champions(entries))
@@ -224,11 +225,11 @@ def history(config: RegistryConfig) -> History:
             before[entry.number] = f"{entry.alias} had been moved to version {entry.came_from} by other means"
         last[entry.alias] = entry.version
     at = {alias: int(version) for alias, version in mlflow.get_registered_model(name).aliases.items()}
-    carried = {entry.alias: entry.version for entry in entries[:carried_out] if entry.alias}
+    expected = alias_log.positions(entries, carried_out)
     now = [
         f"{alias} is at version {at.get(alias, 'none')} in MLflow, the log says {last.get(alias, 'none')}"
         for alias in sorted({*at, *last})
-        if at.get(alias) not in (last.get(alias), carried.get(alias) if pending else last.get(alias))
+        if at.get(alias) not in expected.get(alias, {None})
     ]
     return History(entries=entries, pending=pending, before=before, now=now)
 
@@ -238,7 +239,11 @@ def refusals(result: Mapping[str, Any]) -> list[str]:
     never passes."""
     gate = result.get("gate") or {}
     checks = gate.get("checks") or []
-    failed = [_failed(check) for check in checks if check.get("passed") is not True]
+    failed = [
+        _failed(check)
+        for check in checks
+        if check.get("passed") is not True or isinstance(check.get("value"), str | list | dict)
+    ]
     if not checks:
         failed.append("its result holds no checks")
     if gate.get("passed") is not True and not failed:
@@ -248,11 +253,15 @@ def refusals(result: Mapping[str, Any]) -> list[str]:
 
 def _failed(check: Mapping[str, Any]) -> str:
     absent = "not reached" if check.get("name") in NOT_REACHED else "not measured"
-    value = absent if check.get("value") is None else f"{check['value']:.4g}"
+    value = absent if check.get("value") is None else _figure(check["value"])
     where = f" (class {check['class']})" if check.get("class") is not None else ""
-    bound = f", bound {check['bound']:g}" if check.get("bound") is not None else ""
+    bound = f", bound {_figure(check['bound'])}" if check.get("bound") is not None else ""
     reason = f": {check['reason']}" if check.get("reason") else ""
     return f"{check.get('name')} is {value}{where}{bound}{reason}"
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else f"{value!r}, which is no number"
 
 
 def result_of(storage_root: str, version: "ModelVersion") -> dict[str, Any]:

@@ -61,10 +61,17 @@ def opened(text: bytes, *, public_key: str | None = None) -> tuple[dict[str, Any
 
 
 def said_in(document: Mapping[str, Any]) -> dict[str, Any]:
-    """What a certificate of the log says, of any date; unchecked."""
+    """What a certificate of the log says, of any date; unchecked but for its form."""
     if "payload" not in document:
-        return dict(document)
-    return dict(verify_standalone.statement_of(document)["predicate"])
+        said = dict(document)
+    else:
+        try:
+            said = dict(verify_standalone.statement_of(document)["predicate"])
+        except (CertificateProblem, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CertificateError(f"certificate: not in its form ({error!r}): it was edited") from error
+    if not isinstance(said.get("model"), Mapping) or not isinstance(said.get("digest"), str):
+        raise CertificateError("certificate: not in its form, it has no model or no digest: it was edited")
+    return said
 
 
 def is_signed(document: Mapping[str, Any]) -> bool:

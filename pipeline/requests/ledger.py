@@ -41,6 +41,7 @@ DETAILS = {
     "audited": ("version", "passed"),
     **dict.fromkeys(("postponed", "reopened", "refused", "withdrawn"), ("reason",)),
 }
+KINDS = {"version": int, "run_id": str, "passed": bool, "reason": str}
 
 
 class NamedSamples(BaseModel):
@@ -260,6 +261,11 @@ def _state_after(entry: Entry, request: Request | None) -> State:
     for key in DETAILS.get(entry.move, ()):
         if key not in entry.details:
             raise LogError(f"entry {entry.number} of the ledger of requests: {entry.move} without its {key}")
+        if type(entry.details[key]) is not KINDS[key]:
+            raise LogError(
+                f"entry {entry.number} of the ledger of requests: its {key} is {entry.details[key]!r},"
+                f" expected a {KINDS[key].__name__}"
+            )
     following = MOVES[entry.move][1] or state
     assert following is not None, "a move that stays is made from a state"
     return following

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 CANDIDATE, CHAMPION = "candidate", "champion"
+ACTIONS = ("register", "promote", "rollback", "purge", "audit", "sign")
+# what the details of an entry have to hold, where it has them
+DETAILS = {"request": str, "tombstone": str, "certificate": dict, "runs": list, "vouches_for": int}
+NEEDED = {"purge": ("request", "tombstone"), "audit": ("labels",), "sign": ("vouches_for",)}
 KEY = "key"  # in the details of a signed entry: which key signs it
 LOG_TAG = "alias_log"  # on the registered model: "<number>:<digest>" of the last entry carried out
 
@@ -64,8 +68,11 @@ def read(storage_root: str, model_name: str) -> list[Entry]:
     signed one."""
     uri = storage.join(folder(storage_root, model_name), "log")
     entries = hash_chain.read(uri, Entry, "alias log")
-    signed = False
+    signed, champions = False, 0
     for entry in entries:
+        champions += (entry.alias == CHAMPION) * (-1 if entry.action == "rollback" else 1)
+        if problem := _problem(entry, champions):
+            raise LogError(f"{uri}: entry {entry.number}: {problem}; it was edited or forged")
         if (named := entry.details.get("model", model_name)) != model_name:
             raise LogError(f"{uri}: entry {entry.number} is about {named!r}: the log of another model")
         if entry.signature is None and (KEY in entry.details or (signed and entry.alias == CHAMPION)):
@@ -75,6 +82,25 @@ def read(storage_root: str, model_name: str) -> list[Entry]:
             )
         signed = signed or entry.signature is not None
     return entries
+
+
+def _problem(entry: Entry, champions: int) -> str | None:
+    """What no entry of ours has. `champions`: how many there were in a row after it, at the most."""
+    if entry.action not in ACTIONS:
+        return f"got action {entry.action!r}, expected one of {', '.join(ACTIONS)}"
+    if entry.alias not in ("", CANDIDATE, CHAMPION):
+        return f"got alias {entry.alias!r}, expected {CANDIDATE}, {CHAMPION} or none"
+    if entry.version < 1 or (entry.came_from or 1) < 1:
+        return f"got version {entry.version} after {entry.came_from}, expected numbers from 1"
+    if champions < 1 and entry.action == "rollback":
+        return "rolls back where there is no champion to go back to"
+    for key in NEEDED.get(entry.action, ()):
+        if key not in entry.details:
+            return f"a {entry.action} without its {key}"
+    for key, kind in DETAILS.items():
+        if (value := entry.details.get(key)) is not None and not isinstance(value, kind):
+            return f"{key} is a {type(value).__name__}, expected a {kind.__name__}"
+    return None
 
 
 def append(
@@ -207,8 +233,33 @@ def follow_log(
             if certificate := entry.details.get("certificate"):
                 storage.write_json(certificate_uri(storage_root, name, entry.version), certificate)
         for alias, entry in last.items():
-            mlflow.set_registered_model_alias(name, alias, str(entry.version))
+            _set_alias(mlflow, storage_root, name, alias, entry)
         mlflow.set_registered_model_tag(name, LOG_TAG, f"{pending[-1].number}:{pending[-1].digest}")
+
+
+def _set_alias(mlflow: "MlflowClient", storage_root: str, name: str, alias: str, entry: Entry) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        mlflow.set_registered_model_alias(name, alias, str(entry.version))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise LogError(
+            f"{storage.join(folder(storage_root, name), 'log')}: entry {entry.number} moves {alias} to version"
+            f" {entry.version}, which MLflow does not have: the entry is forged, or the version was deleted;"
+            " restore the log or MLflow's store from a copy"
+        ) from error
+
+
+def positions(entries: Sequence[Entry], carried: int) -> dict[str, set[int]]:
+    """Where each alias may be: at the log's end or, while an interrupted command waits, where the entries
+    that MLflow has, `carried` of them, left it."""
+    at: dict[str, set[int]] = {}
+    for part in (entries, entries[:carried]):
+        for alias, version in {entry.alias: entry.version for entry in part if entry.alias}.items():
+            at.setdefault(alias, set()).add(version)
+    return at
 
 
 def carried_out(mlflow: "MlflowClient", storage_root: str, name: str, entries: list[Entry]) -> int:

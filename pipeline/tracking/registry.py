@@ -2,7 +2,6 @@
 anywhere MLflow is."""
 
 import datetime
-import json
 import shutil
 import sys
 import tempfile
@@ -10,20 +9,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import models
 from models import version_files
 from models.block_list import HEAD
 from pipeline import storage
 from pipeline.config import Registry
 from pipeline.config.commands import command, registry_command
 from pipeline.errors import InputError
+from pipeline.redaction import redact
 from pipeline.tracking import alias_log, run_page, version_check
 from pipeline.tracking.alias_log import CANDIDATE as CANDIDATE
 from pipeline.tracking.alias_log import CHAMPION as CHAMPION
 from pipeline.tracking.honoured_requests import honoured as honoured
 from pipeline.tracking.honoured_requests import honoured_of, honoured_tags, passed, utc
 from pipeline.tracking.mlflow_runs import Tracker, client, tracking_uri
-from pipeline.weights import model_folder
+from pipeline.tracking.version_folder import save_pyfunc
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
     from mlflow.pyfunc import PyFuncModel
 
 RUN_ID_TAG = "run_id"
-FILES = {"config": model_folder.CONFIG, "weights": model_folder.WEIGHTS}
-HONOURED = "honoured.json"  # in a version's folder: which requests it honours, and where the ledger is
 LEDGER = "requests"  # the ledger's folder under the storage root
 
 
@@ -68,6 +65,7 @@ def register(
             **version_tags(result),
             version_check.VERSION: files_digest,
             **({version_check.CONFIG: config_digest} if config_digest else {}),
+            version_check.RESULT: version_check.result_digest(result),
         }
         version = int(
             # its place and not models:/<id>, which MLflow looks up in a global store
@@ -79,27 +77,42 @@ def register(
                 model_id=model.model_id,
             ).version
         )
+    else:
+        # of a call that was interrupted: what this one measured is what it leaves
+        mlflow.set_model_version_tag(
+            name, str(version), version_check.RESULT, version_check.result_digest(result)
+        )
     run_page.link_version(mlflow, tracker.mlflow_run_id, name, version, result)
-    entries = alias_log.follow_log(mlflow, tracker.storage_root, name, only=CANDIDATE)
+    _log_version(mlflow, tracker.storage_root, name, version)
+    return version
+
+
+def _log_version(mlflow: "MlflowClient", storage_root: str, name: str, version: int) -> None:
+    """Have the log name `version` and its digests, and candidate move to it where it is the newest."""
+    entries = alias_log.follow_log(mlflow, storage_root, name, only=CANDIDATE)
+    details = digests_of(mlflow, name, version)
     newest = max((entry.version for entry in entries if entry.alias == CANDIDATE), default=0)
     if version > newest:
         alias_log.change(
             mlflow,
-            tracker.storage_root,
+            storage_root,
             name,
             entries,
             action="register",
             alias=CANDIDATE,
             version=version,
-            details=digests_of(mlflow, name, version),
+            details=details,
         )
-    return version
+    elif not any(entry.version == version and entry.details.items() >= details.items() for entry in entries):
+        alias_log.note(mlflow, storage_root, name, action="register", version=version, details=details)
 
 
 def digests_of(mlflow: "MlflowClient", name: str, version: int) -> dict[str, str]:
-    """The digests that a version was registered with: of its files, and of its run's config.yaml."""
+    """The digests that a version was registered with: of its files, and of its run's config.yaml and
+    result."""
     tags = mlflow.get_model_version(name, str(version)).tags
-    return {key: tags[key] for key in (version_check.VERSION, version_check.CONFIG) if key in tags}
+    names = (version_check.VERSION, version_check.CONFIG, version_check.RESULT)
+    return {key: tags[key] for key in names if key in tags}
 
 
 def version_tags(result: Mapping[str, Any]) -> dict[str, str]:
@@ -143,70 +156,23 @@ def _serving(tracker: Tracker, result: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def save_pyfunc(
-    folder: str,
-    target: Path,
-    *,
-    image_shape: tuple[int, int, int],
-    serving: Mapping[str, Any] | None = None,
-) -> str:
-    """Write the MLflow model folder `target`: both files of `folder` at its top, the code to draw from them,
-    signature, example and, where they are given, the requests it honours. The digest of all its files."""
-    import mlflow.pyfunc
-    import numpy as np
-    import pandas as pd
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
-
-    described = storage.read_json(storage.join(folder, FILES["config"]))
-    sampler = described["sampler"]
-    packages = [
-        "mlflow",
-        "torch",
-        "safetensors",
-        "numpy",
-        "pandas",
-        *(["diffusers"] if "autoencoder" in described else []),
-    ]
-    signature = ModelSignature(
-        inputs=Schema([ColSpec("long", "label"), ColSpec("long", "seed")]),
-        outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *image_shape))]),
-        params=ParamSchema(
-            [
-                ParamSpec("cfg_scale", DataType.double, float(sampler["cfg_scale"])),
-                ParamSpec("steps", DataType.long, int(sampler["steps"])),
-                ParamSpec("batch", DataType.long, 8),
-            ]
-        ),
-    )
-    mlflow.pyfunc.save_model(
-        path=str(target),
-        python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-        code_paths=[str(Path(models.__file__).parent)],
-        signature=signature,
-        input_example=pd.DataFrame({"label": [0, 1], "seed": [0, 1]}),
-        pip_requirements=[f"{package}=={_installed(package)}" for package in packages],
-    )
-    description = Model.load(str(target))
-    for file in [*FILES.values(), model_folder.MANIFEST, model_folder.AUTOENCODER]:
-        if file in FILES.values() or storage.exists(storage.join(folder, file)):
-            storage.download(storage.join(folder, file), target / file)
-    if serving is not None:
-        (target / HONOURED).write_text(json.dumps(serving, indent=2) + "\n")
-    flavor = description.flavors["python_function"]
-    # at the top and not in artifacts/, so that the model's folder is itself a folder of weights
-    flavor["artifacts"] = {key: {"path": file, "uri": file} for key, file in FILES.items()}
-    # all that loading looks at; without a path of this machine
-    flavor["model_code_path"] = Path(flavor["model_code_path"]).name
-    description.save(str(target / "MLmodel"))
-    return version_files.write_list(target)
-
-
 def resolve(tracking: Registry, storage_root: str, which: str) -> "ModelVersion":
-    """The version of `tracking.model_name` with the alias or number `which`; raises `InputError` when there
-    is none."""
-    mlflow_client = client(tracking, storage_root, create=False)
-    return find_version(mlflow_client, tracking, storage_root, which)
+    """The version of `tracking.model_name` with the alias or number `which`. Raises `InputError` when there
+    is none, or when the alias was moved past the log, which says where it is."""
+    mlflow, name = client(tracking, storage_root, create=False), tracking.model_name
+    version = find_version(mlflow, tracking, storage_root, which)
+    entries = [] if which.isdigit() else alias_log.read(storage_root, name)
+    if which in (CANDIDATE, CHAMPION) and entries:
+        carried = alias_log.carried_out(mlflow, storage_root, name, entries)
+        expected = alias_log.positions(entries, carried).get(which, set())
+        if int(version.version) not in expected:
+            known = " or ".join(map(str, sorted(expected))) or "none"
+            promote = registry_command("promote", tracking, storage_root)
+            raise version_check.VersionError(
+                f"{name}: {which} is at version {version.version} in MLflow, the log says {known}: it was"
+                f" moved by other means; `{promote}` or `rollback` brings the two together"
+            )
+    return version
 
 
 def load_version(tracking: Registry, storage_root: str, version: "ModelVersion") -> "PyFuncModel":
@@ -243,11 +209,16 @@ def unchecked_copy(tracking: Registry, storage_root: str, version: "ModelVersion
     source = client(tracking, storage_root, create=False).get_model_version_download_uri(
         version.name, version.version
     )
-    return Path(
-        mlflow.artifacts.download_artifacts(
+    try:
+        folder = mlflow.artifacts.download_artifacts(
             artifact_uri=source, tracking_uri=tracking_uri(tracking, storage_root)
         )
-    )
+    except ValueError as error:
+        raise version_check.VersionError(
+            f"{version.name} version {version.version}: its files are not where MLflow says, {redact(source)}"
+            f" ({redact(str(error))}); restore them from a copy"
+        ) from error
+    return Path(folder)
 
 
 def require_registered(mlflow: "MlflowClient", tracking: Registry, storage_root: str) -> "RegisteredModel":
@@ -336,9 +307,3 @@ def _require_model(mlflow: "MlflowClient", name: str) -> None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-
-
-def _installed(package: str) -> str:
-    from importlib.metadata import version
-
-    return version(package).split("+")[0]

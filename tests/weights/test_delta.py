@@ -113,7 +113,7 @@ def test_a_registered_delta_samples_what_the_whole_samples(
 ) -> None:
     import mlflow.pyfunc
 
-    from pipeline.tracking.registry import save_pyfunc
+    from pipeline.tracking.version_folder import save_pyfunc
 
     model_folder.write(str(tmp_path / "full"), base.config, {**base.state, **trained}, {})
     rows = pd.DataFrame({"label": [1, 7], "seed": [0, 3]})
