@@ -12,10 +12,8 @@ import hashlib
 import json
 import os
 import shutil
-import stat
 import uuid
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +23,10 @@ from fsspec.core import url_to_fs
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import InputError
+from pipeline.local_files import NotAFileError as NotAFileError
+from pipeline.local_files import place, read_local
+from pipeline.local_files import require_file as require_file
+from pipeline.local_files import without_new_empty_folders as without_new_empty_folders
 from pipeline.retries import StorageError as StorageError
 from pipeline.retries import retrying as retrying
 from pipeline.uris import absolute as absolute
@@ -36,10 +38,6 @@ CHECKSUMS = ("request_checksum_calculation", "response_checksum_validation")
 RESTORE = "restore it, or remove it and run the command that made it again"
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
-
-
-class NotAFileError(InputError, OSError):
-    """What lies at a path cannot be read to an end: a folder, a pipe, a socket, a device."""
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -70,7 +68,7 @@ def exists(uri: str) -> bool:
 
 def read_bytes(uri: str) -> bytes:
     if is_local(uri):  # by far the most common call: a source's every image
-        return _read_local(uri.removeprefix("file://"))
+        return read_local(uri.removeprefix("file://"))
     fs, path = filesystem(uri)
     return retrying(uri, "read", lambda: bytes(fs.cat_file(path)))
 
@@ -96,7 +94,7 @@ def write_bytes(uri: str, data: bytes) -> None:
     renamed into place."""
     fs, path = filesystem(uri)
     if is_local(uri):
-        _place(Path(path), lambda temporary: temporary.write_bytes(data))
+        place(Path(path), lambda temporary: temporary.write_bytes(data))
     else:
         retrying(uri, "write", lambda: fs.pipe_file(path, data))
 
@@ -133,7 +131,7 @@ def upload(source: Path, uri: str) -> None:
     """Copy a local file to `uri`, all of it or nothing."""
     fs, path = filesystem(uri)
     if is_local(uri):
-        _place(Path(path), lambda temporary: shutil.copyfile(source, temporary))
+        place(Path(path), lambda temporary: shutil.copyfile(source, temporary))
     else:
         retrying(uri, "write", lambda: fs.put_file(str(source), path))
 
@@ -141,7 +139,7 @@ def upload(source: Path, uri: str) -> None:
 def download(uri: str, target: Path) -> None:
     """Copy the file at `uri` to a local path, all of it or nothing."""
     fs, path = filesystem(uri)
-    _place(target, lambda temporary: retrying(uri, "read", lambda: fs.get_file(path, str(temporary))))
+    place(target, lambda temporary: retrying(uri, "read", lambda: fs.get_file(path, str(temporary))))
 
 
 def remove(uri: str) -> None:
@@ -262,16 +260,11 @@ def arrow_filesystem(uri: str) -> Any:
 def require_writable(uri: str) -> None:
     """Raise `InputError` unless an object can be written and removed under `uri`; leaves nothing behind."""
     probe = join(uri, f".writable-{uuid.uuid4().hex[:8]}")
-    folders = []
-    if is_local(uri):  # remember which parents do not exist yet, to leave none behind
-        parent = Path(uri)
-        while not parent.exists():
-            folders.append(parent)
-            parent = parent.parent
     try:
-        write_bytes(probe, b"")
-        fs, path = filesystem(probe)
-        fs.rm_file(path)
+        with without_new_empty_folders(uri):
+            write_bytes(probe, b"")
+            fs, path = filesystem(probe)
+            fs.rm_file(path)
     except InputError:
         raise
     except Exception as error:
@@ -279,44 +272,6 @@ def require_writable(uri: str) -> None:
             f"storage {uri!r} cannot be written ({type(error).__name__}: {error}); "
             "expected a writable folder or bucket: pass --set storage=<uri>"
         ) from error
-    finally:
-        for parent in folders:
-            if parent.is_dir() and not any(parent.iterdir()):
-                parent.rmdir()
-
-
-def _place(target: Path, fill: Callable[[Path], Any]) -> None:
-    """Fill a temporary file beside `target` and rename it into place."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        fill(temporary)
-        _sync(temporary)
-        temporary.replace(target)
-        _sync(target.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _read_local(path: str) -> bytes:
-    """A pipe is opened without waiting for who writes into it, and neither it nor a device is read."""
-    try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise NotAFileError(f"{path}: is a pipe or a device, expected a file")
-            return file.read()
-    except IsADirectoryError as error:
-        raise NotAFileError(f"{path}: is a folder, expected a file") from error
-
-
-def _sync(path: Path) -> None:
-    """Have the disk hold what was written: a rename may reach it before the bytes do, and a power cut between
-    leaves an empty file."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _list(uri: str, *, deep: bool) -> list[str]:

@@ -17,7 +17,8 @@ CODE = sorted(
 
 ROOMS = (  # a room may import those above it
     "models",
-    *("errors", "seeding", "redaction", "uris", "retries", "storage", "fetching", "hash_chain", "lease"),
+    *("errors", "seeding", "redaction", "uris", "retries", "local_files", "storage", "fetching"),
+    *("hash_chain", "lease"),
     "config",
     "runtime",
     "weights",

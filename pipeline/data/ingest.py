@@ -260,6 +260,18 @@ def task_digest(task: Task) -> str:
     return text.hexdigest()
 
 
+def remove_rejecting(tasks: Sequence[Task], outcomes: Sequence[Made]) -> None:
+    """Remove the shards in which images were rejected, and their notes: once those are mended, the same
+    places are to be read again."""
+    by_digest = {outcome.task: outcome for outcome in outcomes if outcome.rejected}
+    for task in tasks:
+        outcome = by_digest.get(task_digest(task))
+        if outcome is not None:
+            storage.remove(_note(task))
+            if outcome.shard is not None:
+                storage.remove(storage.join(task.root, outcome.shard.path))
+
+
 def remove_leftovers(uri: str, shards: Sequence[Shard]) -> None:
     """Remove the notes, and what a killed run left beside the shards that the manifest names."""
     storage.remove(storage.join(uri, PROGRESS))

@@ -24,19 +24,21 @@ from pipeline.data.ingest import (
     read_pixels,
     rejected_table,
     remove_leftovers,
+    remove_rejecting,
     write_shard,
 )
 from pipeline.data.lake import MANIFEST, Lake, Manifest, find_lake, lake_uri
 from pipeline.data.lake_manifest import manifest_of, passed_over, require_all, require_same_settings
 from pipeline.data.lake_rewrite import affected, require_nothing_buried, rewrite
 from pipeline.data.sources import completed, open_source, regroup
-from pipeline.data.sources.base import Item, RawImages, require_unique
+from pipeline.data.sources.base import Item, RawImages, require_training_images, require_unique
 from pipeline.data.tombstones import buried, require_not_buried, without_buried
 from pipeline.data.vae_encoder import Encoder, Plan, plan_encoding
 from pipeline.errors import InputError
 from pipeline.runtime.progress import Progress
 
-REJECTED = "rejected.parquet"
+REJECTED, REGROUPED = "rejected.parquet", "regrouped"
+LEASE = "lease"
 LEASE_S = 60.0  # renewed while it works; how long a machine that went away keeps others out
 # pixels of the small shards that one Ray task makes: its end is noticed up to 0.1 s late
 GROUP_BYTES = 64 << 20
@@ -94,10 +96,18 @@ def prepare(config: PrepareConfig, run: Callable[[Sequence[Task]], Iterable[Made
 @contextmanager
 def only_preparation(uri: str) -> Iterator[None]:
     """Hold the lake at `uri` for this process. Raises `InputError` while another one prepares it, be it with
-    the same settings or others."""
+    the same settings or others. What is refused before a shard was made leaves nothing behind."""
     try:
-        with lease.held(storage.join(uri, PROGRESS, "lease"), lasts_s=LEASE_S):
-            yield
+        with (
+            storage.without_new_empty_folders(uri),
+            lease.held(storage.join(uri, PROGRESS, LEASE), lasts_s=LEASE_S),
+        ):
+            try:
+                yield
+            except InputError:
+                if all(name.startswith(f"{PROGRESS}/{LEASE}/") for name in storage.walk(uri)):
+                    storage.remove(uri)
+                raise
     except lease.LeaseHeldError as error:
         raise InputError(
             f"the lake {uri} is being prepared by another process ({error}); wait for it, or pass another"
@@ -116,7 +126,7 @@ def _make_lake(
     """Make what is not made yet, the manifest last. Returns it, and how many shards there were already."""
     tasks = plan(items, source, uri, config, rows_as)
     if source.scattered and regroup.reread_bytes([task.items for task in tasks]) > regroup.REREAD_BYTES:
-        copies, items = regroup.plan_regrouping(items, storage.join(uri, PROGRESS, "regrouped"))
+        copies, items = regroup.plan_regrouping(items, storage.join(uri, PROGRESS, REGROUPED))
         copied = list(map(regroup.regroup, copies) if run else _regroup_on_ray(copies))
         parquet_shards.require_rows("the regrouped source", sum(copied), len(items))
         tasks = plan(items, source, uri, config, rows_as)
@@ -127,7 +137,12 @@ def _make_lake(
         [task for task, outcome in notes if outcome is None]
     )
     rejected = [item for outcome in outcomes for item in outcome.rejected]
-    require_all(items, outcomes, rejected, config)
+    try:
+        require_all(items, outcomes, rejected, config)
+    except InputError:
+        remove_rejecting(tasks, outcomes)
+        storage.remove(storage.join(uri, PROGRESS, REGROUPED))
+        raise
     manifest = manifest_of(
         config,
         source,
@@ -176,7 +191,7 @@ def _complete(lake: Lake, config: PrepareConfig) -> Lake:
 
 
 def listed(config: PrepareConfig) -> tuple[RawImages, list[Item]]:
-    """The source and its images: every sample id once, and none that was purged."""
+    """The source and its images: every sample id once, some to train on, and none that was purged."""
     source = open_source(config.source)
     items = source.items()
     require_unique(items)
@@ -184,6 +199,7 @@ def listed(config: PrepareConfig) -> tuple[RawImages, list[Item]]:
         purged = buried(config.storage)
         items = [item for item in items if purged.of_item(item) is None]
     require_not_buried(config.storage, items)
+    require_training_images(items)
     return source, items
 
 

@@ -50,18 +50,21 @@ def require_same_settings(lake: Lake, config: PrepareConfig) -> None:
 def require_all(
     items: Sequence[Item], outcomes: Sequence[Made], rejected: Sequence[Rejected], config: PrepareConfig
 ) -> None:
-    """Every listed image is in a shard or named as rejected, and no more are rejected than the configuration
-    puts up with."""
+    """Every listed image is in a shard or named as rejected, no more are rejected than the configuration puts
+    up with, and some are left to train on."""
     parquet_shards.require_rows(
         "the shards just made", sum(outcome.items for outcome in outcomes), len(items)
     )
     limit = config.prepare.max_rejected
-    if rejected and (len(rejected) == len(items) or (limit is not None and len(rejected) > limit)):
+    too_many = limit is not None and len(rejected) > limit
+    trained = any(outcome.shard is not None and outcome.shard.split == "train" for outcome in outcomes)
+    if rejected and (too_many or not trained):
         worst = min(rejected, key=lambda item: item.sample_id)
+        expected = f"at most {limit}" if too_many else "some to train on"
+        more = ", or raise prepare.max_rejected" if too_many else ""
         raise InputError(
-            f"source: {len(rejected)} of {len(items)} images cannot be used, expected at most"
-            f" {limit if limit is not None else 'some'}; the first is {worst.ref} ({worst.reason}): mend or"
-            " remove them, or raise prepare.max_rejected"
+            f"source: {len(rejected)} of {len(items)} images cannot be used, expected {expected}; the first"
+            f" is {worst.ref} ({worst.reason}): mend or remove them{more}"
         )
 
 

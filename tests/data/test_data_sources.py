@@ -175,6 +175,23 @@ def test_unusable_files_are_named_and_do_not_stop_the_run(tmp_path: Path, photos
     assert not (tmp_path / "strict/lakes/x/manifest.json").exists()
 
 
+def test_of_no_usable_image_nothing_is_left_and_mended_ones_are_read_again(
+    tmp_path: Path, photos: list[Photo]
+) -> None:
+    broken = [replace(photo, data=photo.data[:99] if photo.label else photo.data) for photo in photos]
+    uri = as_folders(tmp_path / "raw", [photo for photo in broken if photo.label])
+    for _ in range(2):
+        with pytest.raises(InputError, match="16 of 16 images cannot be used, expected some to train on"):
+            make(tmp_path / "runs", kind="imagefolder", uri=uri)
+        assert not (tmp_path / "runs").exists()
+    as_folders(tmp_path / "raw", broken)
+    prepare = {"size": 32, "max_rejected": 3}
+    with pytest.raises(InputError, match="16 of 24 images cannot be used, expected at most 3"):
+        make(tmp_path / "runs", kind="imagefolder", uri=uri, prepare=prepare)
+    as_folders(tmp_path / "raw", photos)
+    assert make(tmp_path / "runs", kind="imagefolder", uri=uri, prepare=prepare).manifest.rejected == 0
+
+
 def test_mirrored_rows_are_marked(tmp_path: Path, photos: list[Photo]) -> None:
     lake = make(
         tmp_path / "runs",
@@ -302,6 +319,39 @@ def test_cifar10_counts(tmp_path: Path) -> None:
     assert counts.tolist() == [[5000] * 10, [1000] * 10]
 
 
+def celeba_list(text: str) -> Callable[[Path, list[Photo]], dict]:
+    def build(root: Path, photos: list[Photo]) -> dict:
+        root.mkdir()
+        (root / "list_attr_celeba.txt").write_text(text)
+        return {"kind": "celeba", "uri": str(root)}
+
+    return build
+
+
+def mnist_of(images: int) -> Callable[[Path, list[Photo]], dict]:
+    """So many training images, and one held out."""
+
+    def build(root: Path, photos: list[Photo]) -> dict:
+        root.mkdir()
+        for part, count in (("train", images), ("t10k", 1)):
+            (root / f"{part}-labels-idx1-ubyte").write_bytes(idx(np.zeros(count, np.uint8)))
+            (root / f"{part}-images-idx3-ubyte").write_bytes(idx(np.zeros((count, 28, 28), np.uint8)))
+        return {"kind": "mnist", "uri": str(root)}
+
+    return build
+
+
+def mnist_with(make: Callable[[Path], None]) -> Callable[[Path, list[Photo]], dict]:
+    """Something else in the place of an idx file."""
+
+    def build(root: Path, photos: list[Photo]) -> dict:
+        root.mkdir()
+        make(root / "train-labels-idx1-ubyte")
+        return {"kind": "mnist", "uri": str(root)}
+
+    return build
+
+
 def folders(root: Path, photos: list[Photo]) -> dict:
     return {"kind": "imagefolder", "uri": as_folders(root, photos)}
 
@@ -393,6 +443,11 @@ def empty_mnist(root: Path, photos: list[Photo]) -> dict:
         (cut_tar(1), "ends early or is damaged .no end mark"),
         (cut_idx, "is damaged .*expected MNIST's idx format"),
         (empty_mnist, "has no train-labels-idx1-ubyte"),
+        (mnist_of(0), "all 1 images are held out"),
+        (mnist_with(Path.mkdir), "ubyte: is a folder, expected a file"),
+        (mnist_with(os.mkfifo), "ubyte: is a pipe or a device, expected a file"),
+        (celeba_list("3\nEyeglasses\n1.jpg 1\n2.jpg 1\n"), "has 2 rows, its first line says 3; it was cut"),
+        (celeba_list("1\nEyeglasses Eyeglasses\n1.jpg 1 -1\n"), "has the column 'Eyeglasses' 2 times"),
     ],
 )
 def test_bad_sources_say_what_is_wrong_and_write_nothing(

@@ -36,7 +36,9 @@ def plant(root: Path, *paths: str) -> str:
 
 def listed(kind: str, uri: str, **options: Any) -> tuple[Any, list[Item]]:
     source = open_source(config.Source(kind=kind, uri=uri, **{"held_out": 0, **options}))
-    return source, sorted(source.items(), key=lambda item: item.sample_id)
+    items = source.items()
+    base.require_training_images(items)
+    return source, sorted(items, key=lambda item: item.sample_id)
 
 
 def counted(kind: str, uri: str, **options: Any) -> dict[str, dict[str, int]]:
@@ -70,6 +72,7 @@ ONE = {"train": 1}
         (("bullet_train/x.png",), {"bullet_train": ONE}),
         (("cat/a.png", "cat/more/b.png"), {"cat": {"train": 2}}),
         (("train/cat/images/a.png", "train/dog/images/b.png"), {"cat": ONE, "dog": ONE}),
+        (("cat/boxes.txt", "cat/images/a.png", "dog/b.png"), {"cat": {"train": 2}, "dog": ONE}),
         (("train/cat/a.png", "annotations/a.xml"), {"cat": ONE}),
         (
             ("golden retriever/a.png", "Labrador retriever/b.png"),
@@ -96,7 +99,12 @@ def test_what_is_taken_for_a_class(tmp_path: Path, paths: tuple[str, ...], expec
         (("train/cat/a.png", "val/cat/b.png", "extra/c.png"), "train, val, which say a split, beside extra"),
         (("train/cat/a.png", "val/images/v.png"), "'images', which is no class of the training images"),
         (("a.png", "b.png"), "got 2 images in no folder, the first is 'a.png'"),
-        (("val/cat/a.png", "test/cat/b.png"), "all 2 images of .* are held out"),
+        (("val/cat/a.png", "test/cat/b.png"), "all 2 images are held out"),
+        (("set/images/a/1.png", "set/images/b/1.png"), "set holds .* but the folders images/a, images/b"),
+        (("set/README", "set/images/a/1.png"), "set holds no image of its own but the folders images/a"),
+        (("up/set/images/a/1.png",), "up holds no image of its own but the folders set"),
+        (("set/readme.txt", "set/cat/a.png", "set/dog/a.png"), "set holds .* but the folders cat, dog"),
+        (("train/set/images/a/1.png",), "train/set holds .* but the folders images/a"),
         (("test/a.png",), "holds test and no folder of a class"),
     ],
 )
@@ -115,6 +123,36 @@ def test_one_name_in_two_spellings_is_one_class(tmp_path: Path) -> None:
     assert list(counted("imagefolder", uri).values()) == [{"train": 1, "heldout": 1}]
     uri = plant(tmp_path / "b", f"{two}/a.png", "x/b.png")
     assert counted("imagefolder", uri, classes=[one, "x"]) == {one: ONE, "x": ONE}
+
+
+def test_nothing_left_to_train_on_is_refused_whatever_the_source(tmp_path: Path) -> None:
+    """By the share that is held out, too: of few images, all of a class."""
+    uri = plant(tmp_path / "raw", "cat/a.png", "dog/b.png", "dog/c.png")
+    for source in ({"kind": "imagefolder", "uri": uri}, {"kind": "digits"}):
+        values = {"storage": str(tmp_path / "s"), "lake": "x", "source": {**source, "held_out": 0.9999}}
+        with pytest.raises(InputError, match=r"all \d+ images are held out, .* by source\.held_out"):
+            ingest_ray.describe(parse(PrepareConfig, values))
+        with pytest.raises(InputError, match="expected some to train on"):
+            ingest_ray.prepare(parse(PrepareConfig, values))
+    assert not (tmp_path / "s").exists()
+
+
+def test_classes_that_are_none_and_an_index_that_is_no_file(tmp_path: Path) -> None:
+    uri = plant(tmp_path / "raw", "cat/a.png")
+    with pytest.raises(InputError, match=r"source\.classes: names no class"):
+        listed("imagefolder", uri, classes=[])
+    with pytest.raises(InputError, match=r"has the name 'a.ud800', which is no text"):
+        class_index.read_index(["a\ud800"])
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(InputError, match=r"pipe\.json: is a pipe or a device, expected a file"):
+        listed("imagefolder", uri, classes=str(tmp_path / "pipe.json"))
+    os.mkfifo(tmp_path / "raw/imagenet_class_index.json")
+    with pytest.raises(InputError, match=r"imagenet_class_index\.json: is a pipe or a device"):
+        listed("imagefolder", uri)
+    for kind, suffix in (("parquet", "parquet"), ("webdataset", "tar")):
+        os.mkfifo(tmp_path / f"x.{suffix}")
+        with pytest.raises(InputError, match=rf"x\.{suffix}: is a pipe or a device, expected a file"):
+            listed(kind, str(tmp_path / f"x.{suffix}"))
 
 
 def test_named_classes_are_classes_whatever_they_are_called(tmp_path: Path) -> None:

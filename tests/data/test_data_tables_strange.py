@@ -36,7 +36,7 @@ def test_splits_are_read_from_folders_too(tmp_path: Path) -> None:
         table(tmp_path / "a", f"default/{split}/0000.parquet", [0, 1])
     assert counted("parquet", str(tmp_path / "a")) == both
     assert counted("parquet", f"{tmp_path}/a/default/*/*.parquet") == both
-    with pytest.raises(InputError, match=r"all 2 images of .* are held out"):
+    with pytest.raises(InputError, match="all 2 images are held out"):
         listed("parquet", table(tmp_path / "c", "test-0.parquet", [0, 1]))
     assert counted("parquet", str(tmp_path / "a/default/test")) == dict.fromkeys("01", ONE), (
         "asked for as it is"
@@ -79,7 +79,7 @@ NAMES = {"info": {"features": {"label": {"names": ["golden retriever", "Labrador
         (pa.array([1, 0], pa.uint8()), {}, {"0": ONE, "1": ONE}),
         (pa.array([1, 0], pa.float16()), {}, {"0": ONE, "1": ONE}),
         (pa.array(["b", "a"]).cast(pa.string_view()), {}, {"a": ONE, "b": ONE}),
-        (["cat ", "cat"], {}, {"cat": {"train": 2}}),
+        (["cat ", "dog"], {}, {"cat": ONE, "dog": ONE}),
         ([0], {"metadata": {"info": [1]}}, {"0": ONE}),
     ],
 )
@@ -94,6 +94,7 @@ def test_labels_as_tables_have_them(tmp_path: Path, labels: Any, options: dict, 
         ([0.5, 1], "labels of type double such as '0.5'"),
         ([1.0, float("nan")], "labels of type double such as 'nan'"),
         ([1e300, 1.0], r"labels of type double such as '1e\+300'"),
+        (["cat ", "cat"], "has the labels 'cat' and 'cat ', which differ by blanks alone"),
         (["cat", " "], r"has a row without label \(row 1\)"),
         ([0, None], r"has a row without label \(row 1\)"),
         ([0, -1], "got label -1, expected 0 to 99999"),
@@ -126,6 +127,14 @@ def test_names_in_one_file_and_numbers_in_another(tmp_path: Path) -> None:
         listed("parquet", str(tmp_path))
     uri = table(tmp_path / "b", "train.parquet", ["n01440764", "golden_retriever"])
     assert counted("parquet", uri, classes="imagenet") == {"tench": ONE, "golden_retriever": ONE}
+
+
+def test_two_columns_of_images_are_refused(tmp_path: Path) -> None:
+    uri = table(tmp_path, "train.parquet", [1, 0])
+    both = pq.read_table(f"{uri}/train.parquet")
+    pq.write_table(both.append_column("img", both["image"]), f"{uri}/train.parquet")
+    with pytest.raises(InputError, match="has images in the columns image and img, expected one of them"):
+        listed("parquet", uri)
 
 
 def test_the_other_name_of_the_image_column_is_regrouped_too(tmp_path: Path) -> None:
@@ -231,12 +240,36 @@ def test_members_that_are_neither_image_nor_label(tmp_path: Path) -> None:
         ({"a.png": b"x", "a.json": b"[" * 100_000}, r"a\.json in .* expected JSON"),
         ({"a.png": b"x", "a.cls": b"1" * (2 << 20)}, "has 2097152 bytes, expected a label of at most"),
         ({"a.png": b"x", "a.cls": b"cat"}, "holds 'cat', expected a class number"),
+        ({"a.png": b"x", "a.cls": b"0", "a.json": b'{"label": 1}'}, r"has 0 in a\.cls and 1 in a\.json"),
+        ({"a.png": b"x", "a.cls": b"0", "a.CLS": b"0"}, r"holds the label 'a\.CLS' twice"),
+        ({"a.png": b"x", "a.json": b'{"label": "\\ud800"}'}, "which is no text"),
     ],
 )
 def test_labels_of_tars_that_are_none(tmp_path: Path, members: dict[str, bytes], message: str) -> None:
     tar_of(tmp_path / "x.tar", members)
     with pytest.raises(InputError, match=message):
         listed("webdataset", str(tmp_path))
+
+
+def test_each_image_of_a_tar_has_its_own_kind_of_label(tmp_path: Path) -> None:
+    members = {"a.png": png(), "a.cls": b"1", "b.png": png(), "b.json": b'{"label": 2}'}
+    both = {"c.png": png(), "c.cls": b"3", "c.json": b'{"label": 3.0}', "about.json": b'{"label": 9}'}
+    tar_of(tmp_path / "x.tar", members | both)
+    _, items = listed("webdataset", str(tmp_path))
+    assert [(item.sample_id, item.label) for item in items] == [("a", 1), ("b", 2), ("c", 3)]
+
+
+def test_a_member_whose_name_is_not_utf8_is_one_rejected_row(tmp_path: Path) -> None:
+    members = {"a.png": png(), "a.cls": b"0", "caf\udce9.png": png(), "caf\udce9.cls": b"1"}
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    source, items = listed("webdataset", str(tmp_path))
+    assert [(item.sample_id, item.label) for item in items] == [("a", 0), ("caf\\xe9", 1)]
+    contents = list(source.read(items))
+    assert contents[0] == png() and str(contents[1]) == "its name is not UTF-8"
 
 
 def test_a_header_of_a_gigabyte_is_refused_before_it_is_read(tmp_path: Path) -> None:

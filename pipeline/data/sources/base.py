@@ -138,17 +138,18 @@ def fetch(items: Sequence[Item], read: Callable[[Item], Raw], *, remote: bool) -
             yield from pool.map(content, items[first : first + 4 * FETCH_THREADS])
 
 
-def with_splits(items: Sequence[Item], share: float, uri: str, *, announced: bool) -> list[Item]:
-    """`items` as they are where the source says what is held out, and by `hold_out` where it does not.
-    Raises `InputError` when nothing is left to train on."""
-    if not announced:
-        return hold_out(items, share)
+def with_splits(items: Sequence[Item], share: float, *, announced: bool) -> list[Item]:
+    """`items` as they are where the source says what is held out, and by `hold_out` where it does not."""
+    return list(items) if announced else hold_out(items, share)
+
+
+def require_training_images(items: Sequence[Item]) -> None:
+    """Raise `InputError` when nothing is left to train on."""
     if all(item.split == "heldout" for item in items):
         raise InputError(
-            f"source.uri: all {len(items)} images of {uri!r} are held out, by the names of files or folders;"
-            " expected some to train on"
+            f"source: all {len(items)} images are held out, by the names of files or folders or by"
+            f" source.held_out; expected some to train on{': it holds none' if not items else ''}"
         )
-    return list(items)
 
 
 def unique_ids(*candidates: Iterable[str]) -> list[str]:

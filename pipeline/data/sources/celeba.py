@@ -95,7 +95,7 @@ class CelebA:
             )
         ]
         self.passed_over = passed_over.lines
-        return with_splits(items, self.held_out, self.uri, announced=bool(part_of))
+        return with_splits(items, self.held_out, announced=bool(part_of))
 
     def read(self, items: Sequence[Item]) -> Iterator[Raw]:
         zipped: dict[str, list[str]] = defaultdict(list)
@@ -125,6 +125,7 @@ class CelebA:
             if path.lower().endswith(IMAGE_SUFFIXES):
                 places[PurePosixPath(path).name].append(path)
             elif path.lower().endswith(".zip"):
+                storage.require_file(storage.join(self.uri, path))
                 for name in _names(storage.join(self.uri, path), passed_over):
                     places[PurePosixPath(name).name].append(f"{path}#{name}")
         return places
@@ -135,6 +136,11 @@ class CelebA:
             near = get_close_matches(self.attribute, header, n=3, cutoff=0.5)
             known = f"did you mean {' or '.join(near)}? expected one of" if near else "expected one of"
             raise InputError(f"source.attribute: got {self.attribute!r}, {known} {', '.join(header)}")
+        if header.count(self.attribute) > 1:
+            raise InputError(
+                f"source: {table} has the column {self.attribute!r} {header.count(self.attribute)} times,"
+                " expected it once: which one is meant?"
+            )
         column = header.index(self.attribute)
         return {name: int(value) for name, value in _values(table, rows, column, ("-1", "0", "1")).items()}
 
@@ -158,7 +164,12 @@ class CelebA:
             return first[1:], rows
         lines = [line.split() for line in text.splitlines() if line.strip()]
         if header and lines and len(lines[0]) == 1:
-            lines = lines[1:]
+            count, *lines = lines
+            if count != [str(max(0, len(lines) - 1))]:
+                raise InputError(
+                    f"source: {path} has {max(0, len(lines) - 1)} rows, its first line says {count[0]}; it"
+                    " was cut or changed: fetch it again, or mend that line"
+                )
         return (lines[0] if lines else [], lines[1:]) if header else ([], lines)
 
 

@@ -74,12 +74,25 @@ def read_index(index: Sequence[Any] | str) -> list[ClassLine]:
 
 def _class_lines(values: Sequence[Any], where: str) -> list[ClassLine]:
     lines = [_class_line(value) for value in values]
+    if not lines:
+        raise InputError(f"{where}: names no class, expected one for every label, or none of it at all")
+    for line in lines:
+        require_text(line.folder, where)
+        require_text(line.name, where)
     blank = next((label for label, line in enumerate(lines) if not line.folder), None)
     if blank is not None:
         raise InputError(
             f"{where}: class {blank} has no name, expected one for every label: those behind it would move"
         )
     return lines
+
+
+def require_text(name: str, where: str) -> None:
+    """Raise `InputError` for a name with half of a character in it, which JSON can write: no file could."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"source: {where} has the name {name!r}, which is no text; mend it") from error
 
 
 def _class_line(value: Any) -> ClassLine:

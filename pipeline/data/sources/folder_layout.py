@@ -128,10 +128,18 @@ def _require_classes(tops: Tree, splits: dict[str, Split], known: set[str], uri:
 
 
 def _require_images(classes: Tree, known: set[str], where: str) -> None:
+    """Raise `InputError` for a class without an image of its own whose folders are more than one of images:
+    they may be the classes, and would all become one."""
     for name, paths in sorted(classes.items()):
-        below = sorted({parts[0] for parts in paths if len(parts) > 1})
+        nested = [parts for parts in paths if len(parts) > 1]
+        below = sorted({parts[0] for parts in nested})
         usual = len(below) == 1 and below[0].lower() in IMAGES_FOLDERS
-        if name not in known and not usual and below and all(len(parts) > 1 for parts in paths):
+        deeper = sorted({"/".join(parts[:2]) for parts in nested if len(parts) > 2})
+        if usual and deeper:  # the classes, where the root is two levels too high
+            usual, below = False, deeper
+        own = any(_is_image(parts) for parts in paths if len(parts) == 1)
+        doubtful = len(nested) == len(paths) or any(map(_is_image, nested))
+        if name not in known and nested and doubtful and not (usual or own):
             raise InputError(
                 f"source.uri: {where}/{name} holds no image of its own but the folders {_some(below)};"
                 f" expected the images of a class directly in its folder: {HELP}"

@@ -42,7 +42,7 @@ class ImageFolder(ImageFiles):
         ]
         self.passed_over = passed_over.lines
         announced = any(file.split for file in files)
-        return with_splits(items, self.held_out, self.uri, announced=announced)
+        return with_splits(items, self.held_out, announced=announced)
 
     def read(self, items: Sequence[Item]) -> Iterator[Raw]:
         def read(item: Item) -> Raw:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.data.sources.class_index import ClassLine, in_order
+from pipeline.data.sources.class_index import ClassLine, in_order, require_text
 from pipeline.errors import InputError
 
 UNLABELLED = -1  # what published test sets have in place of a label
@@ -34,7 +34,11 @@ def label_values(column: pa.ChunkedArray, where: str) -> list[int] | list[str]:
             " expected one in each"
         )
     if any(is_text(column.type) for is_text in TEXTS):
-        return [_name(text, row, where) for row, text in enumerate(column.to_pylist())]
+        texts = column.to_pylist()
+        blank = next((row for row, text in enumerate(texts) if not text.strip()), None)
+        if blank is not None:
+            raise InputError(f"source: {where} has a row without label (row {blank}), expected one in each")
+        return texts
     wrong: Any = column[0] if len(column) else None
     if pa.types.is_floating(column.type):
         values = np.asarray(column.cast(pa.float64()))
@@ -56,8 +60,17 @@ def numbered(
 ) -> tuple[list[int], list[ClassLine] | None]:
     """`labels` as numbers, and the classes: `index` where one is given, those that the labels themselves
     name, or None. A label may be the name or the folder of a class. Raises `InputError` for one that is
-    neither."""
-    texts = {label for label in labels if isinstance(label, str)}
+    neither, and for two that differ by the blanks at their ends alone."""
+    spelling: dict[str, str] = {}
+    for label in sorted({label for label in labels if isinstance(label, str)}):
+        if (other := spelling.setdefault(label.strip(), label)) != label:
+            raise InputError(
+                f"source: {where} has the labels {other!r} and {label!r}, which differ by blanks alone;"
+                " expected one spelling of a class: mend the labels"
+            )
+        require_text(label, where)
+    labels = [label.strip() if isinstance(label, str) else label for label in labels]
+    texts = set(spelling)
     if not texts:
         return [int(label) for label in labels], None if index is None else list(index)
     if len(texts) < len(set(labels)):
@@ -76,10 +89,3 @@ def numbered(
             f" {classes[0].name!r}; mend the label or source.classes"
         )
     return [label_of[str(label)] for label in labels], classes
-
-
-def _name(text: str, row: int, where: str) -> str:
-    """A class by its name: blanks at its ends make no other class."""
-    if not (name := text.strip()):
-        raise InputError(f"source: {where} has a row without label (row {row}), expected one in each")
-    return name

@@ -154,7 +154,8 @@ def find_files(uri: str, suffix: str, passed_over: PassedOver) -> dict[str, str]
                 " remove it"
             )
         else:
-            files[storage.join(root, entry.path)] = split_name(entry.path)
+            storage.require_file(file := storage.join(root, entry.path))
+            files[file] = split_name(entry.path)
     if not files:
         raise InputError(
             f"source.uri: {uri!r} holds no {suffix} file; expected a file, a folder or a glob with some"

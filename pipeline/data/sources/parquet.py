@@ -82,7 +82,7 @@ class ParquetImages(ImageFiles):
             Item(sample_id=name, label=label, split=splits[file] or "train", ref=f"{file}#{row}")
             for name, label, (file, row, _, _) in zip(ids, numbers, rows)
         ]
-        return with_splits(items, self.held_out, self.uri, announced="heldout" in splits.values())
+        return with_splits(items, self.held_out, announced="heldout" in splits.values())
 
     def read(self, items: Sequence[Item]) -> Iterator[Raw]:
         rows_by_file: dict[str, list[int]] = defaultdict(list)
@@ -99,13 +99,22 @@ class ParquetImages(ImageFiles):
 
 
 def image_column(schema: pa.Schema, file: str) -> str:
-    """The column of the encoded images. Raises `InputError` when there is none, or no column of labels."""
+    """The column of the encoded images. Raises `InputError` when there is none, or two, or no column of
+    labels."""
     columns = {field.name: field.type for field in schema}
+    names = []
     for name in IMAGE_COLUMNS:
         kind = columns.get(name)
         fields = list(kind) if kind is not None and pa.types.is_struct(kind) else []
         if any(field.name == "bytes" for field in fields):
-            return name
+            names.append(name)
+    if len(names) == 1:
+        return names[0]
+    if names:
+        raise InputError(
+            f"source: {file} has images in the columns {' and '.join(names)}, expected one of them: which is"
+            " meant? Write the file without the other"
+        )
     raise InputError(
         f"source: {file} does not have the columns image.bytes, image.path and label, but"
         f" {', '.join(f'{name} ({kind})' for name, kind in list(columns.items())[:6]) or 'none'};"

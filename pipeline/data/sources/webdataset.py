@@ -2,7 +2,6 @@
 `<key>.json`."""
 
 import tarfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,11 +21,20 @@ from pipeline.data.sources.base import (
 )
 from pipeline.data.sources.class_index import class_names, read_index
 from pipeline.data.sources.labels import label_number, numbered
-from pipeline.data.sources.listing import JUNK_REASON, PassedOver, find_files, is_junk, split_of, too_large
+from pipeline.data.sources.listing import (
+    JUNK_REASON,
+    PassedOver,
+    find_files,
+    is_junk,
+    shown,
+    split_of,
+    too_large,
+)
 from pipeline.errors import InputError
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 LABEL_SUFFIXES = ("cls", "json")  # the first of them that a key has
+NOT_UTF8 = "its name is not UTF-8"
 LABEL_KEYS = ("label", "cls", "class_id")  # of a .json
 LARGEST_LABEL_FILE, LARGEST_HEADER = 1 << 20, 1 << 20  # bytes
 HEADER_TYPES = (
@@ -49,10 +57,12 @@ class Member(tarfile.TarInfo):
 
 @dataclass
 class Shard:
-    """What one tar holds: by key, the image's place and length, and the label as it is written."""
+    """What one tar holds: by key, the image's place and length, and the label as it is written. Keys are
+    always text: bytes that are not UTF-8 are shown as `\\xNN`."""
 
     images: dict[str, tuple[int, int]] = field(default_factory=dict)
     labels: dict[str, dict[str, int | str]] = field(default_factory=dict)  # by suffix
+    misnamed: set[str] = field(default_factory=set)  # keys that are not UTF-8
     passed_over: PassedOver = field(default_factory=PassedOver)
 
 
@@ -68,6 +78,7 @@ class WebDataset(ImageFiles):
         with ThreadPoolExecutor(FETCH_THREADS) as pool:
             shards = list(pool.map(_read_shard, files))
         rows: list[tuple[str, str, int, int, int | str]] = []  # file, key, start, length, label
+        misnamed = {(file, key) for file, shard in zip(files, shards) for key in shard.misnamed}
         for file, shard in zip(files, shards):
             labels = _labels(file, shard)
             passed_over.update(shard.passed_over)
@@ -91,12 +102,12 @@ class WebDataset(ImageFiles):
                 label=label,
                 split=split_of(files[file]) or "train",
                 ref=f"{file}#{start}+{length}",
-                problem=too_large(length) if length > LARGEST_FILE else "",
+                problem=NOT_UTF8 if (file, key) in misnamed else _problem(length),
             )
-            for name, label, (file, _, start, length, _) in zip(ids, numbers, rows)
+            for name, label, (file, key, start, length, _) in zip(ids, numbers, rows)
         ]
         announced = any(item.split == "heldout" for item in items)
-        return with_splits(items, self.held_out, self.uri, announced=announced)
+        return with_splits(items, self.held_out, announced=announced)
 
     def read(self, items: Sequence[Item]) -> Iterator[Raw]:
         def read(item: Item) -> Raw:
@@ -105,6 +116,10 @@ class WebDataset(ImageFiles):
             return storage.read_range(file, int(start), int(start) + int(length))
 
         return fetch(items, read, remote=not storage.is_local(self.uri))
+
+
+def _problem(length: int) -> str:
+    return too_large(length) if length > LARGEST_FILE else ""
 
 
 def _read_shard(file: str) -> Shard:
@@ -148,20 +163,25 @@ def _next_archive(raw: IO[bytes], end: int) -> int | None:
 
 
 def _add(shard: Shard, file: str, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-    key, _, suffix = member.name.rpartition(".")
-    suffix, target = suffix.lower(), member.linkname.rpartition(".")[0]
+    path = shown(member.name)
+    key, _, suffix = path.rpartition(".")
+    suffix, target = suffix.lower(), shown(member.linkname).rpartition(".")[0]
     if member.isdir():
         return
-    if is_junk(member.name):
-        shard.passed_over.add(JUNK_REASON, f"{file}#{member.name}")
+    if path != member.name:
+        shard.misnamed.add(key)
+    if is_junk(path):
+        shard.passed_over.add(JUNK_REASON, f"{file}#{path}")
     elif member.size < 0 or member.issparse():
-        raise tarfile.ReadError(f"{member.name} is sparse, or of a negative size")
+        raise tarfile.ReadError(f"{path} is sparse, or of a negative size")
     elif suffix in IMAGE_SUFFIXES and member.isfile():
         if key in shard.images:
             raise InputError(f"source: {file} holds the image {key!r} twice, expected every key once")
         shard.images[key] = (member.offset_data, member.size)
     elif suffix in LABEL_SUFFIXES and member.isfile():
-        label = _label(file, member, suffix, tar.extractfile(member))
+        label = _label(file, path, suffix, member.size, tar.extractfile(member))
+        if suffix in shard.labels.get(key, {}):
+            raise InputError(f"source: {file} holds the label {path!r} twice, expected every key once")
         if label is not None:
             shard.labels.setdefault(key, {})[suffix] = label
     elif member.islnk() and suffix in IMAGE_SUFFIXES and target in shard.images:
@@ -169,20 +189,28 @@ def _add(shard: Shard, file: str, tar: tarfile.TarFile, member: tarfile.TarInfo)
     elif member.islnk() and suffix in shard.labels.get(target, {}):
         shard.labels.setdefault(key, {})[suffix] = shard.labels[target][suffix]
     else:
-        shard.passed_over.add("members that are neither image nor label", f"{file}#{member.name}")
+        shard.passed_over.add("members that are neither image nor label", f"{file}#{path}")
 
 
 def _labels(file: str, shard: Shard) -> dict[str, int | str]:
-    """The label of each image of a tar; those of `.json` where no image has a `.cls`. An image beside
-    another of the same key up to its first dot, such as `<key>.seg.png`, is passed over."""
+    """The label of each image of a tar, its `.cls` or else its `.json`. An image beside another of the same
+    key up to its first dot, such as `<key>.seg.png`, is passed over; so is a `.json` without an image where
+    labels are in `.cls`. Raises `InputError` for an image whose two labels are different numbers."""
     for key in [key for key in shard.images if key not in shard.labels]:
         folder, slash, name = key.rpartition("/")
         if folder + slash + name.partition(".")[0] in shard.labels.keys() - {key}:
             del shard.images[key]
             shard.passed_over.add("members that are neither image nor label", f"{file}#{key}")
-    suffixes = Counter(suffix for labels in shard.labels.values() for suffix in labels)
-    suffix = next((suffix for suffix in LABEL_SUFFIXES if suffixes[suffix]), LABEL_SUFFIXES[0])
-    labels = {key: given[suffix] for key, given in shard.labels.items() if suffix in given}
+    usual = next((one for one in LABEL_SUFFIXES if any(one in given for given in shard.labels.values())), "")
+    labels = {}
+    for key, given in shard.labels.items():
+        if key in shard.images or usual in given:
+            labels[key] = next(given[suffix] for suffix in LABEL_SUFFIXES if suffix in given)
+        if len({label for label in given.values() if isinstance(label, int)}) > 1:
+            raise InputError(
+                f"source: {file} has {given['cls']} in {key}.cls and {given['json']} in {key}.json, expected"
+                " the same label in both: mend or remove one"
+            )
     missing = shard.images.keys() ^ labels.keys()
     if missing:
         raise InputError(
@@ -192,12 +220,11 @@ def _labels(file: str, shard: Shard) -> dict[str, int | str]:
     return labels
 
 
-def _label(file: str, member: tarfile.TarInfo, suffix: str, content: IO[bytes] | None) -> int | str | None:
+def _label(file: str, path: str, suffix: str, size: int, content: IO[bytes] | None) -> int | str | None:
     """The label that a member holds; None for a `.json` without one, which is about something else."""
-    if member.size > LARGEST_LABEL_FILE or content is None:
+    if size > LARGEST_LABEL_FILE or content is None:
         raise InputError(
-            f"source: {member.name} in {file} has {member.size} bytes, expected a label of at most"
-            f" {LARGEST_LABEL_FILE}"
+            f"source: {path} in {file} has {size} bytes, expected a label of at most {LARGEST_LABEL_FILE}"
         )
     text = content.read().decode(errors="replace").strip().removeprefix("\ufeff")
     try:
@@ -206,9 +233,7 @@ def _label(file: str, member: tarfile.TarInfo, suffix: str, content: IO[bytes] |
         value = storage.json_value(text, finite=False)
     except (ValueError, RecursionError):
         expected = "a class number" if suffix == "cls" else "JSON, each key once"
-        raise InputError(
-            f"source: {member.name} in {file} holds {text[:40]!r}, expected {expected}"
-        ) from None
+        raise InputError(f"source: {path} in {file} holds {text[:40]!r}, expected {expected}") from None
     found = (value[key] for key in LABEL_KEYS if key in value) if isinstance(value, dict) else ()
     label = next(iter(found), None)
     if isinstance(label, float) and label.is_integer():
