@@ -22,6 +22,12 @@ from torch import Tensor, nn
 # where a training checkpoint has the weights; the first that is there
 IN_CHECKPOINT = ("ema", "state_dict", "model")
 WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before names
+# integers of eight bits and floats of eight: what quantised weights are kept in, beside their scales
+PACKED = {
+    torch.int8,
+    torch.uint8,
+    *(getattr(torch, name) for name in dir(torch) if name.startswith("float8_")),
+}
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -156,6 +162,12 @@ def plain_tensors(content: Any, where: str) -> dict[str, Tensor]:
         raise WeightsError(
             f"{where}: refused, not every entry is a tensor: {_some(other)}; expected a state dict of plain"
             " tensors"
+        )
+    packed = [f"{name} ({value.dtype})" for name, value in content.items() if value.dtype in PACKED]
+    if packed:
+        raise WeightsError(
+            f"{where}: refused, {_some(packed)} is quantised and the scales are not here; expected weights of"
+            " 16, 32 or 64 bits"
         )
     broken = [name for name, value in content.items() if value.is_floating_point() and value.isnan().any()]
     if broken:

@@ -37,6 +37,12 @@ CHECKSUMS = ("request_checksum_calculation", "response_checksum_validation")
 
 RESTORE = "restore it, or remove it and run the command that made it again"
 
+# schemes that fsspec opens and that are no storage root
+NO_ROOT = {
+    "memory": "ends with the process",
+    **dict.fromkeys(("http", "https", "data", "github", "zip", "tar", "libarchive"), "can only be read"),
+}
+
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
@@ -199,10 +205,18 @@ def read_yaml(uri: str) -> dict[str, Any]:
     try:
         value = yaml.safe_load(read_bytes(uri))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{uri}: is no YAML ({' '.join(str(error).split())}); {RESTORE}") from error
+        raise InputError(f"{uri}: is no YAML ({yaml_problem(error)}); {RESTORE}") from error
     if not isinstance(value, dict):
         raise InputError(f"{uri}: holds a {type(value).__name__}, expected keys and values; {RESTORE}")
     return value
+
+
+def yaml_problem(error: Exception) -> str:
+    """What is wrong with a YAML text, and where; never the text itself, which may be any file's."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return " ".join(str(error).split())
+    return f"{error.problem or 'not YAML'} in line {mark.line + 1}, column {mark.column + 1}"  # type: ignore[attr-defined]
 
 
 def read_model(uri: str, model: type[ModelT]) -> ModelT:
@@ -255,6 +269,19 @@ def arrow_filesystem(uri: str) -> Any:
 
     fs, _ = filesystem(uri)
     return PyFileSystem(FSSpecHandler(fs))
+
+
+def require_root(uri: str) -> None:
+    """Raise `InputError` for what cannot be a storage root: it has to be written, and to be there after the
+    process."""
+    scheme, separator, _ = uri.partition("://")
+    if separator and scheme in NO_ROOT:
+        raise InputError(
+            f"got {uri!r}, which {NO_ROOT[scheme]}; expected a folder, s3://, gs:// or another store that"
+            " keeps what is written"
+        )
+    if is_local(uri) and Path(uri).exists() and not Path(uri).is_dir():
+        raise InputError(f"got {uri!r}, which is no folder; expected one, or one that can be made")
 
 
 def require_writable(uri: str) -> None:

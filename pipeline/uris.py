@@ -67,7 +67,15 @@ def _require_known(uri: str, scheme: str) -> None:
         raise InputError(f"got {uri!r}, whose scheme {scheme!r} is not known; expected {known}") from error
     if scheme == "s3":
         for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
-            if (endpoint := os.environ.get(name)) and not endpoint.startswith(("http://", "https://")):
+            if (endpoint := os.environ.get(name)) and not _is_endpoint(endpoint):
                 raise InputError(
                     f"got {uri!r} with {name}={endpoint!r}, expected http://<host>:<port> or https://<host>"
                 )
+
+
+def _is_endpoint(text: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:  # brackets that do not close, a port that is none
+        return False

@@ -460,3 +460,16 @@ def test_damaged_settings_are_named(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "config.yaml").write_bytes(data)
     with pytest.raises(InputError, match=r"config\.yaml: .*restore it, or remove it"):
         storage.read_yaml(f"{tmp_path}/config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "is_one"),
+    [("http://[::1", False), ("h:9", False), ("http://h:99999", False), ("HTTP://h:9", True)],
+)
+def test_endpoints(endpoint: str, is_one: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    if is_one:
+        assert storage.absolute("s3://b/x") == "s3://b/x"
+    else:
+        with pytest.raises(InputError, match="expected http://<host>:<port>"):
+            storage.absolute("s3://b/x")

@@ -41,6 +41,14 @@ def architecture_of(state: Mapping[str, Tensor], where: str) -> dict[str, Any]:
         positions, last = state["pos_embed"], state["final_layer.linear.bias"]
     except KeyError as error:
         raise WeightsError(f"{where}: lacks {error}; {EXPECTED}") from error
+    dimensions = {"x_embedder.proj.weight": 4, "y_embedder.embedding_table.weight": 2, "pos_embed": 3}
+    dimensions["final_layer.linear.bias"] = 1
+    for name, count in dimensions.items():
+        if state[name].dim() != count:
+            raise WeightsError(
+                f"{where}: {name} has shape {tuple(state[name].shape)}, expected {count} dimensions;"
+                f" {EXPECTED}"
+            )
     channels, patch = patches.shape[1:3]
     architecture: dict[str, Any] = {
         "input_size": round(positions.shape[1] ** 0.5) * patch,

@@ -41,7 +41,7 @@ def _lake(value: str) -> str:
     """A lake's name, or a URI that can be opened."""
     if "/" in value:
         storage.absolute(value)
-    elif not re.match(NAME, value):
+    elif not re.fullmatch(NAME, value):
         raise ValueError(f"got {value!r}, expected a name of letters, digits, ._- (at most 100), or a URI")
     return value
 
@@ -119,7 +119,9 @@ class JobConfig(Section):
     @field_validator("storage")
     @classmethod
     def _absolute(cls, value: str) -> str:
-        return storage.absolute(value)
+        root = storage.absolute(value)
+        storage.require_root(root)
+        return root
 
 
 class SeededConfig(JobConfig):

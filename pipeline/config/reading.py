@@ -75,7 +75,7 @@ def read_yaml(path: str) -> dict[str, Any]:
         value = yaml.load(storage.read_bytes(file), Loader)  # UTF-8 or UTF-16, with or without its mark
         require_nodes(value)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"--config: {path} is not valid YAML ({' '.join(str(error).split())})") from error
+        raise InputError(f"--config: {path} is not valid YAML ({storage.yaml_problem(error)})") from error
     if value is None:
         return {}
     if not isinstance(value, dict):

@@ -15,6 +15,7 @@ from typing import NoReturn, TypeVar
 from pipeline import config as configuration
 from pipeline.errors import InputError
 from pipeline.redaction import redact
+from pipeline.retries import StorageError
 from pipeline.runtime.stop_request import raise_terminated
 
 ConfigT = TypeVar("ConfigT", bound=configuration.JobConfig)
@@ -134,7 +135,8 @@ def _main(
                 file=sys.stderr,
             )
             return 2
-        print(redact(traceback.format_exc()), end="", file=sys.stderr)
+        if not isinstance(error, StorageError):  # that one says by itself what was tried, and where
+            print(redact(traceback.format_exc()), end="", file=sys.stderr)
         print(redact(f"failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}"), file=sys.stderr)
         return 1
     return code or 0

@@ -8,6 +8,7 @@ repository (`owner/name` or `hf://owner/name`).
 
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
@@ -107,8 +108,18 @@ def read_judge(uri: str, key: str, sha256: str | None) -> tuple[dict[str, Any], 
         try:
             config, state = load_folder(str(path))
             return describe(config, preprocessor), plain_tensors(state, uri)
-        except (ImportError, OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise InputError(f"{key}: {uri}: {_line(error)}") from error
+        except (
+            *(ImportError, OSError, ValueError, RuntimeError, SafetensorError),
+            *(
+                UnpicklingError,
+                AttributeError,
+                TypeError,
+                KeyError,
+            ),  # of a pickle, or a config of another form
+        ) as error:
+            raise InputError(
+                f"{key}: {uri} cannot be read as an image classifier ({type(error).__name__}: {_line(error)})"
+            ) from error
 
 
 def _state_dict(

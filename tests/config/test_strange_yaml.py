@@ -113,3 +113,21 @@ def test_what_is_no_number_or_name_is_refused(override: str, message: str) -> No
 def test_what_no_lake_could_be_made_with_is_refused(override: str) -> None:
     with pytest.raises(InputError, match=f"^{override.partition('=')[0]}: got "):
         listed(load(PrepareConfig, "jobs/configs/prepare_digits.yaml", [override]))
+
+
+def test_a_file_that_is_no_configuration_is_not_shown(tmp_path: Path) -> None:
+    (tmp_path / "shadow").write_text("root:*:19000:0\n  planted: [x\n")
+    with pytest.raises(InputError, match=r"is not valid YAML .* in line 2") as refused:
+        load(UnlearnConfig, str(tmp_path / "shadow"), [])
+    assert "19000" not in str(refused.value) and "planted" not in str(refused.value)
+
+
+@pytest.mark.parametrize("root", ["memory://x", "http://127.0.0.1:9/x", "zip://x", "/dev/null"])
+def test_what_keeps_nothing_is_no_storage_root(root: str) -> None:
+    with pytest.raises(InputError, match=r"storage: got .*(ends with the process|only be read|is no folder)"):
+        load(UnlearnConfig, "jobs/configs/quickstart.yaml", [f"storage={root}"])
+
+
+def test_a_line_end_is_no_part_of_a_lakes_name() -> None:
+    with pytest.raises(InputError, match=r"lake: got 'x\\n', expected a name"):
+        load(UnlearnConfig, "jobs/configs/quickstart.yaml", ['lake="x\\n"'])

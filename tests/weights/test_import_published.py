@@ -16,7 +16,7 @@ import torch
 from models.dit import DiT, dit_config
 from pipeline import fetching
 from pipeline.errors import InputError
-from pipeline.weights import model_folder
+from pipeline.weights import import_published, model_folder
 
 
 @pytest.fixture(scope="module")
@@ -239,3 +239,43 @@ def test_a_repository_that_cannot_be_fetched_is_said_so(monkeypatch: pytest.Monk
     monkeypatch.setattr(hub, "snapshot_download", offline)
     with pytest.raises(InputError, match="Hugging Face repository 'facebook/DiT-XL-2-256' cannot be fetched"):
         read(fetching.locate("facebook/DiT-XL-2-256"))
+
+
+@pytest.mark.parametrize(
+    ("config", "weights", "said"),
+    [
+        ("[]", b"cos\nsystem\n(S'touch /tmp/ran'\ntR.", "cannot be read as an image classifier"),
+        (
+            '{"model_type": "vit", "id2label": ["a", "b"]}',
+            b"cos\nsystem\n(S'touch /tmp/ran'\ntR.",
+            "cannot be read as an image classifier",
+        ),
+    ],
+)
+def test_a_classifier_of_another_form_is_one_line(
+    tmp_path: Path, config: str, weights: bytes, said: str
+) -> None:
+    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "pytorch_model.bin").write_bytes(weights)
+    with pytest.raises(InputError, match=said):
+        import_published.read_judge(str(tmp_path), "judge.weights", None)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (torch.zeros(()), r"x_embedder\.proj\.weight has shape \(\), expected 4 dimensions"),
+        (torch.zeros(4, 1, 2, 2, dtype=torch.int8), r"x_embedder\.proj\.weight \(torch\.int8\) is quantised"),
+        (torch.zeros(4, 1, 2, 2).to(torch.float8_e4m3fn), r"\(torch\.float8_e4m3fn\) is quantised"),
+    ],
+)
+def test_tensors_that_are_no_weights_of_a_transformer(tmp_path: Path, value: torch.Tensor, said: str) -> None:
+    state = {
+        "x_embedder.proj.weight": value,
+        "y_embedder.embedding_table.weight": torch.zeros(11, 4),
+        "pos_embed": torch.zeros(1, 4, 4),
+        "final_layer.linear.bias": torch.zeros(4),
+    }
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=said):
+        import_published.read_model(str(tmp_path / "model.pt"), "model.weights", None, None)
