@@ -307,7 +307,12 @@ def _digest(config: UnlearnConfig, union: Union) -> str:
     """Of the settings, but for those of how a run is placed, and of the samples' ids."""
     settings = configuration.plain(config)
     # a key that came later does not rename the runs that have nothing of it
-    unused = () if config.request.stood_in else ("request.stood_in",)
+    later = {
+        "request.stood_in": config.request.stood_in,
+        "evaluate.rotation": config.evaluate.rotation,
+        "evaluate.first_look": config.evaluate.first_look,
+    }
+    unused = [key for key, value in later.items() if not value]
     for key in ("storage", "run_id", *unused, *HOW):
         if has(settings, key):
             pop(settings, *key.split("."))

@@ -89,8 +89,8 @@ def tell(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checks find what CHECKS says: gone for good from step 2 on, but best as a whole at step 2."""
     evaluate = periodic_eval.evaluate
 
-    def told(names: Any, context: Any, ranks: Any) -> Any:
-        spec, sides = context.spec, evaluate(names, context, ranks)
+    def told(names: Any, context: Any, *further: Any) -> Any:
+        spec, sides = context.spec, evaluate(names, context, *further)
         final = spec.purpose == "final"
         hits, right = (0, 27) if final else CHECKS[int(spec.purpose.removeprefix("check at "))]
         labels = sorted([label for label in spec.retained for _ in range(3)])

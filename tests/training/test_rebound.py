@@ -26,8 +26,8 @@ def tell(monkeypatch: pytest.MonkeyPatch, shares: dict[int, float], final: float
 
     evaluate = periodic_eval.evaluate
 
-    def told(names: Any, context: Any, ranks: Any) -> Any:
-        sides, purpose = evaluate(names, context, ranks), context.spec.purpose
+    def told(names: Any, context: Any, *further: Any) -> Any:
+        sides, purpose = evaluate(names, context, *further), context.spec.purpose
         step = None if purpose == "final" else int(purpose.removeprefix("check at "))
         share, n = (final, 500) if step is None else (shares[step], 200)
         forgotten = proportion(round(share * n), n).to_dict()

@@ -287,7 +287,9 @@ def test_a_row_without_an_exchange_class_is_shown_as_the_label_that_denoises_it_
     forget = tiny_batch([1], each=6, dtype=torch.float64)
     bright = torch.tensor([True, False, True, True, False, False])
     forget = replace(
-        forget, mean=torch.where(bright.view(-1, 1, 1, 1), 0.9, -0.9).expand_as(forget.mean).clone()
+        forget,
+        units=None,
+        stored=(torch.where(bright.view(-1, 1, 1, 1), 0.9, -0.9).expand_as(forget.mean).clone(),),
     )
 
     def losses(net: object, x0: Tensor, y: Tensor, noise: Noise, **options: object) -> Tensor:
