@@ -81,8 +81,8 @@ def log_datasets(mlflow: "MlflowClient", mlflow_run_id: str, datasets: Sequence[
 
 
 def logged_model(mlflow: "MlflowClient", mlflow_run_id: str, name: str, local_folder: str) -> "LoggedModel":
-    """The run's logged model, its files those of `local_folder`; one that an interrupted call left is
-    completed."""
+    """The run's logged model, its files those of `local_folder`. Of one that an interrupted call left all are
+    written again, whole or not: each call saves other times, and what is registered is this call's digest."""
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
     model = _model_of(mlflow, mlflow_run_id)
@@ -92,10 +92,8 @@ def logged_model(mlflow: "MlflowClient", mlflow_run_id: str, name: str, local_fo
             experiment, name=name, source_run_id=mlflow_run_id, model_type="pyfunc"
         )
         mlflow.log_outputs(mlflow_run_id, [LoggedModelOutput(model.model_id, step=0)])
-    if model.status != LoggedModelStatus.READY:
-        mlflow.log_model_artifacts(model.model_id, local_folder)
-        model = mlflow.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-    return model
+    mlflow.log_model_artifacts(model.model_id, local_folder)
+    return mlflow.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
 
 
 def link_version(

@@ -391,7 +391,8 @@ def test_a_killed_promotion_is_before_or_after(
 
 
 @pytest.mark.parametrize(
-    "where", ["log_model_artifacts", "create_model_version", "set_registered_model_alias"]
+    "where",
+    ["log_model_artifacts", "finalize_logged_model", "create_model_version", "set_registered_model_alias"],
 )
 def test_a_killed_registration_is_completed(
     root: str, register_run: Register, monkeypatch: pytest.MonkeyPatch, where: str
@@ -409,7 +410,9 @@ def test_a_killed_registration_is_completed(
         patch.setattr(MlflowClient, where, dying)
         register_run(name, name)
     assert register_run(name, name) == 1
-    assert at(root, name) == {"candidate": 1} and len(registry.rows(Tracking(model_name=name), root)) == 1
+    tracking = Tracking(model_name=name)
+    assert at(root, name) == {"candidate": 1} and len(registry.rows(tracking, root)) == 1
+    assert registry.local_copy(tracking, root, registry.resolve(tracking, root, "1")).is_dir()
 
 
 def edited(path: Path, change: Callable[[dict], None]) -> None:
