@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.config import CompareConfig
+from pipeline.evaluation.context import JUDGE
 from pipeline.reports.html import environment
 from pipeline.reports.png import grid_address
 from pipeline.studies import behaviour
@@ -35,7 +36,10 @@ COLUMNS: tuple[tuple[str, Callable[[Result], float | None], int], ...] = (
     ("worst class", lambda r: r["retain_min"], 2),
     ("neighbours", lambda r: r.get("retain_neighbours"), 2),
     ("Frechet, judge", lambda r: r["fid"], 1),
-    ("recall excess", lambda r: r.get("excess"), 2),
+    ("kernel distance, judge", lambda r: _in_judge(r, "kid", "value"), 1),
+    ("precision, judge", lambda r: _in_judge(r, "precision_recall", "precision", "value"), 2),
+    ("recall, judge", lambda r: _in_judge(r, "precision_recall", "recall", "value"), 2),
+    ("attacks: excess", lambda r: r.get("excess"), 2),
     ("behaviour, forgotten", lambda r: (r.get("behaviour") or {}).get("forgotten"), 2),
     ("behaviour, retained", lambda r: (r.get("behaviour") or {}).get("retained"), 2),
     ("settled at step", lambda r: r["settled_step"], 0),
@@ -153,6 +157,14 @@ def _cells(results: Sequence[Result]) -> list[tuple[str, str]]:
         median = statistics.median(values) if values else None
         cells.append(("", "") if median is None else (f"{median:.{digits}f}", repr(float(median))))
     return cells
+
+
+def _in_judge(result: Result, metric: str, *path: str) -> float | None:
+    """A figure in the judge's features; None where it was not measured."""
+    value: Any = (result.get(metric) or {}).get(JUDGE)
+    for key in path:
+        value = (value or {}).get(key)
+    return value
 
 
 def _over(value: float | None, yardstick: float | None) -> float | None:

@@ -190,7 +190,45 @@ def run_cell(cell: Cell, samples_uri: str) -> dict[str, Any]:
         "step_cpu_seconds": outcome.timing["step_cpu_seconds"],
         "prepare_cpu_seconds": outcome.timing["prepare_cpu_seconds"],
         "losses": losses,
+        **_image_quality(cell.config, prepared, inputs),
     }
+
+
+def _image_quality(config: UnlearnConfig, prepared: "Prepared", inputs: "Inputs") -> dict[str, Any]:
+    """Kernel distance, precision and recall of as many images of the retained classes as the final check
+    samples, by the space they are taken in."""
+    from pipeline.config.measuring import Measuring
+    from pipeline.evaluation.context import AFTER, EvalContext
+    from pipeline.evaluation.evaluate_ray import spec_of
+    from pipeline.evaluation.metrics.table import evaluate
+    from pipeline.evaluation.partials import Shard
+
+    checks = config.evaluate
+    settings = Measuring(
+        samples=20,  # the least of what is not looked at
+        null_samples=1,
+        cfg_scales=[],
+        retain_samples=max(2, checks.final_retain_samples),
+        cfg_scale=checks.cfg_scale,
+        sampler_steps=checks.sampler_steps,
+        sampler=checks.sampler,
+    )
+    spec = spec_of(
+        config.request,
+        prepared.lake,
+        prepared.base.config,
+        prepared.base,
+        seed=config.seed,
+        settings=settings,
+    )
+    context = EvalContext(
+        model=inputs.model,
+        judge=inputs.subject.judge,
+        spec=spec,
+        rows=prepared.lake.read,
+        spaces=inputs.subject.spaces,
+    )
+    return evaluate(("kid", "precision_recall"), context, Shard())[AFTER]
 
 
 def _samples_of(samples_uri: str, request: str, name: str) -> str:

@@ -147,7 +147,7 @@ def test_the_page_has_medians_runs_and_pictures_and_escapes_what_is_not_its_own(
     assert "&lt;strong&gt;" in page and "<strong>" not in page
     assert page.count("data:image/png") == 3 + 1  # the runs that did not break down, and the base
     assert "step 3: loss of keep is not finite" in page
-    assert "recall excess" not in page.split("</thead>")[0], "nothing was attacked"
+    assert "attacks: excess" not in page.split("</thead>")[0], "nothing was attacked"
     assert board._cells([result(cell) for cell in cells(whole)][:1])[-1] == ("2.5", "2.5")
     assert np.isfinite([float(value) for _, value in board._cells([result(cells(whole)[0])]) if value]).all()
 
