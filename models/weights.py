@@ -102,6 +102,7 @@ def read_file(path: Path, where: str) -> dict[str, Tensor]:
         )
     if is_script(path):
         raise WeightsError(f"{where}: refused, it is a TorchScript program; expected a state dict of tensors")
+    _require_undamaged(path, where)
     try:
         # what the published training script was called with: names and values, no code
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -124,6 +125,19 @@ def read_file(path: Path, where: str) -> dict[str, Tensor]:
             " are of them"
         )
     return state
+
+
+def _require_undamaged(path: Path, where: str) -> None:
+    """Raise `WeightsError` where a part of an archive is not what its checksum says; torch does not look."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
+        raise WeightsError(f"{where}: cannot be read ({error}); fetch it again") from error
+    if damaged:
+        raise WeightsError(f"{where}: is damaged, {damaged} has another checksum; fetch it again")
 
 
 def require_no_pointer(path: Path, where: str) -> None:
@@ -169,10 +183,13 @@ def plain_tensors(content: Any, where: str) -> dict[str, Tensor]:
             f"{where}: refused, {_some(packed)} is quantised and the scales are not here; expected weights of"
             " 16, 32 or 64 bits"
         )
-    broken = [name for name, value in content.items() if value.is_floating_point() and value.isnan().any()]
+    broken = [
+        name for name, value in content.items() if value.is_floating_point() and not value.isfinite().all()
+    ]
     if broken:
         raise WeightsError(
-            f"{where}: refused, {_some(broken)} is not a number (NaN); expected trained weights"
+            f"{where}: refused, {_some(broken)} is not a number (NaN) or without bound; expected trained"
+            " weights"
         )
     return {
         name: value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
@@ -216,6 +233,15 @@ def load_into(net: nn.Module, state: Mapping[str, Tensor], where: str, *, shared
         raise WeightsError(
             f"{where}: has wrong shapes: {_some(wrong)}; expected the weights of this model size"
         )
+    counted = [
+        f"{key} ({state[key].dtype})"
+        for key, tensor in sorted(expected.items())
+        if tensor.is_floating_point() and not state[key].is_floating_point()
+    ]
+    if counted:
+        raise WeightsError(f"{where}: has whole numbers for weights: {_some(counted)}; expected floats")
+    if shared:  # what is copied is rounded by the copy
+        state = {key: state[key].to(tensor.dtype) for key, tensor in expected.items()}
     net.load_state_dict(state, assign=shared)
 
 

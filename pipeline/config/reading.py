@@ -220,7 +220,9 @@ def explain(kind: type[BaseModel], error: ValidationError, path: str = "") -> st
         return f"unknown key {key!r}: {hint}valid keys{of} are {', '.join(fields)}{own}{more}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
-        field = section_at(kind, location[:-1]).model_fields[location[-1]]
+        field = section_at(kind, location[:-1]).model_fields.get(location[-1])
+        if field is None:  # an entry of a list that has fewer
+            return f"{before}{'.'.join(location[:-1])}: got no entry {location[-1]} (they count from 0){more}"
         return f"{key}: got none, expected {field.description or 'a value'}: --set {key}=<value>{more}"
     if not location:
         return message + more

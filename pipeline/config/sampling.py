@@ -35,9 +35,9 @@ class Sampler(Section):
         None, ge=0, description="euler, heun: below 1, smaller steps near the noise; 0: all equal"
     )
     rtol: float | None = Field(
-        None, gt=0, description="dopri5, which chooses its steps: relative error of one"
+        None, ge=1e-9, description="dopri5, which chooses its steps: relative error of one"
     )
-    atol: float | None = Field(None, gt=0, description="dopri5: absolute error of a step")
+    atol: float | None = Field(None, ge=1e-9, description="dopri5: absolute error of a step")
     diffusion: Literal["sigma", "decreasing"] | None = Field(
         None, description="euler_maruyama, heun_sde: how much noise is added at which level"
     )

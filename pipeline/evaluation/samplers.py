@@ -30,6 +30,11 @@ def require_sampler(
             " expected none"
         )
     changes = sampler.changes if sampler else {}
+    if (guided := changes.get("guided_channels") or 0) > model.shape[0]:
+        raise InputError(
+            f"{section}sampler.guided_channels: got {guided}, expected 1 to the model's {model.shape[0]}"
+            " channels, or all"
+        )
     described = model.sampler_with(changes) if own is None else changed(own, changes)
     for key, count in steps.items():
         try:

@@ -132,8 +132,14 @@ def _state_dict(
     require_sha256(path, sha256, key)
     state = read_file(path, uri)
     beside = storage.join(uri.rsplit("/", 1)[0], f"{path.stem}.json")  # what our own export writes
-    if storage.exists(beside):
-        return storage.read_json(beside), state
+    own = storage.read_json(beside) if storage.exists(beside) else None
+    if isinstance(own, dict) and "family" in own:  # another's notes may have that name as well
+        if absent := [name for name in ("size", "class_names") if name not in own]:
+            raise InputError(
+                f"{key}: {beside} lacks {' and '.join(absent)}; expected the description that was exported"
+                " beside the weights; without that file they are taken for a published model's"
+            )
+        return own, state
     vae = describe_state(state)
     if vae is not None:
         return vae, state

@@ -62,6 +62,7 @@ def test_another_name_leaves_behind_what_it_does_not_take() -> None:
             5,
             r"evaluate\.sampler\.guidance_interval: got \[0\.2, 1\.5\], expected two noise levels",
         ),
+        ("dit", {"guided_channels": 99}, 5, r"evaluate\.sampler\.guided_channels: got 99, expected 1 to the"),
         ("dit", {"respacing": "ddim"}, 600, r"evaluate\.sampler_steps: no integer stride takes 600 of 1000"),
         ("dit", {}, 2000, r"evaluate\.sampler_steps: got 2000, expected 1 to 1000"),
         ("vae", {}, 1, r"evaluate\.sampler: got one for a vae-mnist, which takes one pass"),

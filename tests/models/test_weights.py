@@ -87,3 +87,12 @@ def test_judge_takes_images_of_its_size(channels: int, size: int, classes: int) 
 def test_unknown_judge_is_refused() -> None:
     with pytest.raises(ValueError, match=r"got family 'forest', expected one of small_cnn"):
         build_judge({"family": "forest"})
+
+
+def test_weights_of_another_kind_are_refused_or_rounded() -> None:
+    net = nn.Linear(2, 2)
+    whole = {"weight": torch.ones(2, 2, dtype=torch.int64), "bias": torch.ones(2)}
+    with pytest.raises(WeightsError, match=r"^x: has whole numbers for weights: weight \(torch.int64\)"):
+        weights.load_into(net, whole, "x")
+    weights.load_into(net, {name: value.double() for name, value in whole.items()}, "x", shared=True)
+    assert {value.dtype for value in net.state_dict().values()} == {torch.float32}

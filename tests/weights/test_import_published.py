@@ -152,6 +152,7 @@ class Mischief:
         ({"a": torch.ones(2, device="meta")}, r"'a' \(torch\.strided, torch\.float32, meta\)"),
         ({"a": torch.ones(2, dtype=torch.complex64)}, r"'a' \(torch\.strided, torch\.complex64, cpu\)"),
         ({"ema": {"b": torch.tensor([1, float("nan")])}}, r"b is not a number \(NaN\)"),
+        ({"b": torch.tensor([1, float("-inf")])}, r"b is not a number \(NaN\) or without bound"),
     ],
 )
 def test_pickles_that_are_not_plain_tensors_are_refused(tmp_path: Path, value: Any, message: str) -> None:
@@ -178,6 +179,11 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path, state: dict[str, 
     (tmp_path / "text.pt").write_text("version https://git-lfs.github.com/spec/v1")
     safetensors.torch.save_file(state, tmp_path / "w.safetensors")
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:-100])
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    (tmp_path / "flipped.pt").write_bytes(flipped)
+    with pytest.raises(InputError, match=r"flipped\.pt: is damaged, w/data/\d+ has another checksum"):
+        read(str(tmp_path / "flipped.pt"))
     with pytest.raises(InputError, match=r"cut\.pt: got neither safetensors nor a file of torch.save"):
         read(str(tmp_path / "cut.pt"))
     with pytest.raises(InputError, match=r"text\.pt is a Git LFS pointer; run `git lfs pull`"):
@@ -188,6 +194,15 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path, state: dict[str, 
         read(str(tmp_path / "nowhere.pt"))
     with pytest.raises(InputError, match=r"model\.weights: no weights at"):
         read(str(tmp_path))
+
+
+def test_a_note_of_the_files_name_is_no_description(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+    uri = saved(tmp_path / "w.pt", state)
+    (tmp_path / "w.json").write_text('{"step": 3}')
+    assert read(uri, size=None).config["size"] == "DiT-nano"
+    (tmp_path / "w.json").write_text('{"family": "dit", "size": "DiT-nano"}')
+    with pytest.raises(InputError, match=r"model\.weights: .*w\.json lacks class_names; expected"):
+        read(uri)
 
 
 def test_the_digest_is_held_against_the_file(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
