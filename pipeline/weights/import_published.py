@@ -134,16 +134,28 @@ def _state_dict(
     beside = storage.join(uri.rsplit("/", 1)[0], f"{path.stem}.json")  # what our own export writes
     own = storage.read_json(beside) if storage.exists(beside) else None
     if isinstance(own, dict) and "family" in own:  # another's notes may have that name as well
-        if absent := [name for name in ("size", "class_names") if name not in own]:
-            raise InputError(
-                f"{key}: {beside} lacks {' and '.join(absent)}; expected the description that was exported"
-                " beside the weights; without that file they are taken for a published model's"
-            )
+        _require_description(own, beside, key)
         return own, state
     vae = describe_state(state)
     if vae is not None:
         return vae, state
     return _transformer(renamed(state), uri, key, size)
+
+
+def _require_description(own: Mapping[str, Any], place: str, key: str) -> None:
+    """Raise `InputError` unless the model can be built that `own` describes."""
+    from models.generative import build
+
+    try:
+        build(own, device="meta")
+        absent = "" if "class_names" in own or own["family"] == "vae" else "no class_names"
+    except (KeyError, TypeError, ValueError) as error:
+        absent = f"no {error}" if isinstance(error, KeyError) else _line(error)
+    if absent:
+        raise InputError(
+            f"{key}: {place}: {absent}; expected the description that was exported beside the weights;"
+            " without that file they are taken for a published model's"
+        )
 
 
 def _transformer(

@@ -1,10 +1,15 @@
-"""The ODE solver that chooses its own steps."""
+"""The ODE solver that chooses its own steps; how much noise the SDE's add."""
 
+import math
 from typing import Any
 
+import pytest
 import torch
 from tiny import tiny_dit
 from torch import Tensor
+
+from models.diffusion.path import Flow
+from models.diffusion.samplers.sde import FORMS
 
 LABELS, SEEDS = torch.tensor([0, 1, 3]), (3, 4, 5)
 
@@ -68,3 +73,9 @@ def test_a_slope_that_is_no_number_ends_it() -> None:
         sampler={"name": "dopri5"},
     )
     assert x.isnan().all()
+
+
+def test_how_much_noise_a_step_adds_is_the_paths() -> None:
+    """`sigma` is b(s): s on the straight path, sin(pi s / 2) on the other (SiT's GVP)."""
+    assert FORMS["sigma"](Flow("linear", 1), 0.3) == 0.3
+    assert FORMS["sigma"](Flow("cosine", 1), 0.3) == pytest.approx(math.sin(0.15 * math.pi), abs=1e-15)

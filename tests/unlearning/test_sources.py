@@ -191,6 +191,17 @@ def test_sfr_on_climbs_in_salient_weights_and_then_repairs() -> None:
     assert relative(plain, -alpha * (mask_of("sfr_on") * g_f)) < 1e-12
 
 
+def test_retained_rows_are_of_the_labels_that_have_some() -> None:
+    """Of a thousand labels, 16 are asked first; a small lake has rows of none of these."""
+    given = preparation(method_settings("sfr_on", SMALL["sfr_on"]))
+    there = replace(
+        given,
+        retained=range(1000),
+        rows_of=lambda labels: given.rows_of([3]).take(range(4) if 3 in labels else []),
+    )
+    assert set(there.some_retained(3).y.tolist()) == {3} and len(there.some_retained(3)) == 3
+
+
 def test_the_mask_of_sfr_on_is_the_quotient_of_two_fisher_diagonals() -> None:
     given = preparation(method_settings("sfr_on", SMALL["sfr_on"]))
     model, params = given.model, list(given.named.values())

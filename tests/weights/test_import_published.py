@@ -201,7 +201,7 @@ def test_a_note_of_the_files_name_is_no_description(tmp_path: Path, state: dict[
     (tmp_path / "w.json").write_text('{"step": 3}')
     assert read(uri, size=None).config["size"] == "DiT-nano"
     (tmp_path / "w.json").write_text('{"family": "dit", "size": "DiT-nano"}')
-    with pytest.raises(InputError, match=r"model\.weights: .*w\.json lacks class_names; expected"):
+    with pytest.raises(InputError, match=r"model\.weights: .*w\.json: no '\w+'; expected the description"):
         read(uri)
 
 

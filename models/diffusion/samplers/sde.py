@@ -1,10 +1,13 @@
 """The reverse SDE of a flow (Ma et al. 2024, SiT, eq. 6): dx = (slope - w score) ds + sqrt(2 w) dW, with any
-w(s) >= 0, by Euler-Maruyama or with noise first and then a step of Heun's method. The state is float64.
+w(s) >= 0 (`sigma`: b(s) itself), by Euler-Maruyama or with noise first and then a step of Heun's method. The
+state is float64.
 
 score = -eps / b(s), of the guided slope. Equal steps go from s = 1 to `last_size`; the last is without noise.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -14,9 +17,10 @@ from models.diffusion.path import Flow
 from models.diffusion.samplers.ode import finished, slope
 from models.diffusion.samplers.settings import Run
 
-FORMS = {
-    "sigma": lambda s: s,  # SiT's command line, and REPA's
-    "decreasing": lambda s: 0.25 * (math.cos(math.pi * (1 - s)) + 1) ** 2,
+FORMS: dict[str, Callable[[Flow, float], float]] = {
+    # SiT's command line, and REPA's
+    "sigma": lambda path, s: float(path.coefficients(torch.tensor(s, dtype=torch.float64))[1]),
+    "decreasing": lambda path, s: 0.25 * (math.cos(math.pi * (1 - s)) + 1) ** 2,
 }
 
 OWN = {"diffusion": tuple(FORMS), "last_step": ("mean", "euler"), "last_size": None}
@@ -31,7 +35,7 @@ def heun_sde(run: Run[Flow]) -> Tensor:
 
 
 def _solve(run: Run[Flow], *, heun: bool) -> Tensor:
-    settings, form = run.settings, FORMS[run.settings.diffusion]
+    settings, form = run.settings, partial(FORMS[run.settings.diffusion], run.path)
 
     def drift(x: Tensor, s: float, within: float) -> Tensor:
         velocity = slope(run, x, s, within=within)

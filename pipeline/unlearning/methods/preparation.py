@@ -45,8 +45,10 @@ class Preparation:
         return self.model.losses(self.model.net, rows.x0, rows.y, rows.noise)
 
     def some_retained(self, count: int) -> Batch:
-        """About `count` retained rows, spread over the labels."""
+        """About `count` retained rows, spread over the labels; over all of them where those have no rows, as
+        in a lake of a part of the classes."""
         rows = self.rows_of(spread(self.retained, RETAINED_LABELS))
+        rows = rows if len(rows) else self.rows_of(self.retained)
         return rows.take(spread(range(len(rows)), count))
 
 
