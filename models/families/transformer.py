@@ -41,7 +41,9 @@ class Transformer:
         )
         self.diffusion = self.process(config)
         self.time = self.diffusion.time
-        self.clip = bool(config["clip_samples"])
+        if not isinstance(config["clip_samples"], bool):
+            raise ValueError(f"clip_samples: got {config['clip_samples']!r}, expected true or false")
+        self.clip = config["clip_samples"]
         if "sampler" in config:  # so that a wrong one is refused before anything is sampled
             settings = SamplerSettings.of(config["sampler"])
             sampler_of(settings, self.diffusion.path, self.diffusion.prediction)

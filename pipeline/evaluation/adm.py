@@ -115,6 +115,7 @@ def _sampled(
 def assemble(samples: Samples) -> None:
     """The archive of all parts, part after part in memory; then the parts are removed."""
     if storage.exists(samples.uri):
+        storage.remove(f"{samples.uri}.parts")  # of an assembly that was interrupted at the end
         return
     first = np.load(io.BytesIO(storage.read_bytes(samples.part_uri(0))))
     header = {"descr": "|u1", "fortran_order": False, "shape": (samples.images, *first.shape[1:])}
@@ -126,5 +127,4 @@ def assemble(samples: Samples) -> None:
             for index in range(len(samples.parts)):
                 file.write(np.load(io.BytesIO(storage.read_bytes(samples.part_uri(index)))).tobytes())
         storage.upload(path, samples.uri)
-    for index in range(len(samples.parts)):
-        storage.remove(samples.part_uri(index))
+    storage.remove(f"{samples.uri}.parts")
