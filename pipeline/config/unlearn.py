@@ -15,6 +15,7 @@ from pipeline.config.partition import Partition, require_lanes
 from pipeline.config.redirection import Redirection, require_redirection, with_defaults_of_depth
 from pipeline.config.request import Request
 from pipeline.config.sampling import Sampling
+from pipeline.config.sharding import require_shardable
 from pipeline.config.tracking import Tracking
 from pipeline.config.weights import Decoder, Extractor, Judge, Model
 from pipeline.config.workers import ELASTIC, Train
@@ -329,4 +330,5 @@ class UnlearnConfig(SeededConfig):
                 f"evaluate.first_look: got {first}, expected fewer than evaluate.samples ({samples})"
             )
         require_lanes(self)
+        require_shardable(self, is_vae=_is_vae(self.model.size), second_order=SECOND_ORDER)
         return self

@@ -68,6 +68,15 @@ class Train(TrainWorkers):
             " than a minute"
         ),
     )
+    shard: bool = Field(
+        False,
+        exclude_if=operator.not_,
+        description=(
+            "each worker holds its share of the weights, gradients, moments and average instead of all of them"
+            " (FSDP2), and writes its share of a checkpoint: for first-order methods and method.hvp fd_central"
+            " (docs/extending.md)"
+        ),
+    )
     memory_gib: float | None = Field(
         None,
         gt=0,

@@ -39,7 +39,14 @@ from pipeline.runs.unlearn import lease_of, leave_model, with_own_weights
 from pipeline.runtime import command_line, metrics_log
 from pipeline.training.loop import Hooks
 from pipeline.training.loop import unlearn as unlearn_loop
-from pipeline.training.run_folder import OUTCOME, TRAINED, RunFolder, latest_checkpoint, leave_outcome
+from pipeline.training.run_folder import (
+    OUTCOME,
+    TRAINED,
+    RunFolder,
+    checkpoint_part,
+    latest_checkpoint,
+    leave_outcome,
+)
 from pipeline.training.step import Inputs
 from pipeline.training.worker_inputs import Sources, assemble
 from pipeline.unlearning.collectives import Collectives, NonFiniteError
@@ -129,10 +136,12 @@ def train(
     attempt first. `setup_s` is noted beside the loop's own seconds.
     """
     started, collectives = time.perf_counter(), inputs.collectives
-    start = latest_checkpoint(run_uri, collectives)
-    folder, hooks = None, Hooks(before=before)
+    shard = inputs.config.train.shard
+    start = latest_checkpoint(run_uri, collectives, sharded=shard)
+    part = checkpoint_part(run_uri, collectives) if shard else None
+    folder, hooks = None, Hooks(before=before, save=part.save if part else None)
     if collectives.rank == 0:
-        folder = RunFolder(run_uri, start, observe)
+        folder = RunFolder(run_uri, start, observe, writer=part)
         hooks = Hooks(before=before, record=folder.record, save=folder.save)
     try:
         outcome = unlearn_loop(inputs, start, hooks=hooks)
@@ -141,6 +150,8 @@ def train(
     finally:
         if folder:
             folder.close()
+        elif part:
+            part.wait()
     plain = outcome.to_dict(collectives.world_size)
     plain["seconds"] = {"setup": setup_s, "loop": time.perf_counter() - started}
     if folder:

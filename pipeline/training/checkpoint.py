@@ -2,11 +2,13 @@
 pickled.
 
 A checkpoint is a folder of two files. The JSON is written last and holds the digest of the tensors: where it
-lies, the checkpoint is whole, whatever was killed meanwhile.
+lies, the checkpoint is whole, whatever was killed meanwhile. Of a sharded run every rank writes two such files of
+its own, and the checkpoint is whole where all of them lie.
 """
 
 import json
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +22,7 @@ from pipeline.unlearning.collectives import Collectives
 
 TENSORS, STATE = "checkpoint.safetensors", "checkpoint.json"
 KEEP = 2  # checkpoints of a run that stay
+KEEP_PARTS = 3  # of a sharded run: the last but one may still be written by another rank
 
 log = logging.getLogger(__name__)
 
@@ -90,30 +93,52 @@ class Checkpoint:
         )
 
 
-def commit(uri: str, checkpoint: Checkpoint) -> str:
-    """Write `checkpoint` into a folder of its own under `uri`, all of it or nothing that counts; older ones
-    go. Returns the folder."""
+@dataclass(frozen=True)
+class Part:
+    """The part of a checkpoint that `rank` of a sharded run of `ranks` writes: its shards."""
+
+    rank: int
+    ranks: int
+
+    def file(self, name: str) -> str:
+        """The name of its TENSORS or STATE."""
+        stem, _, suffix = name.rpartition(".")
+        return f"{stem}-{self.rank}-of-{self.ranks}.{suffix}"
+
+    @property
+    def all(self) -> "list[Part]":
+        return [Part(rank, self.ranks) for rank in range(self.ranks)]
+
+
+def commit(uri: str, checkpoint: Checkpoint, part: Part | None = None) -> str:
+    """Write `checkpoint`, or the `part` that it is of one, into a folder of its own under `uri`, all of it or
+    nothing that counts; older ones go. Returns the folder."""
     folder = storage.join(uri, f"{checkpoint.iteration:08d}")
-    files = checkpoint.to_files()
+    files, file = checkpoint.to_files(), part.file if part else str
     # a checkpoint of the same place that is replaced is none meanwhile
-    storage.remove(storage.join(folder, STATE))
+    storage.remove(storage.join(folder, file(STATE)))
     for name in (TENSORS, STATE):
-        storage.write_bytes(storage.join(folder, name), files[name])
+        storage.write_bytes(storage.join(folder, file(name)), files[name])
+    if part and part.rank > 0:
+        return folder
     own = folder.rsplit("/", 1)[-1]
     up_to_here = [name for name in storage.listing(uri) if name <= own]  # what is newer is none of ours
-    for name in up_to_here[:-KEEP]:
+    for name in up_to_here[: -(KEEP_PARTS if part else KEEP)]:
         storage.remove(storage.join(uri, name))
     return folder
 
 
-def latest(uri: str) -> Checkpoint | None:
-    """The last whole checkpoint under `uri`; None when there is none. What is torn or changed is passed over
-    with a warning."""
+def latest(uri: str, part: Part | None = None, up_to: int = sys.maxsize) -> Checkpoint | None:
+    """The last whole checkpoint under `uri` of at most iteration `up_to`, of a sharded one this `part`; None
+    when there is none. What is torn or changed is passed over with a warning."""
+    file, states = (part.file, [one.file(STATE) for one in part.all]) if part else (str, [STATE])
     for name in reversed(storage.listing(uri)):
         folder = storage.join(uri, name)
+        if part and (int(name) > up_to or not {*states} <= {*storage.listing(folder)}):
+            continue
         try:
             return Checkpoint.from_files(
-                {file: storage.read_bytes(storage.join(folder, file)) for file in (STATE, TENSORS)}
+                {one: storage.read_bytes(storage.join(folder, file(one))) for one in (STATE, TENSORS)}
             )
         except FileNotFoundError:  # killed before it was whole
             continue
@@ -131,6 +156,23 @@ def same_start(start: Checkpoint | None, collectives: Collectives) -> Checkpoint
         raise RuntimeError(
             f"the ranks found checkpoints of different steps ({oldest} to {newest}); starting again finds one"
         )
+    return start
+
+
+def latest_part(uri: str, part: Part, collectives: Collectives) -> Checkpoint | None:
+    """This rank's part of the last checkpoint that is whole on every rank. Collective. What this rank wrote
+    beyond it is a checkpoint no more: the run takes those steps again."""
+    start, up_to = latest(uri, part), sys.maxsize
+    while True:
+        iteration = 0 if start is None else start.iteration
+        oldest = -collectives.largest(-iteration)
+        if collectives.largest(iteration) == oldest:
+            break
+        up_to = min(oldest, up_to)
+        start = latest(uri, part, up_to)
+    for name in storage.listing(uri):
+        if int(name) > iteration:
+            storage.remove(storage.join(uri, name, part.file(STATE)))
     return start
 
 

@@ -7,8 +7,10 @@ run ends when the settling rule says so or the steps are spent, and gives back t
 import copy
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,7 +57,8 @@ class Hooks:
     before: dict[str, Any] | None = None
     record: Callable[[dict[str, Any]], None] = lambda record: None  # a line of metrics.jsonl
     timing: Callable[[dict[str, Any]], None] = lambda seconds: None  # a step's seconds by phase, on this rank
-    save: Callable[[Checkpoint], object] | None = None  # on the rank that writes checkpoints
+    # on the rank that writes checkpoints; of a sharded run on every rank: its part
+    save: Callable[[Checkpoint], object] | None = None
     evaluator: Evaluator | None = None  # makes the checks beside the training; None: all ranks, in place
     portions: Callable[[str], Portions | None] = lambda name: (
         None
@@ -65,8 +68,8 @@ class Hooks:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a run came to. `trained` are the weights to register, those of `best_step`; `stopped` says what
-    ended it (settled, retention_floor, checks, steps); `missing` are steps whose check could not be made.
+    """What a run came to. `trained` are the weights to register, those of `best_step`, of a sharded run on the
+    first rank alone; `stopped` says what ended it (settled, retention_floor, checks, steps); `missing` are steps whose check could not be made.
     """
 
     steps: int
@@ -98,16 +101,19 @@ def unlearn(inputs: Inputs, start: Checkpoint | None = None, *, hooks: Hooks | N
     prepare_cpu_s = time.process_time() - cpu_started
     if start is None:
         iteration, progress = 0, _begin(inputs, hooks) | {"prepare_cpu_seconds": prepare_cpu_s}
-        state.average.begin(state.named)
     else:
         iteration, progress = start.iteration, dict(start.progress)
+    if state.sharded:
+        state.sharded.release()
+    if start is None:
+        state.average.begin(state.named)
     if state.teacher:
         push = {int(c): distance for c, distance in progress["push"].items()}
         state.teacher.aim(config.request.exchange_classes, push)
     checks = Checks(
         inputs=inputs,
         hooks=hooks,
-        named=state.named,
+        standing_in=state.sharded.standing_in if state.sharded else partial(standing_in, state.named),
         rule=_rule(config, progress["before"]),
         before=progress["before"],
     )
@@ -126,7 +132,7 @@ def unlearn(inputs: Inputs, start: Checkpoint | None = None, *, hooks: Hooks | N
             clock.fetched()
             iteration += 1
             step = iteration - config.optim.moment_warmup_steps
-            log = train_step(inputs, state, batch, iteration)
+            log = train_step(state.inputs, state, batch, iteration)
             seconds = clock.stepped(step)
             hooks.record({"kind": "step", "step": step, **log, **seconds})
 
@@ -155,11 +161,13 @@ def unlearn(inputs: Inputs, start: Checkpoint | None = None, *, hooks: Hooks | N
         raise Interrupted(step, hooks.interrupted() or "another rank was told to")
 
     # The best weights, measured as the base was.
-    best_weights = _from_first(checks, state, collectives)
-    with standing_in(state.named, best_weights):
+    with _best_weights(checks, state, collectives) as best_weights:
         portions = hooks.portions(f"after-{weights_digest(best_weights)}")
         after = check(inputs, step, final=True, portions=portions)
     progress["final_check"] = after.seconds
+    if state.sharded:  # they are the model's own, which goes on
+        first = collectives.rank == 0
+        best_weights = {name: value.to("cpu", copy=True) for name, value in best_weights.items() if first}
     return _outcome(checks, progress, best_weights, after.to_result(), last)
 
 
@@ -277,14 +285,20 @@ def _restore(state: State, checks: Checks, start: Checkpoint, device: torch.devi
     checks.resume()
 
 
-def _from_first(checks: Checks, state: State, collectives: Collectives) -> dict[str, Tensor]:
-    """The best weights, as the first rank has them; those of the last step where no check could be made at
-    all."""
+@contextmanager
+def _best_weights(checks: Checks, state: State, collectives: Collectives) -> Iterator[dict[str, Tensor]]:
+    """Context: the best weights, as the first rank has them, stand in for the trained parameters; those of the
+    last step where no check could be made at all. Of a sharded run they stay there, whole."""
     last = state.average.values
     best = checks.best_weights or last
+    if state.sharded:
+        yield state.sharded.gather(best)
+        return
     # in one order on all ranks: weights out of a checkpoint come in another
     parts = [best[name] for name in last]
-    return dict(zip(last, unflat(collectives.broadcast(flat(parts, parts)), parts), strict=True))
+    weights = dict(zip(last, unflat(collectives.broadcast(flat(parts, parts)), parts), strict=True))
+    with standing_in(state.named, weights):
+        yield weights
 
 
 def _outcome(

@@ -9,7 +9,8 @@ arrived.
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -141,7 +142,7 @@ class Checks:
 
     inputs: "Inputs"
     hooks: "Hooks"
-    named: Mapping[str, torch.nn.Parameter]
+    standing_in: Callable[[Mapping[str, Tensor]], AbstractContextManager[None]]  # for the trained parameters
     rule: SettleRule
     before: Mapping[str, Any]  # the base model's results
     best_weights: dict[str, Tensor] = field(default_factory=dict)
@@ -155,7 +156,7 @@ class Checks:
         evaluator = self.hooks.evaluator
         with phase("evaluation"):
             if evaluator is None:
-                with standing_in(self.named, average):
+                with self.standing_in(average):
                     self._judge(step, check(self.inputs, step, final=False))
             elif isinstance(evaluator, Elsewhere):
                 self.pending.clear()

@@ -52,8 +52,9 @@ class Redirect:
     beside: Cycle | None  # their rows
 
 
-def open_redirect(inputs: "Inputs", teacher: Teacher) -> Redirect:
-    """Where the forgotten rows are redirected to, and the pool before its first step, at the base weights."""
+def open_redirect(inputs: "Inputs", teacher: Teacher, student: GenerativeModel) -> Redirect:
+    """Where the forgotten rows are redirected to, and the pool before its first step, at the base weights.
+    `student` is the model whose embeddings the pool begins at."""
     config, model, forget = inputs.config, inputs.model, inputs.streams.forget.batch
     request = config.request
     # forgotten now, or earlier with samples that stand in for their rows
@@ -80,7 +81,7 @@ def open_redirect(inputs: "Inputs", teacher: Teacher) -> Redirect:
     beside_labels = sorted({label for others in near.values() for label in others})
     beside = inputs.rows_of(beside_labels) if beside_labels and section.near_rows else None
     adversary = Adversary(
-        model,
+        student,
         sorted({*classes, *siblings}),
         retained,
         size=section.pool,

@@ -11,7 +11,7 @@ from models import weights
 from pipeline import storage
 from pipeline.runtime import metrics_log
 from pipeline.training import checkpoint as checkpoints
-from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.checkpoint import Checkpoint, Part
 from pipeline.training.loop import Outcome
 from pipeline.unlearning.collectives import Collectives
 
@@ -20,9 +20,40 @@ log = logging.getLogger(__name__)
 PORTIONS = "portions"  # of a long measure before or after that is under way
 
 
-def latest_checkpoint(run_uri: str, collectives: Collectives) -> Checkpoint | None:
-    """Where the run under `run_uri` goes on, the same on every rank; None at its beginning."""
-    return checkpoints.same_start(checkpoints.latest(storage.join(run_uri, CHECKPOINTS)), collectives)
+def latest_checkpoint(run_uri: str, collectives: Collectives, *, sharded: bool = False) -> Checkpoint | None:
+    """Where the run under `run_uri` goes on, the same on every rank; None at its beginning. Of a sharded run
+    this rank's part, what lies beyond it being none of the run any more."""
+    uri = storage.join(run_uri, CHECKPOINTS)
+    if sharded:
+        return checkpoints.latest_part(uri, Part(collectives.rank, collectives.world_size), collectives)
+    return checkpoints.same_start(checkpoints.latest(uri), collectives)
+
+
+class CheckpointWriter:
+    """Writes checkpoints under `uri`, or this rank's `part` of each, by one thread beside the training."""
+
+    def __init__(self, uri: str, part: Part | None = None) -> None:
+        self._uri, self._part = uri, part
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[str] | None = None
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Have `checkpoint`, whose tensors and progress nobody changes any more, written. Waits for the one
+        before, and raises what that ran into."""
+        self.wait()
+        self._writing = self._thread.submit(checkpoints.commit, self._uri, checkpoint, self._part)
+
+    def wait(self) -> None:
+        """Until the latest checkpoint is whole. Raises what its writing ran into."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            log.info("checkpoint %s", writing.result())
+
+
+def checkpoint_part(run_uri: str, collectives: Collectives) -> CheckpointWriter:
+    """What writes this rank's part of the checkpoints of a sharded run."""
+    part = Part(collectives.rank, collectives.world_size)
+    return CheckpointWriter(storage.join(run_uri, CHECKPOINTS), part)
 
 
 class RunFolder:
@@ -34,6 +65,7 @@ class RunFolder:
         run_uri: str,
         start: Checkpoint | None,
         observe: Callable[[metrics_log.Record], None] = lambda record: None,
+        writer: CheckpointWriter | None = None,
     ) -> None:
         self.uri, self._observe = run_uri, observe
         self._metrics = storage.join(run_uri, METRICS)
@@ -43,32 +75,22 @@ class RunFolder:
         for record in records:
             observe(record)
         self._writer = metrics_log.Writer(self._metrics, records)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._writing: Future[str] | None = None
+        self._checkpoints = writer or CheckpointWriter(storage.join(run_uri, CHECKPOINTS))
 
     def record(self, line: metrics_log.Record) -> None:
         self._writer.write(line)
         self._observe(line)
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Have `checkpoint`, whose tensors and progress nobody changes any more, written while the training
-        goes on; the records first: a checkpoint is not ahead of them. Waits for the one before, and raises
-        what that ran into."""
+        """Have `checkpoint` written while the training goes on; the records first: a checkpoint is not ahead
+        of them."""
         self._writer.flush()
-        self.wait()
-        uri = storage.join(self.uri, CHECKPOINTS)
-        self._writing = self._thread.submit(checkpoints.commit, uri, checkpoint)
-
-    def wait(self) -> None:
-        """Until the latest checkpoint is whole. Raises what its writing ran into."""
-        if self._writing is not None:
-            writing, self._writing = self._writing, None
-            log.info("checkpoint %s", writing.result())
+        self._checkpoints.save(checkpoint)
 
     def close(self, last: int | None = None) -> None:
         """Write out the latest checkpoint and the records, those up to step `last` where a later one does not
         count."""
-        self.wait()
+        self._checkpoints.wait()
         self._writer.flush()
         if last is not None:
             metrics_log.Writer(self._metrics, up_to(last, metrics_log.read(self._metrics))).flush()

@@ -30,6 +30,7 @@ from pipeline.unlearning.noising import StepRows, step_rows
 from pipeline.unlearning.optimizer import Average, adamw, apply_gradient, warmup, warmup_cosine
 from pipeline.unlearning.parameters import label_parameter, select
 from pipeline.unlearning.redirection import RedirectionRows
+from pipeline.unlearning.sharding import Sharded, ShardedTeacher
 from pipeline.unlearning.teacher import Teacher
 from pipeline.unlearning.uniformity import sampled_uniformity_loss
 
@@ -72,8 +73,12 @@ class Inputs:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """What a run moves, and how. `teacher` is the base: the state is made before anything has moved."""
+    """What a run moves, and how. `teacher` is the base: the state is made before anything has moved.
 
+    Of a sharded run `named` are this rank's shards, and `inputs` have the sharded network.
+    """
+
+    inputs: Inputs  # what steps are computed from; checks have the run's own
     named: dict[str, nn.Parameter]  # P parameters, in the network's order
     teacher: Teacher | None
     optimizer: torch.optim.AdamW
@@ -86,6 +91,7 @@ class State:
     replay: Cycle | None = None  # rows of the method's own in the retained ones' place
     forget_optimizer: torch.optim.AdamW | None = None  # of what forgets, where it has moments of its own
     redirect: Redirect | None = None  # depth weights
+    sharded: Sharded | None = None
 
 
 def open_state(inputs: Inputs) -> State:
@@ -93,11 +99,16 @@ def open_state(inputs: Inputs) -> State:
     config, model = inputs.config, inputs.model
     method = METHODS[config.method.name]
     settings = method_settings(config.method.name, config.method.own)
-    named = select(model, config.trainable)
-    params, teacher = list(named.values()), None
-    if config.method.targets == "teacher" or method.teacher:
+    named, teacher, sharded = select(model, config.trainable), None, None
+    labels, optim, asks_teacher = label_parameter(model, named), config.optim, has_teacher(config)
+    if config.train.shard:
+        sharded = Sharded(model, list(named), inputs.collectives, inputs.device)
+        named = sharded.named
+        teacher = ShardedTeacher(model, sharded.copy()) if asks_teacher else None
+    elif asks_teacher:
         teacher = inputs.teacher(model, named)
-    labels, optim = label_parameter(model, named), config.optim
+    student = replace(inputs, model=sharded.model) if sharded else inputs
+    params = list(named.values())
     label_scale = (optim.label_lr or optim.lr) / optim.lr
     scales = [label_scale if name == labels else 1.0 for name in named]
     optimiser_of = partial(adamw, params, lr=optim.lr, scales=scales, moments=optim.moments)
@@ -105,29 +116,38 @@ def open_state(inputs: Inputs) -> State:
     forget_optimizer = None
     if optim.separate_moments:
         forget_optimizer = optimiser_of(weight_decay=0.0)
-    redirect = open_redirect(inputs, teacher) if teacher and config.method.depth == "weights" else None
-    model.net.train()
+    redirect = None
+    if teacher and config.method.depth == "weights":
+        redirect = open_redirect(inputs, teacher, student.model)
+    student.model.net.train()
     preparation = _preparation(inputs, named, settings)
     memory = method.prepare(preparation) if method.prepare else Memory()
-    tools = Tools(model=model, teacher=teacher, settings=settings, named=named, memory=memory.vectors)
+    tools = Tools(model=student.model, teacher=teacher, settings=settings, named=named, memory=memory.vectors)
+    def differentiate(rows: StepRows | RedirectionRows, iteration: int) -> LocalGradients:
+        local = local_gradients(student, params, tools, redirect, rows, iteration)
+        return sharded.gradients(local) if sharded else local
+
     return State(
+        inputs=student,
         named=named,
         teacher=teacher,
         optimizer=optimizer,
         average=Average(named, optim.ema),
         method=method,
         settings=settings,
-        differentiate=over_virtual_ranks(
-            partial(local_gradients, inputs, params, tools, redirect),
-            config,
-            inputs.collectives.world_size,
-        ),
+        differentiate=over_virtual_ranks(differentiate, config, inputs.collectives.world_size),
         preparation=preparation,
         memory=memory,
         replay=Cycle(memory.replay, config.seed, "replay") if memory.replay else None,
         forget_optimizer=forget_optimizer,
         redirect=redirect,
+        sharded=sharded,
     )
+
+
+def has_teacher(config: UnlearnConfig) -> bool:
+    """Whether the base model is asked during the run."""
+    return config.method.targets == "teacher" or METHODS[config.method.name].teacher
 
 
 def _preparation(inputs: Inputs, named: Mapping[str, nn.Parameter], settings: MethodSettings) -> Preparation:
@@ -173,15 +193,16 @@ def advance(
         index=step,
         local=state.differentiate(rows, iteration),
         collectives=collectives,
+        sharded=state.sharded is not None,
         progress=max(step, 0) / config.optim.max_steps,
         memory=state.memory.vectors,
     )
     gradient = state.method.gradient(gradients, state.settings)
 
     # Finite on every rank, or no rank moves.
-    log = {**gradients.log, **log, **gradients.mean_losses(), "grad_norm/update": gradient.norm()}
+    log = {**gradients.log, **log, **gradients.mean_losses(), "grad_norm/update": gradients.norm(gradient)}
     parts = {"": gradient} if state.forget_optimizer is None else gradients.parts
-    norms = {f"{PART}{key}": part.norm() for key, part in parts.items() if key and part is not None}
+    norms = {f"{PART}{key}": gradients.norm(part) for key, part in parts.items() if key and part is not None}
     figures = {key: value for key, value in log.items() if isinstance(value, Tensor)}
     norm = figures["grad_norm/update"]
     numbers = collectives.require_finite({**gradients.quantities, "gradient": norm}, step, figures | norms)

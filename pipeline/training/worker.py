@@ -26,7 +26,7 @@ from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.launch_ray import PREEMPTIONS, launch, worker_setup
 from pipeline.training.loop import Hooks, Interrupted, Outcome, unlearn
 from pipeline.training.periodic_eval import Elsewhere
-from pipeline.training.run_folder import PORTIONS, RunFolder, latest_checkpoint, leave_outcome
+from pipeline.training.run_folder import PORTIONS, RunFolder, checkpoint_part, latest_checkpoint, leave_outcome
 from pipeline.training.sample_grids import draw_grids
 from pipeline.training.step import Inputs
 from pipeline.training.worker_inputs import Sources, assemble
@@ -104,14 +104,14 @@ def _worker(arguments: dict[str, Any]) -> dict[str, Any] | None:
         device=device,
         retain=by_ray if config.partition.reader == "ray" else None,
     )
-    start = latest_checkpoint(run_uri, collectives)
+    start = latest_checkpoint(run_uri, collectives, sharded=config.train.shard)
     mark("assembled")
     after = "from the base model" if start is None else f"after step {start.progress['step']}"
     log.info("starting %s", after)
 
     # Run it.
     hooks, close = _hooks(inputs, arguments, run_id, start)
-    base = _movable(inputs.model, config.trainable)
+    base = _movable(inputs.model, config.trainable) if collectives.rank == 0 else {}
     try:
         outcome = unlearn(inputs, start, hooks=hooks)
     except NonFiniteError as error:
@@ -150,17 +150,25 @@ def _hooks(
         batch = f"{config.evaluate.batch}"  # images sampled together: other ones are other portions
         return Portions(storage.join(run_uri, PORTIONS, f"{name}-{batch}"))
 
+    part = checkpoint_part(run_uri, inputs.collectives) if config.train.shard else None
     if rank > 0:
         hooks = Hooks(
             before=arguments["before"],
             timing=timings,
+            save=part.save if part else None,
             evaluator=Elsewhere() if beside else None,
             portions=portions,
             interrupted=Interruption(None),
         )
-        return hooks, lambda last: timings.flush()
 
-    folder, quality = RunFolder(run_uri, start), Quality(run_id)
+        def close_part(last: int | None) -> None:
+            timings.flush()
+            if part:
+                part.wait()
+
+        return hooks, close_part
+
+    folder, quality = RunFolder(run_uri, start, writer=part), Quality(run_id)
 
     def record(line: metrics_log.Record) -> None:
         folder.record(line)
@@ -190,9 +198,10 @@ def _hooks(
 
 
 def _movable(model: GenerativeModel, trainable: str) -> dict[str, torch.Tensor]:
-    """A copy of what a run may change of the network: the trained parameters and all buffers."""
+    """A copy of what a run may change of the network: the trained parameters and all buffers. It waits in the
+    host's memory."""
     return {
-        name: value.detach().clone()
+        name: value.detach().to("cpu", copy=True)
         for name, value in (*select(model, trainable).items(), *model.net.named_buffers())
     }
 

@@ -46,6 +46,7 @@ class Gradients:
     index: int
     local: Local
     collectives: Collectives
+    sharded: bool = False  # each rank has its part of every vector (P,), reduced already (sharding.py)
     progress: float = 0.0  # share of the run's steps that are taken, `index` among them
     memory: Mapping[str, Tensor] = field(default_factory=dict)  # what the method made at the base weights
     # the two summands of the vector, where the method says them (None: no step of that kind)
@@ -65,8 +66,20 @@ class Gradients:
             vector, loss = self.local.gradient(name, twice=twice)
             self.quantities[f"loss of {name}"] = loss
             self.quantities[f"gradient of {name}"] = vector.norm()
-            pending.append(self.collectives.mean_async(vector))
+            pending.append(self._mean(vector))
         return [reduction.wait() for reduction in pending]
+
+    def _mean(self, vector: Tensor) -> Pending:
+        return Pending(vector, None, 1) if self.sharded else self.collectives.mean_async(vector)
+
+    def total(self, products: Tensor) -> Tensor:
+        """Sums over this rank's elements of vectors (P,), as over all of them. Collective where these are
+        sharded."""
+        return self.collectives.sum(products) if self.sharded else products
+
+    def norm(self, vector: Tensor) -> Tensor:
+        """|vector|, (), of a vector (P,)."""
+        return self.total(vector.double().square().sum()).sqrt() if self.sharded else vector.norm()
 
     def value(self, name: str) -> Tensor:
         """The mean loss () of a term that needs no gradient."""
@@ -85,7 +98,7 @@ class Gradients:
         with phase("second_order"):
             vector = self.local.product(directions)
         self.quantities["gradient of the penalty"] = vector.norm()
-        return self.collectives.mean(vector)
+        return self._mean(vector).wait()
 
     def mean_losses(self) -> dict[str, Tensor]:
         """The losses () of the terms that were asked for, averaged over the ranks: `loss/<term>`.
@@ -156,7 +169,7 @@ class LocalGradients:
     def _add_difference(self, vector: Tensor, name: str, direction: Tensor) -> None:
         """H d by (g(theta + r d/|d|) - g(theta - r d/|d|)) |d| / 2r, or one-sided from the gradient already
         there."""
-        length = direction.norm()
+        length = self._length(direction)
         # of no length: the difference of two equal gradients, 0
         offset = direction * (self.fd_radius / length.clamp(min=torch.finfo(length.dtype).tiny))
         ahead = self._gradient_at(name, offset)
@@ -164,6 +177,9 @@ class LocalGradients:
             vector += (ahead - self._gradient_at(name, -offset)) * (length / (2 * self.fd_radius))
         else:
             vector += (ahead - self._base[name]) * (length / self.fd_radius)
+
+    def _length(self, direction: Tensor) -> Tensor:
+        return direction.norm()
 
     @torch.no_grad()
     def _gradient_at(self, name: str, offset: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from models.generative import GenerativeModel
 
@@ -50,10 +51,11 @@ def label_parameter(model: GenerativeModel, named: Mapping[str, Tensor]) -> str 
     )
 
 
-def label_weights(model: GenerativeModel) -> nn.Parameter:
+def label_weights(model: GenerativeModel) -> Tensor:
     """The whole table of label embeddings, (classes + 1, D) with the null label last, of a model that takes
-    labels."""
-    return model.net.get_parameter("y_embedder.embedding_table.weight")
+    labels. Collective where the network is sharded."""
+    table = model.net.get_parameter("y_embedder.embedding_table.weight")
+    return table.full_tensor() if isinstance(table, DTensor) else table
 
 
 def flat(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:

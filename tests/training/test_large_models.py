@@ -24,7 +24,7 @@ def test_a_checkpoint_is_written_beside_the_training_and_whole_when_the_run_ends
     folder, commit = RunFolder(str(tmp_path), None), checkpoints.commit
     go_on, began = threading.Event(), threading.Event()
 
-    def slow(uri: str, checkpoint: Checkpoint) -> str:
+    def slow(uri: str, checkpoint: Checkpoint, part: None) -> str:
         began.set()
         assert go_on.wait(20)
         return commit(uri, checkpoint)
@@ -42,7 +42,7 @@ def test_a_checkpoint_is_written_beside_the_training_and_whole_when_the_run_ends
 def test_a_checkpoint_that_could_not_be_written_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(uri: str, checkpoint: Checkpoint) -> str:
+    def full(uri: str, checkpoint: Checkpoint, part: None) -> str:
         raise OSError("no space left")
 
     monkeypatch.setattr(checkpoints, "commit", full)

@@ -33,5 +33,5 @@ def ascent_descent(gradients: Gradients, settings: AscentDescentSettings) -> Ten
         return gradients.sum_of(forget=ascent(gradients, settings))
     if settings.project:
         g_f, g_r = gradients.of("forget", "retain")
-        return gradients.sum_of(retain=project_out(g_r, g_f))
+        return gradients.sum_of(retain=project_out(g_r, g_f, total=gradients.total))
     return gradients.sum_of(retain=gradients.of("retain")[0])

@@ -46,6 +46,7 @@ def erasediff(gradients: Gradients, settings: EraseDiffSettings) -> Tensor:
     g_u, g_r = gradients.of("erasediff", "retain")
     weight: float | Tensor | None = settings.weight
     if weight is None:
-        weight = (settings.eta - dot(g_r, g_u) / (dot(g_u, g_u) + TINY)).clamp(min=0)
+        product, square = dot(g_r, g_u, gradients.total), dot(g_u, g_u, gradients.total)
+        weight = (settings.eta - product / (square + TINY)).clamp(min=0)
     gradients.log["weight/erasediff"] = weight
     return gradients.sum_of(forget=weight * g_u, retain=g_r)

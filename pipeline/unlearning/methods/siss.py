@@ -98,6 +98,7 @@ def siss(gradients: Gradients, settings: SissSettings) -> Tensor:
     L_r: under a label that no forgotten row has, the mixture is of kept rows alone, the loss the usual one.
     """
     g_x, g_a, g_r = gradients.of("siss_kept", "siss", "retain")
-    scale = settings.forget_share * (dot(g_x, g_x) / (dot(g_a, g_a) + TINY)) ** 0.5
+    kept, forgotten = dot(g_x, g_x, gradients.total), dot(g_a, g_a, gradients.total)
+    scale = settings.forget_share * (kept / (forgotten + TINY)) ** 0.5
     gradients.log["weight/siss"] = scale
     return gradients.sum_of(forget=-scale * g_a, retain=g_x + g_r)

@@ -30,11 +30,11 @@ def uno(gradients: Gradients, settings: UnoSettings) -> Tensor:
     if settings.penalty == 0:
         return exchange(gradients, settings)
     g_f, g_r = gradients.of("forget", "keep", twice=True)
-    u, v, d = penalty_directions(g_f, g_r)
+    u, v, d = penalty_directions(g_f, g_r, gradients.total)
     del g_f  # a vector less to hold while the graphs are alive
     h = gradients.second_order_product({"forget": u, "keep": v})
     gradients.log["cos"] = d.cos
-    gradients.log["grad_norm/penalty"] = settings.penalty * h.norm().double()
+    gradients.log["grad_norm/penalty"] = settings.penalty * gradients.norm(h).double()
     return h.mul_(settings.penalty).add_(g_r)
 
 
