@@ -129,7 +129,8 @@ def _errors(model: DiTModel, params: Sequence[Tensor], rows: StepRows, batch: in
         )
         local = LocalGradients(params=params, terms=terms, hvp=hvp)
         gradients = Gradients(index=1, local=local, collectives=Collectives())
-        u, v, _ = penalty_directions(*gradients.of("forget", "keep", twice=True))
+        g_f, g_r = gradients.of("forget", "keep", twice=True)
+        u, v, _ = penalty_directions(g_f, g_r)
         products[name] = gradients.second_order_product({"forget": u, "keep": v})
     return {
         f"{name}_error": relative_error(value, products["exact"])

@@ -7,7 +7,11 @@ if TYPE_CHECKING:
     from pipeline.config.unlearn import UnlearnConfig
 
 # what pipeline/unlearning/methods/table.py says of them, which this room cannot ask: a test compares
-MAKES_VECTORS = ("salun", "sfr_on", "selective_amnesia")  # methods that look at the base's whole gradients first
+MAKES_VECTORS = (
+    "salun",
+    "sfr_on",
+    "selective_amnesia",
+)  # methods that look at the base's whole gradients first
 
 
 def require_shardable(config: "UnlearnConfig", *, is_vae: bool, second_order: Collection[str]) -> None:
@@ -24,7 +28,7 @@ def require_shardable(config: "UnlearnConfig", *, is_vae: bool, second_order: Co
         (is_vae, f"model.size {config.model.size}", "a transformer, such as DiT-XL/2"),
         (
             method.name in second_order and not method.hvp.startswith("fd"),
-            f"method.hvp {method.hvp} for {method.name}, which differentiates gradients of whole weights again",
+            f"method.hvp {method.hvp} for {method.name}, which takes second derivatives",
             "method.hvp fd_central, or a method of first order such as surgery or exchange",
         ),
         (

@@ -72,8 +72,8 @@ class Train(TrainWorkers):
         False,
         exclude_if=operator.not_,
         description=(
-            "each worker holds its share of the weights, gradients, moments and average instead of all of them"
-            " (FSDP2), and writes its share of a checkpoint: for first-order methods and method.hvp fd_central"
+            "each worker holds its share of weights, gradients, moments and average instead of all (FSDP2),"
+            " and writes its share of a checkpoint; for methods of first order and for method.hvp fd_central"
             " (docs/extending.md)"
         ),
     )

@@ -136,10 +136,10 @@ def _of_run(run_uri: str, checkpoint: str | None, title: str) -> Target:
 
 
 def _folder(uri: str) -> Target:
-    from pipeline.training.checkpoint import STATE
+    from pipeline.training.checkpoint import parts_of
 
     parent = uri.rsplit("/", 1)[0]
-    if storage.exists(storage.join(uri, STATE)):
+    if parts_of(storage.listing(uri)):
         for run_uri in (parent.rsplit("/", 1)[0], parent, parent.rsplit("/", 2)[0]):
             run = of_run(run_uri)
             if run is not None:
@@ -155,22 +155,27 @@ def _folder(uri: str) -> Target:
 
 def _chosen(run_uri: str, checkpoint: str) -> str:
     """The checkpoint's folder: by name, or the one of the most steps."""
-    from pipeline.training.checkpoint import STATE
+    from pipeline.training.checkpoint import STATE, parts_of
 
     if "/" in checkpoint:
         return storage.absolute(checkpoint)
-    checkpoints = {}
+    files: dict[str, list[str]] = {}
     for path in storage.walk(storage.join(run_uri, CHECKPOINTS)):
         folder, _, name = path.rpartition("/")
-        if name == STATE:
-            checkpoints[folder] = storage.join(run_uri, CHECKPOINTS, folder)
+        files.setdefault(folder, []).append(name)
+    parts = {folder: parts_of(names) for folder, names in files.items()}
+    checkpoints = {folder: storage.join(run_uri, CHECKPOINTS, folder) for folder in files if parts[folder]}
     for folder, uri in checkpoints.items():
         if folder.rsplit("/", 1)[-1] == checkpoint:
             return uri
     if checkpoint == "last" and checkpoints:
-        return max(
-            checkpoints.values(), key=lambda uri: storage.read_json(storage.join(uri, STATE))["iteration"]
-        )
+
+        def iteration(folder: str) -> int:
+            first = parts[folder][0]
+            name = first.file(STATE) if first else STATE
+            return int(storage.read_json(storage.join(checkpoints[folder], name))["iteration"])
+
+        return checkpoints[max(checkpoints, key=iteration)]
     names = ", ".join(sorted(folder.rsplit("/", 1)[-1] for folder in checkpoints)) or "none"
     raise InputError(
         f"checkpoint: got {checkpoint!r}, expected last or one of those under {run_uri}: {names}"
@@ -180,17 +185,12 @@ def _chosen(run_uri: str, checkpoint: str) -> str:
 def _checkpoint(uri: str, run_uri: str, run: UnlearnConfig) -> Target:
     """The averaged trained subset of a checkpoint on the run's base."""
     from models.weights import weights_digest
-    from pipeline.training.checkpoint import STATE, TENSORS, Checkpoint
+    from pipeline.training import checkpoint as checkpoints
 
-    files = {}
-    for name in (TENSORS, STATE):
-        if not storage.exists(storage.join(uri, name)):
-            raise InputError(f"checkpoint: {uri} lacks {name}; expected a whole checkpoint of a run")
-        files[name] = storage.read_bytes(storage.join(uri, name))
     try:
-        checkpoint = Checkpoint.from_files(files)
+        checkpoint = checkpoints.read(uri)
     except ValueError as error:
-        raise InputError(f"checkpoint: {uri}: {error}") from error
+        raise InputError(f"checkpoint: {uri}: {error}; expected a whole checkpoint of a run") from error
     base = base_of(run)
     state = {**base.state, **checkpoint.average}
     return Target(

@@ -2,15 +2,16 @@
 pickled.
 
 A checkpoint is a folder of two files. The JSON is written last and holds the digest of the tensors: where it
-lies, the checkpoint is whole, whatever was killed meanwhile. Of a sharded run every rank writes two such files of
-its own, and the checkpoint is whole where all of them lie.
+lies, the checkpoint is whole, whatever was killed meanwhile. Of a sharded run every rank writes two such
+files of its own, and the checkpoint is whole where all of them lie.
 """
 
 import json
 import logging
+import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -110,6 +111,53 @@ class Part:
         return [Part(rank, self.ranks) for rank in range(self.ranks)]
 
 
+def parts_of(names: Collection[str]) -> Sequence[Part | None]:
+    """The parts of the checkpoint that consists of files `names`: None alone where one rank wrote it, nothing
+    where it is not whole."""
+    if STATE in names:
+        return [None]
+    for name in names:
+        if match := re.fullmatch(r"checkpoint-0-of-(\d+)\.json", name):
+            parts = Part(0, int(match[1])).all
+            return parts if {part.file(STATE) for part in parts} <= {*names} else []
+    return []
+
+
+def read(folder: str) -> Checkpoint:
+    """The whole checkpoint in `folder`, its parts put together. Raises `ValueError` for one that is not."""
+    names = storage.listing(folder)
+    parts = parts_of(names)
+    tensors = [part.file(TENSORS) if part else TENSORS for part in parts]
+    if missing := [name for name in tensors or [STATE] if name not in names]:
+        raise ValueError(f"lacks {', '.join(missing)}")
+    first, *others = (_read_part(folder, part) for part in parts)
+
+    def whole(group: str) -> dict[str, Tensor]:
+        named: Mapping[str, Tensor] = getattr(first, group)
+        return {
+            # a moment's count of steps is the same on every rank
+            name: torch.cat([shard, *(getattr(one, group)[name] for one in others)]) if shard.dim() else shard
+            for name, shard in named.items()
+        }
+
+    if not others:
+        return first
+    return replace(
+        first,
+        trained=whole("trained"),
+        average=whole("average"),
+        moments=whole("moments"),
+        best_weights=whole("best_weights"),
+    )
+
+
+def _read_part(folder: str, part: Part | None) -> Checkpoint:
+    file = part.file if part else str
+    return Checkpoint.from_files(
+        {name: storage.read_bytes(storage.join(folder, file(name))) for name in (STATE, TENSORS)}
+    )
+
+
 def commit(uri: str, checkpoint: Checkpoint, part: Part | None = None) -> str:
     """Write `checkpoint`, or the `part` that it is of one, into a folder of its own under `uri`, all of it or
     nothing that counts; older ones go. Returns the folder."""
@@ -131,15 +179,13 @@ def commit(uri: str, checkpoint: Checkpoint, part: Part | None = None) -> str:
 def latest(uri: str, part: Part | None = None, up_to: int = sys.maxsize) -> Checkpoint | None:
     """The last whole checkpoint under `uri` of at most iteration `up_to`, of a sharded one this `part`; None
     when there is none. What is torn or changed is passed over with a warning."""
-    file, states = (part.file, [one.file(STATE) for one in part.all]) if part else (str, [STATE])
+    states = {one.file(STATE) for one in part.all} if part else set()
     for name in reversed(storage.listing(uri)):
         folder = storage.join(uri, name)
-        if part and (int(name) > up_to or not {*states} <= {*storage.listing(folder)}):
+        if part and (int(name) > up_to or not states <= {*storage.listing(folder)}):
             continue
         try:
-            return Checkpoint.from_files(
-                {one: storage.read_bytes(storage.join(folder, file(one))) for one in (STATE, TENSORS)}
-            )
+            return _read_part(folder, part)
         except FileNotFoundError:  # killed before it was whole
             continue
         except ValueError as error:

@@ -68,8 +68,9 @@ class Hooks:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a run came to. `trained` are the weights to register, those of `best_step`, of a sharded run on the
-    first rank alone; `stopped` says what ended it (settled, retention_floor, checks, steps); `missing` are steps whose check could not be made.
+    """What a run came to. `trained` are the weights to register, those of `best_step`, of a sharded run on
+    the first rank alone; `stopped` says what ended it (settled, retention_floor, checks, steps); `missing`
+    are steps whose check could not be made.
     """
 
     steps: int
@@ -287,8 +288,8 @@ def _restore(state: State, checks: Checks, start: Checkpoint, device: torch.devi
 
 @contextmanager
 def _best_weights(checks: Checks, state: State, collectives: Collectives) -> Iterator[dict[str, Tensor]]:
-    """Context: the best weights, as the first rank has them, stand in for the trained parameters; those of the
-    last step where no check could be made at all. Of a sharded run they stay there, whole."""
+    """Context: the best weights, as the first rank has them, stand in for the trained parameters; those of
+    the last step where no check could be made at all. Of a sharded run they stay there, whole."""
     last = state.average.values
     best = checks.best_weights or last
     if state.sharded:

@@ -6,6 +6,7 @@ B rows of each kind on this worker, W ranks, P trained parameters; every gradien
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -30,9 +31,11 @@ from pipeline.unlearning.noising import StepRows, step_rows
 from pipeline.unlearning.optimizer import Average, adamw, apply_gradient, warmup, warmup_cosine
 from pipeline.unlearning.parameters import label_parameter, select
 from pipeline.unlearning.redirection import RedirectionRows
-from pipeline.unlearning.sharding import Sharded, ShardedTeacher
 from pipeline.unlearning.teacher import Teacher
 from pipeline.unlearning.uniformity import sampled_uniformity_loss
+
+if TYPE_CHECKING:
+    from pipeline.unlearning.sharding import Sharded
 
 PART = "norm of "  # a figure of a step that is not logged: the norm of one optimiser's gradient
 
@@ -91,7 +94,7 @@ class State:
     replay: Cycle | None = None  # rows of the method's own in the retained ones' place
     forget_optimizer: torch.optim.AdamW | None = None  # of what forgets, where it has moments of its own
     redirect: Redirect | None = None  # depth weights
-    sharded: Sharded | None = None
+    sharded: "Sharded | None" = None
 
 
 def open_state(inputs: Inputs) -> State:
@@ -99,9 +102,12 @@ def open_state(inputs: Inputs) -> State:
     config, model = inputs.config, inputs.model
     method = METHODS[config.method.name]
     settings = method_settings(config.method.name, config.method.own)
-    named, teacher, sharded = select(model, config.trainable), None, None
+    named, sharded = select(model, config.trainable), None
+    teacher: Teacher | None = None
     labels, optim, asks_teacher = label_parameter(model, named), config.optim, has_teacher(config)
     if config.train.shard:
+        from pipeline.unlearning.sharding import Sharded, ShardedTeacher
+
         sharded = Sharded(model, list(named), inputs.collectives, inputs.device)
         named = sharded.named
         teacher = ShardedTeacher(model, sharded.copy()) if asks_teacher else None
@@ -123,6 +129,7 @@ def open_state(inputs: Inputs) -> State:
     preparation = _preparation(inputs, named, settings)
     memory = method.prepare(preparation) if method.prepare else Memory()
     tools = Tools(model=student.model, teacher=teacher, settings=settings, named=named, memory=memory.vectors)
+
     def differentiate(rows: StepRows | RedirectionRows, iteration: int) -> LocalGradients:
         local = local_gradients(student, params, tools, redirect, rows, iteration)
         return sharded.gradients(local) if sharded else local

@@ -26,7 +26,13 @@ from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.launch_ray import PREEMPTIONS, launch, worker_setup
 from pipeline.training.loop import Hooks, Interrupted, Outcome, unlearn
 from pipeline.training.periodic_eval import Elsewhere
-from pipeline.training.run_folder import PORTIONS, RunFolder, checkpoint_part, latest_checkpoint, leave_outcome
+from pipeline.training.run_folder import (
+    PORTIONS,
+    RunFolder,
+    checkpoint_part,
+    latest_checkpoint,
+    leave_outcome,
+)
 from pipeline.training.sample_grids import draw_grids
 from pipeline.training.step import Inputs
 from pipeline.training.worker_inputs import Sources, assemble

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from models.generative import GenerativeModel
 from pipeline.seeding import generator
 from pipeline.unlearning.optimizer import adamw, apply_gradient
-from pipeline.unlearning.parameters import label_weights
+from pipeline.unlearning.parameters import label_values
 
 SPREAD = 0.5  # of a start beside a retained row, against the deviation of the table
 # (the class's own row as it was, table with the null label last, retained labels, generator) -> a start (D,)
@@ -71,7 +71,7 @@ class Adversary:
         self._life = restart_every
         self._forgotten = sorted(forgotten)
         self._retained = list(retained)
-        table = label_weights(model).detach()
+        table = label_values(model)
         self._own = table[self._forgotten].clone()
         rounds = [index // len(forgotten) for index in range(size)]
         self._lengths = [buckets if number % 2 else 1 for number in rounds]
@@ -105,7 +105,7 @@ class Adversary:
     def renew(self, iteration: int) -> None:
         """Begin the entries anew whose turn it is before step `iteration` (1, 2, ...); at the first, all."""
         life, size = self._life, len(self.entries)
-        table = label_weights(self._model).detach()
+        table = label_values(self._model)
         for index, entry in enumerate(self.entries):
             number, age = divmod(iteration - 1 + index * life // size, life)
             if age and iteration > 1:

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from models.generative import GenerativeModel
 
@@ -51,11 +50,17 @@ def label_parameter(model: GenerativeModel, named: Mapping[str, Tensor]) -> str 
     )
 
 
-def label_weights(model: GenerativeModel) -> Tensor:
+def label_weights(model: GenerativeModel) -> nn.Parameter:
     """The whole table of label embeddings, (classes + 1, D) with the null label last, of a model that takes
-    labels. Collective where the network is sharded."""
-    table = model.net.get_parameter("y_embedder.embedding_table.weight")
-    return table.full_tensor() if isinstance(table, DTensor) else table
+    labels."""
+    return model.net.get_parameter("y_embedder.embedding_table.weight")
+
+
+def label_values(model: GenerativeModel) -> Tensor:
+    """The numbers of that table, also where the network is sharded; there the call is collective."""
+    table = label_weights(model).detach()
+    whole = getattr(table, "full_tensor", None)  # of a DTensor; to import its class takes half a second
+    return whole() if whole else table
 
 
 def flat(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:

@@ -54,9 +54,7 @@ def dots(g_f: Tensor, g_r: Tensor, total: Total = whole) -> Dots:
     return Dots(*total(torch.stack(pieces, dim=1).sum(dim=1)).unbind())
 
 
-def penalty_directions(
-    g_f: Tensor, g_r: Tensor, total: Total = whole
-) -> tuple[Tensor, Tensor, Dots]:
+def penalty_directions(g_f: Tensor, g_r: Tensor, total: Total = whole) -> tuple[Tensor, Tensor, Dots]:
     """u = d cos^2 / d g_f and v = d cos^2 / d g_r at the global gradients, each (P,).
 
     cos^2 = a^2 / (b c), so u = 2a/(bc) (g_r - (a/b) g_f) and v = 2a/(bc) (g_f - (a/c) g_r). The penalty's

@@ -1,9 +1,9 @@
-"""A network shared out over the ranks, by torch's `fully_shard` (FSDP2), and with it everything of a run that is
-as long as its parameters: gradients, moments, averages.
+"""A network shared out over the ranks by torch's `fully_shard` (FSDP2), and with it everything of a run that
+is as long as its parameters: gradients, moments, averages.
 
 W ranks. Every parameter is cut along its first dimension into W parts, the last of which may be shorter or
-empty; a rank holds one of them, its shard. P trained parameters, of which a rank has P_r; a vector (P,) lies on
-the ranks as one (P_r,) each. A block's parameters are whole only while the block computes.
+empty; a rank holds one of them, its shard. P trained parameters, of which a rank has P_r; a vector (P,) lies
+on the ranks as one (P_r,) each. A block's parameters are whole only while the block computes.
 """
 
 import copy
@@ -48,9 +48,7 @@ class Sharded:
             name: cast(DTensor, parameter) for name, parameter in self.model.net.named_parameters()
         }
         # the same memory as the network's own shards: what moves these moves the network
-        self.named = {
-            name: nn.Parameter(self._parameters[name].to_local().detach()) for name in trained
-        }
+        self.named = {name: nn.Parameter(self._parameters[name].to_local().detach()) for name in trained}
 
     def copy(self) -> nn.Module:
         """A sharded copy of the whole network as it is now."""
@@ -114,8 +112,8 @@ class Sharded:
 
 @dataclass(kw_only=True)
 class ShardedGradients(LocalGradients):
-    """Gradients of a sharded network: `params` are this rank's shards, `sharded` the network's parameters that
-    they are of. What is returned is the mean over all ranks already, of which a rank gets its part (P_r,).
+    """Gradients of a sharded network: `params` are this rank's shards, `sharded` the network's parameters
+    that they are of. What is returned is the mean over all ranks already: its part (P_r,) on each rank.
 
     Second-order products by differences alone: the network's backward makes no graph.
     """
