@@ -4,8 +4,8 @@ tensors have shapes and no values, and their bytes are counted.
 Calibrated against the CPU allocator's own records by tests/runs/test_memory_plan.py.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any, NamedTuple
 
@@ -31,13 +31,16 @@ from pipeline.unlearning.teacher import Teacher
 
 MODES = ("exact", "recompute", "fd_central", "fd_forward")
 GIB = 2**30
+# blocks that a sharded step holds: the one that computes, its gradient, the next, and what two travel in
+GATHERED = 5
 USABLE = 0.9  # of the memory; the rest: the allocator's gaps, the CUDA context, the libraries' workspaces
 FLOAT = 4  # bytes: weights, gradients and moments are float32 whatever the precision of the step
 
 
 class Need(NamedTuple):
     """Bytes on one device at the step's peak. `weights`: the model, the teacher's copy and the average of the
-    trained subset."""
+    trained subset. Of a sharded run each is a worker's share; what it gathers for a while is among the
+    `activations`: parts of the network in a step or, where that is more, all of it in a check."""
 
     weights: int
     gradients: int
@@ -72,6 +75,9 @@ class MemoryPlan:
         self.depth = model.architecture.depth
         self.parameters = sum(p.numel() for p in model.net.parameters())
         self.trainable = sum(p.numel() for p in select(model, config.trainable).values())
+        self.block = sum(p.numel() for p in model.net.get_submodule("blocks.0").parameters())
+        # that hold a parameter together
+        self.holders = config.train.most if config.train.shard else 1
         self.rows = config.optim.batch_size // usable_world_size(config.partition.lanes, config.train.most)
         self.kind, _, self.blocks = config.trainable.partition(":")  # labels_and_adaln:4
         self.need, self.step = cache(self._need), cache(self._step)
@@ -80,7 +86,8 @@ class MemoryPlan:
     def steps(self) -> "list[Counted]":
         """Those of the method's period, taken by a model of one block."""
         period = self.method.period(self.options)
-        return [self.step(1, 1, index, "recompute", None)[0] for index in range(1, period + 1)]
+        hvp = "fd_central" if self.config.train.shard else "recompute"
+        return [self.step(1, 1, index, hvp, None)[0] for index in range(1, period + 1)]
 
     @property
     def second_order(self) -> bool:
@@ -114,17 +121,24 @@ class MemoryPlan:
         )
         blocks = int(self.blocks or 1)
         peak = one + (frozen - one) * (self.depth - blocks) + (trained - one) * (blocks - 1)
-        subset = FLOAT * self.trainable
+        subset = FLOAT * self.trainable / self.holders
         gradients = subset * max(step.vectors for step in self.steps)
         copies = (2 if self.has_teacher else 1) + len(self.method.vectors)
         moments = 4 if self.config.optim.separate_moments else 2
-        kept_in = moments * subset // (2 if self.config.optim.moments == "bf16" else 1)
-        return Need(
-            FLOAT * self.parameters + copies * subset,
-            gradients,
-            kept_in,
-            max(0, peak - gradients),
-        )
+        kept_in = moments * subset / (2 if self.config.optim.moments == "bf16" else 1)
+        weights, passing = FLOAT * self.parameters + copies * subset, peak - gradients
+        if self.config.train.shard:
+            networks = 2 if self.has_teacher else 1
+            weights = FLOAT * networks * self.parameters / self.holders + subset
+            passing = max(passing + self._gathered, FLOAT * self.parameters - gradients)
+        return Need(int(weights), int(gradients), int(kept_in), int(max(0, passing)))
+
+    @property
+    def _gathered(self) -> int:
+        """Bytes of parameters and gradients that a worker holds whole during a sharded step: GATHERED blocks,
+        and the rest of the network twice."""
+        rest = self.parameters - self.depth * self.block
+        return FLOAT * (GATHERED * self.block + 2 * rest)
 
     def choose(self, memory_gib: float | None) -> Choice:
         """The configured mode where it fits; `exact` gives way to `recompute`, with smaller micro-batches if
@@ -162,6 +176,8 @@ class MemoryPlan:
         """The plan for people."""
         config, choice = self.config, self.choose(memory_gib)
         modes = MODES if self.second_order else MODES[:1]
+        if config.train.shard and self.second_order:
+            modes = MODES[2:]
         needs = [(mode, need := self.need(mode), need.total) for mode in modes]
         micro = f" with optim.micro_batch {choice.micro_batch}" if choice.micro_batch else ""
         rows = f"{self.rows} rows of each kind"
@@ -213,6 +229,8 @@ class MemoryPlan:
                     autocast=lambda: AsOnGpu(config.train.precision),
                 )
             local = LocalGradients(params=list(named.values()), terms=terms, hvp=hvp)
+            if config.train.shard:
+                local = _shared(local, self.holders)
             step = Counted(index=index, local=local, collectives=Collectives(), memory=memory)
             live.now = live.peak = 0  # what was there before the step
             self.method.gradient(step, self.options)
@@ -251,6 +269,40 @@ class MemoryPlan:
 def _rows(model: GenerativeModel, count: int) -> Rows:
     x0, y = torch.empty(count, *model.shape), torch.empty(count, dtype=torch.long)
     return Rows(x0=x0, y=y, target_y=y, noise=Noise(t=y, eps=x0))
+
+
+@dataclass(kw_only=True)
+class _Shared(LocalGradients):
+    """What one of `holders` ranks has of the gradients: each is cut as soon as it is there."""
+
+    whole: Sequence[Tensor]
+    holders: int
+
+    def _grads(self, loss: Tensor, *, create_graph: bool) -> Sequence[Tensor]:
+        shards: dict[int, Tensor] = {}
+
+        def cut(parameter: Tensor) -> None:
+            assert parameter.grad is not None
+            shards[id(parameter)] = _share(parameter.grad, self.holders).clone()
+            parameter.grad = None
+
+        hooks = [parameter.register_post_accumulate_grad_hook(cut) for parameter in self.whole]
+        loss.backward()
+        for hook in hooks:
+            hook.remove()
+        return [
+            shards.get(id(parameter), torch.zeros_like(shard))
+            for parameter, shard in zip(self.whole, self.params, strict=True)
+        ]
+
+
+def _shared(local: LocalGradients, holders: int) -> LocalGradients:
+    shards = [_share(parameter.detach(), holders) for parameter in local.params]
+    return _Shared(params=shards, terms=local.terms, hvp=local.hvp, whole=local.params, holders=holders)
+
+
+def _share(tensor: Tensor, holders: int) -> Tensor:
+    return tensor[: -(-len(tensor) // holders)]
 
 
 class Counted(Gradients):

@@ -1,6 +1,7 @@
 """Two ranks that share the weights (`train.shard`) take the steps of two that hold them whole; a run that was
 killed goes on to the same weights."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,10 +10,13 @@ from distributed import run_world
 from runs import run_config, run_inputs
 from tiny import relative
 
+from models.generative import build, dit_description
 from models.weights import weights_digest
 from pipeline import storage
+from pipeline.benchmarks.measure import peak_bytes
 from pipeline.config import sharding
 from pipeline.errors import InputError
+from pipeline.runs.memory_plan import MemoryPlan
 from pipeline.training import checkpoint as checkpoints
 from pipeline.training.checkpoint import STATE, Part
 from pipeline.training.loop import Hooks, Outcome, unlearn
@@ -130,8 +134,26 @@ def a_killed_run(folder: str) -> dict[str, Any]:
     }
 
 
+def peak_of_a_step() -> tuple[int, int]:
+    """The most bytes that a rank holds in a step of a network much larger than its rows: as planned and as
+    the allocator recorded."""
+    train = {"workers": 2, "shard": True}
+    config = run_config(**{"trainable": "all", "train": train, "method.name": "surgery"})
+    described = dit_description("DiT-tiny", shape=(1, 4, 4), num_classes=4, class_names=["x"] * 4)
+    described["architecture"] |= {"width": 192, "depth": 4}
+    inputs = replace(run_inputs(config), model=build(described))
+    state = open_state(inputs)
+    assert state.sharded
+    state.sharded.release()
+    batches = inputs.streams.retain(0)
+    train_step(state.inputs, state, next(batches), 1)
+    need = MemoryPlan(config, described).need("exact")
+    peak = peak_bytes(lambda: train_step(state.inputs, state, next(batches), 2) and None)
+    return need.gradients + need.activations, peak
+
+
 def ranks(folder: str) -> dict[str, Any]:
-    return {"steps": every_step(), "run": a_killed_run(folder)}
+    return {"steps": every_step(), "run": a_killed_run(folder), "peak": peak_of_a_step()}
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +183,13 @@ def test_a_killed_run_goes_on_to_the_same_weights(world: list[dict[str, Any]]) -
     assert first["files"] == [
         *(f"checkpoint-{rank}-of-2.{suffix}" for rank in (0, 1) for suffix in ("json", "safetensors")),
     ]
+
+
+def test_the_memory_plan_knows_what_a_rank_holds(world: list[dict[str, Any]]) -> None:
+    for rank in world:
+        planned, measured = rank["peak"]
+        # on the CPU nothing travels while a block computes: the plan has the copies that do so on a GPU
+        assert 1.0 < planned / measured < 1.4, (planned, measured)
 
 
 @pytest.mark.parametrize(
