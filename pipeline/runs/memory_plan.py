@@ -175,7 +175,7 @@ class MemoryPlan:
     def lines(self, memory_gib: float | None) -> list[str]:
         """The plan for people."""
         config, choice = self.config, self.choose(memory_gib)
-        modes = MODES if self.second_order else MODES[:1]
+        modes: tuple[str, ...] = MODES if self.second_order else MODES[:1]
         if config.train.shard and self.second_order:
             modes = MODES[2:]
         needs = [(mode, need := self.need(mode), need.total) for mode in modes]

@@ -138,14 +138,14 @@ class ShardedTeacher(Teacher):
     """The frozen base as a sharded network of its own: one that is sharded takes no other weights."""
 
     def __init__(self, model: GenerativeModel, net: nn.Module) -> None:
-        self._model, self._net = model, net.requires_grad_(False)
+        self._model, self.net = model, net.requires_grad_(False)
         self._frozen: dict[str, Tensor] = {}
         self._aimed, self._labels = self._frozen, None  # the configuration refuses to aim it elsewhere
         self._pushed = torch.zeros(0, dtype=torch.long)
 
     @torch.no_grad()
     def _predict(self, weights: Mapping[str, Tensor], rows: Rows, y: Tensor, **options: Any) -> Prediction:
-        def net(*inputs: Tensor) -> Any:
-            return self._net(*inputs, **options)
+        def call(*inputs: Tensor) -> Any:
+            return self.net(*inputs, **options)
 
-        return self._model.predict(net, rows.seen_by_teacher, y, rows.noise)
+        return self._model.predict(call, rows.seen_by_teacher, y, rows.noise)
