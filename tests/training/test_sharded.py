@@ -42,6 +42,9 @@ STEPS: dict[str, dict[str, Any]] = {
     "exchange, averaged": {"method.name": "exchange", "method.targets": "data", "optim.ema": 0.7},
     "surgery, micro-batches": {"method.name": "surgery", "optim.micro_batch": 2},
     "uno by differences": {"method.name": "uno", "method.penalty": 0.7, "method.hvp": "fd_central"},
+    "uno_s by one-sided ones": {"method.name": "uno_s", "method.hvp": "fd_forward"},
+    "ascent": {"method.name": "ascent"},
+    "ascent in turn": {"method.name": "ascent_descent", "method.project": True, "method.targets": "data"},
     "a subset": {"method.name": "surgery_ascent", "trainable": "labels_and_adaln:1"},
     "two optimisers": {"method.name": "erasediff", "optim.separate_moments": True, "method.targets": "data"},
     "siss": {"method.name": "siss"},
@@ -213,5 +216,7 @@ def test_what_does_not_go_with_it_is_refused(changes: dict[str, Any], message: s
         run_config(**{"train": {"workers": 2, "shard": True}, "method.name": "exchange", **changes})
 
 
-def test_the_methods_that_make_vectors_are_those_of_the_table() -> None:
+def test_every_method_of_the_table_is_tried_or_refused() -> None:
+    tried = {changes["method.name"] for changes in STEPS.values()}
     assert tuple(name for name, method in METHODS.items() if method.vectors) == sharding.MAKES_VECTORS
+    assert tried | {*sharding.MAKES_VECTORS} == {*METHODS}
