@@ -17,6 +17,7 @@ from models.second_order import second_order
 from pipeline.runtime.stopwatch import phase
 from pipeline.unlearning.collectives import Collectives, Pending
 from pipeline.unlearning.parameters import flat, unflat
+from pipeline.unlearning.penalty import dot
 
 # distance at which finite differences lose least to rounding and curvature (docs/numerics.md)
 FD_RADIUS = {"fp32": 2e-2, "bf16": 3e-1}
@@ -79,7 +80,7 @@ class Gradients:
 
     def norm(self, vector: Tensor) -> Tensor:
         """|vector|, (), of a vector (P,)."""
-        return self.total(vector.double().square().sum()).sqrt() if self.sharded else vector.norm()
+        return dot(vector, vector, self.total).sqrt() if self.sharded else vector.norm()
 
     def value(self, name: str) -> Tensor:
         """The mean loss () of a term that needs no gradient."""

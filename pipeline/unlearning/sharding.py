@@ -24,6 +24,7 @@ from models.generative import GenerativeModel
 from pipeline.unlearning.collectives import Collectives
 from pipeline.unlearning.gradients import LocalGradients
 from pipeline.unlearning.noising import Rows
+from pipeline.unlearning.penalty import dot
 from pipeline.unlearning.teacher import Teacher
 
 
@@ -122,7 +123,7 @@ class ShardedGradients(LocalGradients):
     total: Callable[[Tensor], Tensor] = field(repr=False)
 
     def _length(self, direction: Tensor) -> Tensor:
-        return self.total(direction.double().square().sum()).sqrt().to(direction.dtype)
+        return dot(direction, direction, self.total).sqrt().to(direction.dtype)
 
     def _grads(self, loss: Tensor, *, create_graph: bool) -> Sequence[Tensor]:
         assert not create_graph, "the configuration refuses exact products of sharded parameters"
