@@ -114,7 +114,8 @@ def test_the_method_of_the_page_bounds_its_ascent() -> None:
     table = added("A method", Method=Method)
     method = table["bounded_ascent"]
     g_f, g_r = torch.tensor([0.0, 3.0]), torch.tensor([2.0, 0.0])
-    gradients = SimpleNamespace(of=lambda *names: [{"forget": g_f, "keep": g_r}[name] for name in names])
+    named = {"forget": g_f, "keep": g_r}
+    gradients = SimpleNamespace(of=lambda *names: [named[name] for name in names], norm=torch.Tensor.norm)
     gradient = method.gradient(gradients, method.settings(share=0.5))
     assert torch.equal(gradient, torch.tensor([2.0, -1.0]))
 
