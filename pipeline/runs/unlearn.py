@@ -77,7 +77,7 @@ def _run(prepared: Prepared, own: lease.Lease, started: float) -> dict[str, Any]
     config = prepared.config
     preload()
     prepared = with_own_weights(prepared)
-    cluster_ray.connect(cluster_ray.cpus_for(config.train))
+    cluster_ray.connect(cluster_ray.cpus_for(config.train), training=True)
     cluster_ray.require_shared(config.storage)
 
     with begin(prepared) as tracker:

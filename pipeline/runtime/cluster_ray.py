@@ -27,6 +27,7 @@ CHECKOUT = str(Path(__file__).resolve().parents[2])
 ANSWER_S = 10.0  # for which a head is waited for
 # how a gRPC client begins, and the type of the frame that every gRPC server answers with (RFC 9113, 3.4)
 HTTP2, HTTP2_SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)), b"\x04"
+PRELOADED = "pipeline.training.preload_ray"
 START_TRIES = 3  # of a local cluster
 SAY_EVERY_S = 30.0  # while waiting for resources
 
@@ -36,12 +37,12 @@ def cpus_for(train: "TrainWorkers") -> int:
     return max(os.cpu_count() or 1, math.ceil(train.most * train.cpus_per_worker) + 1)
 
 
-def connect(cpus: int | None = None, *, dashboard: bool = False) -> None:
+def connect(cpus: int | None = None, *, dashboard: bool = False, training: bool = False) -> None:
     """Join the cluster of RAY_ADDRESS (a submitted job has it), or start a local one with `cpus` logical CPUs
     (None: the machine's). Another that runs on the machine, or did, is left alone.
 
     Does nothing when this process is connected already. Workers import this checkout and use one BLAS thread
-    each.
+    each; those of a local one for `training` import what that needs as they start, before they are asked to.
     """
     if ray.is_initialized():
         return
@@ -60,8 +61,10 @@ def connect(cpus: int | None = None, *, dashboard: bool = False) -> None:
             path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != CHECKOUT
         ]
         imports = {"PYTHONPATH": os.pathsep.join([CHECKOUT, *inherited]), "RAY_USAGE_STATS_ENABLED": "0"}
+        if training:
+            imports |= {compat_ray.PRELOAD: PRELOADED}
         # inherited by the cluster; a runtime_env would cost every worker seconds more
-        with _environment(threads | imports):
+        with _environment(threads | imports), compat_ray.without_helpers(dashboard=dashboard):
             _start(num_cpus=cpus, include_dashboard=dashboard, **quietly)
     if callable(handler) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray sets one of its own

@@ -1,8 +1,10 @@
 """What is used of Ray beyond its documented interface: private modules, switches of contexts and of the
 environment. tests/runtime/test_ray_internals.py says which feature is lost when one of them moves."""
 
+import contextlib
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ TRAIN = {
     "start_s": "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S",
     "watch_nodes": "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER",
 }
+PRELOAD = "RAY_preload_python_modules"  # of a cluster: what each of its processes imports as it starts
 TUNE = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupted sweep is not one that ended early
@@ -29,6 +32,23 @@ def quiet_data() -> None:
     context.use_datasource_v2 = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def without_helpers(*, dashboard: bool) -> Iterator[None]:
+    """Within it a local cluster starts without the autoscaler, which could start nothing, and without what
+    follows its workers' logs for drivers that show them; without a dashboard also without its server."""
+    from ray._private.node import Node
+
+    names = ["start_monitor", "start_log_monitor", *([] if dashboard else ["start_api_server"])]
+    before = {name: getattr(Node, name) for name in names}
+    for name in names:
+        setattr(Node, name, lambda self, **options: None)
+    try:
+        yield
+    finally:
+        for name, method in before.items():
+            setattr(Node, name, method)
 
 
 def keep_private() -> None:

@@ -38,10 +38,10 @@ def launch(
     place. Raises `RuntimeError` when the retries are spent or the cluster never has the resources,
     `InputError` as a worker met it.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig
 
-    from pipeline.runtime import cluster_ray, compat_ray
+    from pipeline.runtime import cluster_ray, compat_ray, compat_train_ray
 
     gpu = train.gpus_per_worker > 0
     resources = {"CPU": train.cpus_per_worker} | ({"GPU": train.gpus_per_worker} if gpu else {})
@@ -65,7 +65,7 @@ def launch(
             "num_workers": (train.fewest, train.most),
             "elastic_resize_monitor_interval_s": train.resize_s,
         }
-    trainer = TorchTrainer(
+    trainer = compat_train_ray.Trainer(
         worker,
         train_loop_config=arguments,
         scaling_config=ScalingConfig(  # type: ignore[call-arg]
@@ -76,6 +76,8 @@ def launch(
             name=name,
             storage_path=storage_uri,
             storage_filesystem=filesystem,
+            # what it has to say lies in its log files; a failure is told by `_final`
+            logging_config=LoggingConfig(log_level="CRITICAL"),
             failure_config=FailureConfig(  # type: ignore[call-arg]
                 max_failures=train.max_failures,
                 # of an elastic run every lost node may cost starts that wait for it in vain

@@ -55,6 +55,38 @@ def test_session_and_token_are_closed_to_others(tmp_path: Path, monkeypatch: pyt
     compat_ray.keep_private()  # a cluster without a token
 
 
+def test_a_local_cluster_starts_without_what_it_does_not_need() -> None:
+    """Otherwise: a second more of two cores before the first step."""
+    from ray._private.node import Node
+
+    kept, dropped = "start_raylet", ["start_monitor", "start_log_monitor", "start_api_server"]
+    before = {name: getattr(Node, name) for name in [kept, *dropped]}
+    with compat_ray.without_helpers(dashboard=False):
+        assert [name for name in before if getattr(Node, name) is not before[name]] == dropped
+    with compat_ray.without_helpers(dashboard=True):
+        assert Node.start_api_server is before["start_api_server"]
+    assert before == {name: getattr(Node, name) for name in before}
+
+
+def test_ray_train_can_be_controlled_from_the_driver() -> None:
+    """Otherwise: five processes more, one after the other, before the workers begin. What is replaced is
+    there, and called as before."""
+    from ray.train.v2._internal.execution.worker_group import WorkerGroup
+    from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    from pipeline.runtime import compat_train_ray
+
+    given = set(inspect.signature(RayTrainWorker.init_train_context).parameters)
+    sent = inspect.getsource(WorkerGroup._init_train_context_on_workers)
+    ours = inspect.getsource(compat_train_ray._Group._init_train_context_on_workers)
+    names = {name for name in given if f"{name}=" in sent}
+    assert {"controller_actor", "synchronization_actor"} <= names == {n for n in given if f"{n}=" in ours}
+    for name in ("_create_default_callbacks", "_initialize_and_run_controller"):
+        assert hasattr(DataParallelTrainer, name), name
+    assert inspect.iscoroutinefunction(compat_train_ray.TrainController.run)
+
+
 @pytest.mark.parametrize(
     ("names", "module", "lost"),
     [

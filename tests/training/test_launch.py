@@ -104,7 +104,7 @@ def test_workers_have_room_on_the_nodes_that_are_selected(
 
 
 def test_the_selector_goes_to_ray_train(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import ray.train.torch
+    from pipeline.runtime import compat_train_ray
 
     class Trainer:
         def __init__(self, worker: Any, **options: Any) -> None:
@@ -113,7 +113,7 @@ def test_the_selector_goes_to_ray_train(monkeypatch: pytest.MonkeyPatch, tmp_pat
         def fit(self) -> "Trainer":
             return self
 
-    monkeypatch.setattr(ray.train.torch, "TorchTrainer", Trainer)
+    monkeypatch.setattr(compat_train_ray, "Trainer", Trainer)
     monkeypatch.setattr(ray, "nodes", lambda: NODES)
     monkeypatch.setattr(compat_ray, "set_up_train", lambda **options: None)
     for selector in ({"market": "spot"}, {}):
