@@ -65,7 +65,7 @@ def replay(config: RegistryConfig) -> Replay:
     prepared = preflight.check(run_config)
     _require_same_rows(version, prepared)
     place = storage.join(config.storage, "replays", prepared.run_id)
-    cluster_ray.connect(cluster_ray.cpus_for(run_config.train))
+    cluster_ray.connect(cluster_ray.cpus_for(run_config.train), training=True)
     partition = build_partition(
         prepared.config, prepared.lake, prepared.subject["neighbours"], prepared.stand_ins
     )

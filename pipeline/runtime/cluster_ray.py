@@ -28,6 +28,9 @@ ANSWER_S = 10.0  # for which a head is waited for
 # how a gRPC client begins, and the type of the frame that every gRPC server answers with (RFC 9113, 3.4)
 HTTP2, HTTP2_SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)), b"\x04"
 PRELOADED = "pipeline.training.preload_ray"
+# Ray starts a process for each of them; on a larger machine those would fill its memory, and there the
+# workers' own imports find idle cores
+PRELOADING_CPUS = 8
 START_TRIES = 3  # of a local cluster
 SAY_EVERY_S = 30.0  # while waiting for resources
 
@@ -61,7 +64,7 @@ def connect(cpus: int | None = None, *, dashboard: bool = False, training: bool 
             path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != CHECKOUT
         ]
         imports = {"PYTHONPATH": os.pathsep.join([CHECKOUT, *inherited]), "RAY_USAGE_STATS_ENABLED": "0"}
-        if training:
+        if training and (cpus or os.cpu_count() or 1) <= PRELOADING_CPUS:
             imports |= {compat_ray.PRELOAD: PRELOADED}
         # inherited by the cluster; a runtime_env would cost every worker seconds more
         with _environment(threads | imports), compat_ray.without_helpers(dashboard=dashboard):

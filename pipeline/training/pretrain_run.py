@@ -246,7 +246,7 @@ def _train(
     from pipeline.training.launch_ray import launch
     from pipeline.training.pretrain_worker import run_worker
 
-    cluster_ray.connect()
+    cluster_ray.connect(training=True)
     cluster_ray.require_shared(config.storage)
     judge_too = ("", " and its judge", " and two judges")[len(fresh)]
     starts, first = {}, 0

@@ -81,9 +81,10 @@ def test_worker_killed_driver_killed_told_to_stop_and_still_the_same(
     finally:
         first.end()
     assert run.result is None
+    beyond = run.step + 1  # steps are short: the first may have come further than where it was killed
     second = begin()
     try:
-        reaches(second, at[2])
+        reaches(second, max(at[2], beyond))
         os.kill(second.pid, signal.SIGTERM)
         assert second.popen.wait(60) == 143, second.said[-2000:]
     finally:
