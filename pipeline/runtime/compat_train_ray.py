@@ -18,10 +18,6 @@ from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 
-# a process that deals out Ray Data's shards, where each worker reads rows of its own; and one that frees the
-# room of a controller that died, which the end of its driver does here
-UNUSED = (DatasetsCallback, PlacementGroupCleanerCallback)
-
 
 class _Group(WorkerGroup):
     """Workers of a controller that is no actor."""
@@ -73,8 +69,14 @@ class Trainer(TorchTrainer):
     """A `TorchTrainer` without datasets whose `fit` controls the workers from this process."""
 
     def _create_default_callbacks(self) -> list[Any]:
+        # A process that deals out Ray Data's shards, where each worker reads rows of its own; and one that
+        # frees the room of a controller that died, which the end of its driver does. A trial of a sweep may
+        # end before its driver.
+        unused: tuple[type, ...] = (DatasetsCallback,)
+        if ray.get_runtime_context().get_actor_id() is None:
+            unused = (DatasetsCallback, PlacementGroupCleanerCallback)
         callbacks = super()._create_default_callbacks()  # type: ignore[misc]
-        return [callback for callback in callbacks if not isinstance(callback, UNUSED)]
+        return [callback for callback in callbacks if not isinstance(callback, unused)]
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
         own = not os.environ.get("RAY_ADDRESS")
