@@ -155,7 +155,8 @@ def _cells(results: Sequence[Result]) -> list[tuple[str, str]]:
     for _, value_of, digits in COLUMNS:
         values = [value for result in results if (value := value_of(result)) is not None]
         median = statistics.median(values) if values else None
-        cells.append(("", "") if median is None else (f"{median:.{digits}f}", repr(float(median))))
+        shown = "" if median is None else f"{median:.{digits}f}" if abs(median) < 1e4 else f"{median:.0e}"
+        cells.append((shown, "" if median is None else repr(float(median))))
     return cells
 
 
