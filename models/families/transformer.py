@@ -3,16 +3,30 @@ parameters. A family adds its network, sizes and process. Shape legend: N rows, 
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from models.diffusion import Diffusion, Net, Noise, Prediction, SamplerSettings
 from models.diffusion.path import VariancePreserving
 from models.diffusion.respacing import timesteps
 from models.diffusion.samplers.table import changed, sampler_of
 from models.dit import DiTConfig
+
+
+class Unfilled(TorchFunctionMode):
+    """Context: no weights are drawn. On the meta device, where there is nothing to fill, that alone would
+    import torch's compiler: half a second of every job."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 class Transformer:
@@ -30,7 +44,9 @@ class Transformer:
     def __init__(self, config: dict[str, Any]):
         self.config = config
         self.architecture = self.architecture_of(config["size"], **config.get("architecture", {}))
-        with torch.device(config.get("device", "cpu")):  # "meta": shapes without numbers, for plans
+        device = config.get("device", "cpu")
+        # "meta": shapes without numbers, for plans
+        with torch.device(device), Unfilled() if device == "meta" else nullcontext():
             self.net: nn.Module = self.network(self.architecture)
         self.num_classes = self.architecture.num_classes
         self.null_label = self.architecture.null_label

@@ -1,9 +1,11 @@
 """What is used of torch beyond its public interface still does what the memory plan needs."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 
 from models.compat import AsOnGpu, LiveBytes, OnMeta
+from models.generative import build, dit_description
 
 LOST = "the memory plan (--dry-run, train.memory_gib) counts wrong: models/compat.py"
 
@@ -42,3 +44,19 @@ def test_numbers_are_asked_for_without_values() -> None:
         index = torch.empty(2, dtype=torch.long)
     with OnMeta():
         assert torch.arange(5.0)[index.cpu()].device.type == "meta", LOST
+
+
+def test_a_network_of_shapes_draws_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the meta device torch's own initialisation would import its compiler."""
+
+    def drawn(*arguments: object, **options: object) -> None:
+        raise AssertionError("weights were drawn")
+
+    for name in ("_no_grad_normal_", "_no_grad_uniform_", "_no_grad_fill_"):
+        monkeypatch.setattr(torch.nn.init, name, drawn)
+    description = dit_description("DiT-nano", shape=(1, 8, 8), num_classes=3, class_names=[])
+    shapes = build(description, device="meta").net.state_dict()
+    monkeypatch.undo()
+    assert {name: value.shape for name, value in shapes.items()} == {
+        name: value.shape for name, value in build(description).net.state_dict().items()
+    }
