@@ -95,18 +95,20 @@ def read_file(path: Path, where: str) -> dict[str, Tensor]:
             raise WeightsError(
                 f"{where}: not a readable safetensors file ({error}); fetch it again"
             ) from error
-    if not zipfile.is_zipfile(path) and not start.startswith(b"\x80"):
+    archived = zipfile.is_zipfile(path)
+    if not archived and not start.startswith(b"\x80"):
         raise WeightsError(
             f"{where}: got neither safetensors nor a file of torch.save; expected a published checkpoint,"
             " whole"
         )
     if is_script(path):
         raise WeightsError(f"{where}: refused, it is a TorchScript program; expected a state dict of tensors")
-    _require_undamaged(path, where)
+    if archived:
+        _require_undamaged(path, where)
     try:
         # what the published training script was called with: names and values, no code
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=archived)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         holds = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f": it names {holds[1]}" if holds else ""
@@ -129,8 +131,6 @@ def read_file(path: Path, where: str) -> dict[str, Tensor]:
 
 def _require_undamaged(path: Path, where: str) -> None:
     """Raise `WeightsError` where a part of an archive is not what its checksum says; torch does not look."""
-    if not zipfile.is_zipfile(path):
-        return
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()

@@ -53,3 +53,6 @@ def test_an_interrupted_job_makes_what_is_missing(tmp_path: Path) -> None:
     assert calls == [2, 2, 2]
     adm.assemble(samples)
     assert storage.exists(samples.uri)
+    storage.write_bytes(samples.part_uri(0), b"left by an assembly that was killed at its end")
+    adm.assemble(samples)
+    assert not storage.listing(f"{samples.uri}.parts")

@@ -21,6 +21,14 @@ from pipeline.unlearning.collectives import Collectives
 from pipeline.unlearning.noising import exchange_rows
 from pipeline.unlearning.teacher import Teacher
 
+FEW_REDIRECTED = {  # redirection.*, of depth weights
+    "rows": 8,
+    "label_rows": 4,
+    "others_rows": 4,
+    "near_rows": 4,
+    "near_classes": 1,
+    "pool": 4,
+}
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 GOLDEN_STEPS = 20
 GOLDEN_RUNS: dict[str, dict[str, Any]] = {

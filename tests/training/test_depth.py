@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from distributed import run_world
-from runs import run, run_config, run_inputs, steps_of
+from runs import FEW_REDIRECTED, run, run_config, run_inputs, steps_of
 from tiny import relative
 
 from models.weights import weights_digest
@@ -24,16 +24,7 @@ DEEP: dict[str, Any] = {
     "method.name": "exchange",
     "trainable": "all",
     "optim.lr": 1e-3,
-    "redirection": {
-        "rows": 8,
-        "label_rows": 4,
-        "others_rows": 4,
-        "near_rows": 4,
-        "near_classes": 1,
-        "pool": 4,
-        "buckets": 3,
-        "restart_every": 6,
-    },
+    "redirection": {**FEW_REDIRECTED, "buckets": 3, "restart_every": 6},
     "evaluate.to_the_end": True,
 }
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from distributed import run_world
-from runs import run_config, run_inputs
+from runs import FEW_REDIRECTED, run_config, run_inputs
 from tiny import relative
 
 from models.generative import build, dit_description
@@ -27,14 +27,7 @@ from pipeline.unlearning.sharding import ShardedTeacher
 
 DEPTH: dict[str, Any] = {
     "method.depth": "weights",
-    "redirection": {
-        "rows": 8,
-        "label_rows": 4,
-        "others_rows": 4,
-        "near_rows": 4,
-        "near_classes": 1,
-        "pool": 4,
-    },
+    "redirection": FEW_REDIRECTED,
     "evaluate.to_the_end": True,
 }
 STEPS: dict[str, dict[str, Any]] = {
