@@ -17,7 +17,7 @@ from pipeline.governance.purge_plan import Purge, Run, find, mlflow_run_of
 from pipeline.governance.purge_siblings import clean_trials, write_without
 from pipeline.reports.pages import METRICS, REPORT, SETTINGS, pages, read_grids
 from pipeline.runtime import metrics_log
-from pipeline.tracking import alias_log, compat
+from pipeline.tracking import alias_log, artifact_store
 
 __all__ = ["find", "purge"]
 
@@ -72,10 +72,9 @@ def _clean(config: RegistryConfig, run: Run, plan: Purge) -> None:
         if mlflow_run is not None:
             mlflow.log_text(mlflow_run, page.decode(), REPORT)
     if mlflow_run is not None:
-        artifacts = compat.artifact_repository(mlflow.get_run(mlflow_run).info.artifact_uri)
         for name in run.artifacts:
             if name != REPORT:
-                artifacts.delete_artifacts(name)
+                artifact_store.remove(mlflow, mlflow_run, name)
     for name in run.files:
         if name.endswith(".png"):
             storage.remove(storage.join(run.uri, name))

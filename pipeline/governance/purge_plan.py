@@ -22,7 +22,7 @@ from pipeline.governance.purge_siblings import (
     trial_files,
 )
 from pipeline.reports.pages import GRIDS, REPORT, RESULT, SAMPLES, SETTINGS, picture, read_grids
-from pipeline.tracking import moved_root
+from pipeline.tracking import artifact_store, moved_root
 from pipeline.tracking.mlflow_runs import client, find_run
 
 if TYPE_CHECKING:
@@ -279,9 +279,9 @@ def _look(
     artifacts = []
     mlflow, mlflow_run = mlflow_run_of(config, settings, run_id)
     if mlflow_run is not None:
-        there = {item.path for item in mlflow.list_artifacts(mlflow_run, SAMPLES)}
+        there = {item.path for item in artifact_store.listing(mlflow, mlflow_run, SAMPLES)}
         artifacts = [name for name in pictures if name in there]
-        if tensors and any(item.path == REPORT for item in mlflow.list_artifacts(mlflow_run)):
+        if tensors and any(item.path == REPORT for item in artifact_store.listing(mlflow, mlflow_run)):
             artifacts.append(REPORT)
     return Run(
         run_id=run_id,

@@ -18,7 +18,7 @@ from pipeline.config import Registry, Tracking
 from pipeline.config.commands import command
 from pipeline.errors import InputError
 from pipeline.redaction import redact
-from pipeline.tracking import compat
+from pipeline.tracking import artifact_store, compat
 from pipeline.tracking.moved_root import ARTIFACTS, follow_root
 from pipeline.tracking.run_page import DataSet, log_datasets, origin
 
@@ -233,7 +233,7 @@ class Tracker:
                 target = Path(folder) / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(data)
-            self.client.log_artifacts(self.mlflow_run_id, folder)
+            artifact_store.upload(self.client, self.mlflow_run_id, folder)
 
     def _is_new(self, name: str, step: int) -> bool:
         if name not in self._steps:

@@ -16,7 +16,7 @@ from pipeline.config import Registry
 from pipeline.config.commands import command, registry_command
 from pipeline.errors import InputError
 from pipeline.redaction import redact
-from pipeline.tracking import alias_log, run_page, version_check
+from pipeline.tracking import alias_log, artifact_store, run_page, version_check
 from pipeline.tracking.alias_log import CANDIDATE as CANDIDATE
 from pipeline.tracking.alias_log import CHAMPION as CHAMPION
 from pipeline.tracking.honoured_requests import honoured as honoured
@@ -204,15 +204,11 @@ def local_copy(tracking: Registry, storage_root: str, version: "ModelVersion") -
 
 
 def unchecked_copy(tracking: Registry, storage_root: str, version: "ModelVersion") -> Path:
-    import mlflow.artifacts
-
     source = client(tracking, storage_root, create=False).get_model_version_download_uri(
         version.name, version.version
     )
     try:
-        folder = mlflow.artifacts.download_artifacts(
-            artifact_uri=source, tracking_uri=tracking_uri(tracking, storage_root)
-        )
+        folder = artifact_store.download(source, tracking_uri(tracking, storage_root))
     except ValueError as error:
         raise version_check.VersionError(
             f"{version.name} version {version.version}: its files are not where MLflow says, {redact(source)}"

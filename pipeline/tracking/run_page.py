@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.redaction import redact
 from pipeline.runtime.code_version import code_version
+from pipeline.tracking import artifact_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -92,7 +93,7 @@ def logged_model(mlflow: "MlflowClient", mlflow_run_id: str, name: str, local_fo
             experiment, name=name, source_run_id=mlflow_run_id, model_type="pyfunc"
         )
         mlflow.log_outputs(mlflow_run_id, [LoggedModelOutput(model.model_id, step=0)])
-    mlflow.log_model_artifacts(model.model_id, local_folder)
+    artifact_store.upload_model(mlflow, model, local_folder)
     return mlflow.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
 
 

@@ -151,21 +151,29 @@ def test_the_main_job_leaves_everything_in_the_bucket(
 def test_the_main_job_through_faults_and_an_outage_gives_the_same_weights(
     server: s3_servers.Rclone, proxy: s3_servers.Proxy, first: First, job: Callable[..., Any], database: str
 ) -> None:
-    """Every two seconds all connections break and the next one meets a 503, a reset or a cut body; once the
-    server is away for 8 s."""
+    """Every two seconds all connections break and the next one meets a 503, a reset or a cut body; twice the
+    server is away for 8 s: in the training, and while the version's files are written."""
     storage.remove(f"{ROOT_URI}/partitions")
-    run, ended = server.folder / "bucket/runs/runs/second", threading.Event()
+    runs, ended = server.folder / "bucket/runs", threading.Event()
+    models = set(runs.glob("mlartifacts/models/*"))
+
+    outages = [
+        lambda: (runs / "runs/second/checkpoints").exists(),
+        lambda: set(runs.glob("mlartifacts/models/*")) != models,
+    ]
 
     def torment() -> None:
-        away = False
-        for fault in itertools.cycle(("503", "truncate", "reset")):
-            if ended.wait(2):
+        faults = itertools.cycle(("503", "truncate", "reset"))
+        for tick in itertools.count(1):
+            if ended.wait(0.05):
                 return
-            proxy.misbehave(fault)
-            if not away and (run / "checkpoints").exists():
+            if tick % 40 == 0:
+                proxy.misbehave(next(faults))
+            if outages and outages[0]():
                 server.stop()
-                away = not ended.wait(8)
+                ended.wait(8)
                 server.start()
+                outages.pop(0)
 
     tormentor = threading.Thread(target=torment)
     tormentor.start()
@@ -183,7 +191,7 @@ def test_the_main_job_through_faults_and_an_outage_gives_the_same_weights(
         tormentor.join()
         proxy.faults.clear()
     assert done.code == 0, done.err
-    assert {"503", "truncate", "reset"} <= set(proxy.served), "the faults were met"
+    assert {"503", "truncate", "reset"} <= set(proxy.served) and not outages, "the faults were met"
     second = storage.read_json(f"{ROOT_URI}/runs/second/result.json")
     for key in ("partition_digest", "weights_digest", "before", "after"):
         assert second[key] == first.result[key], key

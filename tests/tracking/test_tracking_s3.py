@@ -68,3 +68,51 @@ def test_register_promote_verify_load(bucket: str, tmp_path: Path) -> None:
         patch.setattr(storage, "exists", lambda uri: False)
         assert not storage.create(where, b"another")
     assert len(promotion.history(config).entries) == len(seen) + 1
+
+
+@pytest.mark.parametrize(
+    "kind", ["closed", "upload failed", "busy listing", "refused"], ids=lambda kind: kind.replace(" ", "-")
+)
+def test_artifacts_get_the_patience_of_every_other_object(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from boto3.exceptions import S3UploadFailedError
+    from botocore.exceptions import ClientError, ConnectionClosedError
+    from mlflow.exceptions import MlflowException
+
+    from pipeline.retries import StorageError
+    from pipeline.tracking import artifact_store
+
+    busy = {"Error": {"Code": "503", "Message": "Service Unavailable"}}
+    error = {
+        "closed": ConnectionClosedError(endpoint_url="http://store"),
+        "upload failed": S3UploadFailedError(f"Failed to upload x: {ClientError(busy, 'PutObject')}"),
+        "busy listing": MlflowException("Failed to list artifacts in s3://b/x: Service Unavailable"),
+        "refused": MlflowException(
+            "An error occurred (404) when calling the HeadObject operation: Not Found"
+        ),
+    }[kind]
+    tries: list[str] = []
+
+    class Run:
+        info = type("Info", (), {"artifact_uri": "s3://b/x"})
+
+    class Client:
+        def get_run(self, run_id: str) -> type[Run]:
+            return Run
+
+        def log_artifacts(self, run_id: str, folder: str) -> None:
+            tries.append(folder)
+            if len(tries) < 3:
+                raise error
+
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    if kind == "refused":
+        with pytest.raises(MlflowException, match="404"):
+            artifact_store.upload(Client(), "run", "folder")  # type: ignore[arg-type]
+        assert len(tries) == 1
+        return
+    artifact_store.upload(Client(), "run", "folder")  # type: ignore[arg-type]
+    assert len(tries) == 3
+    tries.clear()
+    monkeypatch.setenv("UNLEARN_STORAGE_PATIENCE_S", "0")
+    with pytest.raises(StorageError, match="could not write s3://b/x: gave up"):
+        artifact_store.upload(Client(), "run", "folder")  # type: ignore[arg-type]
