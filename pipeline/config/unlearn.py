@@ -225,8 +225,8 @@ class UnlearnConfig(SeededConfig):
         ),
         while_("redirection", "method.depth", "weights"),
         while_(
-            "method.exchange_weight method.label_extrapolation method.contrast method.share_noise"
-            " method.latent_reflection method.uniformity_weight",
+            "method.exchange_weight method.contrast method.share_noise method.latent_reflection"
+            " method.uniformity_weight",
             "method.depth",
             "label",
         ),

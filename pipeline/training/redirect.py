@@ -133,7 +133,7 @@ def redirect_rows(inputs: "Inputs", redirect: Redirect, batch: Batch, iteration:
             config.method.held_fraction,
         ),
         retained=redirect.retained,
-        exchange=redirect.exchange,
+        exchange={**redirect.exchange, **{c: (c,) for c in redirect.teacher.pushed}},
         nearest=redirect.nearest,
         siblings=redirect.siblings,
         near=redirect.near,

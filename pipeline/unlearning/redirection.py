@@ -270,7 +270,7 @@ def redirection_terms(
         parts = [(share / len(kind), _part(kind, index, micro_batches)) for share, kind in kinds]
         together = reduce(Rows.joined, [rows for _, rows in parts])
         each = torch.cat([together.x0.new_full((len(rows),), share) for share, rows in parts])
-        target = teacher.predict(together, together.target_y)
+        target = teacher.predict_aimed(together, together.target_y)
         losses = model.losses(
             model.net, together.x0, together.y, together.noise, target=target, anchor=anchor
         )
@@ -284,7 +284,7 @@ def redirection_terms(
             some.x0,
             embeddings if attack else embeddings.detach(),
             some.noise,
-            target=teacher.predict(some, some.target_y) if redirected else None,
+            target=teacher.predict_aimed(some, some.target_y) if redirected else None,
             anchor=anchor,
         )
         return (weight if redirected else 1.0) * losses.sum() / len(adversarial)

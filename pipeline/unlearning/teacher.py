@@ -54,6 +54,16 @@ class Teacher:
         """What the base predicts for `rows` under the labels `y` (N,)."""
         return self._predict(self._frozen, rows, y)
 
+    @property
+    def pushed(self) -> list[int]:
+        """The classes whose label is aimed beyond their exchange class."""
+        return self._pushed.tolist()
+
+    def predict_aimed(self, rows: Rows, y: Tensor) -> Prediction:
+        """What the base predicts for `rows` under the labels `y` (N,), those of `pushed` being where they are
+        aimed."""
+        return self._predict(self._aimed, rows, y)
+
     def targets(self, rows: Rows) -> Prediction:
         """What L_r and L_x are measured against."""
         pushed = torch.isin(rows.y, self._pushed.to(rows.y.device))

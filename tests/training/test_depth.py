@@ -194,6 +194,33 @@ def test_samples_that_stand_in_for_a_class_forgotten_earlier_are_redirected_like
     assert set(rows.adversarial.target_y.tolist()) == {3} and rows.adversarial.target_x0 is None
 
 
+def test_a_label_aimed_beyond_its_exchange_class_leads_there_whatever_the_embedding() -> None:
+    aimed = {"method.label_init": "exchange", "method.label_extrapolation": 0.5}
+    inputs = run_inputs(run_config(**deep(**aimed)), dtype=torch.float64)
+    table = inputs.model.label_table()
+    state = open_state(inputs)
+    assert state.redirect is not None and state.teacher is not None
+    state.teacher.aim({1: (2,)}, {1: 0.5})
+    rows = redirect_rows(inputs, state.redirect, next(inputs.streams.retain(0)), 1)
+    (_, retain), (_, shown), (_, own), (_, others), *_ = rows.held
+    for part in (shown, own, rows.adversarial):
+        assert set(part.target_y.tolist()) == {1}
+    for part in (retain, others):
+        assert 1 not in part.target_y.tolist()
+    answers = state.teacher.predict_aimed(own, own.target_y).value
+    with torch.no_grad():
+        table[1] = table[2] + 0.5 * (table[2] - table[1])
+        wanted = inputs.model.predict(inputs.model.net, own.x0, own.y, own.noise).value
+    assert torch.equal(answers, wanted) and not torch.equal(
+        answers, state.teacher.predict(own, own.target_y).value
+    )
+    # and a run that begins there goes on where it stopped
+    config = run_config(**deep(**aimed))
+    whole, _, saved = run(config)
+    again, _, _ = run(config, Checkpoint.from_files(saved[0]))
+    assert weights_digest(whole.trained) == weights_digest(again.trained)
+
+
 @pytest.mark.parametrize("method", [name for name, line in METHODS.items() if not line.own])
 def test_every_method_has_its_meaning_under_the_embeddings(method: str) -> None:
     logs, named, _ = steps_of(deep(**{"method.name": method}), 2)
