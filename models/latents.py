@@ -1,6 +1,7 @@
 """Pixels <-> latents with a diffusers AutoencoderKL such as sd-vae-ft-mse. Diffusers is imported only when
 one is loaded."""
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 BATCH = 32  # images decoded at once
+IN_FLIGHT = 2  # batches that a GPU has at once
 
 
 def latent_shape(config: dict[str, Any], size: int) -> tuple[int, int, int]:
@@ -86,14 +88,22 @@ def encode(autoencoder: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def encode_pixels(autoencoder: Any, images: np.ndarray, batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 (N, H, W, 3) -> posterior mean and std, fp16 (N, C, h, w), `batch` images at a time."""
+    """uint8 (N, H, W, 3) -> posterior mean and std, fp16 (N, C, h, w), `batch` images at a time.
+
+    A GPU has the next batch, out of pinned memory, before the last one's latents are waited for."""
     device = next(autoencoder.parameters()).device
-    means, stds = [], []
+    queued: deque[tuple[Tensor, Tensor]] = deque()
+    latents: list[list[np.ndarray]] = []
     for first in range(0, len(images), batch):
-        chunk = torch.from_numpy(np.ascontiguousarray(images[first : first + batch])).to(device)
+        chunk = torch.from_numpy(np.ascontiguousarray(images[first : first + batch]))
+        if device.type == "cuda":
+            chunk = chunk.pin_memory().to(device, non_blocking=True)
         mean, std = encode(autoencoder, chunk.permute(0, 3, 1, 2).float() / 127.5 - 1)
-        means.append(mean.half().cpu().numpy())
-        stds.append(std.half().cpu().numpy())
+        queued.append((mean.half(), std.half()))
+        if len(queued) == IN_FLIGHT:
+            latents.append([one.cpu().numpy() for one in queued.popleft()])
+    latents += [[one.cpu().numpy() for one in pair] for pair in queued]
+    means, stds = zip(*latents, strict=True)
     return np.concatenate(means), np.concatenate(stds)
 
 
