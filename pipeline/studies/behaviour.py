@@ -1,7 +1,7 @@
 """The losses of a comparison's models and of the retrained references on the same rows, and how far they are
 apart."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
@@ -9,6 +9,7 @@ from pipeline.weights import model_folder
 
 if TYPE_CHECKING:
     from models.generative import GenerativeModel
+    from pipeline.data.batch import Batch
     from pipeline.data.lake import Lake
 
 ROWS, NOISES, BLOCK = 64, 8, 64  # of the forgotten class and of the others; a row; at once
@@ -22,16 +23,33 @@ def probe_losses(model: "GenerativeModel", lake: "Lake", forgotten: int) -> Loss
     from pipeline.evaluation.metrics.membership import row_losses
     from pipeline.evaluation.partials import Shard
     from pipeline.seeding import seed_of
-    from pipeline.unlearning.methods.preparation import spread
 
     others = [item.label for item in lake.manifest.classes if item.label != forgotten]
-    losses = {}
-    for group, labels in zip(GROUPS, ([forgotten], others), strict=True):
+    seed = seed_of("behaviour")
+    return {
+        group: [
+            loss
+            for rows in _spread_rows(lake, labels)
+            for loss in row_losses(model, rows, noises=NOISES, seed=seed, batch=BLOCK, ranks=Shard()).tolist()
+        ]
+        for group, labels in zip(GROUPS, ([forgotten], others), strict=True)
+    }
+
+
+def _spread_rows(lake: "Lake", labels: Sequence[int]) -> "Iterator[Batch]":
+    """`ROWS` training rows of `labels`, as far apart as they come; of more classes than that one of each, a
+    class at a time in memory."""
+    from pipeline.unlearning.methods.preparation import spread
+
+    counts = {item.label: item.train_rows for item in lake.manifest.classes}
+    there = [label for label in labels if counts[label]]
+    if len(there) <= ROWS:
         rows = lake.read(labels, "train")
-        some = rows.take(spread(range(len(rows)), ROWS))
-        values = row_losses(model, some, noises=NOISES, seed=seed_of("behaviour"), batch=BLOCK, ranks=Shard())
-        losses[group] = values.tolist()
-    return losses
+        yield rows.take(spread(range(len(rows)), ROWS))
+        return
+    for label in spread(there, ROWS):
+        rows = lake.read([label], "train")
+        yield rows.take(range(min(1, len(rows))))  # none where every row was purged
 
 
 def reference_uris(base_uri: str, forgotten: int) -> list[str]:

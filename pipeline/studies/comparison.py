@@ -125,9 +125,10 @@ def assembled(config: UnlearnConfig) -> "tuple[Prepared, Partition, Inputs]":
     import torch
 
     from pipeline.runs import local, preflight
+    from pipeline.runs.unlearn import with_own_weights
 
     torch.set_num_threads(1)
-    prepared = preflight.check(config)
+    prepared = with_own_weights(preflight.check(config))
     return prepared, *local.open_run(prepared)
 
 
@@ -227,6 +228,7 @@ def _image_quality(config: UnlearnConfig, prepared: "Prepared", inputs: "Inputs"
         spec=spec,
         rows=prepared.lake.read,
         spaces=inputs.subject.spaces,
+        to_pixels=inputs.subject.to_pixels,
     )
     return evaluate(("kid", "precision_recall"), context, Shard())[AFTER]
 

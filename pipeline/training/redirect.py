@@ -80,6 +80,8 @@ def open_redirect(inputs: "Inputs", teacher: Teacher, student: GenerativeModel) 
     )
     beside_labels = sorted({label for others in near.values() for label in others})
     beside = inputs.rows_of(beside_labels) if beside_labels and section.near_rows else None
+    if not beside:  # the lake has no rows of these classes
+        beside = None
     adversary = Adversary(
         student,
         sorted({*classes, *siblings}),
