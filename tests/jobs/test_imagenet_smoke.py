@@ -149,3 +149,36 @@ def test_a_model_of_latents_is_measured_and_attacked_like_any_other(
     assert {line["state"] for line in found["attack_suite"]["attacks"]} <= {"holds", "open"}, found[
         "attack_suite"
     ]
+
+
+def test_the_board_compares_settings_on_published_weights(
+    bucket: str, finished: tuple[str, Any, str], here: Callable[..., Any]
+) -> None:
+    """Weights, judge and decoder as they are published, each row decoded before anything looks at it."""
+    places = {place: f"{bucket}/stand-ins/{place}" for place in ("dit.pt", "vae", "judge")}
+    few = (
+        "{every: 2, samples: 20, retain_classes: 20, rotation: 20, retain_samples: 1, final_samples: 100,"
+        " final_retain_samples: 1, sampler_steps: 1, final_sampler_steps: 1, to_the_end: true}"
+    )
+    compared = here(
+        "compare_methods",
+        "compare_board_imagenet",
+        f"storage={bucket}",
+        "lake=imagenet-smoke",
+        "seeds=[0]",
+        "pairs=[[207, 208]]",
+        "unlearn.model.size=DiT-nano",
+        f"unlearn.model.weights={places['dit.pt']}",
+        f"unlearn.encoder.weights={places['vae']}",
+        f"unlearn.judge.weights={places['judge']}",
+        "unlearn.trainable=labels_and_adaln:1",
+        "unlearn.train={workers: 1}",
+        "unlearn.optim={batch_size: 16, max_steps: 2}",
+        f"unlearn.evaluate={few}",
+        "rows={weights: {method.depth: weights, method.name: exchange, trainable: all}}",
+    )
+    assert compared.code == 0, compared.err
+    (line,) = storage.read_bytes(f"{bucket}/comparisons/board-imagenet.jsonl").decode().splitlines()
+    result = json.loads(line)
+    assert result["steps"] == 2 and result["losses"]["retained"] and "kid" in result
+    assert "without class 207" in compared.out and storage.exists(f"{bucket}/comparisons/board-imagenet.html")
