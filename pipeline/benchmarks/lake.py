@@ -1,5 +1,5 @@
-"""A lake of as many rows as one likes, simulated: what its manifest and the partition of a request cost in
-seconds, bytes read and memory.
+"""A lake of as many rows as one likes, simulated: what its manifest, the partition of a request and the rows
+to forget in a worker cost in seconds, bytes read and memory.
 
 The manifest names every shard; on disk there are two files of real rows, and links to them. So everything is
 done and read as with a lake of that size, but for the disk, which finds the files in the system's memory.
@@ -19,6 +19,7 @@ from pipeline import storage
 from pipeline.config import BenchmarkConfig, UnlearnConfig, parse
 from pipeline.config.benchmark import LakeBenchmark
 from pipeline.data import parquet_shards
+from pipeline.data.cycle import Cycle
 from pipeline.data.lake import MANIFEST, SCHEMA_VERSION, Class, Encoding, Manifest
 from pipeline.data.parquet_shards import Shard
 from pipeline.data.partition_ray import build_partition
@@ -26,7 +27,12 @@ from pipeline.data.tombstones import open_lake
 
 LATENT = (4, 32, 32)
 SHARD_ROWS = 2048
-BOUNDS = {"partition_seconds": 60.0, "partition_peak_mb": 1000.0, "read_over_used": 10.0}
+BOUNDS = {
+    "partition_seconds": 60.0,
+    "partition_peak_mb": 1000.0,
+    "read_over_used": 10.0,
+    "stored_side_peak_mb": 100.0,
+}
 
 
 def run(config: BenchmarkConfig) -> dict[str, Any]:
@@ -46,6 +52,11 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
         manifest = partition.manifest
         sides = sum(file.bytes for file in (*manifest.forget, *manifest.exchange))
         used = settings.steps * settings.batch * parquet_shards.row_bytes("latent", LATENT)
+        for name, held_bytes in (("stored_side", 0), ("held_side", sides)):
+            with _measured(figures, name):
+                forget = Cycle(partition.side("forget", held_bytes), config.seed, "forget")
+                for step in range(settings.steps):
+                    forget.take(step, settings.batch, manifest.lanes, 0, 1)
         figures["sides_mb"] = sides / 1e6
         figures["used_mb"] = used / 1e6
         figures["read_over_used"] = (figures["partition_read_mb"] - sides / 1e6) / (used / 1e6)

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from pipeline.config.unlearn import UnlearnConfig
 
 
+HELD_BYTES = 512 << 20  # 32,000 latents of DiT, 2,700 images of 256 x 256 pixels
+
+
 class Partition(Section):
     lanes: int = Field(
         8,
@@ -26,6 +29,16 @@ class Partition(Section):
         "plain",
         exclude_if=lambda reader: reader == "plain",
         description="who reads a worker's lanes: the worker itself, or Ray Data in a process beside it",
+    )
+    held_bytes: int = Field(
+        HELD_BYTES,
+        ge=0,
+        exclude_if=lambda held: held == HELD_BYTES,
+        description=(
+            "bytes up to which every worker holds a side in memory, the rows to forget or those of the"
+            " exchange classes; a larger one is read from the partition row by row, ahead of the steps, with"
+            " the same result"
+        ),
     )
 
 

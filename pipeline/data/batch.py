@@ -1,14 +1,35 @@
-"""Rows in memory on their way to the step: one type for pixels and latents, and which lanes of a global batch
-a rank holds."""
+"""Rows on their way to the step: one type for pixels and latents in memory, what a set of rows can be asked
+wherever it lies, and which lanes of a global batch a rank holds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
 from pipeline.data.units import Units
+
+
+class Side(Protocol):
+    """N rows that a run goes through again and again, forgotten ones or those of the exchange classes: in
+    memory (`Batch`) or where they are stored (`StoredRows`)."""
+
+    @property
+    def sample_id(self) -> tuple[str, ...]: ...
+
+    @property
+    def y(self) -> Tensor:
+        """(N,) int64"""
+
+    def __len__(self) -> int: ...
+
+    def take(self, index: Sequence[int] | slice) -> "Batch":
+        """The rows at `index`, in that order, in memory."""
+
+    def chosen(self, index: Sequence[int], y: Tensor | None = None) -> Self:
+        """The rows at `index`, in that order, where they lie; under the labels `y` (len(index),) if given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +88,11 @@ class Batch:
             stored=tuple(tensor[rows] for tensor in self.stored),
             units=self.units,
         )
+
+    def chosen(self, index: Sequence[int], y: Tensor | None = None) -> "Batch":
+        """The rows at `index`, in that order; under the labels `y` if given."""
+        rows = self.take(index)
+        return rows if y is None else replace(rows, y=y)
 
     def stored_on(self, device: torch.device) -> "Batch":
         """The rows' tensors on `device`, where they are then widened. To a GPU from pinned memory, so that

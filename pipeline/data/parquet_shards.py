@@ -160,7 +160,7 @@ def open_parquet(root: str, file: File) -> pq.ParquetFile:
     uri = storage.join(root, file.path)
     if storage.is_local(uri):
         source = pa.OSFile(uri.removeprefix("file://"))
-        _require_size(uri, source.size(), file)
+        require_size(uri, source.size(), file)
     else:
         source = pa.BufferReader(_content(root, file, check_digest=False))
     parquet = pq.ParquetFile(source)
@@ -185,13 +185,13 @@ def _content(root: str, file: File, check_digest: bool) -> pa.Buffer:
             data = opened.read_buffer()
     else:
         data = pa.py_buffer(storage.read_bytes(uri))
-    _require_size(uri, len(data), file)
+    require_size(uri, len(data), file)
     if check_digest and hashlib.sha256(data).hexdigest() != file.sha256:
         raise _damaged(uri, len(data), file)
     return data
 
 
-def _require_size(uri: str, size: int, file: File) -> None:
+def require_size(uri: str, size: int, file: File) -> None:
     if size != file.bytes:
         raise _damaged(uri, size, file)
 

@@ -3,7 +3,7 @@ be streamed in."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline import storage
 from pipeline.config import UnlearnConfig
@@ -13,7 +13,8 @@ from pipeline.data.parquet_shards import File, Kind, Shard, Statistics, Stored
 from pipeline.data.stand_ins import StandInFacts, StandIns
 
 if TYPE_CHECKING:
-    from pipeline.data.batch import Batch
+    from pipeline.data.batch import Batch, Side
+    from pipeline.data.units import Units
 
 SCHEMA_VERSION = 3
 LANE_FILE_BYTES = 16 << 20
@@ -81,13 +82,28 @@ class Partition:
         none."""
         return self._read(self.manifest.exchange)
 
+    def side(self, name: Literal["forget", "exchange"], held_bytes: int) -> "Side":
+        """The rows of `forget()` or `exchange()`: in memory where they take no more than `held_bytes`, read
+        from their files as they are asked for otherwise."""
+        files = self.manifest.forget if name == "forget" else self.manifest.exchange
+        kind, shape = self.manifest.kind, self.manifest.shape
+        if sum(file.rows for file in files) * parquet_shards.row_bytes(kind, shape) <= held_bytes:
+            return self._read(files)
+        from pipeline.data.stored_rows import open_rows
+
+        return open_rows(self.uri, files, kind, shape, self._units)
+
     def _read(self, files: Sequence[Shard]) -> "Batch":
         # torch, which tasks that only write files do without
         from pipeline.data.decode import read_batch
+
+        return read_batch(self.uri, files, self.manifest.kind, self.manifest.shape, self._units)
+
+    @property
+    def _units(self) -> "Units":
         from pipeline.data.units import Units
 
-        units = Units(self.manifest.scale, self.manifest.statistics)
-        return read_batch(self.uri, files, self.manifest.kind, self.manifest.shape, units)
+        return Units(self.manifest.scale, self.manifest.statistics)
 
 
 def partition_key(

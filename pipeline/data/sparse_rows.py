@@ -1,5 +1,5 @@
-"""Single rows out of a lake's file by where their bytes lie, so that a few rows of a large lake do not take a
-row group of 4 MB each.
+"""Single rows out of a lake's or a partition's files by where their bytes lie, so that a few rows of a large
+lake do not take a row group of 4 MB each.
 
 A tensor column is uncompressed values of one length, one data page a row group: the values end where the
 column chunk ends. That holds for every file of large rows that `parquet_shards.encode` wrote, the first ones
@@ -8,6 +8,7 @@ included; a file of which it does not hold is read by row groups.
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -44,8 +45,75 @@ def read(root: str, shard: Shard, rows: np.ndarray, kind: Kind, shape: Sequence[
     arrays = [_ids(uri, metadata, groups), pa.array(np.full(len(rows), shard.label, np.int32))]
     for name, places in zip(tensors, offsets):
         assert places is not None
-        arrays.append(_values(uri, places, columns.field(name).type))
+        arrays.append(_values([uri] * len(places), places, columns.field(name).type))
     return pa.table(arrays, schema=columns), len(groups)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Located:
+    """A file of N rows that is read row by row. `offsets`: of each tensor column the byte at which each row
+    starts, (N,); None where that cannot be told."""
+
+    root: str
+    shard: Shard
+    sample_id: list[str]
+    offsets: list[np.ndarray] | None
+
+    @property
+    def uri(self) -> str:
+        return storage.join(self.root, self.shard.path)
+
+
+def locate(root: str, shard: Shard, kind: Kind, shape: Sequence[int]) -> Located:
+    """Where the rows of a file lie, and their ids. Raises `RuntimeError` when its size or rows are not the
+    manifest's."""
+    uri = storage.join(root, shard.path)
+    parquet_shards.require_size(uri, storage.size(uri), shard)
+    metadata = _metadata(uri, shard.bytes)
+    parquet_shards.require_rows(uri, metadata.num_rows, shard.rows)
+    groups = {
+        group: np.arange(metadata.row_group(group).num_rows) for group in range(metadata.num_row_groups)
+    }
+    columns = parquet_shards.schema(kind, shape)
+    offsets = [
+        _offsets(metadata, groups, columns.field(name)) for name in parquet_shards.tensor_columns(kind)
+    ]
+    return Located(
+        root=root,
+        shard=shard,
+        sample_id=_ids(uri, metadata, groups).to_pylist(),
+        offsets=[np.array(places) for places in offsets if places is not None]
+        if None not in offsets
+        else None,
+    )
+
+
+def tensors(
+    files: Sequence[Located], file: np.ndarray, row: np.ndarray, kind: Kind, shape: Sequence[int]
+) -> list[np.ndarray]:
+    """The tensor columns, (N, *shape) each, of N rows anywhere in `files`: the rows at `row` of the files at
+    `file`, in that order; they may repeat. Read by their bytes, or by row groups where those cannot be
+    told."""
+    names, columns = parquet_shards.tensor_columns(kind), parquet_shards.schema(kind, shape)
+    values = [np.empty((len(row), *shape), parquet_shards.DTYPES[kind]) for _ in names]
+    by_bytes = []
+    for number in np.unique(file):
+        item, here = files[number], np.flatnonzero(file == number)
+        if item.offsets is not None:
+            by_bytes.append((item.uri, item.offsets, here))
+            continue
+        rows, place = np.unique(row[here], return_inverse=True)
+        table, _ = parquet_shards.read_rows(item.root, item.shard, rows)
+        for name, column in zip(names, values, strict=True):
+            column[here] = parquet_shards.tensor_values(table[name], kind, shape)[place]
+    if by_bytes:
+        here = np.concatenate([places for *_, places in by_bytes])
+        uris = [uri for uri, _, places in by_bytes for _ in places]
+        for index, (name, column) in enumerate(zip(names, values, strict=True)):
+            starts = [int(start) for _, offsets, places in by_bytes for start in offsets[index][row[places]]]
+            read = _values(uris, starts, columns.field(name).type)
+            column[here] = parquet_shards.tensor_values(pa.chunked_array([read]), kind, shape)
+    return values
 
 
 def _metadata(uri: str, size: int) -> pq.FileMetaData:
@@ -88,15 +156,17 @@ def _ids(uri: str, metadata: pq.FileMetaData, groups: Mapping[int, np.ndarray]) 
                 parquet.read_row_group(group, columns=["sample_id"])["sample_id"].take(pa.array(rows))
                 for group, rows in groups.items()
             )
-            return pa.chunked_array([chunk for ids in of_groups for chunk in ids.chunks])
+            return pa.chunked_array([chunk for ids in of_groups for chunk in ids.chunks], pa.string())
 
     return storage.retrying(uri, "read", attempt)
 
 
-def _values(uri: str, offsets: Sequence[int], kind: pa.FixedSizeBinaryType) -> pa.Array:
-    fs, path = storage.filesystem(uri)
+def _values(uris: Sequence[str], offsets: Sequence[int], kind: pa.FixedSizeBinaryType) -> pa.Array:
+    """Values of one length, each of a file of its own; all files lie in one store."""
+    fs, _ = storage.filesystem(uris[0])
+    paths = [storage.filesystem(uri)[1] for uri in uris]
     ends = [start + kind.byte_width for start in offsets]
     values = storage.retrying(
-        uri, "read", lambda: fs.cat_ranges([path] * len(ends), list(offsets), ends, on_error="raise")
+        uris[0], "read", lambda: fs.cat_ranges(paths, list(offsets), ends, on_error="raise")
     )
     return pa.array(values, kind)  # which refuses a value of another length

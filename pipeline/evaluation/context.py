@@ -13,7 +13,7 @@ from models.features.table import FeatureSpace
 from models.generative import GenerativeModel
 from models.judge import Judge
 from pipeline.config.measuring import Measuring
-from pipeline.data.batch import Batch
+from pipeline.data.batch import Side
 from pipeline.evaluation.manifold import Manifold
 
 AFTER, BEFORE, REFERENCE = "after", "before", "reference"
@@ -21,7 +21,7 @@ JUDGE = "judge"  # the feature space that is always there: the judge's last hidd
 # groups of images: under retained labels, under those forgotten earlier, under the null label
 RETAINED, EARLIER, UNLABELLED = "retained", "earlier", "null"
 Split = Literal["train", "heldout"]
-Rows = Callable[[Sequence[int], Split], Batch]
+Rows = Callable[[Sequence[int], Split], Side]
 
 
 class SecondJudge(Protocol):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models.features.table import FeatureSpace
-from pipeline.data.batch import Batch
+from pipeline.data.batch import Batch, Side
 from pipeline.data.parquet_shards import FLIP_MARK
 from pipeline.evaluation.context import JUDGE, EvalContext, Split
 from pipeline.evaluation.feature_statistics import Moments
@@ -20,15 +20,15 @@ Reader = Callable[[tuple[int, ...]], dict[str, Tensor]]  # positions -> features
 ENCODED = 256  # rows that pass through a feature network at once
 
 
-def pick(rows: Batch, n: int, seed: int, purpose: str) -> Batch:
+def pick(rows: Side, n: int, seed: int, purpose: str) -> Batch:
     """At most `n` of `rows`, chosen by (seed, purpose) and kept in their order."""
     if len(rows) <= n:
-        return rows
+        return rows if isinstance(rows, Batch) else rows.take(range(len(rows)))
     order = torch.randperm(len(rows), generator=generator(seed, purpose))[:n]
     return rows.take(sorted(order.tolist()))
 
 
-def forgotten_rows(context: EvalContext, split: Split) -> Batch:
+def forgotten_rows(context: EvalContext, split: Split) -> Side:
     """Rows of the forgotten classes; where samples are named, beside classes or alone, those, or never-seen
     rows of their classes."""
     spec = context.spec
@@ -38,7 +38,7 @@ def forgotten_rows(context: EvalContext, split: Split) -> Batch:
     if split == "heldout" or not spec.sample_ids:
         return rows
     named = set(spec.sample_ids)
-    return rows.take(
+    return rows.chosen(
         [index for index, name in enumerate(rows.sample_id) if name.removesuffix(FLIP_MARK) in named]
     )
 

@@ -47,7 +47,7 @@ REQUEST, SETTINGS = "request.yaml", "config.yaml"
 HOW = (
     *("train.cpus_per_worker", "train.max_failures", "train.wait_s", "train.resize_s", "train.grace_s"),
     "train.label_selector",
-    *("evaluate.cpus", "evaluate.timeout_s", "require_gate"),
+    *("evaluate.cpus", "evaluate.timeout_s", "require_gate", "partition.held_bytes"),
 )
 
 

@@ -55,7 +55,7 @@ class Redirect:
 def open_redirect(inputs: "Inputs", teacher: Teacher, student: GenerativeModel) -> Redirect:
     """Where the forgotten rows are redirected to, and the pool before its first step, at the base weights.
     `student` is the model whose embeddings the pool begins at."""
-    config, model, forget = inputs.config, inputs.model, inputs.streams.forget.batch
+    config, model, forget = inputs.config, inputs.model, inputs.streams.forget.side
     request = config.request
     # forgotten now, or earlier with samples that stand in for their rows
     classes = sorted(set(forget.y.tolist()) & set(request.forgotten_classes))
@@ -66,7 +66,7 @@ def open_redirect(inputs: "Inputs", teacher: Teacher, student: GenerativeModel) 
     if bare:
         labels = inputs.subject.spec.neighbours
         rows = torch.isin(forget.y, torch.tensor(bare)).nonzero().flatten().tolist()
-        nearest = nearest_labels(model, forget.take(rows), labels, seed=config.seed, device=inputs.device)
+        nearest = nearest_labels(model, forget.chosen(rows), labels, seed=config.seed, device=inputs.device)
         exchange = {**exchange, **dict.fromkeys(bare, labels)}
     named = sorted(set(forget.y.tolist()) - set(request.forgotten_classes))
     siblings = {label: inputs.rows_of([label]) for label in named}

@@ -162,7 +162,7 @@ def _preparation(inputs: Inputs, named: Mapping[str, nn.Parameter], settings: Me
     return Preparation(
         model=model,
         named=named,
-        forget=inputs.streams.forget.batch,
+        forget=inputs.streams.forget.side,
         rows_of=inputs.rows_of,
         retained=[c for c in range(model.num_classes) if c not in request.forgotten_classes],
         exchange=request.exchange_classes,

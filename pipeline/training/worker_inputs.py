@@ -14,7 +14,7 @@ from models.generative import GenerativeModel, build
 from models.judge import Judge, build_judge
 from pipeline.config import UnlearnConfig
 from pipeline.data import retain_stream_local
-from pipeline.data.batch import Batch
+from pipeline.data.batch import Batch, Side
 from pipeline.data.cycle import Cycle
 from pipeline.data.parquet_shards import FLIP_MARK
 from pipeline.data.partition import Partition
@@ -63,19 +63,21 @@ def assemble(
     device: torch.device,
     retain: Callable[[int], Iterator[Batch]] | None = None,
 ) -> Inputs:
-    """Base weights and judge on `device`, the forget side in memory. `retain` streams this rank's retain
-    rows; without it this process reads them itself, ahead of the steps."""
+    """Base weights and judge on `device`, the forget side in memory unless it is large. `retain` streams this
+    rank's retain rows; without it this process reads them itself, ahead of the steps."""
     model, to_pixels = _base_model(config, sources.model_uri, device)
     judge, uniformity_judge = _judge(sources.judge_uri, device), sources.subject.get("uniformity_judge")
-    retained_rows, forget = _first_retained(partition), partition.forget()
+    held_bytes = config.partition.held_bytes
+    retained_rows, forget = _first_retained(partition), partition.side("forget", held_bytes)
     subject = _subject(config, partition, sources, model, judge, retained_rows, forget, to_pixels, device)
-    shown_instead: Batch | None = None
+    shown_instead: Side | None = None
     teacher: Callable[[GenerativeModel, Mapping[str, Tensor]], Teacher] = Teacher
     if config.method.latent_reflection:
         shown_instead = forget
         teacher = reflecting(model, retained_rows, forget, config.request.classes, device)
     if config.request.exchange and config.method.targets == "data":
-        shown_instead = exchange_rows(partition.exchange(), config.request.exchange_classes)
+        exchange = partition.side("exchange", held_bytes)
+        shown_instead = exchange_rows(exchange, config.request.exchange_classes)
     rank, world_size = collectives.rank, collectives.world_size
     return Inputs(
         config=config,
@@ -95,7 +97,7 @@ def assemble(
     )
 
 
-def _rows_of(config: UnlearnConfig, lake_uri: str, forget: Batch, labels: Sequence[int]) -> Batch:
+def _rows_of(config: UnlearnConfig, lake_uri: str, forget: Side, labels: Sequence[int]) -> Batch:
     """Training rows of `labels` that are not to be forgotten: of each class as far apart as they come, at
     most `ROWS_OF_A_CLASS`."""
     rows, gone = open_lake(config.storage, lake_uri).read(labels, "train"), set(forget.sample_id)
@@ -130,7 +132,7 @@ def _subject(
     model: GenerativeModel,
     judge: Judge,
     retained_rows: Sequence[Tensor],
-    forget: Batch,
+    forget: Side,
     to_pixels: Callable[[Tensor], Tensor],
     device: torch.device,
 ) -> EvalContext:
@@ -154,12 +156,13 @@ def _subject(
     }
     rows: dict[int, Batch] = {}
     if request.exchange_classes_now and model.conditional:
-        rows = exchange_rows_by_class(partition.exchange(), request.exchange_classes_now)
+        exchange = partition.side("exchange", config.partition.held_bytes)
+        rows = exchange_rows_by_class(exchange, request.exchange_classes_now)
     # of a request that names samples, beside whole classes or alone, the attack looks at these
     members, never_seen, sample_classes = forget, forget.take([]), []
     if request.sample_ids is not None:
         whole = torch.isin(forget.y, torch.tensor(request.forgotten_classes, dtype=torch.long))
-        members = forget.take((~whole).nonzero().flatten().tolist())
+        members = forget.chosen((~whole).nonzero().flatten().tolist())
         sample_classes = sorted(set(members.y.tolist()))
         never_seen = open_lake(config.storage, sources.lake_uri).read(sample_classes, "heldout")
     return EvalContext(
@@ -185,7 +188,7 @@ def _subject(
     )
 
 
-def exchange_rows_by_class(rows: Batch, exchange: Mapping[int, Sequence[int]]) -> dict[int, Batch]:
+def exchange_rows_by_class(rows: Side, exchange: Mapping[int, Sequence[int]]) -> dict[int, Batch]:
     """For each forgotten class real `rows` of its exchange classes, as far apart as they come, at most
     `ALIKE_ROWS`. The same on every rank."""
     own = {

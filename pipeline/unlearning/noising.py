@@ -7,15 +7,17 @@ N rows, C channels, H x W pixels or latents.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from models.diffusion import Noise
 from models.generative import GenerativeModel
-from pipeline.data.batch import Batch
+from pipeline.data.batch import Batch, Side
 from pipeline.seeding import generator
 
+SideT = TypeVar("SideT", bound=Side)
 # (y (N,), uniform samples (N,)) -> labels for student and teacher
 Relabel = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -152,17 +154,16 @@ def drop_labels(
     return relabel
 
 
-def exchange_rows(batch: Batch, exchange: Mapping[int, Sequence[int]]) -> Batch:
+def exchange_rows(side: SideT, exchange: Mapping[int, Sequence[int]]) -> SideT:
     """The exchange side: for every forgotten class c the rows of its exchange classes, labelled c; sample ids
     stay."""
     parts = [
-        (c, torch.isin(batch.y, torch.tensor(es)).nonzero().flatten().tolist())
+        (c, torch.isin(side.y, torch.tensor(es)).nonzero().flatten().tolist())
         for c, es in sorted(exchange.items())
     ]
     order = [index for _, indices in parts for index in indices]
     labels = torch.tensor([c for c, indices in parts for _ in indices], dtype=torch.long)
-    rows = batch.take(order)
-    return replace(rows, y=labels)
+    return side.chosen(order, labels)
 
 
 def ask_for(exchange: Mapping[int, Sequence[int]]) -> Relabel:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.diffusion import Anchor
 from models.generative import GenerativeModel
-from pipeline.data.batch import Batch, lanes_of
+from pipeline.data.batch import Batch, Side, lanes_of
 from pipeline.seeding import generator
 from pipeline.unlearning.adversary import Adversary
 from pipeline.unlearning.gradients import Term
@@ -79,7 +79,7 @@ def to_exchange(exchange: Mapping[int, Sequence[int]]) -> Relabel:
 
 @torch.no_grad()
 def denoising_losses(
-    model: GenerativeModel, rows: Batch, labels: Sequence[int], *, seed: int, device: torch.device
+    model: GenerativeModel, rows: Side, labels: Sequence[int], *, seed: int, device: torch.device
 ) -> Tensor:
     """(N, L): of each row under each of the L `labels`, at the weights as they are, over `NEAREST_NOISES`
     noises that are the same for all labels."""
@@ -103,7 +103,7 @@ def denoising_losses(
 
 
 def nearest_labels(
-    model: GenerativeModel, forget: Batch, labels: Sequence[int], *, seed: int, device: torch.device
+    model: GenerativeModel, forget: Side, labels: Sequence[int], *, seed: int, device: torch.device
 ) -> dict[str, int]:
     """Of each forgotten row, by sample id, the one of `labels` under which the base denoises it best: what it
     is shown as where its class has no exchange class. The optimum of the redirection is then the base's
@@ -114,7 +114,7 @@ def nearest_labels(
 
 def near_classes(
     model: GenerativeModel,
-    forget: Batch,
+    forget: Side,
     candidates: Mapping[int, Sequence[int]],
     k: int,
     *,

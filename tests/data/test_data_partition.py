@@ -550,7 +550,7 @@ def test_a_large_lake_has_the_computed_order_and_goes_on_with_a_partition_of_bef
 
 def test_cycle_is_the_same_at_every_world_size(digits_lake: Lake) -> None:
     cycle = Cycle(digits_lake.read([1]), seed=3, name="forget")
-    n, drawn = len(cycle.batch), []
+    n, drawn = len(cycle.side), []
     for step in range(7):
         one = cycle.take(step, BATCH, LANES, 0, 1)
         for world_size in (2, 4):
@@ -560,14 +560,14 @@ def test_cycle_is_the_same_at_every_world_size(digits_lake: Lake) -> None:
             )
         drawn += list(zip(one.sample_id, one.occurrence))
     assert len(set(drawn)) == len(drawn) == 7 * BATCH
-    assert {name for name, draw in drawn if draw == 0} == set(cycle.batch.sample_id) and Counter(
+    assert {name for name, draw in drawn if draw == 0} == set(cycle.side.sample_id) and Counter(
         d for _, d in drawn
     )[0] == n
     assert (
         cycle.take(2, BATCH, LANES, 1, 2).sample_id
-        == Cycle(cycle.batch, seed=3, name="forget").take(2, BATCH, LANES, 1, 2).sample_id
+        == Cycle(cycle.side, seed=3, name="forget").take(2, BATCH, LANES, 1, 2).sample_id
     )
     assert (
         cycle.take(0, BATCH, LANES, 0, 1).sample_id
-        != Cycle(cycle.batch, seed=4, name="forget").take(0, BATCH, LANES, 0, 1).sample_id
+        != Cycle(cycle.side, seed=4, name="forget").take(0, BATCH, LANES, 0, 1).sample_id
     )

@@ -326,7 +326,7 @@ def test_named_samples_are_watched_by_the_attack() -> None:
 
 def test_a_non_finite_loss_stops_before_the_optimiser_moves() -> None:
     inputs = run_inputs(run_config())
-    inputs.streams.forget.batch.mean[:] = float("nan")
+    inputs.streams.forget.side.mean[:] = float("nan")
     before = {name: p.detach().clone() for name, p in inputs.model.net.named_parameters()}
     with pytest.raises(
         NonFiniteError, match=r"step 1: loss of forget is not finite on rank 0; the optimiser was not moved"

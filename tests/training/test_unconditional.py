@@ -53,7 +53,7 @@ def unconditional(
     inputs = run_inputs(config)
     model = tiny_vae(dtype=torch.float32)
     if config.method.latent_reflection:
-        forget = inputs.streams.forget.batch
+        forget = inputs.streams.forget.side
         folds = Folds(by_class={1: Fold(normal=torch.tensor([0.6, 0.8], dtype=torch.float64), edge=-1.0)})
         streams = replace(inputs.streams, exchange=Cycle(forget, config.seed, "exchange"))
         inputs = replace(inputs, streams=streams, teacher=partial(ReflectingTeacher, folds=folds))

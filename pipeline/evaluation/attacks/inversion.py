@@ -16,7 +16,7 @@ from pydantic import Field
 
 from pipeline.config.base import Fraction, Section
 from pipeline.config.measuring import Attacks, Measuring
-from pipeline.data.batch import Batch
+from pipeline.data.batch import Batch, Side
 from pipeline.evaluation.attacks.label_embedding import at_rates, attacked_by_embedding, search_budget
 from pipeline.evaluation.attacks.suite import Attempt, Outcome
 from pipeline.evaluation.confidence import mean_and_half
@@ -43,7 +43,7 @@ class Inversion(Attempt):
         starts and rates whose loss on the attacker's own images is least."""
         own, images = halves(context)
 
-        def rows(labels: Sequence[int], split: Split) -> Batch:
+        def rows(labels: Sequence[int], split: Split) -> Side:
             if split != context.spec.settings.attacker_images:
                 return context.rows(labels, split)
             return own.take([index for index, y in enumerate(own.y.tolist()) if y in labels])

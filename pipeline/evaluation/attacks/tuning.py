@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.generative import GenerativeModel
-from pipeline.data.batch import Batch
+from pipeline.data.batch import Side
 from pipeline.data.cycle import Cycle
 from pipeline.evaluation.context import AFTER, EvalContext, EvalSpec
 from pipeline.evaluation.metrics.forget_fraction import forget_fraction
@@ -44,7 +44,7 @@ def renew_labels(model: GenerativeModel, spec: EvalSpec) -> None:
 def tune(
     model: GenerativeModel,
     named: Mapping[str, nn.Parameter],
-    rows: Batch,
+    rows: Side,
     *,
     steps: int,
     lr: float,

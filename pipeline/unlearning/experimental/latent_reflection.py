@@ -24,7 +24,7 @@ from torch import Tensor
 
 from models.diffusion import Prediction
 from models.generative import GenerativeModel
-from pipeline.data.batch import Batch
+from pipeline.data.batch import Side
 from pipeline.unlearning.noising import Rows
 from pipeline.unlearning.teacher import Teacher
 
@@ -90,7 +90,7 @@ class ReflectingTeacher(Teacher):
 def reflecting(
     model: GenerativeModel,
     retained: Sequence[Tensor],
-    forget: Batch,
+    forget: Side,
     classes: Sequence[int],
     device: torch.device,
 ) -> Callable[[GenerativeModel, Mapping[str, Tensor]], Teacher]:
@@ -103,7 +103,7 @@ def reflecting(
 def folds_between(
     model: GenerativeModel,
     retained: Sequence[Tensor],
-    forget: Batch,
+    forget: Side,
     classes: Sequence[int],
     device: torch.device,
 ) -> Folds:
@@ -120,7 +120,7 @@ def folds_between(
     for label in classes:
         rows = (forget.y == label).nonzero().flatten()
         rows = rows[:: -(-len(rows) // FITTED_ROWS)]
-        folds[label] = fit(others, encode(forget.mean[part] for part in rows.split(ENCODED)))
+        folds[label] = fit(others, encode(forget.take(part.tolist()).mean for part in rows.split(ENCODED)))
     model.net.train(training)
     return Folds(by_class=folds)
 

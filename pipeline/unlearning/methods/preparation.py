@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from models.generative import GenerativeModel
-from pipeline.data.batch import Batch
+from pipeline.data.batch import Batch, Side
 from pipeline.unlearning.collectives import Collectives
 from pipeline.unlearning.noising import Rows, noised_rows
 from pipeline.unlearning.parameters import flat
@@ -28,7 +28,7 @@ class Preparation:
 
     model: GenerativeModel
     named: Mapping[str, Tensor]  # the trained parameters
-    forget: Batch  # all rows to forget
+    forget: Side  # all rows to forget
     rows_of: Callable[[Sequence[int]], Batch]  # retained rows of some classes
     retained: Sequence[int]  # labels that are kept
     exchange: Mapping[int, Sequence[int]]
@@ -78,12 +78,12 @@ def spread(items: Sequence[int], count: int) -> list[int]:
     return [items[index * len(items) // count] for index in range(count)]
 
 
-def mean_gradient(preparation: Preparation, batch: Batch, term: str) -> Tensor:
-    """The gradient (P,) of the mean training loss over `batch`, one noise a row."""
-    params = list(preparation.named.values())
-    rows, total = preparation.noised(batch, term), torch.zeros(())
-    for start in range(0, len(rows), ROWS_AT_ONCE):
-        loss = preparation.losses(rows.take(slice(start, start + ROWS_AT_ONCE))).sum() / len(rows)
+def mean_gradient(preparation: Preparation, side: Side, term: str) -> Tensor:
+    """The gradient (P,) of the mean training loss over all rows of `side`, one noise a row."""
+    params, total = list(preparation.named.values()), torch.zeros(())
+    for start in range(0, len(side), ROWS_AT_ONCE):
+        rows = preparation.noised(side.take(slice(start, start + ROWS_AT_ONCE)), term)
+        loss = preparation.losses(rows).sum() / len(side)
         total = total.to(loss) + flat(torch.autograd.grad(loss, params, allow_unused=True), params)
     return total
 

@@ -108,7 +108,7 @@ def drawn(preparation: Preparation, labels: list[int], name: str) -> Batch:
         sample_id=tuple(f"{name} {k}" for k in range(len(labels))),
         occurrence=(0,) * len(labels),
         y=torch.tensor(labels),
-        mean=collectives.sum(x).to(preparation.forget.mean),
+        mean=collectives.sum(x).to(preparation.forget.take([0]).mean),
     )
 
 

@@ -39,8 +39,8 @@ class SfrOnSettings(MethodSettings):
 def forget_remain_mask(preparation: Preparation) -> Memory:
     """I[diag F_forget / diag F_retain >= gamma] at the base weights, from single rows' gradients (the
     authors' generate_fisher.py and generate_mask.py)."""
-    settings, forget = preparation.settings, preparation.forget
-    forget = forget.take(spread(range(len(forget)), settings.fisher_rows))
+    settings, side = preparation.settings, preparation.forget
+    forget = side.take(spread(range(len(side)), settings.fisher_rows))
     retained = preparation.some_retained(settings.fisher_rows)
     params = list(preparation.named.values())
     f, r = (fisher_diagonal(params, single_losses(preparation, batch)) for batch in (forget, retained))
