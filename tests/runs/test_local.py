@@ -67,16 +67,17 @@ def test_a_run_that_another_process_does_is_left_to_it(root: str, monkeypatch: p
 
 
 def test_depth_weights_runs_and_goes_on_to_the_same_weights(root: str) -> None:
-    """From its first checkpoint, the outcome having been lost."""
+    """From its first checkpoint, the outcome having been lost, and with the forgotten rows read from their
+    files."""
     few = [f"storage={root}", *FEW, "evaluate.every=2", "optim.batch_size=16", "redirection.rows=16"]
     few += ["redirection.others_rows=8", "redirection.label_rows=8", "optim.max_steps=3"]
-    config = load(UnlearnConfig, str(ROOT / "jobs/configs/digits_weights.yaml"), [*few, "run_id=deep"])
-    whole = local.unlearn(config)
+    weights, few = str(ROOT / "jobs/configs/digits_weights.yaml"), [*few, "run_id=deep"]
+    whole = local.unlearn(load(UnlearnConfig, weights, few))
     assert whole.result["method_config"]["depth"] == "weights" and whole.result["steps"] == 3
     assert whole.result["method_config"]["trainable"] == "all" and whole.result["method"] == "exchange"
     for name in ("result.json", "outcome.json", TRAINED, "model", "checkpoints/00000003"):
         storage.remove(storage.join(whole.uri, name))
-    again = local.unlearn(config)
+    again = local.unlearn(load(UnlearnConfig, weights, [*few, "partition.held_bytes=0"]))
     assert again.result["weights_digest"] == whole.result["weights_digest"]
 
 
@@ -91,7 +92,7 @@ def test_what_needs_other_workers_is_refused_and_nothing_is_written(root: str) -
 def test_torchrun_with_two_processes_trains_the_same_weights(root: str, run: local.LocalRun) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    overrides = [f"storage={root}", "run_id=two", *FEW]
+    overrides = [f"storage={root}", "run_id=two", *FEW, "partition.held_bytes=0"]
     settings = [word for override in overrides for word in ("--set", override)]
     answer = subprocess.run(
         [*command, "-m", "pipeline.runs.local", "--config", QUICK, *settings],
