@@ -6,25 +6,28 @@ import stat
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from pipeline.errors import InputError
 from pipeline.uris import is_local
+
+ResultT = TypeVar("ResultT")
 
 
 class NotAFileError(InputError, OSError):
     """What lies at a path cannot be read to an end: a folder, a pipe, a socket, a device."""
 
 
-def place(target: Path, fill: Callable[[Path], Any]) -> None:
-    """Fill a temporary file beside `target` and rename it into place."""
+def place(target: Path, fill: Callable[[Path], ResultT]) -> ResultT:
+    """Fill a temporary file beside `target` and rename it into place; what `fill` returned."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        fill(temporary)
+        result = fill(temporary)
         sync(temporary)
         temporary.replace(target)
         sync(target.parent)
+        return result
     finally:
         temporary.unlink(missing_ok=True)
 

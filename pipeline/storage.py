@@ -9,13 +9,15 @@ AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or from the usua
 import contextlib
 import glob
 import hashlib
+import io
 import json
 import os
 import shutil
 import uuid
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import fsspec
 import yaml
@@ -44,6 +46,7 @@ NO_ROOT = {
 }
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
+ResultT = TypeVar("ResultT")
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -103,6 +106,23 @@ def write_bytes(uri: str, data: bytes) -> None:
         place(Path(path), lambda temporary: temporary.write_bytes(data))
     else:
         retrying(uri, "write", lambda: fs.pipe_file(path, data))
+
+
+def write_through(uri: str, fill: Callable[[BinaryIO], ResultT]) -> ResultT:
+    """Write all that `fill` puts into the file that it is given, or nothing; what it returned. A local file
+    is never in memory as a whole."""
+
+    def written(temporary: Path) -> ResultT:
+        with temporary.open("wb") as file:
+            return fill(file)
+
+    _, path = filesystem(uri)
+    if is_local(uri):
+        return place(Path(path), written)
+    memory = io.BytesIO()
+    result = fill(memory)
+    write_bytes(uri, memory.getvalue())
+    return result
 
 
 def create(uri: str, data: bytes, *, private: bool = False) -> bool:

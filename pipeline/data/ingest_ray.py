@@ -1,5 +1,4 @@
-"""Raw images -> lake, on Ray Data: a row of the input dataset is a shard to make, or several small ones; one
-task makes them."""
+"""Raw images -> lake, on Ray: one task makes a shard, or several small ones."""
 
 import pickle
 import time
@@ -7,7 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 from pipeline import lease, storage
 from pipeline.config import Encoder as EncoderConfig
@@ -40,8 +40,9 @@ from pipeline.runtime.progress import Progress
 REJECTED, REGROUPED = "rejected.parquet", "regrouped"
 LEASE = "lease"
 LEASE_S = 60.0  # renewed while it works; how long a machine that went away keeps others out
-# pixels of the small shards that one Ray task makes: its end is noticed up to 0.1 s late
-GROUP_BYTES = 64 << 20
+GROUP_BYTES = 8 << 20  # pixels of the small shards that one Ray task makes
+IN_FLIGHT = 1024  # Ray looks at each of them whenever one ends
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ def prepare(config: PrepareConfig, run: Callable[[Sequence[Task]], Iterable[Made
     """Make the lake that `config` describes. A complete one made with the same settings is used as it is,
     without starting Ray; an unfinished one is continued.
 
-    `run` makes the shards, on Ray Data when None; `lambda tasks: map(make_shard, tasks)` makes them in this
+    `run` makes the shards, on Ray when None; `lambda tasks: map(make_shard, tasks)` makes them in this
     process.
     """
     start = time.monotonic()
@@ -204,62 +205,78 @@ def listed(config: PrepareConfig) -> tuple[RawImages, list[Item]]:
 
 
 def run_on_ray(encoder: EncoderConfig, tasks: Sequence[Task]) -> Iterator[Made]:
-    """Make the shards on Ray Data; they come as they are finished, in any order.
-
-    Pixels are one stage, whose results are the shards' descriptions: no pixel passes through Ray. Latents are
-    two: tasks decode images while a pool of actors, each with the autoencoder, encodes and writes.
-    """
+    """Make the shards on Ray; they come as they are finished, in any order."""
     if not tasks:
         return
-    import ray
-
-    from pipeline.runtime import cluster_ray
-
-    cluster_ray.connect()
-    if tasks[0].rows.weights is None:
-        pixels = [len(task.items) * parquet_shards.row_bytes("image", task.shape) for task in tasks]
-        groups = parquet_shards.chunked(tasks, pixels, GROUP_BYTES)
-        waiting = ray.data.from_items(
-            [{"tasks": pickle.dumps(group)} for group in groups], override_num_blocks=len(groups)
-        )
-        # Memory is rationed for blocks that pass through the store; here none do, and the ration begins at
-        # nothing for seconds.
-        waiting.context.op_resource_reservation_enabled = False
-        results = waiting.flat_map(_make)
-    else:
-        waiting = ray.data.from_items(
-            [{"task": pickle.dumps(task)} for task in tasks], override_num_blocks=len(tasks)
-        )
-        # Unequal resources keep Ray Data from fusing the two stages into one; small ones leave room for both
-        # on any machine.
-        pool: dict[str, Any] = (
-            {"num_gpus": encoder.gpus_per_worker} if encoder.gpus_per_worker else {"num_cpus": 0.25}
-        )
-        actor: Any = _EncodingActor
-        results = waiting.map(_decode, num_cpus=0.5).map(actor, concurrency=encoder.workers, **pool)
     with Progress("preparing images", sum(len(task.items) for task in tasks)) as progress:
-        for row in results.iter_rows():
-            if row["error"]:
-                raise pickle.loads(row["error"])
-            outcome = Made.model_validate_json(row["made"])
+        for outcome in _pixels_on_ray(tasks) if tasks[0].rows.weights is None else _encoded(encoder, tasks):
             progress.add(outcome.items)
             yield outcome
 
 
-def _regroup_on_ray(copies: Sequence[regroup.Regrouping]) -> Iterator[int]:
+def _pixels_on_ray(tasks: Sequence[Task]) -> Iterator[Made]:
+    """Plain tasks, whose results are the shards' descriptions: no pixel passes through Ray. Ray Data would
+    ration memory that none of them takes, and look ten times a second whether one has ended."""
+    pixels = [len(task.items) * parquet_shards.row_bytes("image", task.shape) for task in tasks]
+    for outcomes in _as_finished(_make, parquet_shards.chunked(tasks, pixels, GROUP_BYTES)):
+        yield from outcomes
+
+
+def _encoded(encoder: EncoderConfig, tasks: Sequence[Task]) -> Iterator[Made]:
+    """On Ray Data in two stages: tasks decode images while a pool of actors, each with the autoencoder,
+    encodes and writes."""
     import ray
 
     from pipeline.runtime import cluster_ray
 
     cluster_ray.connect()
-    remote: Any = ray.remote(num_cpus=1)(regroup.regroup)
-    pending = [remote.remote(copy) for copy in copies]
-    with Progress("regrouping files", len(pending)) as progress:
+    waiting = ray.data.from_items(
+        [{"task": pickle.dumps(task)} for task in tasks], override_num_blocks=len(tasks)
+    )
+    # Unequal resources keep Ray Data from fusing the two stages into one; small ones leave room for both on
+    # any machine.
+    pool: dict[str, Any] = (
+        {"num_gpus": encoder.gpus_per_worker} if encoder.gpus_per_worker else {"num_cpus": 0.25}
+    )
+    actor: Any = _EncodingActor
+    results = waiting.map(_decode, num_cpus=0.5).map(actor, concurrency=encoder.workers, **pool)
+    for row in results.iter_rows():
+        if row["error"]:
+            raise pickle.loads(row["error"])
+        yield Made.model_validate_json(row["made"])
+
+
+def _regroup_on_ray(copies: Sequence[regroup.Regrouping]) -> Iterator[int]:
+    with Progress("regrouping files", len(copies)) as progress:
+        for rows in _as_finished(regroup.regroup, copies):
+            progress.add(1)
+            yield rows
+
+
+def _as_finished(function: Callable[[Any], ResultT], arguments: Sequence[Any]) -> Iterator[ResultT]:
+    """`function` of each of `arguments` in Ray tasks of a CPU each; the results in the order in which they
+    are there. No more than `IN_FLIGHT` wait at Ray at once."""
+    import ray
+
+    from pipeline.runtime import cluster_ray
+
+    cluster_ray.connect()
+    remote: Any = ray.remote(num_cpus=1)(function)
+    waiting = iter(arguments)
+    pending = [remote.remote(argument) for argument in islice(waiting, IN_FLIGHT)]
+    try:
         while pending:
             ready, pending = ray.wait(pending)
-            progress.add(len(ready))
+            pending += [remote.remote(argument) for argument in islice(waiting, len(ready))]
             with cluster_ray.plain_errors():
                 yield from ray.get(ready)
+    finally:  # nothing goes on to be written once somebody gave up
+        for reference in pending:
+            ray.cancel(reference)
+
+
+def _make(tasks: Sequence[Task]) -> list[Made]:
+    return [make_shard(task) for task in tasks]
 
 
 def _reported(make: Callable[[], Made]) -> dict[str, Any]:
@@ -269,17 +286,6 @@ def _reported(make: Callable[[], Made]) -> dict[str, Any]:
         return {"made": make().model_dump_json(), "error": b""}
     except (InputError, storage.StorageError) as error:
         return {"made": "", "error": pickle.dumps(type(error)(str(error)))}
-
-
-def _make(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """The shards of a group, up to the first that fails: what comes after it would only wait for the same
-    store again."""
-    rows = []
-    for task in pickle.loads(row["tasks"]):
-        rows.append(_reported(partial(make_shard, task)))
-        if rows[-1]["error"]:
-            break
-    return rows
 
 
 def _decode(row: dict[str, Any]) -> dict[str, Any]:

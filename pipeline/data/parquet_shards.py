@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -120,12 +120,39 @@ def encode(tables: Iterable[pa.Table], columns: pa.Schema, group_rows: int) -> b
     """The bytes of a Parquet file with row groups of `group_rows`; the same rows always
     give the same bytes."""
     sink = io.BytesIO()
+    _encode_into(sink, tables, columns, group_rows)
+    return sink.getvalue()
+
+
+def _encode_into(sink: Any, tables: Iterable[pa.Table], columns: pa.Schema, group_rows: int) -> int:
+    """Write such a file into `sink` as the tables come; the number of its rows."""
+    footers: list[pq.FileMetaData] = []
     with pq.ParquetWriter(
-        sink, columns, compression="none", use_dictionary=["label"], write_statistics=["label", "sample_id"]
+        sink,
+        columns,
+        compression="none",
+        use_dictionary=["label"],
+        write_statistics=["label", "sample_id"],
+        metadata_collector=footers,
     ) as writer:
         for table in tables:
             writer.write_table(table.cast(columns), row_group_size=group_rows)
-    return sink.getvalue()
+    return int(footers[0].num_rows)
+
+
+class _Hashed(io.RawIOBase):
+    """Passes on to `file` what is written, counted and hashed."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.bytes, self.sha256 = file, 0, hashlib.sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.sha256.update(data)
+        self.bytes += len(data)
+        return self.file.write(data)
 
 
 def group_rows(kind: Kind, shape: Sequence[int]) -> int:
@@ -135,11 +162,14 @@ def group_rows(kind: Kind, shape: Sequence[int]) -> int:
 def write(
     root: str, path: str, tables: Iterable[pa.Table], kind: Kind, shape: Sequence[int], **place: Any
 ) -> Shard:
-    """Write one shard under `root` and describe it. `place` is its label and split."""
-    data = encode(tables, schema(kind, shape), group_rows(kind, shape))
-    storage.write_bytes(storage.join(root, path), data)
-    rows = pq.read_metadata(io.BytesIO(data)).num_rows
-    return Shard(path=path, rows=rows, bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), **place)
+    """Write one shard under `root` as its `tables` come, and describe it. `place` is its label and split."""
+
+    def fill(file: BinaryIO) -> Shard:
+        sink = _Hashed(file)
+        rows = _encode_into(sink, tables, schema(kind, shape), group_rows(kind, shape))
+        return Shard(path=path, rows=rows, bytes=sink.bytes, sha256=sink.sha256.hexdigest(), **place)
+
+    return storage.write_through(storage.join(root, path), fill)
 
 
 def read(root: str, file: File, *, check_digest: bool = True) -> pa.Table:
