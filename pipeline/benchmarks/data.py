@@ -22,7 +22,6 @@ from pipeline import storage
 from pipeline.benchmarks.measure import paired_cpu_seconds, ratio
 from pipeline.config import BenchmarkConfig, PrepareConfig, UnlearnConfig, parse
 from pipeline.data import ingest, ingest_ray, parquet_shards
-from pipeline.data.image_transforms import center_crop
 from pipeline.data.lake import MANIFEST, SCHEMA_VERSION, Class, Encoding, Lake, Manifest
 from pipeline.data.partition import Partition
 from pipeline.data.partition_ray import build_partition
@@ -117,7 +116,19 @@ def pil_loop(files: Sequence[str]) -> None:
     """What preparing is held against: read, decode, halve by box, bicubic, crop, to an array."""
     for file in files:
         with Image.open(file) as image:
-            np.asarray(center_crop(image.convert("RGB"), 256))
+            np.asarray(published_crop(image.convert("RGB"), 256))
+
+
+def published_crop(image: Image.Image, size: int) -> Image.Image:
+    """As a plain loop has it: facebookresearch/DiT train.py, center_crop_arr."""
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.size[0] // 2, image.size[1] // 2), resample=Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize(
+        (round(image.size[0] * scale), round(image.size[1] * scale)), resample=Image.Resampling.BICUBIC
+    )
+    left, top = (image.size[0] - size) // 2, (image.size[1] - size) // 2
+    return image.crop((left, top, left + size, top + size))
 
 
 def streaming(partition: Partition, workers: int, repeats: int) -> dict[str, float]:

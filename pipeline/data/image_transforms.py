@@ -111,12 +111,19 @@ def _instead(data: bytes) -> str:
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
     """The centre square of `size`, after halving by box filter while the short side is at least twice that,
-    then bicubic (facebookresearch/DiT train.py center_crop_arr, from openai/guided-diffusion)."""
+    then bicubic (facebookresearch/DiT train.py center_crop_arr, from openai/guided-diffusion).
+
+    Of a wide image the columns outside the square are left out of the second of Pillow's two passes, which
+    goes along the columns: the pixels stay the same.
+    """
     while min(image.size) >= 2 * size:
         image = image.resize((image.size[0] // 2, image.size[1] // 2), resample=Image.Resampling.BOX)
-    scale = size / min(image.size)
-    image = image.resize(
-        (round(image.size[0] * scale), round(image.size[1] * scale)), resample=Image.Resampling.BICUBIC
-    )
-    left, top = (image.size[0] - size) // 2, (image.size[1] - size) // 2
+    scale, (wide, high) = size / min(image.size), image.size
+    width, height = round(wide * scale), round(high * scale)
+    left, top = (width - size) // 2, (height - size) // 2
+    if wide > high:
+        image = image.resize((width, high), resample=Image.Resampling.BICUBIC)
+        image = image.crop((left, 0, left + size, high))
+        return image.resize((size, size), resample=Image.Resampling.BICUBIC)
+    image = image.resize((width, height), resample=Image.Resampling.BICUBIC)
     return image.crop((left, top, left + size, top + size))

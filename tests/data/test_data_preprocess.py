@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from pipeline.data.image_transforms import Unreadable, as_channels, to_pixels
+from pipeline.data.image_transforms import Unreadable, as_channels, center_crop, to_pixels
 
 
 def picture(width: int, height: int, seed: int = 0) -> np.ndarray:
@@ -48,6 +48,19 @@ def reference(rgb: Image.Image, size: int) -> np.ndarray:
 def test_scaling_and_cropping(width: int, height: int) -> None:
     image = Image.fromarray(picture(width, height))
     assert np.array_equal(to_pixels(encoded(image, "PNG"), (64, 64, 3)), reference(image, 64))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_columns_that_are_left_out_of_the_second_pass_change_no_pixel(channels: int) -> None:
+    """Noise, which scaling overshoots the most; any size of image and square."""
+    random = np.random.default_rng(channels)
+    for _ in range(30):
+        high, size = random.integers(9, 200), int(random.choice([8, 33, 64, 96]))
+        wide = high + random.integers(1, 300)
+        image = Image.fromarray(random.integers(0, 256, (high, wide, 3), np.uint8))
+        image = image if channels == 3 else image.convert("L")
+        pixels = np.asarray(center_crop(image, size))
+        assert np.array_equal(pixels, reference(image, size)), (image.size, size)
 
 
 def test_exact_halvings_are_plain_means() -> None:
