@@ -71,8 +71,9 @@ def read_batch(
     """All rows of `files` under `root` in memory, digests checked; none of them is a batch of no rows.
     `without`: by a file's path, the indices of rows that are left out."""
     gone = without or {}
-    tables = [
+    tables = (
         parquet_shards.drop_rows(parquet_shards.read(root, file), gone.get(file.path, ())) for file in files
-    ]
-    table = pa.concat_tables([parquet_shards.schema(kind, shape).empty_table(), *tables])
-    return batch_of([columns_of(table, kind, shape)], slice(None), units)
+    )
+    parts = [columns_of(table, kind, shape) for table in tables]
+    nothing = parquet_shards.schema(kind, shape).empty_table()
+    return batch_of(parts or [columns_of(nothing, kind, shape)], slice(None), units)
