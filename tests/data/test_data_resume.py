@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import s3_servers
+import torch
 
 from pipeline import storage
 from pipeline.config import PrepareConfig, parse
 from pipeline.data import ingest, ingest_ray, retain_stream_local
 from pipeline.data.lake import Lake, lake_uri, read_lake
 from pipeline.data.partition_ray import build_partition
+from pipeline.data.stored_rows import StoredRows
 from pipeline.data.vae_encoder import plan_encoding
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -152,7 +154,11 @@ def test_lake_and_partition_on_s3_through_faults(s3, undisturbed: Lake, unlearn_
     assert partition.digest == local.digest and [f.sha256 for f in partition.manifest.retain] == [
         f.sha256 for f in local.manifest.retain
     ]
-    assert not proxy.faults and proxy.served.count("truncate") == 3
+    proxy.misbehave("503", "truncate")
+    stored, held, some = partition.side("forget", 0), local.forget(), [5, 0, 77, 5]
+    assert isinstance(stored, StoredRows) and stored.sample_id == held.sample_id
+    assert torch.equal(stored.take(some).mean, held.take(some).mean)
+    assert not proxy.faults and proxy.served.count("truncate") == 4
 
 
 @pytest.mark.ray
