@@ -53,7 +53,7 @@ def attention(qkv: Tensor) -> Tensor:
 
 def gelu(x: Tensor) -> Tensor:
     """GELU in its tanh form."""
-    return _Gelu.apply(x) if wanted() else F.gelu(x, approximate="tanh")
+    return _Gelu.apply(x)[0] if wanted() else F.gelu(x, approximate="tanh")
 
 
 def layer_norm(x: Tensor, eps: float) -> Tensor:
@@ -62,87 +62,90 @@ def layer_norm(x: Tensor, eps: float) -> Tensor:
 
 
 class _Gelu(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return F.gelu(x, approximate="tanh")
+    """Gives its slope beside the result: a pass back is a product with it, which can be differentiated, and
+    what a second one has to say of the slope waits for the last."""
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tensor:
-        return _GeluGrad.apply(g, *ctx.saved_tensors)
-
-
-class _GeluGrad(torch.autograd.Function):
-    """g gelu'(x)."""
-
-    @staticmethod
-    def forward(ctx: Any, g: Tensor, x: Tensor) -> Tensor:
-        ctx.save_for_backward(g, x)
-        return torch.ops.aten.gelu_backward(g, x, approximate="tanh")
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        slope = torch.ops.aten.gelu_backward(x.new_ones(()).expand_as(x), x, approximate="tanh")
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, slope)
+        return F.gelu(x, approximate="tanh"), slope
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gg: Tensor) -> tuple[Tensor, Tensor]:
-        """gelu = x (1 + t) / 2 with t = tanh(u), u = k (x + c x^3), so gelu'' = (1 - t^2) (u' + x (u'' / 2 -
-        t u'^2))."""
-        g, x = ctx.saved_tensors
+    def backward(ctx: Any, g: Tensor | None, of_slope: Tensor | None) -> Tensor:
+        x, slope = ctx.saved_tensors
+        g = torch.zeros_like(x) if g is None else g
+        if of_slope is None:
+            return g * slope
         dx = torch.empty_like(x, memory_format=torch.contiguous_format)
-        flats = [v.reshape(-1) for v in (x, g, gg)]
+        flats = [v.reshape(-1) for v in (x, slope, g, of_slope)]
         # a dozen passes over a piece that stays in cache
         size = CACHE if x.device.type == "cpu" else x.numel()
         for out, *parts in zip(dx.view(-1).split(size), *(flat.split(size) for flat in flats), strict=True):
-            _gelu_second(*parts, out=out)
-        return torch.ops.aten.gelu_backward(gg, x, approximate="tanh"), dx
+            _gelu_total(*parts, out=out)
+        return dx
 
 
-def _gelu_second(x: Tensor, g: Tensor, gg: Tensor, *, out: Tensor) -> None:
-    """out = g gg gelu''(x)."""
+def _gelu_total(x: Tensor, slope: Tensor, g: Tensor, of_slope: Tensor, *, out: Tensor) -> None:
+    """out = g slope + of_slope gelu''(x).
+
+    With u = sqrt(2 / pi) (x + 0.044715 x^3) gelu is x s, s the sigmoid of 2 u, and gelu'' = s (1 - s) (4 u' +
+    2 x u'' + x (2 u')^2 (1 - 2 s)). All three are made of w = 2 u / x.
+    """
     k, c = math.sqrt(2 / math.pi), 0.044715
-    square = x * x
-    t = (square * (k * c)).add_(k).mul_(x).tanh_()
-    slope = square.mul_(3 * k * c).add_(k)  # u'
-    torch.mul(slope, slope, out=out).mul_(t).neg_().add_(x, alpha=3 * k * c)  # u'' / 2 - t u'^2
-    out.mul_(x).add_(slope)
-    out.mul_(t.square_().neg_().add_(1)).mul_(g).mul_(gg)
+    w = (x * x).mul_(2 * k * c).add_(2 * k)
+    s = (w * x).sigmoid_()
+    b = torch.rsub(w, 4 * k, alpha=3).square_().mul_(x)  # x (2 u')^2
+    minus = torch.rsub(w, 20 * k, alpha=12).sub_(b).addcmul_(b, s, value=2)
+    minus = torch.ops.aten.sigmoid_backward(minus, s)
+    torch.mul(g, slope, out=out).addcmul_(minus, of_slope, value=-1)
 
 
 class _LayerNorm(torch.autograd.Function):
+    """Gives r = 1 / sqrt(var + eps) beside the result y: of these two its gradient is made, and what a second
+    pass back has to say of them waits for the last."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         y, _, rstd = torch.native_layer_norm(x, x.shape[-1:], None, None, eps)
-        ctx.save_for_backward(x, y, rstd)
-        ctx.mark_non_differentiable(rstd)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(y, rstd)
         return y, rstd
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor, _: Any) -> tuple[Tensor, None]:
-        return _LayerNormGrad.apply(g, *ctx.saved_tensors), None
+    def backward(ctx: Any, g: Tensor | None, of_rstd: Tensor | None) -> tuple[Tensor, None]:
+        y, rstd = ctx.saved_tensors
+        g = torch.zeros_like(y) if g is None else g
+        if of_rstd is None:
+            return _LayerNormGrad.apply(g, y, rstd), None
+        # dr / dx = -r^2 y / n
+        along = torch.addcmul(_mean_product(g, y), of_rstd, rstd, value=1 / y.shape[-1])
+        return _vector_jacobian(g, y, rstd, along), None
 
 
 class _LayerNormGrad(torch.autograd.Function):
-    """h(g) = r (g - mean g - y m), with m = mean(g y) and r = 1 / sqrt(var + eps)."""
+    """h(g) = r (g - mean g - y m), with m = mean(g y)."""
 
     @staticmethod
-    def forward(ctx: Any, g: Tensor, x: Tensor, y: Tensor, rstd: Tensor) -> Tensor:
-        h = _vector_jacobian(g, y, rstd)
-        ctx.save_for_backward(g, h, y, rstd)
-        return h
+    def forward(ctx: Any, g: Tensor, y: Tensor, rstd: Tensor) -> Tensor:
+        ctx.save_for_backward(g, y, rstd)
+        return _vector_jacobian(g, y, rstd, _mean_product(g, y))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gg: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        """<gg, h> = n r s with s = mean(gg g) - mean(gg) mean(g) - m q, q = mean(gg y); d/dx = -r (s r y + q
-        h(g) + m h(gg))."""
-        g, h, y, rstd = ctx.saved_tensors
-        hh = _vector_jacobian(gg, y, rstd)
+    def backward(ctx: Any, gg: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """<gg, h> is n r s, with s = mean(gg g) - mean(gg) mean(g) - m q and q = mean(gg y)."""
+        g, y, rstd = ctx.saved_tensors
         m, q = _mean_product(g, y), _mean_product(gg, y)
         s = _mean_product(gg, g) - gg.mean(-1, keepdim=True) * g.mean(-1, keepdim=True) - m * q
-        dx = (y * (s * rstd)).addcmul_(h, q).addcmul_(hh, m).mul_(-rstd)
-        return hh, dx, None, None
+        dy = (g * (q * -rstd)).addcmul_(gg, m * -rstd)
+        return _vector_jacobian(gg, y, rstd, q), dy, s * y.shape[-1]
 
 
-def _vector_jacobian(g: Tensor, y: Tensor, rstd: Tensor) -> Tensor:
-    return torch.addcmul(g - g.mean(-1, keepdim=True), y, _mean_product(g, y), value=-1).mul_(rstd)
+def _vector_jacobian(g: Tensor, y: Tensor, rstd: Tensor, along: Tensor) -> Tensor:
+    """r (g - mean g - y along)"""
+    return torch.addcmul(g - g.mean(-1, keepdim=True), y, along, value=-1).mul_(rstd)
 
 
 def _mean_product(a: Tensor, b: Tensor) -> Tensor:
