@@ -62,12 +62,12 @@ def layer_norm(x: Tensor, eps: float) -> Tensor:
 
 
 class _Gelu(torch.autograd.Function):
-    """Gives its slope beside the result: a pass back is a product with it, which can be differentiated, and
-    what a second one has to say of the slope waits for the last."""
+    """Gives beside the result a tensor of no memory that stands for its slope: what a second pass back has to
+    say of the slope waits there for the last one, which does all at once."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        slope = torch.ops.aten.gelu_backward(x.new_ones(()).expand_as(x), x, approximate="tanh")
+        slope = x.new_zeros(()).expand_as(x)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, slope)
         return F.gelu(x, approximate="tanh"), slope
@@ -77,9 +77,9 @@ class _Gelu(torch.autograd.Function):
         x, slope = ctx.saved_tensors
         g = torch.zeros_like(x) if g is None else g
         if of_slope is None:
-            return g * slope
+            return _GeluGrad.apply(g, x, slope)
         dx = torch.empty_like(x, memory_format=torch.contiguous_format)
-        flats = [v.reshape(-1) for v in (x, slope, g, of_slope)]
+        flats = [v.reshape(-1) for v in (x, g, of_slope)]
         # a dozen passes over a piece that stays in cache
         size = CACHE if x.device.type == "cpu" else x.numel()
         for out, *parts in zip(dx.view(-1).split(size), *(flat.split(size) for flat in flats), strict=True):
@@ -87,19 +87,35 @@ class _Gelu(torch.autograd.Function):
         return dx
 
 
-def _gelu_total(x: Tensor, slope: Tensor, g: Tensor, of_slope: Tensor, *, out: Tensor) -> None:
-    """out = g slope + of_slope gelu''(x).
+class _GeluGrad(torch.autograd.Function):
+    """g gelu'(x)."""
 
-    With u = sqrt(2 / pi) (x + 0.044715 x^3) gelu is x s, s the sigmoid of 2 u, and gelu'' = s (1 - s) (4 u' +
-    2 x u'' + x (2 u')^2 (1 - 2 s)). All three are made of w = 2 u / x.
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, x: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(g, x)
+        return torch.ops.aten.gelu_backward(g, x, approximate="tanh")
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gg: Tensor) -> tuple[Tensor, None, Tensor]:
+        g, x = ctx.saved_tensors
+        return torch.ops.aten.gelu_backward(gg, x, approximate="tanh"), None, gg * g
+
+
+def _gelu_total(x: Tensor, g: Tensor, of_slope: Tensor, *, out: Tensor) -> None:
+    """out = g gelu'(x) + of_slope gelu''(x).
+
+    With u = sqrt(2 / pi) (x + 0.044715 x^3) and s the sigmoid of 2 u, gelu = x s, gelu' = s + s (1 - s) 2 x u'
+    and gelu'' = s (1 - s) (4 u' + 2 x u'' + x (2 u')^2 (1 - 2 s)); u' and u'' are made of w = 2 u / x.
     """
     k, c = math.sqrt(2 / math.pi), 0.044715
     w = (x * x).mul_(2 * k * c).add_(2 * k)
     s = (w * x).sigmoid_()
-    b = torch.rsub(w, 4 * k, alpha=3).square_().mul_(x)  # x (2 u')^2
-    minus = torch.rsub(w, 20 * k, alpha=12).sub_(b).addcmul_(b, s, value=2)
-    minus = torch.ops.aten.sigmoid_backward(minus, s)
-    torch.mul(g, slope, out=out).addcmul_(minus, of_slope, value=-1)
+    slope = torch.rsub(w, 4 * k, alpha=3)  # -2 u'
+    b = (slope * slope).mul_(x)
+    bracket = torch.rsub(w, 20 * k, alpha=12).sub_(b).addcmul_(b, s, value=2)  # of gelu'', negative
+    bracket.mul_(of_slope).addcmul_(slope.mul_(x), g)
+    torch.mul(g, s, out=out).sub_(torch.ops.aten.sigmoid_backward(bracket, s))
 
 
 class _LayerNorm(torch.autograd.Function):
