@@ -1,9 +1,11 @@
 """What is used of torch beyond its public interface; tests/models/test_torch_internals.py says what is lost
 when it moves.
 
-The memory of a computation on a GPU, by running it on the meta device: tensors with shapes and no values.
+The memory of a computation on a GPU, by running it on the meta device: tensors with shapes and no values. And
+an optimiser that leaves torch's compiler alone.
 """
 
+import inspect
 import weakref
 from typing import Any
 
@@ -82,3 +84,14 @@ class AsOnGpu(TorchFunctionMode):
         if x.is_leaf and x.requires_grad:
             return self._casts[id(x)] if id(x) in self._casts else self._casts.setdefault(id(x), x.bfloat16())
         return x.bfloat16()
+
+
+class AdamW(torch.optim.AdamW):
+    """`torch.optim.AdamW` without the decorators that import torch's compiler, a second of every worker's
+    start, to keep it from compiling what is not compiled here."""
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))

@@ -11,6 +11,7 @@ from operator import itemgetter
 import torch
 from torch import Tensor, nn
 
+from models.compat import AdamW
 from pipeline.unlearning.parameters import unflat
 
 
@@ -32,7 +33,7 @@ def adamw(
     groups = [
         {"params": [p for p, _ in part], "scale": scale} for scale, part in groupby(scaled, key=itemgetter(1))
     ]
-    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay)
+    optimizer = AdamW(groups, lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay)
     if moments == "bf16":
         optimizer.register_step_pre_hook(lambda own, *_: _keep_moments(own, torch.float32))
         optimizer.register_step_post_hook(lambda own, *_: _keep_moments(own, torch.bfloat16))
