@@ -16,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pipeline import storage
 from pipeline.config import UnlearnConfig
 from pipeline.errors import InputError
-from pipeline.reports.terminal import summary
 from pipeline.runtime import command_line
 from pipeline.runtime.command_line import GATE_FAILED
 
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 
 
 def run(config: UnlearnConfig, dry_run: bool) -> int:
+    from pipeline.reports.terminal import summary
     from pipeline.runs import preflight, run_weights, unlearn
     from pipeline.runs.request_checks import with_own_settings
     from pipeline.runs.result import REPORT

@@ -105,8 +105,8 @@ class _GeluGrad(torch.autograd.Function):
 def _gelu_total(x: Tensor, g: Tensor, of_slope: Tensor, *, out: Tensor) -> None:
     """out = g gelu'(x) + of_slope gelu''(x).
 
-    With u = sqrt(2 / pi) (x + 0.044715 x^3) and s the sigmoid of 2 u, gelu = x s, gelu' = s + s (1 - s) 2 x u'
-    and gelu'' = s (1 - s) (4 u' + 2 x u'' + x (2 u')^2 (1 - 2 s)); u' and u'' are made of w = 2 u / x.
+    With u = sqrt(2 / pi) (x + 0.044715 x^3) and s the sigmoid of 2 u: gelu = x s, gelu' = s + s (1 - s) 2 x
+    u' and gelu'' = s (1 - s) (4 u' + 2 x u'' + x (2 u')^2 (1 - 2 s)); u' and u'' are made of w = 2 u / x.
     """
     k, c = math.sqrt(2 / math.pi), 0.044715
     w = (x * x).mul_(2 * k * c).add_(2 * k)

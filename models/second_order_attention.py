@@ -136,8 +136,8 @@ def _one_by_one(qkv: Tensor) -> bool:
 
 
 def _heads(qkv: Tensor, *tensors: Tensor | tuple[Tensor, ...] | None) -> Iterator[Any]:
-    """The tensors (or tuples of them, or None), all (N, heads, ...), whole or, on a CPU, one head of one image
-    after the other."""
+    """The tensors (or tuples of them, or None), all (N, heads, ...), whole or, on a CPU, one head of one
+    image after the other."""
     if not _one_by_one(qkv):
         yield tensors
         return

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from scipy.special import stdtrit
 from torch import Tensor
 
 Z = 1.959963984540054  # two-sided 95 %

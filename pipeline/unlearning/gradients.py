@@ -234,8 +234,11 @@ class LocalGradients:
 
 
 class _Along(torch.autograd.Function):
-    """A number whose gradient with respect to the tensors is `weights`. Given to `torch.autograd.grad` as
-    `grad_outputs`, these would import sympy to have their shapes compared: a quarter of a second of a start."""
+    """A number whose gradient with respect to the tensors is `weights`.
+
+    Given to `torch.autograd.grad` as `grad_outputs` they would import sympy to have their shapes compared, a
+    quarter of a second of every worker's start.
+    """
 
     @staticmethod
     def forward(ctx: Any, weights: Sequence[Tensor], *tensors: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The hand-made second derivatives against finite differences and PyTorch's own double backward."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -92,6 +93,22 @@ def test_value_and_gradient_are_the_same_outside(name: str) -> None:
         found.append([y, *torch.autograd.grad(y.square().sum(), xs)])
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_gradient_that_does_not_depend_on_the_result_is_differentiated_all_the_same(name: str) -> None:
+    """Its last pass back has nothing to say of the result itself, as in the loss of a linear layer behind
+    it."""
+    function, plain, shapes = CASES[name]
+    second = []
+    for derived, within in ((plain, nullcontext()), (function, second_order())):
+        xs = inputs(shapes, 6)
+        with within:
+            y = derived(*xs)
+            direction = torch.arange(y.numel(), dtype=y.dtype).cos().view(y.shape)
+            (first,) = torch.autograd.grad(y, xs, direction, create_graph=True)
+        second += torch.autograd.grad(first.square().sum(), xs)
+    torch.testing.assert_close(second[1], second[0], rtol=1e-9, atol=1e-12)
 
 
 def test_large_and_strided_tensors() -> None:

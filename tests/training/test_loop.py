@@ -2,6 +2,7 @@
 two ranks, guarded."""
 
 import json
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -333,6 +334,14 @@ def test_a_non_finite_loss_stops_before_the_optimiser_moves() -> None:
     ):
         unlearn(inputs)
     assert all(torch.equal(p, before[name]) for name, p in inputs.model.net.named_parameters())
+
+
+def test_the_steps_import_neither_the_compiler_nor_sympy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Either would be imported by every worker before its first step, for a second; what is None here raises
+    where it is imported."""
+    for name in ("torch._dynamo", "torch.fx.experimental.symbolic_shapes"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert len(run(run_config(**{"method.name": "uno", "optim.max_steps": 1}))[1]) > 0
 
 
 def test_every_method_has_recorded_losses() -> None:

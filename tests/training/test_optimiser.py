@@ -52,6 +52,20 @@ def test_steps_are_adamw_by_its_definition() -> None:
     assert all(p.grad is None for p in params)
 
 
+def test_steps_are_torchs_own_to_the_bit() -> None:
+    params, twins = parameters(), parameters()
+    optimiser = adamw(params, lr=0.01, weight_decay=0.1)
+    other = torch.optim.AdamW(twins, lr=0.01, betas=(0.9, 0.99), weight_decay=0.1)
+    for step in range(3):
+        for p, twin in zip(params, twins, strict=True):
+            p.grad = torch.full_like(p, step - 0.5)
+            twin.grad = p.grad.clone()
+        optimiser.step()
+        other.step()
+    assert all(torch.equal(p, twin) for p, twin in zip(params, twins, strict=True))
+    assert optimiser.state_dict()["state"].keys() == other.state_dict()["state"].keys()
+
+
 @pytest.mark.parametrize("clip", [None, 0.5, 1e9])
 def test_clipping_bounds_the_gradient_and_reports_the_norm_before(clip: float | None) -> None:
     params = parameters()
