@@ -18,21 +18,15 @@ def run(config: CompareConfig, dry_run: bool) -> None:
     from pipeline.data.tombstones import open_lake
     from pipeline.runtime.progress import gathered
     from pipeline.studies import board
-    from pipeline.studies.comparison import (
-        cells,
-        compare,
-        draw_sheets,
-        every_result,
-        results_uri,
-        table,
-    )
+    from pipeline.studies.comparison import compare, draw_sheets, every_result, results_uri, table
+    from pipeline.studies.grid import cells
 
     runs = cells(config)[config.shard :: config.shards]
     uri = results_uri(config)
     if dry_run:
         print(
-            f"would make {len(runs)} runs: {len(config.rows)} settings, {len(config.pairs)} requests,"
-            f" {len(config.seeds)} seeds"
+            f"would make {len(runs)} runs: {len(config.rows)} settings,"
+            f" {len(config.pairs) + len(config.requests)} requests, {len(config.seeds)} seeds"
         )
         return
     gathered(compare(config, uri), f"comparing {len(config.rows)} settings", len(runs))

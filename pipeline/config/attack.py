@@ -27,4 +27,9 @@ class AttackMethodsConfig(CompareConfig):
             raise ValueError(
                 f"attack_results: got {self.attack_results}, but this job makes them; expected none"
             )
+        if self.requests:
+            raise ValueError(
+                f"requests: got {self.requests[0].name}, but the attacks bring a class back, of which named"
+                " samples are a part; expected pairs alone"
+            )
         return self

@@ -94,6 +94,16 @@ class Batch:
         rows = self.take(index)
         return rows if y is None else replace(rows, y=y)
 
+    def joined(self, other: "Batch") -> "Batch":
+        """These rows, then those of `other`, which are stored alike."""
+        return Batch(
+            sample_id=self.sample_id + other.sample_id,
+            occurrence=self.occurrence + other.occurrence,
+            y=torch.cat([self.y, other.y]),
+            stored=tuple(torch.cat(tensors) for tensors in zip(self.stored, other.stored, strict=True)),
+            units=self.units,
+        )
+
     def stored_on(self, device: torch.device) -> "Batch":
         """The rows' tensors on `device`, where they are then widened. To a GPU from pinned memory, so that
         the copy goes on beside other work."""

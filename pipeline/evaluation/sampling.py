@@ -29,6 +29,7 @@ from pipeline.evaluation.samplers import options
 from pipeline.seeding import generator, seed_of
 
 LANES = 8  # ranks that can share one plan; a block of images never depends on how many do
+PIXELS = "pixels"  # beside the feature spaces: the image itself, flattened
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +196,7 @@ def sample_blocks(
         @lru_cache
         @torch.no_grad()
         def features(space: str, x: Tensor = x) -> Tensor:
-            return (spaces or {})[space].features(x).cpu()
+            return (x.flatten(1) if space == PIXELS else (spaces or {})[space].features(x)).cpu()
 
         yield Images(positions, labels, ranked, features)
 

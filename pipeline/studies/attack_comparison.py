@@ -13,7 +13,7 @@ from pipeline.errors import InputError
 from pipeline.evaluation.attacks.suite import retained_mean
 from pipeline.evaluation.attacks.table import attempts_of
 from pipeline.studies import comparison
-from pipeline.studies.comparison import Cell
+from pipeline.studies.grid import Cell, cells, model_uri_of
 from pipeline.studies.resumable import markdown, results
 from pipeline.weights import model_folder
 
@@ -47,24 +47,24 @@ def attacked_cells(config: AttackMethodsConfig) -> list[AttackedCell]:
     unknown = [name for name in config.attack_suite if name not in suite]
     if unknown:
         raise InputError(f"attack_suite: got {unknown[0]!r}, expected some of {', '.join(suite)}")
-    cells = []
+    attacked = []
     options: dict[str, Any] = {
         "measuring": config.measuring,
         "attacks": config.attacks,
         "attack_suite": tuple(config.attack_suite),
     }
-    runs = comparison.cells(config)
+    runs = cells(config)
     for cell in runs:
-        cells.append(AttackedCell(cell=cell, **options))
+        attacked.append(AttackedCell(cell=cell, **options))
     if config.references:
         first = next(iter(config.rows))
         for cell in (cell for cell in runs if cell.row == first):
-            base = comparison.model_uri_of(cell)
+            base = model_uri_of(cell)
             reference = f"{base}-without-{cell.pair[0]}"
             for row, uri in ((BASE, base), (REFERENCE, reference)):
                 if model_folder.manifest_of(uri) is not None:
-                    cells.append(AttackedCell(cell=replace(cell, row=row), reference=uri, **options))
-    return cells
+                    attacked.append(AttackedCell(cell=replace(cell, row=row), reference=uri, **options))
+    return attacked
 
 
 def compare(config: AttackMethodsConfig, results_uri: str) -> Iterator[dict[str, Any]]:

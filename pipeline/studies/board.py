@@ -16,14 +16,8 @@ from pipeline.reports.png import grid_address
 from pipeline.studies import behaviour
 from pipeline.studies.attack_comparison import BASE as BEFORE
 from pipeline.studies.attack_comparison import REFERENCE
-from pipeline.studies.comparison import (
-    BASE,
-    cells,
-    drawn_of,
-    model_uri_of,
-    results_of,
-    samples_uri,
-)
+from pipeline.studies.comparison import BASE, drawn_of, results_of, samples_uri
+from pipeline.studies.grid import cells, label_of, model_uri_of, request_of
 
 TEMPLATES = Path(__file__).with_name("templates")
 Result = Mapping[str, Any]
@@ -31,6 +25,9 @@ Result = Mapping[str, Any]
 COLUMNS: tuple[tuple[str, Callable[[Result], float | None], int], ...] = (
     ("forgotten class", lambda r: r["forget_fraction"], 3),
     ("as the exchange", lambda r: r["exchange_fraction"], 2),
+    ("near-copies", lambda r: r.get("replication"), 3),
+    ("loss attack, AUC", lambda r: r.get("membership_auc"), 2),
+    ("their label judged right", lambda r: r.get("label_accuracy"), 3),
     ("exchange fidelity", lambda r: _over(r["exchange_density"], r["exchange_density_own"]), 2),
     ("retained, mean", lambda r: r["retain_mean"], 3),
     ("worst class", lambda r: r["retain_min"], 2),
@@ -57,14 +54,14 @@ def write(
     missing += unmeasured
     uri = f"{samples_uri(config)}.html"
     pictures = {
-        result["key"]: _picture(drawn_of(config, result, result["key"]), result["pair"][0])
+        result["key"]: _picture(drawn_of(config, result, result["key"]), label_of(result))
         for result in results
         if "failed" not in result
     }
     bases = {
-        tuple(result["pair"]): (
-            _picture(drawn_of(config, result, BASE), result["pair"][0]),
-            yardsticks.get(tuple(result["pair"]), ""),
+        request_of(result): (
+            _picture(drawn_of(config, result, BASE), label_of(result)),
+            yardsticks.get(request_of(result), ""),
         )
         for result in results
         if "failed" not in result
@@ -78,19 +75,19 @@ def render(
     results: Sequence[Result],
     class_names: Sequence[str],
     pictures: Mapping[str, str],
-    bases: Mapping[tuple[int, ...], tuple[str, str]],
+    bases: Mapping[tuple[Any, ...], tuple[str, str]],
     missing: Sequence[str] = (),
 ) -> str:
     """The page; `pictures` are addresses by key of a run, `bases` one by request with a text. Every text from
     outside is escaped."""
 
-    def request(pair: Sequence[int]) -> str:
-        return f"{class_names[pair[0]]} to {class_names[pair[1]]}"
+    def title(request: Sequence[Any]) -> str:
+        return " to ".join(one if isinstance(one, str) else class_names[one] for one in request)
 
     runs = [
         {
             "row": result["row"],
-            "request": request(result["pair"]),
+            "request": title(request_of(result)),
             "seed": result["seed"],
             "failed": result.get("failed"),
             "cells": [] if "failed" in result else _cells([result]),
@@ -104,21 +101,22 @@ def render(
         for index, _ in enumerate(COLUMNS)
         if any(run["cells"][index][1] for run in runs if run["cells"])
     ]
-    grid = len(config.rows) * len(config.pairs) * len(config.seeds)
+    requests = len(config.pairs) + len(config.requests)
+    grid = len(config.rows) * requests * len(config.seeds)
     budget = f"{config.cpu_seconds:g} CPU seconds each" if config.cpu_seconds else "each by its own rule"
     return (
         environment(TEMPLATES)
         .get_template("board.html")
         .render(
             name=config.name,
-            lead=f"{len(results)} of {grid} runs: {len(config.rows)} settings, {len(config.pairs)} requests,"
+            lead=f"{len(results)} of {grid} runs: {len(config.rows)} settings, {requests} requests,"
             f" {len(config.seeds)} seeds, {budget}.",
             titles=[COLUMNS[index][0] for index in measured],
             rows=[_only(row, measured) for row in _rows(config, results)],
             runs=[_only(run, measured) for run in runs],
             requests=list(dict.fromkeys(run["request"] for run in runs)),
             seeds=list(dict.fromkeys(run["seed"] for run in runs)),
-            bases=[(request(pair), address, text) for pair, (address, text) in bases.items()],
+            bases=[(title(request), address, text) for request, (address, text) in bases.items()],
             missing=missing,
         )
     )
@@ -180,18 +178,18 @@ def _picture(drawn: Mapping[int, np.ndarray], forgotten: int) -> str:
 
 def with_behaviour(
     config: CompareConfig, results: Sequence[Result]
-) -> tuple[list[Result], dict[tuple[int, ...], str], list[str]]:
+) -> tuple[list[Result], dict[tuple[Any, ...], str], list[str]]:
     """`results` with how far each run, and all of its setting and request together, behave from the retrained
     references; by request the same of the base, in words; and what is missing, as commands."""
     from pipeline.data.tombstones import open_lake
 
     cache, lines = storage.join(samples_uri(config), "losses"), list(results)
-    yardsticks: dict[tuple[int, ...], str] = {}
+    yardsticks: dict[tuple[Any, ...], str] = {}
     missing: list[str] = []
     if not any(line.get("losses") for line in lines):
         return lines, yardsticks, missing
     lake = open_lake(config.storage, config.lake)
-    bases = {cell.pair: model_uri_of(cell) for cell in cells(config)}
+    bases = {cell.pair: model_uri_of(cell) for cell in cells(config) if cell.pair}
     for pair, base in bases.items():
         own = [line for line in lines if tuple(line["pair"]) == pair and line.get("losses")]
         uris = behaviour.reference_uris(base, pair[0])

@@ -1,25 +1,23 @@
-"""Many settings of the main job side by side: every row of a grid on every pair of classes and seed, in plain
-processes.
+"""Many settings of the main job side by side: every row of a grid on every request, a pair of classes or
+named samples, and seed, in plain processes.
 
 The same partition, loop and metrics as the main job, without Ray, MLflow or registry. Results are appended
 as they come, so an interrupted comparison goes on.
 """
 
-import json
 import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from pipeline import config as configuration
 from pipeline import storage
 from pipeline.config import CompareConfig, UnlearnConfig
-from pipeline.runs.request_checks import with_own_settings
+from pipeline.data.tombstones import open_lake
+from pipeline.studies import named_samples
+from pipeline.studies.grid import Cell, cells, label_of, request_of, require_served
 from pipeline.studies.resumable import flattened, markdown, require_same_settings, results, stored
-from pipeline.weights import model_folder
 
 if TYPE_CHECKING:
     from pipeline.data.partition import Partition
@@ -30,54 +28,10 @@ if TYPE_CHECKING:
 BASE = "base"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One run: a row of the grid, a pair forgotten -> exchange, a seed."""
-
-    row: str
-    pair: tuple[int, int]
-    config: UnlearnConfig
-
-    @property
-    def key(self) -> str:
-        return storage.digest_of([self.row, self.config.model_dump(mode="json", exclude={"storage"})])
-
-
-def cells(config: CompareConfig) -> list[Cell]:
-    """Every run of the comparison; raises `InputError` for a setting that no job knows."""
-    grid = []
-    for seed in config.seeds:
-        for forgotten, exchange in config.pairs:
-            for row, settings in config.rows.items():
-                values: dict[str, Any] = {
-                    **config.unlearn,
-                    "storage": config.storage,
-                    "seed": seed,
-                    "lake": config.lake,
-                }
-                values["request"] = {
-                    **values.get("request", {}),
-                    "classes": [forgotten],
-                    "exchange": {forgotten: exchange},
-                }
-                budget = {}
-                if config.cpu_seconds:
-                    budget = {"optim.max_cpu_seconds": config.cpu_seconds, "evaluate.to_the_end": True}
-                overrides = [f"{key}={json.dumps(value)}" for key, value in {**budget, **settings}.items()]
-                run = with_own_settings(configuration.parse_given(UnlearnConfig, values, overrides))
-                grid.append(Cell(row=row, pair=(forgotten, exchange), config=run))
-    return grid
-
-
-def model_uri_of(cell: Cell) -> str:
-    """Where the weights lie that the run begins with."""
-    model = cell.config.model
-    return model.weights or model_folder.model_uri(cell.config.storage, model.size, cell.config.lake)
-
-
 def compare(config: CompareConfig, results_uri: str) -> Iterator[dict[str, Any]]:
     """Run what `results_uri` (JSON lines) does not hold yet; yields every result, old ones first. Samples go
     into a folder beside it."""
+    require_served(config)
     require_same_settings(settings_of(config), f"{samples_uri(config)}.yaml")
     return results(
         cells(config)[config.shard :: config.shards],
@@ -142,10 +96,10 @@ def run_cell(cell: Cell, samples_uri: str) -> dict[str, Any]:
 
     prepared, partition, inputs = assembled(cell.config)
     before_uri, base_metrics = base_metrics_of(prepared, partition.digest)
-    first: list[dict[str, Any]] = []
+    checks: list[dict[str, Any]] = []  # the base's first
     hooks = Hooks(
         before=base_metrics,
-        record=lambda r: first.append(r) if r["kind"] == "evaluation" and r["step"] == 0 else None,
+        record=lambda r: checks.append(r) if r["kind"] == "evaluation" else None,
     )
     request = PurePosixPath(before_uri).stem  # the base, the request, the seed and how it is sampled
     facts: dict[str, Any] = {
@@ -155,6 +109,8 @@ def run_cell(cell: Cell, samples_uri: str) -> dict[str, Any]:
         "seed": cell.config.seed,
         "samples": request,
     }
+    if cell.named:
+        facts |= {"named": cell.named, "labels": list(inputs.subject.spec.sample_classes)}
 
     def draw(name: str) -> None:
         inputs.model.net.eval()
@@ -166,11 +122,11 @@ def run_cell(cell: Cell, samples_uri: str) -> dict[str, Any]:
     except NonFiniteError as error:
         return {**facts, "failed": str(error)}
     if base_metrics is None:  # the other rows of this request and seed start from the same measures
-        storage.write_json(before_uri, {"result": outcome.before, "record": first[0]})
+        storage.write_json(before_uri, {"result": outcome.before, "record": checks[0]})
     inputs.model.net.load_state_dict(dict(outcome.trained), strict=False)
     draw(cell.key)
     losses = None
-    if inputs.model.conditional:
+    if inputs.model.conditional and cell.pair:
         losses = probe_losses(inputs.model, prepared.lake, cell.pair[0])
     after = outcome.after
     return {
@@ -191,6 +147,7 @@ def run_cell(cell: Cell, samples_uri: str) -> dict[str, Any]:
         "step_cpu_seconds": outcome.timing["step_cpu_seconds"],
         "prepare_cpu_seconds": outcome.timing["prepare_cpu_seconds"],
         "losses": losses,
+        **(named_samples.figures(outcome.before, after, checks) if cell.named else {}),
         **_image_quality(cell.config, prepared, inputs),
     }
 
@@ -248,31 +205,35 @@ def drawn_of(config: CompareConfig, result: Mapping[str, Any], name: str) -> "Dr
 def draw_sheets(config: CompareConfig, results: Sequence[Mapping[str, Any]]) -> list[str]:
     """A picture for each request, of its first seed: what the base and every row sample on the same noise.
     Returns where they lie."""
-    from pipeline.data.tombstones import open_lake
     from pipeline.studies.pictures import sheet
 
     names = [item.name for item in open_lake(config.storage, config.lake).manifest.classes]
     uris = []
-    for pair in config.pairs:
+    for request in dict.fromkeys(map(request_of, results)):
         of_row = {
             r["row"]: r
             for r in results
-            if r["pair"] == list(pair) and r["seed"] == config.seeds[0] and "failed" not in r
+            if request_of(r) == request and r["seed"] == config.seeds[0] and "failed" not in r
         }
         rows = [(row, of_row[row]) for row in config.rows if "samples" in of_row.get(row, {})]
         if not rows:
             continue
         base = drawn_of(config, rows[0][1], BASE)
-        uri = storage.join(samples_uri(config), f"{pair[0]}-to-{pair[1]}.png")
+        uri = storage.join(samples_uri(config), f"{'-to-'.join(map(str, request))}.png")
         lines = [(BASE, base), *((row, drawn_of(config, result, result["key"])) for row, result in rows)]
-        storage.write_bytes(uri, sheet(lines, pair[0], names))
+        storage.write_bytes(uri, sheet(lines, label_of(rows[0][1]), names))
         uris.append(uri)
     return uris
 
 
 def table(results: Sequence[Mapping[str, Any]], rows: Sequence[str]) -> str:
     """Markdown: a line for each row of the grid with medians over runs, the worst retention and how many
-    settled."""
+    settled; of requests for named samples a table of their own."""
+    of_samples = [result for result in results if not result.get("pair", True)]
+    if of_samples:
+        of_classes = [result for result in results if result["pair"]]
+        own = named_samples.table(of_samples, rows)
+        return f"{table(of_classes, rows)}\n\n{own}" if of_classes else own
     head = [
         "settings",
         "runs",

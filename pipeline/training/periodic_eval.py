@@ -99,6 +99,9 @@ class Check:
                 "loss/members": attack["loss_forget"],
                 "loss/heldout": attack["loss_heldout"],
             }
+        if copies := m.get("replication"):
+            line |= {"replication": copies["value"]}
+            line |= {f"replication/{key}": copies[key] for key in ("low", "high", "n")}
         line["exchange_fraction"] = (m["exchange_fraction"] or {}).get("value")
         line["exchange_density"] = (m["exchange_density"] or {}).get("forgotten", {}).get("value")
         line |= {f"retain_accuracy/{key}": accuracy[key] for key in ("mean", "min", "neighbours")}
@@ -238,6 +241,7 @@ def check(inputs: "Inputs", step: int, *, final: bool, portions: Portions | None
     names = [*METRICS, *([] if model.conditional else ["class_shares"])]
     names += ["earlier_fraction"] if spec.earlier else []
     names += ["membership"] if spec.sample_classes or not spec.forgotten else []
+    names += ["replication"] if spec.sample_ids else []
     training = model.net.training
     model.net.eval()
     if in_turn:

@@ -11,7 +11,7 @@ from pipeline.evaluation.context import EvalContext
 from pipeline.evaluation.samplers import options
 from pipeline.evaluation.sampling import plan, seeds_predicted
 
-EACH_FORGOTTEN, EACH_RETAINED = 8, 4  # images of a label
+EACH_FORGOTTEN, EACH_RETAINED = 8, 4  # images of a label that something is forgotten of, and of another
 
 
 @torch.no_grad()
@@ -20,7 +20,8 @@ def draw_grids(model: GenerativeModel, config: UnlearnConfig, subject: EvalConte
     if storage.exists(uri):
         return
     evaluate, spec = config.evaluate, subject.spec
-    counts = dict.fromkeys(spec.retained, EACH_RETAINED) | dict.fromkeys(spec.gone, EACH_FORGOTTEN)
+    counts = dict.fromkeys(spec.retained, EACH_RETAINED)
+    counts |= dict.fromkeys((*spec.gone, *spec.sample_classes), EACH_FORGOTTEN)
     chosen = _seeds(model, config, subject, counts, storage.join(uri.rsplit("/", 1)[0], "seeds.json"))
     grids: dict[str, torch.Tensor] = {}
     for label, seeds in chosen.items():

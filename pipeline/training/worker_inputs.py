@@ -159,11 +159,14 @@ def _subject(
         exchange = partition.side("exchange", config.partition.held_bytes)
         rows = exchange_rows_by_class(exchange, request.exchange_classes_now)
     # of a request that names samples, beside whole classes or alone, the attack looks at these
-    members, never_seen, sample_classes = forget, forget.take([]), []
+    train, never_seen, sample_ids, sample_classes = forget, forget.take([]), (), []
     if request.sample_ids is not None:
         whole = torch.isin(forget.y, torch.tensor(request.forgotten_classes, dtype=torch.long))
         members = forget.chosen((~whole).nonzero().flatten().tolist())
         sample_classes = sorted(set(members.y.tolist()))
+        train, sample_ids = members, members.sample_id
+        if sample_classes:  # what their samples may be near to beside them
+            train = members.joined(_rows_of(config, sources.lake_uri, forget, sample_classes))
         never_seen = open_lake(config.storage, sources.lake_uri).read(sample_classes, "heldout")
     return EvalContext(
         model=model,
@@ -178,9 +181,10 @@ def _subject(
             timesteps=model.time.steps,
             num_classes=judge.num_classes,
             conditional=model.conditional,
+            sample_ids=sample_ids,
             sample_classes=tuple(sample_classes),
         ),
-        rows=lambda labels, split: members if split == "train" else never_seen,
+        rows=lambda labels, split: train if split == "train" else never_seen,
         spaces=spaces,
         real=real,
         manifolds=manifolds(judge, rows, K, to_pixels, device),

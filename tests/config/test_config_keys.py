@@ -238,7 +238,7 @@ def test_renamed_keys_are_refused_with_the_new_name_and_read_from_what_runs_left
 
 def test_renamed_keys_inside_comparisons_and_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.config.compare import CompareConfig
-    from pipeline.studies.comparison import cells
+    from pipeline.studies.grid import cells
     from pipeline.sweep.space import base_config, check_space
 
     monkeypatch.setattr(renamed, "RENAMED", {"optim.speed": "optim.lr"})

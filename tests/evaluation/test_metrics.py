@@ -25,7 +25,9 @@ from pipeline.unlearning.parameters import select
 
 NAMES = list(METRICS)
 OF_LABELS = [
-    name for name in NAMES if name not in ("class_shares", "retrained_reference", "earlier_fraction")
+    name
+    for name in NAMES
+    if name not in ("class_shares", "retrained_reference", "earlier_fraction", "replication")
 ]
 
 

@@ -19,7 +19,8 @@ from pipeline.errors import InputError
 from pipeline.seeding import generator
 from pipeline.studies import behaviour, board
 from pipeline.studies.attack_comparison import BASE, REFERENCE
-from pipeline.studies.comparison import cells, every_result, model_uri_of, results_uri, settings_of
+from pipeline.studies.comparison import every_result, results_uri, settings_of
+from pipeline.studies.grid import cells, model_uri_of
 from pipeline.studies.resumable import require_same_settings
 from pipeline.training.pretrain_run import model_uri_of as model_uri_of_pretrained
 from pipeline.weights import model_folder

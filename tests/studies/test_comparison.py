@@ -11,7 +11,8 @@ from PIL import Image
 from models.weights import from_bytes
 from pipeline.config import CompareConfig, parse
 from pipeline.errors import InputError
-from pipeline.studies.comparison import cells, draw_sheets, run_cell, table
+from pipeline.studies.comparison import draw_sheets, run_cell, table
+from pipeline.studies.grid import cells
 from tests import untrained
 
 GRID = {

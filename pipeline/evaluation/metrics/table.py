@@ -21,6 +21,7 @@ from pipeline.evaluation.metrics.kid import collect_mmd, kid
 from pipeline.evaluation.metrics.leakage import leakage
 from pipeline.evaluation.metrics.paired_drift import collect_drift, paired_drift
 from pipeline.evaluation.metrics.precision_recall import collect_features, precision_recall
+from pipeline.evaluation.metrics.replication import replication, replication_distances
 from pipeline.evaluation.metrics.retrained_reference import retrained_reference
 from pipeline.evaluation.own_settings import NoSettings, own_settings
 from pipeline.evaluation.partials import Partials, Ranks, all_reduce
@@ -175,6 +176,20 @@ METRICS: dict[str, Metric] = {
         computations=(membership.membership_losses,),
         sampled=False,
         figures=membership.figures,
+    ),
+    "replication": Metric(
+        title="Near-copies of named images",
+        meaning="Share of samples of their labels that are nearer to one of them than to all other images.",
+        result=replication,
+        computations=(replication_distances,),
+        sampled=False,
+        applies=lambda spec: bool(spec.sample_ids),
+        shares=True,
+        words={
+            "label_accuracy": "predicted as their label",
+            "distance_named": "median distance to the nearest named image",
+            "distance_others": "median distance to the nearest other images",
+        },
     ),
     "kid": Metric(
         title="Kernel distance",
