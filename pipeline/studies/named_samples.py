@@ -20,14 +20,15 @@ COLUMNS: tuple[tuple[str, str, str, Callable[[Sequence[float]], float]], ...] = 
     ("worst", "retain_min", ".2f", min),
     ("Frechet, judge features", "fid", ".1f", max),
 )
+CURVE = ("step", "replication", "membership_auc", "loss/members", "retain_accuracy/mean")  # of every check
 OF_BASE = "_before"  # ends the name of the base's own figure
 
 
 def figures(
     before: Mapping[str, Any], after: Mapping[str, Any], checks: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Of a run's blocks before and after, as in result.json; `curve`: its checks' steps, near-copies, loss
-    attacks and accuracies on all labels."""
+    """Of a run's blocks before and after, as in result.json; `curve`: the figures `CURVE` of its
+    checks."""
     result: dict[str, Any] = {}
     for side, end in ((after, ""), (before, OF_BASE)):
         copies, attack = side["replication"] or {}, side["membership"] or {}
@@ -39,10 +40,7 @@ def figures(
             f"loss_named{end}": attack.get("loss_forget"),
             f"fid{end}": side["fid"]["judge"],
         }
-    result["curve"] = [
-        [check.get(key) for key in ("step", "replication", "membership_auc", "retain_accuracy/mean")]
-        for check in checks
-    ]
+    result["curve"] = [[check.get(key) for key in CURVE] for check in checks]
     return result
 
 
