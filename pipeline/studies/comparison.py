@@ -232,8 +232,8 @@ def table(results: Sequence[Mapping[str, Any]], rows: Sequence[str]) -> str:
     of_samples = [result for result in results if not result.get("pair", True)]
     if of_samples:
         of_classes = [result for result in results if result["pair"]]
-        own = named_samples.table(of_samples, rows)
-        return f"{table(of_classes, rows)}\n\n{own}" if of_classes else own
+        tables = [table(of_classes, rows)] if of_classes else []
+        return "\n\n".join([*tables, named_samples.table(of_samples, rows)])
     head = [
         "settings",
         "runs",

@@ -159,13 +159,15 @@ def _subject(
         exchange = partition.side("exchange", config.partition.held_bytes)
         rows = exchange_rows_by_class(exchange, request.exchange_classes_now)
     # of a request that names samples, beside whole classes or alone, the attack looks at these
-    train, never_seen, sample_ids, sample_classes = forget, forget.take([]), (), []
+    train, never_seen, sample_classes = forget, forget.take([]), []
+    sample_ids: tuple[str, ...] = ()
     if request.sample_ids is not None:
         whole = torch.isin(forget.y, torch.tensor(request.forgotten_classes, dtype=torch.long))
         members = forget.chosen((~whole).nonzero().flatten().tolist())
         sample_classes = sorted(set(members.y.tolist()))
-        train, sample_ids = members, members.sample_id
-        if sample_classes:  # what their samples may be near to beside them
+        train = members
+        if sample_classes and isinstance(members, Batch):  # what their samples may be near to beside them
+            sample_ids = members.sample_id
             train = members.joined(_rows_of(config, sources.lake_uri, forget, sample_classes))
         never_seen = open_lake(config.storage, sources.lake_uri).read(sample_classes, "heldout")
     return EvalContext(

@@ -49,7 +49,7 @@ def sampling(context: EvalContext, images: Tensor) -> EvalContext:
     def sample(*, labels: Tensor, seeds: list[int], **options: Any) -> Tensor:
         return images[torch.arange(len(labels)) % len(images)]
 
-    context.model.sample = sample  # type: ignore[method-assign]
+    context.model.sample = sample  # type: ignore[assignment, method-assign]
     return context
 
 

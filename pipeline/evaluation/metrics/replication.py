@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.data.batch import Batch
+from pipeline.data.batch import Side
 from pipeline.data.parquet_shards import FLIP_MARK
 from pipeline.evaluation.confidence import share
 from pipeline.evaluation.context import EvalContext, EvalSpec
@@ -84,15 +84,15 @@ def replication(spec: EvalSpec, partials: Mapping[str, Tensor], side: str) -> di
     return result | ({"label_accuracy": share(right.bool().tolist())} if spec.conditional else {})
 
 
-def _named_and_others(context: EvalContext) -> tuple[Batch, Batch]:
+def _named_and_others(context: EvalContext) -> tuple[Side, Side]:
     """The named rows, and the other training rows of their classes."""
     rows, named = context.rows(list(context.spec.sample_classes), "train"), forgotten_rows(context, "train")
     names = {name.removesuffix(FLIP_MARK) for name in named.sample_id}
     stay = [i for i, name in enumerate(rows.sample_id) if name.removesuffix(FLIP_MARK) not in names]
-    return named, rows.take(stay)
+    return named, rows.chosen(stay)
 
 
-def _pixels(context: EvalContext, rows: Batch) -> Tensor:
+def _pixels(context: EvalContext, rows: Side) -> Tensor:
     """(n, D) on the CPU."""
     parts = [
         context.to_pixels(rows.take(index).mean.to(context.device)).flatten(1).cpu()
