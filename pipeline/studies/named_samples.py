@@ -31,7 +31,7 @@ def figures(
     checks."""
     result: dict[str, Any] = {}
     for side, end in ((after, ""), (before, OF_BASE)):
-        copies, attack = side["replication"] or {}, side["membership"] or {}
+        copies, attack = side.get("replication") or {}, side.get("membership") or {}
         result |= {
             f"replication{end}": copies.get("value"),
             f"distance_others{end}": copies.get("distance_others"),
