@@ -167,7 +167,6 @@ def check(config: UnlearnConfig) -> Prepared:
         stand_ins=stand_ins.of(config, lake, base, judge),
     )
     _require_same_settings(prepared)
-    require_log_known(config.tracking, config.storage)
     if not storage.exists(storage.join(prepared.run_uri, SETTINGS)):  # a run that was begun was served
         selections(config, lake, read_sample_ids(config.request), near)
     return prepared
@@ -181,6 +180,7 @@ def require_places(config: UnlearnConfig) -> None:
     storage.require_writable(config.storage)
     if config.tracking.uri and not _is_new_database(config.tracking.uri):
         client(config.tracking, config.storage, create=False)
+    require_log_known(config.tracking, config.storage)
     gpus = config.train.fewest * config.train.gpus_per_worker
     if gpus > torch.cuda.device_count() and not os.environ.get("RAY_ADDRESS"):
         raise InputError(

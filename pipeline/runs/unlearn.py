@@ -72,6 +72,7 @@ def _run(prepared: Prepared, own: lease.Lease, started: float) -> dict[str, Any]
     from pipeline.data.partition_ray import build_partition
     from pipeline.runtime import cluster_ray
     from pipeline.tracking.compat import preload
+    from pipeline.tracking.known_versions import require_log_known
     from pipeline.tracking.run_page import DataSet
 
     config = prepared.config
@@ -79,6 +80,7 @@ def _run(prepared: Prepared, own: lease.Lease, started: float) -> dict[str, Any]
     prepared = with_own_weights(prepared)
     cluster_ray.connect(cluster_ray.cpus_for(config.train), training=True)
     cluster_ray.require_shared(config.storage)
+    require_log_known(config.tracking, config.storage)  # by now MLflow is imported
 
     with begin(prepared) as tracker:
         # Partition: the rows of the run, cut into lanes.
