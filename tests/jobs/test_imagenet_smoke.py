@@ -172,6 +172,7 @@ def test_the_board_compares_settings_on_published_weights(
         f"unlearn.encoder.weights={places['vae']}",
         f"unlearn.judge.weights={places['judge']}",
         "unlearn.trainable=labels_and_adaln:1",
+        f"unlearn.{finished[2]}",
         "unlearn.train={workers: 1}",
         "unlearn.optim={batch_size: 16, max_steps: 2}",
         f"unlearn.evaluate={few}",

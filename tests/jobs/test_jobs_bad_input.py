@@ -346,7 +346,7 @@ def test_a_failed_gate_is_an_exit_code_where_it_is_asked_for(
 
     job, gates = module("unlearn_imagenet"), iter((False, False, True))
     monkeypatch.setattr(unlearn, "run", lambda prepared: {"gate": {"passed": next(gates)}})
-    monkeypatch.setattr(job, "summary", lambda result, report: "")
+    monkeypatch.setattr("pipeline.reports.terminal.summary", lambda result, report: "")
     argv = ["--config", str(QUICKSTART), "--set", f"storage={untrained}"]
 
     def code(*more: str) -> int:
