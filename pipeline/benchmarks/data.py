@@ -81,18 +81,14 @@ def preparing(raw: str, root: str, cores: int, repeats: int) -> dict[str, float]
     for item in few:
         storage.write_bytes(storage.join(tenth, item.ref), storage.read_bytes(storage.join(raw, item.ref)))
 
-    def on_ray() -> None:
-        ingest_ray.prepare(prepare_config(raw, f"{root}/prepared"))
-        storage.remove(f"{root}/prepared")
-
     here = {
         "pil": lambda: pil_loop([storage.join(tenth, item.ref) for item in few]),
         "prepare": lambda: prepare_here(tenth, f"{root}/prepared"),
     }
     seconds = paired_cpu_seconds(here, repeats=repeats)
-    variants = {
+    variants: dict[str, Callable[[], object]] = {
         "pil": lambda: pil_loop(files),
-        "ray": on_ray,
+        "ray": lambda: ingest_ray.prepare(prepare_config(raw, f"{root}/prepared")),
         "pil_each": lambda: data_ray.pil_loops(files, cores),
     }
     walls: dict[str, list[float]] = {name: [] for name in variants}
@@ -101,6 +97,7 @@ def preparing(raw: str, root: str, cores: int, repeats: int) -> dict[str, float]
             started = time.perf_counter()
             this()
             walls[name].append(time.perf_counter() - started)
+            storage.remove(f"{root}/prepared")
     pil, ray, each = (len(files) / statistics.median(walls[name][1:]) for name in variants)
     return {
         "images": len(files),
