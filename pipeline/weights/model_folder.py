@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 
 from pipeline import fetching, storage
 from pipeline.config.commands import command, config_for
+from pipeline.config.reading import CONFIGS, read_yaml
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
@@ -55,9 +56,20 @@ def model_uri(storage_root: str, size: str, lake: str) -> str:
 def no_weights(uri: str, key: str) -> str:
     """What is said of weights that are missing at `uri`: where pretrain.py leaves them, what makes them."""
     root, _, name = uri.rpartition("/models/")
-    lake = name.rpartition("-")[2] + "_vae" * name.startswith("vae-") if root else ""
-    pretrain = command("pretrain", config_for("pretrain", lake), root)
+    config = _trained_by(name) or config_for("pretrain", name.rpartition("-")[2] if root else "")
+    pretrain = command("pretrain", config, root)
     return f"{key}: no weights at {uri}; make them with `{pretrain}` or name a folder"
+
+
+def _trained_by(name: str) -> str | None:
+    """The configuration of jobs/configs after which pretrain.py leaves a network under `name`: a lake may
+    have several, one for each family."""
+    for file in sorted(CONFIGS.glob("pretrain_*.yaml")):
+        given = read_yaml(str(file))
+        places = model_uri("", given["model"]["size"], given["lake"]), judge_uri("", given["lake"])
+        if any(place.rpartition("/")[2] == name for place in places):
+            return f"jobs/configs/{file.name}"
+    return None
 
 
 def judge_uri(storage_root: str, lake: str) -> str:

@@ -95,3 +95,21 @@ def test_a_class_count_comes_from_the_description() -> None:
         assert model_folder.class_count(config) == generative.build(config).num_classes == 3
     config = judge.small_cnn_description(shape=(1, 8, 8), num_classes=3, class_names=names)
     assert model_folder.class_count(config) == judge.build_judge(config).num_classes == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("dit-tiny-digits", "pretrain_digits.yaml"),
+        ("sit-tiny-digits", "pretrain_digits_sit.yaml"),
+        ("dit-lite-cifar10", "pretrain_cifar10_cpu.yaml"),
+        ("vae-celeba-celeba", "pretrain_celeba_vae.yaml"),
+        ("judge-digits", "pretrain_digits.yaml"),
+        ("judge-celeba", "pretrain_celeba_vae.yaml"),
+        ("dit-tiny-flowers", "'jobs/configs/pretrain_<lake>.yaml'"),
+    ],
+)
+def test_missing_weights_name_the_configuration_that_makes_them(name: str, config: str) -> None:
+    assert f"{config} --set storage=/root`" in model_folder.no_weights(
+        f"/root/models/{name}", "model.weights"
+    )
