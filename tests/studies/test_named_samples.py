@@ -2,6 +2,7 @@
 and page."""
 
 import json
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +100,10 @@ def test_a_run_has_its_copies_its_curve_its_picture_and_a_line_on_the_board(tmp_
     page = storage.read_bytes(uri).decode()
     assert '<td data-title="Request" data-value="threes">' in page and "near-copies" in page
     assert len(missing) == 1 and "without class 1" in missing[0]
+
+
+def test_a_dry_run_asks_what_a_run_would(tmp_path: Path) -> None:
+    job = runpy.run_path(str(Path(__file__).parents[2] / "jobs/compare_methods.py"))
+    with pytest.raises(InputError, match="no lake at"):
+        job["run"](config(tmp_path), dry_run=True)
+    assert not storage.exists(samples_uri(config(tmp_path)))
