@@ -16,7 +16,7 @@ from pipeline import config as configuration
 from pipeline.errors import InputError
 from pipeline.redaction import redact
 from pipeline.retries import StorageError
-from pipeline.runtime.stop_request import raise_terminated
+from pipeline.runtime.stop_request import Terminated, raise_terminated
 
 ConfigT = TypeVar("ConfigT", bound=configuration.JobConfig)
 STORAGE_VARIABLE = "UNLEARN_STORAGE"
@@ -125,6 +125,10 @@ def _main(
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except SystemExit as left:
+        if Terminated.happened:
+            raise Terminated() from left
+        raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno in REFUSED_BY_DISK and error.filename is not None:
             print(

@@ -20,7 +20,10 @@ TERMINATED = 128 + signal.SIGTERM
 class Terminated(SystemExit):
     """The process was told to end; leaving by it runs every `with` on the way."""
 
+    happened = False  # raised in this process; a blocking call of Ray turns it into a SystemExit of code 1
+
     def __init__(self) -> None:
+        Terminated.happened = True
         super().__init__(TERMINATED)
 
 

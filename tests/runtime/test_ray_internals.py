@@ -1,16 +1,18 @@
 """What is used of Ray beyond its documented interface is still there; no cluster is started."""
 
 import inspect
+import signal
 import socket
 import stat
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pipeline.runtime import compat_ray
+from pipeline.config import PrepareConfig
+from pipeline.runtime import command_line, compat_ray, stop_request
 
 
 def test_ray_data_has_the_switches() -> None:
@@ -140,3 +142,20 @@ def test_a_local_job_joins_no_head_that_is_only_recorded(monkeypatch: pytest.Mon
     monkeypatch.setattr(cluster_ray.compat_ray, "keep_private", lambda: None)
     cluster_ray._start(num_cpus=1)
     assert asked == [{"address": "local", "num_cpus": 1}]
+
+
+def test_a_blocking_call_that_made_an_exit_of_its_own_of_the_signal_still_ends_with_143(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray's `wait` and `get` make a SystemExit of code 1 of whatever a signal handler raises in them."""
+
+    def told(config: PrepareConfig, dry_run: bool) -> None:
+        with suppress(SystemExit):
+            stop_request.raise_terminated(signal.SIGTERM, None)
+        raise SystemExit(1)
+
+    monkeypatch.setattr(stop_request.Terminated, "happened", False)
+    digits = Path(__file__).parents[2] / "jobs/configs/prepare_digits.yaml"
+    with pytest.raises(SystemExit) as left:
+        command_line.main(PrepareConfig, told, "a job", argv=["--config", str(digits)])
+    assert left.value.code == stop_request.TERMINATED
