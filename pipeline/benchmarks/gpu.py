@@ -21,6 +21,7 @@ from models.generative import DiTModel, build, dit_description
 from pipeline.benchmarks import naive_step, redirection_step
 from pipeline.benchmarks.host_reads import HostReads, host_side
 from pipeline.benchmarks.measure import peak_bytes
+from pipeline.benchmarks.step import chosen
 from pipeline.config import BenchmarkConfig, UnlearnConfig, parse
 from pipeline.config.benchmark import GpuBenchmark, StepBenchmark
 from pipeline.runs.memory_plan import MemoryPlan
@@ -60,7 +61,7 @@ class Bench:
     seed: int
 
     def __post_init__(self) -> None:
-        self.named = select(self.model, self.settings.trainable)
+        self.named = chosen(self.model, self.settings.trainable, "gpu")
         self.params = list(self.named.values())
         self.optimizer = adamw(self.params, lr=0.0, weight_decay=0.0)
         self.teacher = Teacher(self.model, self.named)

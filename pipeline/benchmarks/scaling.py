@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.benchmarks import start_up
-from pipeline.benchmarks.step import model_of, rows_of
+from pipeline.benchmarks.step import chosen, model_of, rows_of
 from pipeline.config import BenchmarkConfig, Train, parse
 from pipeline.errors import InputError
 from pipeline.runtime.stopwatch import Stopwatch
@@ -31,7 +31,6 @@ from pipeline.unlearning.gradients import Gradients, LocalGradients
 from pipeline.unlearning.losses import Weights, build_terms
 from pipeline.unlearning.methods.table import METHODS, method_settings
 from pipeline.unlearning.noising import Rows, StepRows
-from pipeline.unlearning.parameters import select
 
 Seconds = dict[str, float]
 
@@ -99,7 +98,7 @@ def bursts(config: BenchmarkConfig, folder: str) -> list[Seconds]:
     torch.set_num_threads(config.threads)
     settings = config.scaling
     model = model_of(settings.width, settings.depth, settings.tokens, config.seed)
-    params = list(select(model, settings.trainable).values())
+    params = list(chosen(model, settings.trainable, "scaling").values())
     whole = rows_of(model, settings.batch, config.seed)
     together = Collectives()
     rank = together.rank

@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.diffusion import Noise
-from models.generative import DiTModel, dit_description
+from models.generative import DiTModel, GenerativeModel, dit_description
 from pipeline.benchmarks import naive_step, redirection_step
 from pipeline.benchmarks.measure import paired_cpu_seconds, peak_bytes, ratio, relative_error
 from pipeline.config import BenchmarkConfig
+from pipeline.errors import InputError
 from pipeline.seeding import generator
 from pipeline.unlearning.collectives import Collectives
 from pipeline.unlearning.gradients import Gradients, LocalGradients
@@ -43,7 +44,7 @@ def run(config: BenchmarkConfig) -> dict[str, Any]:
     torch.set_num_threads(config.threads)
     settings = config.step
     model = model_of(settings.width, settings.depth, settings.tokens, config.seed)
-    params = list(select(model, settings.trainable).values())
+    params = list(chosen(model, settings.trainable, "step").values())
     rows = rows_of(model, settings.batch, config.seed)
 
     def step(method: str, hvp: str = "exact", micro_batches: int = 1) -> Callable[[], Tensor]:
@@ -137,6 +138,14 @@ def _errors(model: DiTModel, params: Sequence[Tensor], rows: StepRows, batch: in
         for name, value in products.items()
         if name != "exact"
     }
+
+
+def chosen(model: GenerativeModel, trainable: str, benchmark: str) -> dict[str, nn.Parameter]:
+    """Subset `trainable`; raises `InputError` where the network that `benchmark` makes has no such one."""
+    try:
+        return select(model, trainable)
+    except ValueError as error:
+        raise InputError(f"{benchmark}.{error}") from error
 
 
 def model_of(width: int, depth: int, tokens: int, seed: int) -> DiTModel:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.benchmarks.scaling import run
+from pipeline.benchmarks.step import chosen, model_of
 from pipeline.config import BenchmarkConfig, parse
 from pipeline.errors import InputError
 
@@ -24,3 +25,9 @@ def test_one_worker_two_workers_and_two_strangers() -> None:
 def test_start_up_without_the_quickstarts_models_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no lake at .*prepare_data"):
         run(parse(BenchmarkConfig, {"storage": str(tmp_path), "scaling": SMALL}))
+
+
+def test_a_subset_that_the_network_has_not_got_is_bad_input() -> None:
+    model = model_of(24, 1, 4, seed=0)
+    with pytest.raises(InputError, match=r"step\.trainable: got the last 4 blocks, expected 1 to 1"):
+        chosen(model, "labels_and_adaln:4", "step")
