@@ -1,17 +1,28 @@
 """What is measured of the pipeline itself, and how often."""
 
-from typing import ClassVar, Literal
+import math
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from pipeline.config.base import Section, SeededConfig
 from pipeline.config.conditions import Only, while_
 
 
+def _square(value: int) -> int:
+    side = math.isqrt(value)
+    if side * side != value:
+        raise ValueError(f"got {value} tokens, expected a square number such as {side * side}")
+    return value
+
+
+Square = Annotated[int, AfterValidator(_square)]
+
+
 class StepBenchmark(Section):
     width: int = Field(384, ge=24, multiple_of=12, description="of the network")
     depth: int = Field(6, ge=1, description="blocks of the network")
-    tokens: int = Field(256, ge=4, description="a square number")
+    tokens: Square = Field(256, ge=4, description="a square number")
     batch: int = Field(2, ge=1, description="images of each kind")
     trainable: str = Field("labels_and_adaln:4", description="subset of the parameters, as in the main job")
     penalty: float = Field(0.02, gt=0, description="weight of the penalty")
@@ -23,7 +34,7 @@ class ScalingBenchmark(Section):
 
     width: int = Field(384, ge=24, multiple_of=12, description="of the network")
     depth: int = Field(6, ge=1, description="blocks of the network")
-    tokens: int = Field(64, ge=4, description="a square number")
+    tokens: Square = Field(64, ge=4, description="a square number")
     batch: int = Field(8, ge=2, multiple_of=2, description="images of each kind in the global batch")
     trainable: str = Field("labels_and_adaln:4", description="subset of the parameters, as in the main job")
     method: str = Field("uno_s", description="a method of pipeline/unlearning/methods/table.py")

@@ -29,7 +29,7 @@ def require_shardable(config: "UnlearnConfig", *, is_vae: bool, second_order: Co
         (
             method.name in second_order and not method.hvp.startswith("fd"),
             f"method.hvp {method.hvp} for {method.name}, which takes second derivatives",
-            "method.hvp fd_central, or a method of first order such as surgery or exchange",
+            "method.hvp fd_central or fd_forward, or a method of first order such as surgery or exchange",
         ),
         (
             method.name in MAKES_VECTORS,

@@ -311,3 +311,13 @@ def test_what_is_no_name_is_refused(key: str, given: str) -> None:
 def test_what_yaml_reads_as_another_number_is_refused(given: str) -> None:
     with pytest.raises(InputError, match=r"request\.id: got"):
         load(UnlearnConfig, QUICKSTART, [f"request.id={given}"])
+
+
+@pytest.mark.parametrize("section", ["step", "scaling"])
+def test_tokens_of_a_benchmark_are_a_square(section: str) -> None:
+    from pipeline.config import BenchmarkConfig
+
+    with pytest.raises(
+        InputError, match=rf"{section}\.tokens: got 5 tokens, expected a square number such as 4"
+    ):
+        parse(BenchmarkConfig, {"benchmark": section, section: {"tokens": 5}})
