@@ -18,7 +18,9 @@ def run(config: AttackMethodsConfig, dry_run: bool) -> None:
     from pipeline.runtime.progress import gathered
     from pipeline.studies.attack_comparison import attacked_cells, compare, table
     from pipeline.studies.comparison import results_uri
+    from pipeline.studies.grid import require_served
 
+    require_served(config)
     cells, uri = attacked_cells(config)[config.shard :: config.shards], results_uri(config)
     if dry_run:
         print(f"would make {len(cells)} runs, each with {len(config.attack_suite)} attacks and relearning")

@@ -21,10 +21,10 @@ def run(config: CompareConfig, dry_run: bool) -> None:
     from pipeline.studies.comparison import compare, draw_sheets, every_result, results_uri, table
     from pipeline.studies.grid import cells, require_served
 
+    require_served(config)
     runs = cells(config)[config.shard :: config.shards]
     uri = results_uri(config)
     if dry_run:
-        require_served(config)
         print(
             f"would make {len(runs)} runs: {len(config.rows)} settings,"
             f" {len(config.pairs) + len(config.requests)} requests, {len(config.seeds)} seeds"

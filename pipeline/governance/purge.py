@@ -70,7 +70,7 @@ def _clean(config: RegistryConfig, run: Run, plan: Purge) -> None:
         )[REPORT]
         storage.write_bytes(storage.join(run.uri, REPORT), page)
         if mlflow_run is not None:
-            mlflow.log_text(mlflow_run, page.decode(), REPORT)
+            artifact_store.write_text(mlflow, mlflow_run, REPORT, page.decode())
     if mlflow_run is not None:
         for name in run.artifacts:
             if name != REPORT:

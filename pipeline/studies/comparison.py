@@ -16,7 +16,7 @@ from pipeline import storage
 from pipeline.config import CompareConfig, UnlearnConfig
 from pipeline.data.tombstones import open_lake
 from pipeline.studies import named_samples
-from pipeline.studies.grid import Cell, cells, label_of, request_of, require_served
+from pipeline.studies.grid import Cell, cells, label_of, request_of
 from pipeline.studies.resumable import flattened, markdown, require_same_settings, results, stored
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ BASE = "base"
 def compare(config: CompareConfig, results_uri: str) -> Iterator[dict[str, Any]]:
     """Run what `results_uri` (JSON lines) does not hold yet; yields every result, old ones first. Samples go
     into a folder beside it."""
-    require_served(config)
     require_same_settings(settings_of(config), f"{samples_uri(config)}.yaml")
     return results(
         cells(config)[config.shard :: config.shards],

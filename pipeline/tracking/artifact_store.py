@@ -33,6 +33,12 @@ def upload(mlflow: "MlflowClient", mlflow_run_id: str, folder: str) -> None:
     _patiently(uri, "write", lambda: mlflow.log_artifacts(mlflow_run_id, folder))
 
 
+def write_text(mlflow: "MlflowClient", mlflow_run_id: str, name: str, text: str) -> None:
+    """Keep `text` as the run's artifact `name`."""
+    uri = mlflow.get_run(mlflow_run_id).info.artifact_uri
+    _patiently(uri, "write", lambda: mlflow.log_text(mlflow_run_id, text, name))
+
+
 def upload_model(mlflow: "MlflowClient", model: "LoggedModel", folder: str) -> None:
     """Keep the files below `folder` as the logged model's; what is there under the same name is replaced."""
     _patiently(model.artifact_location, "write", lambda: mlflow.log_model_artifacts(model.model_id, folder))

@@ -80,8 +80,6 @@ def open_redirect(inputs: "Inputs", teacher: Teacher, student: GenerativeModel) 
     )
     beside_labels = sorted({label for others in near.values() for label in others})
     beside = inputs.rows_of(beside_labels) if beside_labels and section.near_rows else None
-    if not beside:  # the lake has no rows of these classes
-        beside = None
     adversary = Adversary(
         student,
         sorted({*classes, *siblings}),
@@ -102,7 +100,7 @@ def open_redirect(inputs: "Inputs", teacher: Teacher, student: GenerativeModel) 
         nearest=nearest,
         siblings=siblings,
         near=near,
-        beside=None if beside is None else Cycle(beside, config.seed, "near"),
+        beside=Cycle(beside, config.seed, "near") if beside else None,  # the lake may have no rows of them
     )
 
 
